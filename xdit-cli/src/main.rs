@@ -1,0 +1,2 @@
+//! The command `xdit`.
+fn main() {}

@@ -1,0 +1,6 @@
+//! The machine of xdit: weights, noise, schedulers, the attention seam and the executor.
+#![forbid(unsafe_code)]
+
+pub mod error;
+
+pub use error::{Error, ErrorKind, Result};
