@@ -1,0 +1,68 @@
+//! Scaled dot-product attention, with the log-sum-exp that lets partial results be merged.
+
+use burn::tensor::{Tensor, activation::softmax};
+
+/// `softmax(q kᵀ · scale + bias) v`.
+///
+/// # Shapes
+/// - `q`: `[b, nq, h, d]`
+/// - `k`, `v`: `[b, nk, h, d]`
+/// - `bias`: broadcastable to `[b, h, nq, nk]`; added to the scaled scores. A masked key has a bias that
+///   underflows (`-inf` or a large negative number).
+/// - result: `[b, nq, h, d]`
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f32) -> Tensor<4> {
+    attention_lse(q, k, v, bias, scale).0
+}
+
+/// [`attention`], and for each query the logarithm of the sum of its exponentials.
+///
+/// The second result makes attention over parts of the keys mergeable: see [`merge_lse`].
+///
+/// # Shapes
+/// As [`attention`]; the second result is `[b, nq, h]`.
+pub fn attention_lse(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    scale: f32,
+) -> (Tensor<4>, Tensor<3>) {
+    reference_attention_lse(q, k, v, bias, scale)
+}
+
+/// [`attention_lse`] in plain tensor operations.
+pub fn reference_attention_lse(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    scale: f32,
+) -> (Tensor<4>, Tensor<3>) {
+    let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
+    let mut scores = q.matmul(k.transpose()).mul_scalar(scale);
+    if let Some(bias) = bias {
+        scores = scores + bias;
+    }
+    let max = scores.clone().max_dim(3);
+    let sum = (scores.clone() - max.clone()).exp().sum_dim(3);
+    let lse = (sum.log() + max).squeeze_dim::<3>(3).swap_dims(1, 2);
+    (softmax(scores, 3).matmul(v).swap_dims(1, 2), lse)
+}
+
+/// Attention over the union of two disjoint sets of keys, from attention over each.
+///
+/// # Shapes
+/// `out_*`: `[b, nq, h, d]`, `lse_*`: `[b, nq, h]`; the result has the same two shapes.
+///
+/// # Source
+/// FlashAttention (Dao et al. 2022), the rescaling of §3.1 applied to whole partial results.
+pub fn merge_lse(
+    (out_a, lse_a): (Tensor<4>, Tensor<3>),
+    (out_b, lse_b): (Tensor<4>, Tensor<3>),
+) -> (Tensor<4>, Tensor<3>) {
+    let max = lse_a.clone().max_pair(lse_b.clone());
+    let (weight_a, weight_b) = ((lse_a - max.clone()).exp(), (lse_b - max.clone()).exp());
+    let sum = weight_a.clone() + weight_b.clone();
+    let share = |weight: Tensor<3>| (weight / sum.clone()).unsqueeze_dim::<4>(3);
+    (out_a * share(weight_a) + out_b * share(weight_b), sum.log() + max)
+}

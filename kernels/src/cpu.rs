@@ -1,0 +1,31 @@
+//! What the CPU versions share: how they see Flex tensors.
+
+use burn::tensor::{DType, Tensor};
+use burn_flex::{Flex, FlexTensor, Layout};
+
+/// Whether `tensor` is f32 and lives on the CPU backend.
+pub(crate) fn is_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && tensor.clone().try_into_primitive::<Flex>().is_ok()
+}
+
+/// The CPU tensor behind `tensor`, with whatever strides it has.
+///
+/// # Panics
+/// If it is not [`is_f32`].
+pub(crate) fn strided<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    let tensor = tensor.try_into_primitive::<Flex>().expect("checked by is_f32");
+    assert_eq!(tensor.dtype(), DType::F32);
+    tensor
+}
+
+/// The CPU tensor behind `tensor`, copied only if it is not contiguous.
+pub(crate) fn contiguous<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    strided(tensor).to_contiguous()
+}
+
+/// A tensor of `shape` over `data`.
+pub(crate) fn tensor<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    assert_eq!(data.len(), shape.iter().product::<usize>());
+    let bytes = burn::tensor::Bytes::from_elems(data);
+    Tensor::from_primitive::<Flex>(FlexTensor::new(bytes, Layout::contiguous(shape.into()), DType::F32))
+}

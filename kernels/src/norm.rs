@@ -1,0 +1,63 @@
+//! Normalisation over the features of a token.
+
+use burn::tensor::Tensor;
+
+/// Layer norm over the last dimension, with an optional scale and shift.
+///
+/// # Shapes
+/// `x`: `[b, n, c]`; `weight`, `bias`: `[c]`.
+pub fn layer_norm(x: Tensor<3>, weight: Option<Tensor<1>>, bias: Option<Tensor<1>>, eps: f64) -> Tensor<3> {
+    reference_layer_norm(x, weight, bias, eps)
+}
+
+/// Layer norm without parameters, then `· (1 + scale) + shift`: the adaptive layer norm of DiT.
+///
+/// # Shapes
+/// `x`: `[b, n, c]`; `shift`, `scale`: `[b, 1, c]`.
+///
+/// # Source
+/// DiT (Peebles & Xie 2022) §3.2; diffusers' `AdaLayerNorm*`.
+pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps: f64) -> Tensor<3> {
+    reference_layer_norm_modulate(x, shift, scale, eps)
+}
+
+/// Root-mean-square norm over the last dimension.
+///
+/// # Shapes
+/// `x`: `[…, c]`; `weight`: `[c]`.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Option<Tensor<1>>, eps: f64) -> Tensor<D> {
+    reference_rms_norm(x, weight, eps)
+}
+
+/// [`layer_norm`] in plain tensor operations.
+pub fn reference_layer_norm(
+    x: Tensor<3>,
+    weight: Option<Tensor<1>>,
+    bias: Option<Tensor<1>>,
+    eps: f64,
+) -> Tensor<3> {
+    let centred = x.clone() - x.mean_dim(2);
+    let variance = centred.clone().square().mean_dim(2);
+    let mut y = centred / variance.add_scalar(eps).sqrt();
+    if let Some(weight) = weight {
+        y = y * weight.unsqueeze();
+    }
+    if let Some(bias) = bias {
+        y = y + bias.unsqueeze();
+    }
+    y
+}
+
+/// [`layer_norm_modulate`] in plain tensor operations.
+pub fn reference_layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps: f64) -> Tensor<3> {
+    reference_layer_norm(x, None, None, eps) * scale.add_scalar(1.0) + shift
+}
+
+/// [`rms_norm`] in plain tensor operations.
+pub fn reference_rms_norm<const D: usize>(x: Tensor<D>, weight: Option<Tensor<1>>, eps: f64) -> Tensor<D> {
+    let y = x.clone() / x.square().mean_dim(D - 1).add_scalar(eps).sqrt();
+    match weight {
+        Some(weight) => y * weight.unsqueeze(),
+        None => y,
+    }
+}
