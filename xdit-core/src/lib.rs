@@ -1,6 +1,14 @@
 //! The machine of xdit: weights, noise, schedulers, the attention seam and the executor.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod attention;
+pub mod checkpoint;
+pub mod config;
 pub mod error;
+pub mod json;
+pub mod linear;
+pub mod tokens;
+pub mod transformer;
+pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,195 @@
+//! The weight files of one component: found, memory-mapped and checked, but not yet read.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::json::read_json;
+
+/// One tensor of a checkpoint: where it lies and what it is.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Which of [`Checkpoint::files`] holds it.
+    pub file: usize,
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Shape in the file.
+    pub shape: Vec<usize>,
+    /// Its bytes, in the mapped file.
+    pub bytes: Bytes,
+}
+
+/// All tensors of one component (`transformer`, `vae`, …), whether its file is single or sharded.
+///
+/// Opening maps the files and checks their headers; no tensor is read before it is asked for.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    files: Vec<PathBuf>,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Checkpoint {
+    /// Opens the component in `dir`, whose files are called `stem` as diffusers (`diffusion_pytorch_model`) or
+    /// transformers (`model`) call them.
+    ///
+    /// With a `variant` such as `fp16` the files of that variant are taken where they exist, and the plain ones
+    /// where they do not.
+    ///
+    /// # Errors
+    /// If there is no weight file, or one is truncated, malformed or inconsistent with its index.
+    pub fn open(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self> {
+        let variants = variant.map(Some).into_iter().chain([None]);
+        for variant in variants {
+            let infix = variant.map(|v| format!(".{v}")).unwrap_or_default();
+            let single = dir.join(format!("{stem}{infix}.safetensors"));
+            if single.is_file() {
+                return Self::from_files(vec![single]);
+            }
+            let indexes = [
+                dir.join(format!("{stem}.safetensors.index{infix}.json")),
+                dir.join(format!("{stem}{infix}.safetensors.index.json")),
+            ];
+            if let Some(index) = indexes.iter().find(|path| path.is_file()) {
+                return Self::from_index(index);
+            }
+        }
+        Err(missing(dir, stem))
+    }
+
+    /// Opens exactly these files as one checkpoint.
+    pub fn from_files(files: Vec<PathBuf>) -> Result<Self> {
+        let mut entries = BTreeMap::new();
+        for (file, path) in files.iter().enumerate() {
+            for (name, entry) in map_file(file, path)? {
+                if let Some(first) = entries.insert(name.clone(), entry) {
+                    return Err(Error::failure(format!(
+                        "tensor `{name}` is in both `{}` and `{}`",
+                        files[first.file].display(),
+                        path.display()
+                    )));
+                }
+            }
+        }
+        Ok(Self { files, entries })
+    }
+
+    /// Opens the shards that a `*.safetensors.index.json` names, and checks that they hold what it says.
+    fn from_index(index: &Path) -> Result<Self> {
+        let json = read_json(index)?;
+        let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
+            return Err(Error::failure(format!("`{}` has no `weight_map`", index.display()))
+                .hint("download the file again: it is not an index of safetensors shards"));
+        };
+        let dir = index.parent().unwrap_or(Path::new("."));
+        let mut names = Vec::new();
+        for (key, shard) in map {
+            let shard = shard.as_str().filter(|name| {
+                // A shard lies beside its index: anything else is a mistake or an attack.
+                Path::new(name).components().count() == 1 && name.ends_with(".safetensors")
+            });
+            let Some(shard) = shard else {
+                return Err(Error::failure(format!(
+                    "`{}` places `{key}` in `{}`, which is not a safetensors file beside it",
+                    index.display(),
+                    map[key]
+                )));
+            };
+            if !names.contains(&shard) {
+                names.push(shard);
+            }
+        }
+        names.sort_unstable();
+        let checkpoint = Self::from_files(names.iter().map(|name| dir.join(name)).collect())?;
+        for (key, shard) in map {
+            let found = checkpoint.entries.get(key).map(|entry| &checkpoint.files[entry.file]);
+            let expected = dir.join(shard.as_str().unwrap_or_default());
+            if found != Some(&expected) {
+                return Err(Error::failure(format!(
+                    "`{}` says that `{key}` is in `{}`, but it is not",
+                    index.display(),
+                    expected.display()
+                ))
+                .hint("download the shards and their index again, from one revision"));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// The files that were opened.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// The tensor called `name`.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    /// All tensors, by name.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// Number of scalars in all tensors.
+    pub fn parameters(&self) -> usize {
+        self.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Bytes of all tensors as they lie in the files.
+    pub fn bytes(&self) -> usize {
+        self.entries.values().map(|entry| entry.bytes.len()).sum()
+    }
+}
+
+/// The error for a directory without the expected weights, with the nearest thing that is there.
+fn missing(dir: &Path, stem: &str) -> Error {
+    let error = Error::failure(format!("no weights `{stem}.safetensors` in `{}`", dir.display()));
+    let names: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let variant = names.iter().find_map(|name| {
+        let infix = name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".safetensors")?;
+        (!infix.contains('.')).then_some(infix)
+    });
+    match variant {
+        Some(variant) => error.hint(format!("a variant is there: add `--variant {variant}`")),
+        None if names.iter().any(|name| name.ends_with(".bin")) => {
+            error.hint("only pickled `.bin` weights are there: convert them to safetensors")
+        }
+        None => error.hint("check that the model was downloaded whole, as `save_pretrained` writes it"),
+    }
+}
+
+/// Maps one safetensors file and lists its tensors.
+fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
+    let open = |error: std::io::Error| Error::failure(format!("cannot read `{}`: {error}", path.display()));
+    let handle = File::open(path).map_err(open)?;
+    if handle.metadata().map_err(open)?.len() == 0 {
+        return Err(Error::failure(format!("`{}` is empty", path.display())).hint("download the file again"));
+    }
+    #[expect(unsafe_code, reason = "mapping a file has no safe form; it is what makes loading by the slice cheap")]
+    // SAFETY: the mapping is private and read-only. Should another process truncate the file while it is mapped,
+    // a read faults and ends this process; that is the accepted price of a mapping, as in every safetensors reader.
+    let map = unsafe { memmap2::Mmap::map(&handle) }.map_err(open)?;
+    let bytes = Bytes::from_owner(map);
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| {
+        Error::failure(format!("`{}` is not a valid safetensors file: {error}", path.display()))
+            .hint("the file is truncated or damaged: download it again")
+    })?;
+    let data = bytes.slice(8 + header..);
+    let entries = metadata.tensors();
+    Ok(entries
+        .into_iter()
+        .map(|(name, info)| {
+            let bytes = data.slice(info.data_offsets.0..info.data_offsets.1);
+            (name, Entry { file, dtype: info.dtype, shape: info.shape.clone(), bytes })
+        })
+        .collect())
+}

@@ -1,0 +1,39 @@
+//! The linear layer.
+
+use burn::tensor::Tensor;
+
+/// `x Wᵀ + b`: the only place where features sum.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+}
+
+impl Linear {
+    /// A layer from its weight `[c_out, c_in]` and bias `[c_out]`.
+    pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// # Shapes
+    /// `x`: `[…, c_in]`, result `[…, c_out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        xdit_kernels::linear(x, self.weight.clone(), self.bias.clone())
+    }
+
+    /// The layer whose output features are those of `self` at `indices`, in that order.
+    ///
+    /// Lets a model put the last layer's features into the order of packed latents, once, at loading.
+    pub fn select_outputs(self, indices: Vec<i32>) -> Self {
+        let device = self.weight.device();
+        let count = indices.len();
+        let indices = Tensor::from_data(
+            burn::tensor::TensorData::new(indices, [count]),
+            (&device, burn::tensor::DType::I32),
+        );
+        Self {
+            weight: self.weight.select(0, indices.clone()),
+            bias: self.bias.map(|bias| bias.select(0, indices)),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Image tokens, and what says where in the image they are.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+/// Where tokens are in the image they belong to. Cheap to clone and to cut.
+#[derive(Clone, Debug)]
+pub struct Positions {
+    /// Rows and columns of the whole image, in tokens.
+    grid: [usize; 2],
+    /// `[row, column]` of every token of the whole image.
+    all: Arc<[[u32; 2]]>,
+    range: Range<usize>,
+}
+
+impl Positions {
+    /// All tokens of an image of `rows` × `columns` tokens, row by row.
+    pub fn grid(rows: usize, columns: usize) -> Self {
+        let all: Arc<[_]> =
+            (0..rows as u32).flat_map(|row| (0..columns as u32).map(move |column| [row, column])).collect();
+        Self { grid: [rows, columns], range: 0..all.len(), all }
+    }
+
+    /// Rows and columns of the whole image, in tokens.
+    pub fn extent(&self) -> [usize; 2] {
+        self.grid
+    }
+
+    /// `[row, column]` of each token.
+    pub fn ids(&self) -> &[[u32; 2]] {
+        &self.all[self.range.clone()]
+    }
+
+    /// Some of the tokens.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let start = self.range.start + range.start;
+        assert!(range.start <= range.end && range.end <= self.range.len(), "{range:?} of {:?}", self.range);
+        Self { range: start..start + range.len(), ..self.clone() }
+    }
+}
+
+/// Image tokens and their positions. Splitting splits both.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// `[b, n, c]`
+    pub x: Tensor<3>,
+    /// Of the `n` tokens.
+    pub positions: Positions,
+}
+
+impl Tokens {
+    /// The same tokens with other features.
+    pub fn with(&self, x: Tensor<3>) -> Self {
+        Self { x, positions: self.positions.clone() }
+    }
+}
+
+/// Packs a latent into tokens: each `patch` × `patch` square becomes one token.
+///
+/// # Shapes
+/// `[b, c, y, x]` to `[b, y/patch · x/patch, c · patch · patch]`; a token's features are ordered channel, row,
+/// column, as a convolution's weight is, so that patch embedding is a linear layer.
+pub fn pack(latents: Tensor<4>, patch: usize) -> Tokens {
+    let [b, c, height, width] = latents.dims();
+    let (rows, columns) = (height / patch, width / patch);
+    let x = latents
+        .reshape([b, c, rows, patch, columns, patch])
+        .permute([0, 2, 4, 1, 3, 5])
+        .reshape([b, rows * columns, c * patch * patch]);
+    Tokens { x, positions: Positions::grid(rows, columns) }
+}
+
+/// Undoes [`pack`], for all tokens of an image.
+///
+/// # Shapes
+/// `[b, n, c · patch · patch]` to `[b, c, y, x]`.
+pub fn unpack(tokens: Tokens, patch: usize) -> Tensor<4> {
+    let [b, n, features] = tokens.x.dims();
+    let [rows, columns] = tokens.positions.extent();
+    assert_eq!(n, rows * columns, "unpacking needs all tokens of the image");
+    let c = features / (patch * patch);
+    tokens
+        .x
+        .reshape([b, rows, columns, c, patch, patch])
+        .permute([0, 3, 1, 4, 2, 5])
+        .reshape([b, c, rows * patch, columns * patch])
+}

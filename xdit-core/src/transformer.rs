@@ -1,0 +1,84 @@
+//! What a diffusion transformer is to the executor.
+
+use burn::tensor::Tensor;
+
+use crate::attention::Attention;
+use crate::tokens::Tokens;
+
+/// The sizes of a transformer that the engine needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Side of the square of latent pixels that becomes a token.
+    pub patch: usize,
+    /// Channels of the latent.
+    pub channels: usize,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Attention heads of each block.
+    pub heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+}
+
+/// What goes from block to block.
+#[derive(Clone, Debug)]
+pub struct Hidden {
+    /// The image's tokens.
+    pub image: Tokens,
+    /// The text's tokens `[b, n, c]`, in models whose blocks change them.
+    pub text: Option<Tensor<3>>,
+}
+
+/// A diffusion transformer: `embed`, a loop over `block`, `finish`.
+///
+/// An implementation is single-device code. It may be given any run of the image's tokens, and must get all it
+/// knows of their place from their positions; it lets tokens mix only through the [`Attention`] it is handed.
+pub trait Transformer {
+    /// What one guidance branch is conditioned on: text embeddings and the like.
+    type Conditions: Clone;
+    /// The conditions made ready for one timestep. Every rank makes its own.
+    type Context;
+
+    /// The model's sizes.
+    fn spec(&self) -> &Spec;
+
+    /// Makes the conditions ready for `timestep`.
+    fn context(&self, conditions: &Self::Conditions, timestep: f32) -> Self::Context;
+
+    /// Packed latents to what the first block takes.
+    ///
+    /// # Shapes
+    /// `latents`: `[b, n, channels · patch · patch]`.
+    fn embed(&self, latents: Tokens, context: &Self::Context) -> Hidden;
+
+    /// Block `index`.
+    fn block(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        context: &Self::Context,
+        attention: &mut dyn Attention,
+    ) -> Hidden;
+
+    /// What the last block gives to the prediction, packed as the latents were.
+    ///
+    /// # Shapes
+    /// Result `[b, n, channels · patch · patch]`.
+    fn finish(&self, hidden: Hidden, context: &Self::Context) -> Tensor<3>;
+
+    /// The whole model on the tokens given.
+    fn forward(
+        &self,
+        latents: Tokens,
+        conditions: &Self::Conditions,
+        timestep: f32,
+        attention: &mut dyn Attention,
+    ) -> Tensor<3> {
+        let context = self.context(conditions, timestep);
+        let mut hidden = self.embed(latents, &context);
+        for index in 0..self.spec().blocks {
+            hidden = self.block(index, hidden, &context, attention);
+        }
+        self.finish(hidden, &context)
+    }
+}

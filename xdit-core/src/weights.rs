@@ -1,0 +1,188 @@
+//! Weights on their way from a checkpoint into a model.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex};
+
+use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
+use half::slice::HalfFloatSliceExt;
+use safetensors::Dtype;
+
+use crate::checkpoint::{Checkpoint, Entry};
+use crate::error::{Error, Result};
+use crate::linear::Linear;
+
+/// A place in a checkpoint from which a model takes its tensors by name.
+///
+/// Names are relative: [`at`](Self::at) goes one level down, as in `weights.at("blocks").at(3)`. Each tensor
+/// that is taken is ticked off, and [`finish`](Self::finish) reports what nobody took.
+///
+/// An f32 tensor for the CPU is not copied: it lies in the mapped file.
+#[derive(Clone)]
+pub struct Weights {
+    source: Arc<Source>,
+    prefix: String,
+}
+
+struct Source {
+    checkpoint: Checkpoint,
+    device: Device,
+    dtype: DType,
+    /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
+    check_only: bool,
+    used: Mutex<BTreeSet<String>>,
+}
+
+impl Weights {
+    /// Takes tensors from `checkpoint` and puts them on `device` as `dtype`.
+    pub fn new(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Self {
+        Self::with(checkpoint, device, dtype, false)
+    }
+
+    /// Checks names, shapes and types as [`new`](Self::new) would, but reads nothing: every tensor is zeros
+    /// that take no memory.
+    pub fn check_only(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Self {
+        Self::with(checkpoint, device, dtype, true)
+    }
+
+    fn with(checkpoint: Checkpoint, device: &Device, dtype: DType, check_only: bool) -> Self {
+        let source =
+            Source { checkpoint, device: device.clone(), dtype, check_only, used: Mutex::new(BTreeSet::new()) };
+        Self { source: Arc::new(source), prefix: String::new() }
+    }
+
+    /// The place one level down.
+    pub fn at(&self, name: impl Display) -> Self {
+        Self { source: self.source.clone(), prefix: format!("{}{name}.", self.prefix) }
+    }
+
+    /// Whether there is a tensor called `name` here.
+    pub fn has(&self, name: &str) -> bool {
+        self.source.checkpoint.get(&self.key(name)).is_some()
+    }
+
+    /// The device that tensors go to.
+    pub fn device(&self) -> &Device {
+        &self.source.device
+    }
+
+    /// The tensor called `name`, which must have exactly this shape.
+    ///
+    /// # Errors
+    /// If it is missing, has another shape, or a type that is not f32, f16 or bf16.
+    pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        let entry = self.entry(name, &shape)?;
+        let Source { device, dtype, check_only, .. } = &*self.source;
+        if *check_only {
+            return Ok(Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape));
+        }
+        let data = match entry.dtype {
+            Dtype::F32 if entry.bytes.as_ptr().align_offset(align_of::<f32>()) == 0 => {
+                let bytes = burn::tensor::Bytes::from_shared(entry.bytes.clone(), AllocationProperty::File);
+                TensorData::from_bytes(bytes, shape, DType::F32)
+            }
+            _ => TensorData::new(widen(entry), shape),
+        };
+        Ok(Tensor::from_data(data, (device, *dtype)))
+    }
+
+    /// The tensor called `name` if there is one.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), except that it may be missing.
+    pub fn optional<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Option<Tensor<D>>> {
+        if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// The linear layer called `name`, with a bias.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn linear(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
+        let here = self.at(name);
+        Ok(Linear::new(here.tensor("weight", [c_out, c_in])?, Some(here.tensor("bias", [c_out])?)))
+    }
+
+    /// The linear layer called `name`, without a bias.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn linear_without_bias(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
+        Ok(Linear::new(self.at(name).tensor("weight", [c_out, c_in])?, None))
+    }
+
+    /// Says that the tensor called `name` is known and deliberately not used.
+    pub fn ignore(&self, name: &str) {
+        self.tick(self.key(name));
+    }
+
+    /// Ends loading: everything in the checkpoint must have been taken or [ignored](Self::ignore).
+    ///
+    /// # Errors
+    /// If a tensor is left over. It would mean that the model is not the one the checkpoint was made for.
+    pub fn finish(&self) -> Result<()> {
+        let used = self.source.used.lock().expect("no thread panics while it holds the lock");
+        let checkpoint = &self.source.checkpoint;
+        let unused: Vec<_> = checkpoint.entries().filter(|(name, _)| !used.contains(*name)).collect();
+        let Some((first, entry)) = unused.first() else { return Ok(()) };
+        let others = match unused.len() - 1 {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        Err(Error::failure(format!(
+            "tensor `{first}`{others} in `{}` belongs to no part of the model",
+            checkpoint.files()[entry.file].display()
+        ))
+        .hint("the weights and the `config.json` beside them do not describe the same model"))
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn tick(&self, key: String) {
+        self.source.used.lock().expect("no thread panics while it holds the lock").insert(key);
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry> {
+        let key = self.key(name);
+        let checkpoint = &self.source.checkpoint;
+        let Some(entry) = checkpoint.get(&key) else {
+            return Err(Error::failure(format!(
+                "tensor `{key}` is missing from `{}`",
+                checkpoint.files()[0].display()
+            ))
+            .hint("the weights and the `config.json` beside them do not describe the same model"));
+        };
+        let file = checkpoint.files()[entry.file].display();
+        if entry.shape != shape {
+            return Err(Error::failure(format!(
+                "tensor `{key}` in `{file}` has shape {:?}, expected {shape:?}",
+                entry.shape
+            ))
+            .hint("the weights and the `config.json` beside them do not describe the same model"));
+        }
+        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(Error::failure(format!(
+                "tensor `{key}` in `{file}` has type {:?}, expected F32, F16 or BF16",
+                entry.dtype
+            ))
+            .hint("quantised checkpoints are not supported: use the original weights"));
+        }
+        self.tick(key);
+        Ok(entry)
+    }
+}
+
+/// The values of an f32, f16 or bf16 tensor as f32, wherever its bytes lie.
+fn widen(entry: &Entry) -> Vec<f32> {
+    let chunks = |size| entry.bytes.chunks_exact(size);
+    match entry.dtype {
+        Dtype::F16 => {
+            let halves: Vec<_> = chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
+            halves.to_f32_vec()
+        }
+        Dtype::BF16 => chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        _ => chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}

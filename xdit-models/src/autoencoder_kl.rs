@@ -1,0 +1,393 @@
+//! The convolutional autoencoder between pictures and latents.
+//!
+//! Source: latent diffusion (Rombach et al. 2021); diffusers' `AutoencoderKL`, `Encoder` and `Decoder`.
+
+use burn::tensor::Tensor;
+use serde_json::json;
+use xdit_core::config::Config;
+use xdit_core::linear::Linear;
+use xdit_core::weights::Weights;
+use xdit_core::{Error, Result};
+use xdit_kernels::{Affine, Conv2d, attention, conv2d, group_norm_affine, group_norm_sums, norm_act};
+
+/// Of every group norm.
+const EPS: f64 = 1e-6;
+
+/// The options of `vae/config.json`.
+#[derive(Clone, Debug)]
+pub struct AutoencoderKlConfig {
+    /// Channels of the picture.
+    pub image_channels: usize,
+    /// Channels of the latent.
+    pub latent_channels: usize,
+    /// Channels of each level, from the picture's inwards.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of each level of the encoder; the decoder has one more.
+    pub layers_per_block: usize,
+    /// Groups of every group norm.
+    pub norm_num_groups: usize,
+    /// Whether the middle has an attention.
+    pub mid_block_add_attention: bool,
+    /// Whether there is a 1×1 convolution after the encoder.
+    pub use_quant_conv: bool,
+    /// Whether there is a 1×1 convolution before the decoder.
+    pub use_post_quant_conv: bool,
+    /// Latents are multiplied by it before diffusion.
+    pub scaling_factor: f32,
+    /// Subtracted from latents before they are scaled.
+    pub shift_factor: f32,
+    /// Whether the model overflows in f16 and must run in f32.
+    pub force_upcast: bool,
+    /// Pixels a side of a tile, in tiled decoding.
+    pub sample_size: usize,
+}
+
+impl AutoencoderKlConfig {
+    /// Takes the options from `config`.
+    ///
+    /// # Errors
+    /// If one is malformed, unknown, or has a value that is not supported.
+    pub fn read(mut config: Config) -> Result<Self> {
+        config.only("act_fn", &[json!("silu")])?;
+        // Published checkpoints carry these without effect; a VAE that normalises by channel sets them.
+        config.only("latents_mean", &[])?;
+        config.only("latents_std", &[])?;
+        let block_out_channels: Vec<usize> = config.take("block_out_channels", vec![64])?;
+        let levels = block_out_channels.len();
+        config.only("down_block_types", &[json!(vec!["DownEncoderBlock2D"; levels])])?;
+        config.only("up_block_types", &[json!(vec!["UpDecoderBlock2D"; levels])])?;
+        let this = Self {
+            image_channels: config.take("in_channels", 3)?,
+            latent_channels: config.take("latent_channels", 4)?,
+            layers_per_block: config.take("layers_per_block", 1)?,
+            norm_num_groups: config.take("norm_num_groups", 32)?,
+            mid_block_add_attention: config.take("mid_block_add_attention", true)?,
+            use_quant_conv: config.take("use_quant_conv", true)?,
+            use_post_quant_conv: config.take("use_post_quant_conv", true)?,
+            scaling_factor: config.take("scaling_factor", 0.18215)?,
+            shift_factor: config.take("shift_factor", 0.0)?,
+            force_upcast: config.take("force_upcast", true)?,
+            sample_size: config.take("sample_size", 32)?,
+            block_out_channels,
+        };
+        config.only("out_channels", &[json!(this.image_channels)])?;
+        let divides = |c: &usize| this.norm_num_groups > 0 && c.is_multiple_of(this.norm_num_groups);
+        if levels == 0 || !this.block_out_channels.iter().all(divides) {
+            return Err(Error::failure(format!(
+                "an autoencoder cannot have `block_out_channels` {:?} in {} groups",
+                this.block_out_channels, this.norm_num_groups
+            )));
+        }
+        config.finish()?;
+        Ok(this)
+    }
+
+    /// Pixels a side of the square that becomes one latent pixel.
+    pub fn scale(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+/// The autoencoder.
+#[derive(Clone, Debug)]
+pub struct AutoencoderKl {
+    config: AutoencoderKlConfig,
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+}
+
+impl AutoencoderKl {
+    /// Takes the model from the weights of a `vae/` folder.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape, or is left over.
+    pub fn load(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+        let z = config.latent_channels;
+        let pointwise = |name: &str, c| conv(&weights.at(name), c, c, 1);
+        let this = Self {
+            encoder: Encoder::load(config, &weights.at("encoder"))?,
+            quant_conv: config.use_quant_conv.then(|| pointwise("quant_conv", 2 * z)).transpose()?,
+            post_quant_conv: config.use_post_quant_conv.then(|| pointwise("post_quant_conv", z)).transpose()?,
+            decoder: Decoder::load(config, &weights.at("decoder"))?,
+            config: config.clone(),
+        };
+        weights.finish()?;
+        Ok(this)
+    }
+
+    /// A picture from what the diffusion model works on: undoes scaling and shift, and decodes.
+    ///
+    /// # Shapes
+    /// `[b, latent_channels, y, x]` to `[b, 3, y · scale, x · scale]`, values about -1 to 1.
+    pub fn decode_scaled(&self, latents: Tensor<4>) -> Tensor<4> {
+        self.decode(latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor))
+    }
+
+    /// A picture from a latent.
+    ///
+    /// # Shapes
+    /// As [`decode_scaled`](Self::decode_scaled).
+    pub fn decode(&self, z: Tensor<4>) -> Tensor<4> {
+        let z = match &self.post_quant_conv {
+            Some(conv) => conv2d(conv, z, None, None),
+            None => z,
+        };
+        self.decoder.forward(z)
+    }
+
+    /// Mean and log-variance of the latents of a picture.
+    ///
+    /// # Shapes
+    /// `[b, 3, y, x]` with multiples of [`scale`](AutoencoderKlConfig::scale) to
+    /// `[b, 2 · latent_channels, y / scale, x / scale]`.
+    pub fn encode(&self, image: Tensor<4>) -> Tensor<4> {
+        let moments = self.encoder.forward(image);
+        match &self.quant_conv {
+            Some(conv) => conv2d(conv, moments, None, None),
+            None => moments,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Encoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<(Vec<Resnet>, Option<Conv2d>)>,
+    mid: Mid,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Encoder {
+    fn load(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+        let groups = config.norm_num_groups;
+        let levels = &config.block_out_channels;
+        let mut c = levels[0];
+        let conv_in = conv(&weights.at("conv_in"), config.image_channels, c, 3)?;
+        let mut down_blocks = Vec::new();
+        for (level, &c_out) in levels.iter().enumerate() {
+            let block = weights.at("down_blocks").at(level);
+            let mut resnets = Vec::new();
+            for index in 0..config.layers_per_block {
+                resnets.push(Resnet::load(groups, &block.at("resnets").at(index), c, c_out)?);
+                c = c_out;
+            }
+            let halve = |c| -> Result<Conv2d> {
+                // Only below and to the right, as the original model padded.
+                Ok(Conv2d {
+                    stride: 2,
+                    padding: [0, 1, 0, 1],
+                    ..conv(&block.at("downsamplers.0.conv"), c, c, 3)?
+                })
+            };
+            let down = (level + 1 < levels.len()).then(|| halve(c)).transpose()?;
+            down_blocks.push((resnets, down));
+        }
+        Ok(Self {
+            conv_in,
+            down_blocks,
+            mid: Mid::load(config, &weights.at("mid_block"), c)?,
+            conv_norm_out: GroupNorm::load(groups, &weights.at("conv_norm_out"), c)?,
+            conv_out: conv(&weights.at("conv_out"), c, 2 * config.latent_channels, 3)?,
+        })
+    }
+
+    fn forward(&self, image: Tensor<4>) -> Tensor<4> {
+        let mut x = conv2d(&self.conv_in, image, None, None);
+        for (resnets, down) in &self.down_blocks {
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x));
+            if let Some(down) = down {
+                x = conv2d(down, x, None, None);
+            }
+        }
+        let x = self.mid.forward(x);
+        let norm = self.conv_norm_out.affine(&x);
+        conv2d(&self.conv_out, x, Some(&norm), None)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid: Mid,
+    up_blocks: Vec<(Vec<Resnet>, Option<Conv2d>)>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    fn load(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+        let groups = config.norm_num_groups;
+        let levels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let mut c = levels[0];
+        let conv_in = conv(&weights.at("conv_in"), config.latent_channels, c, 3)?;
+        let mid = Mid::load(config, &weights.at("mid_block"), c)?;
+        let mut up_blocks = Vec::new();
+        for (level, &c_out) in levels.iter().enumerate() {
+            let block = weights.at("up_blocks").at(level);
+            let mut resnets = Vec::new();
+            for index in 0..config.layers_per_block + 1 {
+                resnets.push(Resnet::load(groups, &block.at("resnets").at(index), c, c_out)?);
+                c = c_out;
+            }
+            let double = |c| -> Result<Conv2d> {
+                Ok(Conv2d { upsample: true, ..conv(&block.at("upsamplers.0.conv"), c, c, 3)? })
+            };
+            let up = (level + 1 < levels.len()).then(|| double(c)).transpose()?;
+            up_blocks.push((resnets, up));
+        }
+        Ok(Self {
+            conv_in,
+            mid,
+            up_blocks,
+            conv_norm_out: GroupNorm::load(groups, &weights.at("conv_norm_out"), c)?,
+            conv_out: conv(&weights.at("conv_out"), c, config.image_channels, 3)?,
+        })
+    }
+
+    fn forward(&self, z: Tensor<4>) -> Tensor<4> {
+        let mut x = self.mid.forward(conv2d(&self.conv_in, z, None, None));
+        for (resnets, up) in &self.up_blocks {
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x));
+            if let Some(up) = up {
+                x = conv2d(up, x, None, None);
+            }
+        }
+        let norm = self.conv_norm_out.affine(&x);
+        conv2d(&self.conv_out, x, Some(&norm), None)
+    }
+}
+
+/// The middle of encoder and decoder: two residual blocks with an attention between them.
+#[derive(Clone, Debug)]
+struct Mid {
+    first: Resnet,
+    attention: Option<PixelAttention>,
+    second: Resnet,
+}
+
+impl Mid {
+    fn load(config: &AutoencoderKlConfig, weights: &Weights, c: usize) -> Result<Self> {
+        let groups = config.norm_num_groups;
+        let attention = || PixelAttention::load(groups, &weights.at("attentions.0"), c);
+        Ok(Self {
+            first: Resnet::load(groups, &weights.at("resnets.0"), c, c)?,
+            attention: config.mid_block_add_attention.then(attention).transpose()?,
+            second: Resnet::load(groups, &weights.at("resnets.1"), c, c)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut x = self.first.forward(x);
+        if let Some(attention) = &self.attention {
+            x = attention.forward(x);
+        }
+        self.second.forward(x)
+    }
+}
+
+/// Group norm, SiLU and convolution, twice, and the way around them.
+#[derive(Clone, Debug)]
+struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    fn load(groups: usize, weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
+        let shortcut = || conv(&weights.at("conv_shortcut"), c_in, c_out, 1);
+        Ok(Self {
+            norm1: GroupNorm::load(groups, &weights.at("norm1"), c_in)?,
+            conv1: conv(&weights.at("conv1"), c_in, c_out, 3)?,
+            norm2: GroupNorm::load(groups, &weights.at("norm2"), c_out)?,
+            conv2: conv(&weights.at("conv2"), c_out, c_out, 3)?,
+            conv_shortcut: (c_in != c_out).then(shortcut).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let norm = self.norm1.affine(&x);
+        let y = conv2d(&self.conv1, x.clone(), Some(&norm), None);
+        let x = match &self.conv_shortcut {
+            Some(shortcut) => conv2d(shortcut, x, None, None),
+            None => x,
+        };
+        let norm = self.norm2.affine(&y);
+        conv2d(&self.conv2, y, Some(&norm), Some(x))
+    }
+}
+
+/// Attention of every pixel to every pixel, with one head.
+#[derive(Clone, Debug)]
+struct PixelAttention {
+    group_norm: GroupNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+}
+
+impl PixelAttention {
+    fn load(groups: usize, weights: &Weights, c: usize) -> Result<Self> {
+        // Checkpoints from before diffusers 0.15 use the second names.
+        let linear = |name: &str, old: &str| {
+            weights.linear(if weights.at(old).has("weight") { old } else { name }, c, c)
+        };
+        Ok(Self {
+            group_norm: GroupNorm::load(groups, &weights.at("group_norm"), c)?,
+            q: linear("to_q", "query")?,
+            k: linear("to_k", "key")?,
+            v: linear("to_v", "value")?,
+            out: linear("to_out.0", "proj_attn")?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [b, c, rows, cols] = x.dims();
+        let normed = norm_act(x.clone(), &self.group_norm.affine(&x), false);
+        let tokens = normed.reshape([b, c, rows * cols]).swap_dims(1, 2);
+        let head = |x: Tensor<3>| x.unsqueeze_dim::<4>(2);
+        let (q, k, v) = (self.q.forward(tokens.clone()), self.k.forward(tokens.clone()), self.v.forward(tokens));
+        let y = attention(head(q), head(k), head(v), None, 1.0 / (c as f32).sqrt());
+        let y = self.out.forward(y.squeeze_dim::<3>(2));
+        x + y.swap_dims(1, 2).reshape([b, c, rows, cols])
+    }
+}
+
+/// The parameters of a group norm.
+#[derive(Clone, Debug)]
+struct GroupNorm {
+    groups: usize,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+}
+
+impl GroupNorm {
+    fn load(groups: usize, weights: &Weights, c: usize) -> Result<Self> {
+        Ok(Self { groups, weight: weights.tensor("weight", [c])?, bias: weights.tensor("bias", [c])? })
+    }
+
+    /// What the norm does to each channel of `x`.
+    fn affine(&self, x: &Tensor<4>) -> Affine {
+        let [_, c, rows, cols] = x.dims();
+        let (sum, sum_sq) = group_norm_sums(x.clone(), self.groups);
+        let count = c / self.groups * rows * cols;
+        group_norm_affine(sum, sum_sq, count, self.weight.clone(), self.bias.clone(), EPS)
+    }
+}
+
+/// A convolution that keeps rows and columns.
+fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Result<Conv2d> {
+    Ok(Conv2d {
+        weight: weights.tensor("weight", [c_out, c_in, kernel, kernel])?,
+        bias: Some(weights.tensor("bias", [c_out])?),
+        stride: 1,
+        padding: [kernel / 2; 4],
+        upsample: false,
+    })
+}

@@ -1,0 +1,340 @@
+//! The PixArt-α and PixArt-Σ transformer.
+//!
+//! Self-attention over the image, cross-attention to the text, and one adaptive layer norm for all blocks
+//! (`adaLN-single`): each block only adds its own table to a modulation that is computed once a step.
+//!
+//! Source: PixArt-α (Chen et al. 2023) §2.2; diffusers' `PixArtTransformer2DModel` and `BasicTransformerBlock`.
+
+use burn::tensor::Tensor;
+use serde_json::json;
+use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
+use xdit_core::config::Config;
+use xdit_core::linear::Linear;
+use xdit_core::tokens::Tokens;
+use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::weights::Weights;
+use xdit_core::{Error, Result};
+use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
+
+use crate::position::SinCos2d;
+use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
+
+/// The options of `transformer/config.json`.
+#[derive(Clone, Debug)]
+pub struct PixArtConfig {
+    /// Sizes the engine needs.
+    pub spec: Spec,
+    /// Latent pixels a side of the image that the model was trained for.
+    pub sample_size: usize,
+    /// Features of a text token.
+    pub caption_channels: usize,
+    /// Channels of the prediction: twice the latent's where the model also learned a variance.
+    pub out_channels: usize,
+    /// Whether attention projections have a bias.
+    pub attention_bias: bool,
+    /// Compression of the position grid.
+    pub interpolation_scale: f32,
+    /// Whether size and aspect ratio of the image are conditions.
+    pub micro_conditions: bool,
+    /// Of the layer norms inside the blocks.
+    pub norm_eps: f64,
+}
+
+impl PixArtConfig {
+    /// Takes the options from `config`.
+    ///
+    /// # Errors
+    /// If one is missing, malformed, unknown, or has a value that is not supported.
+    pub fn read(mut config: Config) -> Result<Self> {
+        config.only("norm_type", &[json!("ada_norm_single")])?;
+        config.only("activation_fn", &[json!("gelu-approximate")])?;
+        config.only("attention_type", &[json!("default")])?;
+        for off in ["double_self_attention", "only_cross_attention", "norm_elementwise_affine"] {
+            config.only(off, &[json!(false)])?;
+        }
+        config.only("num_vector_embeds", &[])?;
+        config.inert(&[
+            "dropout",
+            "norm_num_groups",
+            "num_embeds_ada_norm",
+            "upcast_attention",
+            "use_linear_projection",
+        ]);
+        let heads = config.take("num_attention_heads", 16)?;
+        let head_dim = config.take("attention_head_dim", 72)?;
+        let channels = config.take("in_channels", 4)?;
+        let sample_size = config.take("sample_size", 128usize)?;
+        let cross = config.take("cross_attention_dim", heads * head_dim)?;
+        if cross != heads * head_dim || (heads * head_dim) % 4 != 0 || sample_size == 0 {
+            return Err(Error::failure(format!(
+                "a PixArt transformer cannot have {heads} heads of {head_dim} features, \
+                 `cross_attention_dim` {cross} and `sample_size` {sample_size}"
+            )));
+        }
+        let this = Self {
+            spec: Spec {
+                patch: config.take("patch_size", 2)?,
+                channels,
+                blocks: config.take("num_layers", 28)?,
+                heads,
+                head_dim,
+            },
+            sample_size,
+            caption_channels: config.require("caption_channels")?,
+            out_channels: config.take("out_channels", channels)?,
+            attention_bias: config.take("attention_bias", true)?,
+            interpolation_scale: config.take("interpolation_scale", (sample_size / 64).max(1) as f32)?,
+            micro_conditions: config.take("use_additional_conditions", sample_size == 128)?,
+            norm_eps: config.take("norm_eps", 1e-6)?,
+        };
+        config.finish()?;
+        Ok(this)
+    }
+
+    /// Features of a token.
+    pub fn dim(&self) -> usize {
+        self.spec.heads * self.spec.head_dim
+    }
+}
+
+/// What one guidance branch is conditioned on.
+#[derive(Clone, Debug)]
+pub struct Conditions {
+    /// Text embeddings `[b, nk, caption_channels]`.
+    pub text: Tensor<3>,
+    /// Added to the scores of text tokens, `[b, 1, 1, nk]`: 0, or a large negative number for padding.
+    pub bias: Option<Tensor<4>>,
+    /// Height and width of the picture in pixels, for models with micro-conditions.
+    pub size: Option<[usize; 2]>,
+}
+
+/// [`Conditions`] made ready for one timestep.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The timestep, embedded: `[1, 1, dim]`.
+    timestep: Tensor<3>,
+    /// Shift, scale and gate of attention, then of the feed-forward, before a block adds its own: `[1, 6, dim]`.
+    modulation: Tensor<3>,
+    /// `[b, nk, dim]`
+    text: Tensor<3>,
+    bias: Option<Tensor<4>>,
+}
+
+/// The transformer.
+#[derive(Clone, Debug)]
+pub struct PixArt {
+    spec: Spec,
+    position: SinCos2d,
+    patch_embedding: Linear,
+    timestep_embedder: TimestepEmbedding,
+    /// Embedders of size and aspect ratio.
+    micro: Option<[TimestepEmbedding; 2]>,
+    adaln_linear: Linear,
+    caption_1: Linear,
+    caption_2: Linear,
+    blocks: Vec<Block>,
+    /// `[1, 2, dim]`
+    scale_shift_table: Tensor<3>,
+    proj_out: Linear,
+}
+
+impl PixArt {
+    /// Takes the model from the weights of a `transformer/` folder.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape, or is left over.
+    pub fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
+        let Spec { patch, channels, blocks, .. } = config.spec;
+        let dim = config.dim();
+        let proj = weights.at("pos_embed").at("proj");
+        let kernel = proj.tensor("weight", [dim, channels, patch, patch])?;
+        let patch_embedding =
+            Linear::new(kernel.reshape([dim, channels * patch * patch]), Some(proj.tensor("bias", [dim])?));
+        let adaln = weights.at("adaln_single");
+        let emb = adaln.at("emb");
+        let micro = if config.micro_conditions {
+            let embedder = |name| TimestepEmbedding::load(&emb.at(name), SINUSOID_WIDTH, dim / 3);
+            Some([embedder("resolution_embedder")?, embedder("aspect_ratio_embedder")?])
+        } else {
+            None
+        };
+        let caption = weights.at("caption_projection");
+        let proj_out = weights.linear("proj_out", dim, patch * patch * config.out_channels)?;
+        let this = Self {
+            spec: config.spec.clone(),
+            position: SinCos2d {
+                dim,
+                base_size: config.sample_size / patch,
+                interpolation_scale: config.interpolation_scale,
+            },
+            patch_embedding,
+            timestep_embedder: TimestepEmbedding::load(&emb.at("timestep_embedder"), SINUSOID_WIDTH, dim)?,
+            micro,
+            adaln_linear: adaln.linear("linear", dim, 6 * dim)?,
+            caption_1: caption.linear("linear_1", config.caption_channels, dim)?,
+            caption_2: caption.linear("linear_2", dim, dim)?,
+            blocks: (0..blocks)
+                .map(|index| Block::load(config, &weights.at("transformer_blocks").at(index)))
+                .collect::<Result<_>>()?,
+            scale_shift_table: weights.tensor("scale_shift_table", [2, dim])?.unsqueeze(),
+            proj_out: proj_out.select_outputs(packed_outputs(patch, channels, config.out_channels)),
+        };
+        weights.finish()?;
+        Ok(this)
+    }
+}
+
+/// Where the output layer keeps the features of a packed latent. It orders a token's features row, column,
+/// channel, and puts a learned variance, which no sampler here uses, behind the first `channels` channels.
+fn packed_outputs(patch: usize, channels: usize, out_channels: usize) -> Vec<i32> {
+    let place = |channel, pixel| (pixel * out_channels + channel) as i32;
+    (0..channels).flat_map(|channel| (0..patch * patch).map(move |pixel| place(channel, pixel))).collect()
+}
+
+impl Transformer for PixArt {
+    type Conditions = Conditions;
+    type Context = Context;
+
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn context(&self, conditions: &Conditions, timestep: f32) -> Context {
+        let device = conditions.text.device();
+        let mut embedded = self.timestep_embedder.forward(sinusoids(&[timestep], &device));
+        let dim = embedded.dims()[1];
+        if let Some([resolution, aspect_ratio]) = &self.micro {
+            let [height, width] = conditions.size.expect("a model with micro-conditions is told the size");
+            let size = resolution.forward(sinusoids(&[height as f32, width as f32], &device));
+            let ratio = aspect_ratio.forward(sinusoids(&[(height as f64 / width as f64) as f32], &device));
+            embedded = embedded + Tensor::cat(vec![size, ratio], 0).reshape([1, dim]);
+        }
+        let modulation = self.adaln_linear.forward(activate(Activation::Silu, embedded.clone()));
+        let text = activate(Activation::GeluTanh, self.caption_1.forward(conditions.text.clone()));
+        Context {
+            timestep: embedded.reshape([1, 1, dim]),
+            modulation: modulation.reshape([1, 6, dim]),
+            text: self.caption_2.forward(text),
+            bias: conditions.bias.clone(),
+        }
+    }
+
+    fn embed(&self, latents: Tokens, _: &Context) -> Hidden {
+        let position = self.position.embed(&latents.positions, &latents.x.device());
+        let x = self.patch_embedding.forward(latents.x.clone()) + position;
+        Hidden { image: latents.with(x), text: None }
+    }
+
+    fn block(&self, index: usize, hidden: Hidden, context: &Context, attention: &mut dyn Attention) -> Hidden {
+        let Hidden { image: Tokens { x, positions }, text } = hidden;
+        let x = self.blocks[index].forward(Site { block: index, layer: 0 }, x, context, attention);
+        Hidden { image: Tokens { x, positions }, text }
+    }
+
+    fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
+        let [shift, scale] = rows(self.scale_shift_table.clone() + context.timestep.clone());
+        self.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, 1e-6))
+    }
+}
+
+/// One block: modulated self-attention, cross-attention, modulated feed-forward.
+#[derive(Clone, Debug)]
+struct Block {
+    heads: Heads,
+    eps: f64,
+    /// `[1, 6, dim]`
+    scale_shift_table: Tensor<3>,
+    attn1: Projections,
+    attn2: Projections,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl Block {
+    fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
+        let dim = config.dim();
+        let ff = weights.at("ff").at("net");
+        Ok(Self {
+            heads: Heads { head_dim: config.spec.head_dim },
+            eps: config.norm_eps,
+            scale_shift_table: weights.tensor("scale_shift_table", [6, dim])?.unsqueeze(),
+            attn1: Projections::load(config, &weights.at("attn1"))?,
+            attn2: Projections::load(config, &weights.at("attn2"))?,
+            ff_in: ff.linear("0.proj", dim, 4 * dim)?,
+            ff_out: ff.linear("2", 4 * dim, dim)?,
+        })
+    }
+
+    fn forward(&self, site: Site, x: Tensor<3>, context: &Context, attention: &mut dyn Attention) -> Tensor<3> {
+        let heads = self.heads;
+        let [shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff] =
+            rows(self.scale_shift_table.clone() + context.modulation.clone());
+
+        let y = layer_norm_modulate(x.clone(), shift_attn, scale_attn, self.eps);
+        let qkv = Qkv {
+            q: heads.split(self.attn1.q.forward(y.clone())),
+            k: heads.split(self.attn1.k.forward(y.clone())),
+            v: heads.split(self.attn1.v.forward(y)),
+        };
+        let (y, _) = attention.attend(site, qkv, None);
+        let x = gated_residual(x, gate_attn, self.attn1.out.forward(heads.join(y)));
+
+        let q = heads.split(self.attn2.q.forward(x.clone()));
+        let k = heads.split(self.attn2.k.forward(context.text.clone()));
+        let v = heads.split(self.attn2.v.forward(context.text.clone()));
+        let y = cross_attention(q, k, v, context.bias.clone());
+        let x = self.attn2.out.forward(heads.join(y)) + x;
+
+        let y = layer_norm_modulate(x.clone(), shift_ff, scale_ff, self.eps);
+        let y = self.ff_out.forward(activate(Activation::GeluTanh, self.ff_in.forward(y)));
+        gated_residual(x, gate_ff, y)
+    }
+}
+
+/// The four linear layers around an attention.
+#[derive(Clone, Debug)]
+struct Projections {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+}
+
+impl Projections {
+    fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
+        let dim = config.dim();
+        let projection = |name| match config.attention_bias {
+            true => weights.linear(name, dim, dim),
+            false => weights.linear_without_bias(name, dim, dim),
+        };
+        Ok(Self {
+            q: projection("to_q")?,
+            k: projection("to_k")?,
+            v: projection("to_v")?,
+            out: weights.linear("to_out.0", dim, dim)?,
+        })
+    }
+}
+
+/// Views features as heads and back. How many heads there are is left to the tensor.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    head_dim: usize,
+}
+
+impl Heads {
+    fn split(self, x: Tensor<3>) -> Tensor<4> {
+        let [b, n, c] = x.dims();
+        x.reshape([b, n, c / self.head_dim, self.head_dim])
+    }
+
+    fn join(self, x: Tensor<4>) -> Tensor<3> {
+        let [b, n, h, d] = x.dims();
+        x.reshape([b, n, h * d])
+    }
+}
+
+/// The rows of a modulation `[b, R, c]`, each `[b, 1, c]`.
+fn rows<const R: usize>(modulation: Tensor<3>) -> [Tensor<3>; R] {
+    std::array::from_fn(|row| modulation.clone().narrow(1, row, 1))
+}

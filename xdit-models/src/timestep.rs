@@ -1,0 +1,60 @@
+//! Numbers as sinusoids, and the small network that reads them.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use xdit_core::weights::Weights;
+use xdit_core::{Result, linear::Linear};
+use xdit_kernels::{Activation, activate};
+
+/// Width of the sinusoids that every supported model starts from.
+pub const SINUSOID_WIDTH: usize = 256;
+
+/// Each value as `[cos(v f₀) … cos(v f₁₂₇), sin(v f₀) … sin(v f₁₂₇)]`, with `f_i = 10000^(-i/128)`.
+///
+/// # Shapes
+/// Result `[values, 256]`.
+///
+/// # Source
+/// diffusers' `get_timestep_embedding` with `flip_sin_to_cos` and `downscale_freq_shift = 0`. Frequencies and
+/// angles are rounded to f32 where PyTorch rounds them: an angle near 1000 makes the rounding visible.
+pub fn sinusoids(values: &[f32], device: &Device) -> Tensor<2> {
+    let half = SINUSOID_WIDTH / 2;
+    let step = -(10000f64.ln()) as f32;
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| ((step * i as f32 / half as f32) as f64).exp() as f32).collect();
+    let mut data = Vec::with_capacity(values.len() * SINUSOID_WIDTH);
+    for value in values {
+        let angles = || frequencies.iter().map(|frequency| (value * frequency) as f64);
+        data.extend(angles().map(|angle| angle.cos() as f32));
+        data.extend(angles().map(|angle| angle.sin() as f32));
+    }
+    Tensor::from_data(TensorData::new(data, [values.len(), SINUSOID_WIDTH]), (device, DType::F32))
+}
+
+/// Two linear layers with SiLU between them.
+///
+/// # Source
+/// diffusers' `TimestepEmbedding`.
+#[derive(Clone, Debug)]
+pub struct TimestepEmbedding {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+impl TimestepEmbedding {
+    /// Takes the layers from `weights`.
+    ///
+    /// # Errors
+    /// If one is missing or has another shape.
+    pub fn load(weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
+        Ok(Self {
+            linear_1: weights.linear("linear_1", c_in, c_out)?,
+            linear_2: weights.linear("linear_2", c_out, c_out)?,
+        })
+    }
+
+    /// # Shapes
+    /// `x`: `[values, c_in]`, result `[values, c_out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.linear_2.forward(activate(Activation::Silu, self.linear_1.forward(x)))
+    }
+}
