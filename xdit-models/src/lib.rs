@@ -2,7 +2,50 @@
 #![forbid(unsafe_code)]
 
 pub mod autoencoder_kl;
+pub mod caption;
+pub mod component;
 pub mod pixart;
+pub mod pixart_pipeline;
 pub mod position;
+pub mod resolution;
 pub mod t5;
 pub mod timestep;
+pub mod tokenizer;
+
+use std::path::Path;
+
+use xdit_core::pipeline::{LoadOptions, Pipeline};
+use xdit_core::{Error, Result};
+
+use component::ModelIndex;
+use pixart_pipeline::PixArtPipeline;
+
+/// A kind of checkpoint that can be run.
+pub struct Model {
+    /// What `model_index.json` calls the pipeline.
+    pub class_name: &'static str,
+    /// Checks such a checkpoint and makes it ready to run.
+    pub open: fn(&ModelIndex, &LoadOptions) -> Result<Box<dyn Pipeline>>,
+}
+
+/// Every kind of checkpoint that can be run.
+pub const MODELS: &[Model] = &[
+    Model { class_name: "PixArtAlphaPipeline", open: PixArtPipeline::open_alpha },
+    Model { class_name: "PixArtSigmaPipeline", open: PixArtPipeline::open_sigma },
+];
+
+/// Opens the checkpoint in `dir`, in the diffusers layout.
+///
+/// # Errors
+/// If it is of a kind that is not supported, or anything in it is missing, malformed, or does not fit together.
+pub fn open(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
+    let index = ModelIndex::read(dir)?;
+    match MODELS.iter().find(|model| model.class_name == index.class_name) {
+        Some(model) => (model.open)(&index, options),
+        None => {
+            let names: Vec<_> = MODELS.iter().map(|model| format!("`{}`", model.class_name)).collect();
+            Err(Error::failure(format!("pipelines of class `{}` are not supported", index.class_name))
+                .hint(format!("supported: {}", names.join(", "))))
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! From a decoder's output to pixels.
+
+use burn::tensor::{DType, Tensor};
+
+use crate::pipeline::Picture;
+
+/// Scales `image` so that it covers `size`, and crops the middle.
+///
+/// # Shapes
+/// `[b, c, y, x]` to `[b, c, size[0], size[1]]`.
+///
+/// # Source
+/// diffusers' `PixArtImageProcessor.resize_and_crop_tensor`: bilinear, corners not aligned.
+pub fn resize_and_crop(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    let [b, c, height, width] = image.dims();
+    if [height, width] == size {
+        return image;
+    }
+    let ratio = (size[0] as f64 / height as f64).max(size[1] as f64 / width as f64);
+    let scaled = [(height as f64 * ratio) as usize, (width as f64 * ratio) as usize];
+    let device = image.device();
+    let data = image.cast(DType::F32).into_data();
+    let pixels = data.as_slice::<f32>().expect("cast to f32");
+    let offset = |i: usize| (scaled[i] - size[i].min(scaled[i])) / 2;
+    let rows = taps(height, scaled[0], offset(0), size[0]);
+    let columns = taps(width, scaled[1], offset(1), size[1]);
+    let mut out = Vec::with_capacity(b * c * rows.len() * columns.len());
+    for plane in pixels.chunks_exact(height * width) {
+        for row in &rows {
+            let (above, below) = (&plane[row.low * width..][..width], &plane[row.high * width..][..width]);
+            for column in &columns {
+                let across = |line: &[f32]| {
+                    (1.0 - column.weight) * line[column.low] + column.weight * line[column.high]
+                };
+                out.push((1.0 - row.weight) * across(above) + row.weight * across(below));
+            }
+        }
+    }
+    let shape = [b, c, rows.len(), columns.len()];
+    Tensor::from_data(burn::tensor::TensorData::new(out, shape), (&device, DType::F32))
+}
+
+/// The two source places between which a target place lies.
+struct Tap {
+    low: usize,
+    high: usize,
+    /// Of `high`.
+    weight: f32,
+}
+
+/// Where each of `count` targets from `offset` on lies, when `from` places are stretched over `to`.
+fn taps(from: usize, to: usize, offset: usize, count: usize) -> Vec<Tap> {
+    let scale = from as f32 / to as f32;
+    (offset..to.min(offset + count))
+        .map(|target| {
+            let place = ((target as f32 + 0.5) * scale - 0.5).max(0.0);
+            let low = (place as usize).min(from - 1);
+            Tap { low, high: (low + 1).min(from - 1), weight: place - low as f32 }
+        })
+        .collect()
+}
+
+/// The picture at `index` of a batch of decoded images with values from -1 to 1.
+///
+/// # Shapes
+/// `images`: `[b, 3, y, x]`.
+pub fn to_picture(images: &Tensor<4>, index: usize) -> Picture {
+    let image = images.clone().narrow(0, index, 1);
+    let [_, _, height, width] = image.dims();
+    let data = image.cast(DType::F32).into_data();
+    let values = data.as_slice::<f32>().expect("cast to f32");
+    let area = height * width;
+    let byte = |value: f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    let rgb = (0..area).flat_map(|i| (0..3).map(move |channel| byte(values[channel * area + i]))).collect();
+    Picture { width, height, rgb }
+}

@@ -1,0 +1,100 @@
+//! The parts of a checkpoint in the diffusers layout.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use serde_json::Value;
+use xdit_core::checkpoint::Checkpoint;
+use xdit_core::config::Config;
+use xdit_core::json::read_json;
+use xdit_core::pipeline::LoadOptions;
+use xdit_core::weights::Weights;
+use xdit_core::{Error, Result};
+
+/// What `model_index.json` says: the class of the pipeline and of each of its components.
+#[derive(Clone, Debug)]
+pub struct ModelIndex {
+    /// The folder that holds the components.
+    pub dir: PathBuf,
+    /// Class of the pipeline.
+    pub class_name: String,
+    /// Class of each component that is there, by its folder's name.
+    pub components: BTreeMap<String, String>,
+}
+
+impl ModelIndex {
+    /// Reads `dir/model_index.json`.
+    ///
+    /// # Errors
+    /// If it is missing or malformed.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("model_index.json");
+        let json = read_json(&path)?;
+        let class_name = json.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
+            Error::failure(format!("`{}` does not name the pipeline in `_class_name`", path.display()))
+        })?;
+        let mut components = BTreeMap::new();
+        for (name, value) in json.as_object().into_iter().flatten() {
+            // A component is a pair of library and class; an absent one is a pair of nulls.
+            if let Some([_, Value::String(class)]) = value.as_array().map(Vec::as_slice) {
+                components.insert(name.clone(), class.clone());
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), class_name: class_name.to_owned(), components })
+    }
+
+    /// The folder of the component `name`, which must be of one of `classes`.
+    ///
+    /// # Errors
+    /// If it is absent or of another class.
+    pub fn folder(&self, name: &str, classes: &[&str]) -> Result<PathBuf> {
+        let index = self.dir.join("model_index.json");
+        let supported = || format!("supported: {}", classes.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "));
+        match self.components.get(name) {
+            Some(class) if classes.contains(&class.as_str()) => Ok(self.dir.join(name)),
+            Some(class) => Err(Error::failure(format!(
+                "component `{name}` in `{}` is of class `{class}`, which is not supported here",
+                index.display()
+            ))
+            .hint(supported())),
+            None => Err(Error::failure(format!("`{}` has no component `{name}`", index.display())).hint(supported())),
+        }
+    }
+}
+
+/// A component whose configuration was read and whose weights were checked against it, but not loaded.
+#[derive(Clone, Debug)]
+pub struct Component<C> {
+    /// Its options.
+    pub config: C,
+    checkpoint: Checkpoint,
+    dtype: DType,
+}
+
+impl<C> Component<C> {
+    /// Reads the configuration in `folder`, opens the weights, and makes sure that `load` will find everything
+    /// it needs and leave nothing over.
+    ///
+    /// # Errors
+    /// If anything is missing, malformed, or does not fit together.
+    pub fn open<M>(
+        folder: &Path,
+        stem: &str,
+        options: &LoadOptions,
+        read: impl FnOnce(Config) -> Result<C>,
+        dtype: impl FnOnce(&C) -> DType,
+        load: impl FnOnce(&C, &Weights) -> Result<M>,
+    ) -> Result<Self> {
+        let config = read(Config::read(&folder.join("config.json"))?)?;
+        let checkpoint = Checkpoint::open(folder, stem, options.variant.as_deref())?;
+        let dtype = dtype(&config);
+        load(&config, &Weights::check_only(checkpoint.clone(), &options.device, dtype))?;
+        Ok(Self { config, checkpoint, dtype })
+    }
+
+    /// The weights, from which the model can be loaded.
+    pub fn weights(&self, options: &LoadOptions) -> Weights {
+        Weights::new(self.checkpoint.clone(), &options.device, self.dtype)
+    }
+}
