@@ -226,7 +226,14 @@ def write_checkpoint(
 
     # A random network makes the latents grow from 1 to some hundreds over the steps. These gains keep what attention
     # and MLP add to the residual stream comparable with the embedded latents at both ends of that range.
-    gains = {"pos_embed.proj": 0.2, "to_q": 1.5, "to_k": 1.5, "to_out": 6.0, "ff.net.2": 6.0, "adaln_single.linear": 0.5}
+    gains = {
+        "pos_embed.proj": 0.2,
+        "to_q": 1.5,
+        "to_k": 1.5,
+        "to_out": 6.0,
+        "ff.net.2": 6.0,
+        "adaln_single.linear": 0.5,
+    }
     model = PixArtTransformer2DModel.from_config(transformer)
     # The position table is not persistent: readers compute it.
     state = randomize(model.state_dict(), seed, gains)

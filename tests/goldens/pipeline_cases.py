@@ -252,14 +252,15 @@ def run_case(
         for role, value in tokens_of(pipe, call).items():
             recorder.put(role, value)
 
-    bucket, init_latents = None, None
     prepare_latents = pipe.prepare_latents
 
     def prepared(batch, channels, height, width, *args):
-        nonlocal bucket, init_latents
-        bucket = {"height": height, "width": width}
-        init_latents = prepare_latents(batch, channels, height, width, *args)
-        return init_latents
+        latents = prepare_latents(batch, channels, height, width, *args)
+        shape = (1, channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+        noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        assert torch.equal(latents, noise * pipe.scheduler.init_noise_sigma)
+        recorder.put("init_latents", noise)
+        return latents
 
     pipe.prepare_latents = prepared
     prompts = 1 if isinstance(call["prompt"], str) else len(call["prompt"])
@@ -267,7 +268,7 @@ def run_case(
     seeds = [seed + i for i in range(prompts * call["num_images_per_prompt"])]
     tensors = run_pipeline(pipe, call, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
     recorder.close()
-    recorder.put("init_latents", init_latents / pipe.scheduler.init_noise_sigma)
+    height, width = (edge * pipe.vae_scale_factor for edge in tensors["latents"].shape[2:])
 
     # How far single precision is from double precision here: no tolerance can be below it.
     double = run_pipeline(pipe64, call, latents=recorder.tensors["init_latents"].double())
@@ -278,7 +279,9 @@ def run_case(
     if full:
         negative, positive = tensors["transformer.encoder_hidden_states"].chunk(2)
         tensors["negative_prompt_embeds"], tensors["prompt_embeds"] = negative, positive
-        pixels = torch.rand(1, 3, *tensors["vae.decoded"].shape[2:], generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        pixels = (
+            torch.rand(1, 3, *tensors["vae.decoded"].shape[2:], generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        )
         with torch.no_grad():
             tensors |= {"vae.pixels": pixels, "vae.moments": pipe.vae.encode(pixels).latent_dist.parameters}
 
@@ -288,7 +291,7 @@ def run_case(
         "call": call,
         "seeds": seeds,
         "scheduler": scheduler,
-        "bucket": bucket,
+        "bucket": size(height, width),
         "timesteps": [float(t) for t in pipe.scheduler.timesteps],
         "init_noise_sigma": float(pipe.scheduler.init_noise_sigma),
         "rounding": rounding,
@@ -301,7 +304,10 @@ def write_case(folder: Path, name: str, record: dict, tensors: dict[str, torch.T
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     # The format has no views: every tensor gets memory of its own.
-    save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
+    save_file(
+        {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()},
+        folder / f"{name}.safetensors",
+    )
 
 
 def write_all(root: Path) -> None:

@@ -29,7 +29,11 @@ def euler(steps: int, **config) -> tuple[str, int, dict]:
 
 CASES = {
     **{f"dpm-{steps}-steps": dpm(steps) for steps in [1, 2, 3, 5, 14, 15, 20]},
-    **{f"dpm-order-{order}-{steps}-steps": dpm(steps, solver_order=order) for order in [1, 3] for steps in [2, 5, 14, 15]},
+    **{
+        f"dpm-order-{order}-{steps}-steps": dpm(steps, solver_order=order)
+        for order in [1, 3]
+        for steps in [2, 5, 14, 15]
+    },
     **{
         f"dpm-{spacing}-{steps}-steps": dpm(steps, timestep_spacing=spacing)
         for spacing in ["leading", "trailing"]

@@ -54,7 +54,7 @@ CAPTIONS = [
     "png image, jpg images, page 12",
     "1024x768 3.5x2 3х4 5×7 8 x 9",
     "a : b ,c.d/e",
-    "\"entirely quoted\"",
+    '"entirely quoted"',
     "'single'",
     "-starts with a dash, ends with a dash-",
     ".hidden",

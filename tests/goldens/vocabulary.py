@@ -98,9 +98,7 @@ def write_tokenizer(folder: Path) -> None:
     }
     tokenizer_config = {
         "add_prefix_space": True,
-        "added_tokens_decoder": {
-            str(id): {"content": token, "special": True} | flags for id, token in tokens.items()
-        },
+        "added_tokens_decoder": {str(id): {"content": token, "special": True} | flags for id, token in tokens.items()},
         "additional_special_tokens": sentinels,
         "clean_up_tokenization_spaces": True,
         "extra_ids": len(EXTRA_IDS),
