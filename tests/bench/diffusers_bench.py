@@ -1,0 +1,110 @@
+"""Times the reference pipeline on a checkpoint and prints the figures as JSON.
+
+    python diffusers_bench.py FOLDER [--threads 2] [--steps 4] [--size 1024] [--save FILE]
+
+`--save` keeps the initial and final latents and the picture, so that a timing is also a comparison.
+"""
+
+import time
+
+PROCESS_START = time.perf_counter()
+
+import argparse
+import json
+import resource
+
+import diffusers
+import torch
+import transformers
+from safetensors.torch import save_file
+
+PROMPT = "A photo of a fox, sitting on the red sofa beside a broken teapot"
+
+
+class Stopwatch:
+    """Sums up how long the calls of wrapped functions take."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def wrap(self, owner: object, name: str) -> None:
+        function = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+            return result
+
+        setattr(owner, name, timed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--size", type=int, default=1024, help="height and width in pixels")
+    parser.add_argument("--guidance-scale", type=float, default=4.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", metavar="FILE", help="a safetensors file for latents and picture")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    imported = time.perf_counter()
+
+    pipe = diffusers.PixArtAlphaPipeline.from_pretrained(args.folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    loaded = time.perf_counter()
+
+    stopwatch, latents, step_ends = Stopwatch(), [], []
+    stopwatch.wrap(pipe, "encode_prompt")
+    stopwatch.wrap(pipe, "prepare_latents")
+    stopwatch.wrap(pipe.vae, "decode")
+    step_starts = []
+    pipe.transformer.register_forward_pre_hook(lambda _module, _inputs: step_starts.append(time.perf_counter()))
+
+    def step_ended(_step, _timestep, sample):
+        step_ends.append(time.perf_counter())
+        latents.append(sample)
+
+    image = pipe(
+        PROMPT,
+        negative_prompt="blurry, low quality",
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        height=args.size,
+        width=args.size,
+        generator=torch.Generator().manual_seed(args.seed),
+        clean_caption=False,
+        use_resolution_binning=False,
+        output_type="np",
+        callback=step_ended,
+    ).images
+    done = time.perf_counter()
+
+    steps = [end - start for start, end in zip(step_starts, step_ends, strict=True)]
+    figures = {
+        "versions": {module.__name__: module.__version__ for module in [torch, diffusers, transformers]},
+        "threads": torch.get_num_threads(),
+        "size": args.size,
+        "guidance_scale": args.guidance_scale,
+        "blocks": pipe.transformer.config.num_layers,
+        "import_s": imported - PROCESS_START,
+        "load_s": loaded - imported,
+        "text_s": sum(stopwatch.seconds["encode_prompt"]),
+        "step_s": steps,
+        "decode_s": sum(stopwatch.seconds["decode"]),
+        "call_s": done - loaded,
+        "process_s": done - PROCESS_START,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}))
+    if args.save:
+        picture = torch.from_numpy((image * 255).round().astype("uint8"))
+        save_file({"latents": latents[-1].clone(), "image": picture}, args.save)
+
+
+if __name__ == "__main__":
+    main()
