@@ -1,1 +1,95 @@
-//! tests
+//! What the integration tests share: golden cases, and how far two tensors are apart.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+/// The folder of the golden data.
+pub fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
+}
+
+/// The device that tests run on.
+pub fn device() -> Device {
+    Device::flex()
+}
+
+/// One recorded run of the reference implementation.
+pub struct Case {
+    /// What was run.
+    pub json: Value,
+    bytes: Vec<u8>,
+}
+
+impl Case {
+    /// The case `name` of the committed goldens.
+    pub fn load(name: &str) -> Self {
+        Self::open(&goldens().join("cases").join(name))
+    }
+
+    /// The case whose two files are `stem` with `.json` and `.safetensors`.
+    pub fn open(stem: &Path) -> Self {
+        let file = |extension: &str| stem.with_file_name(format!("{}.{extension}", stem.file_name().unwrap().to_str().unwrap()));
+        let read = |extension| std::fs::read(file(extension)).unwrap_or_else(|e| panic!("{}: {e}", stem.display()));
+        Self { json: serde_json::from_slice(&read("json")).unwrap(), bytes: read("safetensors") }
+    }
+
+    /// The recorded tensor `name` of an f32 tensor.
+    pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
+        let (shape, data) = self.f32(name);
+        let shape: [usize; D] = shape.try_into().unwrap_or_else(|shape| panic!("`{name}` has shape {shape:?}"));
+        Tensor::from_data(TensorData::new(data, shape), (&device(), DType::F32))
+    }
+
+    /// Shape and values of an f32 tensor.
+    pub fn f32(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let (shape, dtype, bytes) = self.raw(name);
+        assert_eq!(dtype, Dtype::F32, "`{name}`");
+        (shape, bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    /// The values of an integer or boolean tensor.
+    pub fn integers(&self, name: &str) -> Vec<i64> {
+        let (_, dtype, bytes) = self.raw(name);
+        match dtype {
+            Dtype::I64 => bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::I32 => {
+                bytes.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes(b.try_into().unwrap()))).collect()
+            }
+            Dtype::U8 | Dtype::BOOL => bytes.iter().map(|&b| i64::from(b)).collect(),
+            other => panic!("`{name}` is {other:?}"),
+        }
+    }
+
+    fn raw(&self, name: &str) -> (Vec<usize>, Dtype, &[u8]) {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = tensors.tensor(name).unwrap_or_else(|e| panic!("`{name}`: {e}"));
+        let start = view.data().as_ptr() as usize - self.bytes.as_ptr() as usize;
+        (view.shape().to_vec(), view.dtype(), &self.bytes[start..start + view.data().len()])
+    }
+}
+
+/// ‖actual − expected‖ / ‖expected‖, in f64.
+///
+/// # Panics
+/// If the shapes differ, or a value is not finite.
+pub fn relative_l2<const D: usize>(actual: &Tensor<D>, expected: &Tensor<D>) -> f64 {
+    assert_eq!(actual.dims(), expected.dims(), "shapes differ");
+    let values = |t: &Tensor<D>| t.clone().cast(DType::F32).into_data().to_vec::<f32>().unwrap();
+    let (actual, expected) = (values(actual), values(expected));
+    assert!(actual.iter().all(|x| x.is_finite()), "a value is not finite");
+    let square = |x: f64| x * x;
+    let error: f64 = actual.iter().zip(&expected).map(|(&a, &e)| square(f64::from(a) - f64::from(e))).sum();
+    let norm: f64 = expected.iter().map(|&e| square(f64::from(e))).sum();
+    (error / norm).sqrt()
+}
+
+/// Fails, and says by how much, if `actual` is further than `tolerance` from `expected`.
+#[track_caller]
+pub fn assert_close<const D: usize>(what: &str, actual: &Tensor<D>, expected: &Tensor<D>, tolerance: f64) {
+    let error = relative_l2(actual, expected);
+    println!("{what}: relative L2 error {error:.2e} (at most {tolerance:.0e})");
+    assert!(error <= tolerance, "{what}: relative L2 error {error:.2e} is over {tolerance:.0e}");
+}
