@@ -77,7 +77,7 @@ impl Case {
 /// If the shapes differ, or a value is not finite.
 pub fn relative_l2<const D: usize>(actual: &Tensor<D>, expected: &Tensor<D>) -> f64 {
     assert_eq!(actual.dims(), expected.dims(), "shapes differ");
-    let values = |t: &Tensor<D>| t.clone().cast(DType::F32).into_data().to_vec::<f32>().unwrap();
+    let values = |t: &Tensor<D>| t.clone().cast(DType::F32).into_data().try_to_vec::<f32>().unwrap();
     let (actual, expected) = (values(actual), values(expected));
     assert!(actual.iter().all(|x| x.is_finite()), "a value is not finite");
     let square = |x: f64| x * x;

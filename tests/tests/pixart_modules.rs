@@ -75,7 +75,7 @@ fn transformer_block_by_block() {
         let case = Case::load(name);
         let (config, model) = pixart(&case);
         let recorded = |part: &str, row| case.tensor::<3>(&format!("transformer.{part}")).narrow(0, row, 1);
-        let timestep = case.f32("transformer.timestep").1[0];
+        let timestep = case.integers("transformer.timestep")[0] as f32;
         for row in 0..2 {
             let check = |part: &str, actual: &Tensor<3>, expected: &Tensor<3>| {
                 assert_close(&format!("{name}: {part}, row {row}"), actual, expected, TOLERANCE);
@@ -115,7 +115,7 @@ fn transformer_with_padding_and_mask() {
             size: size(&case, &config),
         };
         let tokens = pack(case.tensor("transformer.hidden_states"), config.spec.patch);
-        let timestep = case.f32("transformer.timestep").1[0];
+        let timestep = case.integers("transformer.timestep")[0] as f32;
         let packed = model.forward(tokens.clone(), &conditions, timestep, &mut Local);
         let output = unpack(tokens.with(packed), config.spec.patch);
         let expected = case.tensor::<4>("transformer.output").narrow(1, 0, config.spec.channels);
