@@ -6,6 +6,8 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod json;
+pub mod noise;
+pub mod scheduler;
 pub mod executor;
 pub mod linear;
 pub mod picture;
