@@ -6,3 +6,4 @@ pub mod pixart;
 pub mod position;
 pub mod t5;
 pub mod timestep;
+pub mod tokenizer;
