@@ -1,0 +1,202 @@
+//! The few fields of a sentencepiece model file that a Unigram tokenizer needs.
+//!
+//! The file is one protobuf message. Its schema has been frozen for years and four of its fields matter here, so
+//! they are read by hand, without generated code.
+//!
+//! # Source
+//! `sentencepiece_model.proto` of google/sentencepiece: `ModelProto`, `TrainerSpec`, `NormalizerSpec`.
+
+/// A piece of the vocabulary.
+#[derive(Debug, PartialEq)]
+pub(super) struct Piece {
+    pub text: String,
+    pub score: f32,
+    pub kind: PieceKind,
+}
+
+/// What a piece stands for, as far as tokenizing goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PieceKind {
+    /// Ordinary, unknown, unused or byte: only ever found by the model.
+    Normal,
+    /// `<pad>`, `</s>` and their like.
+    Control,
+    /// A symbol its trainer wanted kept whole.
+    UserDefined,
+}
+
+/// A sentencepiece model.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Model {
+    pub pieces: Vec<Piece>,
+    /// The rules that normalize text, as a double-array trie; empty for none.
+    pub charsmap: Vec<u8>,
+}
+
+const UNIGRAM: u64 = 1;
+
+impl Model {
+    /// Reads a `ModelProto`.
+    ///
+    /// # Errors
+    /// Says in a few words what is wrong with `bytes`.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let mut model = Self::default();
+        let mut fields = Fields(bytes);
+        while let Some((number, value)) = fields.next()? {
+            match (number, value) {
+                (1, Value::Bytes(piece)) => model.pieces.push(parse_piece(piece)?),
+                (2, Value::Bytes(trainer)) => check_trainer(trainer)?,
+                (3, Value::Bytes(normalizer)) => {
+                    let mut fields = Fields(normalizer);
+                    while let Some((number, value)) = fields.next()? {
+                        if let (2, Value::Bytes(charsmap)) = (number, value) {
+                            model.charsmap = charsmap.to_vec();
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        match model.pieces.is_empty() {
+            true => Err("it holds no sentencepiece vocabulary".into()),
+            false => Ok(model),
+        }
+    }
+}
+
+fn parse_piece(bytes: &[u8]) -> Result<Piece, String> {
+    let mut piece = Piece { text: String::new(), score: 0.0, kind: PieceKind::Normal };
+    let mut fields = Fields(bytes);
+    while let Some((number, value)) = fields.next()? {
+        match (number, value) {
+            (1, Value::Bytes(text)) => {
+                piece.text = String::from_utf8(text.to_vec()).map_err(|_| "a piece is not UTF-8")?;
+            }
+            (2, Value::Fixed32(bits)) => piece.score = f32::from_bits(bits),
+            (3, Value::Varint(3)) => piece.kind = PieceKind::Control,
+            (3, Value::Varint(4)) => piece.kind = PieceKind::UserDefined,
+            _ => {}
+        }
+    }
+    Ok(piece)
+}
+
+fn check_trainer(bytes: &[u8]) -> Result<(), String> {
+    let mut fields = Fields(bytes);
+    while let Some((number, value)) = fields.next()? {
+        if let (3, Value::Varint(kind)) = (number, value)
+            && kind != UNIGRAM
+        {
+            return Err(format!("it is a sentencepiece model of type {kind}, not a Unigram one"));
+        }
+    }
+    Ok(())
+}
+
+/// A protobuf value by its wire type.
+enum Value<'a> {
+    Varint(u64),
+    Fixed64,
+    Bytes(&'a [u8]),
+    Fixed32(u32),
+}
+
+/// The fields of a protobuf message that are left to read.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, String> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let tag = self.varint()?;
+        let value = match tag & 7 {
+            0 => Value::Varint(self.varint()?),
+            1 => self.take(8).map(|_| Value::Fixed64)?,
+            2 => {
+                let length = self.varint()?;
+                Value::Bytes(self.take(usize::try_from(length).unwrap_or(usize::MAX))?)
+            }
+            5 => {
+                Value::Fixed32(self.take(4)?.iter().rev().fold(0, |bits, &byte| bits << 8 | u32::from(byte)))
+            }
+            wire_type => return Err(format!("it is not a sentencepiece model (wire type {wire_type})")),
+        };
+        Ok(Some((tag >> 3, value)))
+    }
+
+    fn varint(&mut self) -> Result<u64, String> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.take(1)?[0];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err("it is not a sentencepiece model (a number has more than 64 bits)".into())
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or("it ends in the middle of a field")?;
+        self.0 = rest;
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A field with a length, by hand.
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
+    }
+
+    #[test]
+    fn reads_pieces_and_charsmap_and_skips_the_rest() {
+        let piece = [field(1, "▁a".as_bytes()), vec![2 << 3 | 5], (-1.5f32).to_le_bytes().to_vec()].concat();
+        let control = [field(1, b"</s>"), vec![3 << 3, 3]].concat();
+        let unknown = [vec![9 << 3 | 1], vec![0; 8], vec![10 << 3, 0xff, 0x01]].concat();
+        let bytes = [
+            field(1, &piece),
+            unknown,
+            field(1, &control),
+            field(2, &[3 << 3, 1]),
+            field(3, &field(2, b"map")),
+        ]
+        .concat();
+        let expected = Model {
+            pieces: vec![
+                Piece { text: "▁a".into(), score: -1.5, kind: PieceKind::Normal },
+                Piece { text: "</s>".into(), score: 0.0, kind: PieceKind::Control },
+            ],
+            charsmap: b"map".to_vec(),
+        };
+        assert_eq!(Model::parse(&bytes), Ok(expected));
+        // Cut anywhere, it is refused or has lost whole fields; it never panics.
+        for end in 0..bytes.len() {
+            let _ = Model::parse(&bytes[..end]);
+        }
+        assert_eq!(Model::parse(&bytes[..piece.len()]), Err("it ends in the middle of a field".into()));
+    }
+
+    #[test]
+    fn refuses_what_is_no_unigram_model() {
+        let error = |bytes: &[u8]| Model::parse(bytes).unwrap_err();
+        assert_eq!(error(b""), "it holds no sentencepiece vocabulary");
+        assert_eq!(
+            error(&field(2, &[3 << 3, 2])),
+            "it is a sentencepiece model of type 2, not a Unigram one"
+        );
+        assert_eq!(error(b"version https://git-lfs"), "it is not a sentencepiece model (wire type 6)");
+        assert_eq!(error(&[0xff; 12]), "it is not a sentencepiece model (a number has more than 64 bits)");
+        assert_eq!(error(&field(1, &field(1, &[0xc3]))), "a piece is not UTF-8");
+        // A length near 2^64 must not wrap around.
+        assert_eq!(
+            error(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]),
+            "it ends in the middle of a field"
+        );
+    }
+}

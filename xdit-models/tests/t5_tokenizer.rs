@@ -1,0 +1,239 @@
+//! `T5Tokenizer` against what transformers says, on small vocabularies and, where they are found, the published ones.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Deserialize;
+use xdit_models::tokenizer::T5Tokenizer;
+
+#[derive(Deserialize)]
+struct Goldens {
+    texts: Vec<String>,
+    cuts: Vec<Cut>,
+    answers: std::collections::BTreeMap<String, Answers>,
+}
+
+#[derive(Deserialize)]
+struct Cut {
+    text: TextOrIndex,
+    max_length: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOrIndex {
+    Index(usize),
+    Text(String),
+}
+
+#[derive(Deserialize)]
+struct Answers {
+    vocab_size: usize,
+    pad_id: u32,
+    ids: Vec<Option<Vec<u32>>>,
+    cuts: Vec<CutAnswer>,
+}
+
+#[derive(Deserialize)]
+struct CutAnswer {
+    ids: Vec<u32>,
+    dropped: Option<String>,
+}
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/t5")
+}
+
+fn goldens() -> Goldens {
+    serde_json::from_slice(&std::fs::read(data().join("goldens.json")).unwrap()).unwrap()
+}
+
+/// The folder of T5's published files, or a word that the test did not run.
+fn published() -> Option<PathBuf> {
+    let root = std::env::var_os("XDIT_REAL_TOKENIZERS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tokenizers"), PathBuf::from);
+    let dir = root.join("t5");
+    if dir.join("spiece.model").exists() {
+        return Some(dir);
+    }
+    eprintln!("SKIPPED: no `{}`; set XDIT_REAL_TOKENIZERS to a folder with `t5/spiece.model`", dir.display());
+    None
+}
+
+fn load(dir: &Path) -> T5Tokenizer {
+    let start = Instant::now();
+    let tokenizer = T5Tokenizer::load(dir).unwrap_or_else(|error| panic!("{error}"));
+    eprintln!("loaded {} in {:.1} ms", dir.display(), start.elapsed().as_secs_f64() * 1e3);
+    tokenizer
+}
+
+/// Compares every text and every cut; `defaults` stands in for ids that are not written twice.
+fn check(dir: &Path, goldens: &Goldens, name: &str, defaults: &str) {
+    let tokenizer = load(dir);
+    let expected = &goldens.answers[name];
+    assert_eq!(
+        (tokenizer.vocab_size(), tokenizer.pad_id()),
+        (expected.vocab_size, expected.pad_id),
+        "{name}"
+    );
+    assert!(goldens.texts.len() >= 300 && expected.ids.len() == goldens.texts.len());
+    for (i, text) in goldens.texts.iter().enumerate() {
+        let ids = expected.ids[i].as_ref().or(goldens.answers[defaults].ids[i].as_ref()).unwrap();
+        let encoding = tokenizer.encode(text, usize::MAX);
+        assert_eq!((&encoding.ids, &encoding.dropped), (ids, &None), "{name}: {text:?}");
+    }
+    assert_eq!(expected.cuts.len(), goldens.cuts.len());
+    for (cut, answer) in goldens.cuts.iter().zip(&expected.cuts) {
+        let text = match &cut.text {
+            TextOrIndex::Index(i) => &goldens.texts[*i],
+            TextOrIndex::Text(text) => text,
+        };
+        let encoding = tokenizer.encode(text, cut.max_length);
+        let context = format!("{name}: {text:?} cut to {}", cut.max_length);
+        assert_eq!(
+            (encoding.ids, encoding.dropped),
+            (answer.ids.clone(), answer.dropped.clone()),
+            "{context}"
+        );
+    }
+}
+
+/// Copies the named files, so that a folder holds nothing else.
+fn copy(from: &Path, files: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in files {
+        std::fs::copy(from.join(file), dir.path().join(file)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn small_spiece_model_equals_transformers() {
+    check(&data().join("spiece"), &goldens(), "spiece", "spiece");
+}
+
+#[test]
+fn small_tokenizer_json_equals_transformers() {
+    check(&data().join("json"), &goldens(), "json", "json");
+}
+
+#[test]
+fn published_files_equal_transformers() {
+    let Some(dir) = published() else { return };
+    let goldens = goldens();
+    check(&dir, &goldens, "published", "published");
+    // As PixArt publishes them: no `tokenizer.json`.
+    let spiece = copy(&dir, &["spiece.model", "tokenizer_config.json"]);
+    check(spiece.path(), &goldens, "published", "published");
+    let spiece = copy(&dir, &["spiece.model"]);
+    check(spiece.path(), &goldens, "published spiece.model alone", "published");
+}
+
+#[test]
+fn tokenizer_json_is_preferred() {
+    let dir = copy(&data().join("json"), &["tokenizer.json", "tokenizer_config.json"]);
+    std::fs::copy(data().join("spiece/spiece.model"), dir.path().join("spiece.model")).unwrap();
+    check(dir.path(), &goldens(), "json", "json");
+}
+
+#[test]
+fn no_room_means_no_ids() {
+    let tokenizer = load(&data().join("spiece"));
+    let encoding = tokenizer.encode("a cat", 0);
+    assert_eq!((encoding.ids.len(), encoding.dropped.as_deref()), (0, Some("a cat")));
+}
+
+fn error(dir: &Path) -> String {
+    T5Tokenizer::load(dir)
+        .err()
+        .map(|error| error.to_string().replace(&dir.display().to_string(), "DIR"))
+        .unwrap()
+}
+
+#[test]
+fn an_empty_folder_says_what_belongs_there() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(
+        error(dir.path()),
+        "no T5 vocabulary in `DIR`\n\
+         hint: the `tokenizer` folder of a checkpoint holds `spiece.model` or `tokenizer.json`; fetch one of them"
+    );
+}
+
+#[test]
+fn broken_files_are_named() {
+    let broken = |file: &str, content: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(file), content).unwrap();
+        let text = error(dir.path());
+        let reason = text.strip_prefix(&format!("cannot read the tokenizer file `DIR/{file}`: ")).unwrap();
+        reason
+            .strip_suffix(
+                "\nhint: fetch the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer",
+            )
+            .unwrap()
+            .to_owned()
+    };
+    let json = |vocab: &str| broken("tokenizer.json", &format!(r#"{{"model":{{"vocab":{vocab}}}}}"#));
+    assert_eq!(
+        broken("spiece.model", "version https://git-lfs"),
+        "it is not a sentencepiece model (wire type 6)"
+    );
+    assert_eq!(broken("spiece.model", ""), "it holds no sentencepiece vocabulary");
+    assert_eq!(broken("tokenizer.json", "{"), "EOF while parsing an object at line 1 column 1");
+    assert_eq!(json("[]"), "it has 0 pieces, too few for `<pad>`, `</s>` and `<unk>`");
+    assert_eq!(
+        json(&format!(r#"[["a",0],["b",0],["{}",0]]"#, "c".repeat(2000))),
+        "it has a piece of 2000 bytes, more than 1024"
+    );
+    assert_eq!(json(r#"{"a":0}"#), "invalid type: map, expected a sequence at line 1 column 18");
+    let hostile = r#"{"model":{"vocab":[["<pad>",0],["</s>",0],["<unk>",0]]},"normalizer":{"type":"Precompiled","precompiled_charsmap":"/////w=="}}"#;
+    assert_eq!(broken("tokenizer.json", hostile), "its normalizer is truncated");
+    assert_eq!(broken("tokenizer.json", &hostile.replace("/////w==", "?")), "its normalizer is not base64");
+    assert_eq!(
+        broken("tokenizer_config.json", r#"{"added_tokens_decoder":{"x":"y"}}"#),
+        "invalid value: expected key to be a number in quotes at line 1 column 26"
+    );
+}
+
+#[test]
+fn a_truncated_model_is_refused() {
+    let bytes = std::fs::read(data().join("spiece/spiece.model")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for end in (0..bytes.len()).step_by(bytes.len() / 97) {
+        std::fs::write(dir.path().join("spiece.model"), &bytes[..end]).unwrap();
+        // Cut between two pieces, or before the normalizer, it is a shorter model that is still whole.
+        if let Ok(tokenizer) = T5Tokenizer::load(dir.path()) {
+            assert!(tokenizer.vocab_size() <= 1000, "{end} bytes");
+        }
+    }
+    // The normalizer is most of the file; a cut inside is always seen.
+    std::fs::write(dir.path().join("spiece.model"), &bytes[..bytes.len() / 2]).unwrap();
+    assert!(error(dir.path()).contains("`DIR/spiece.model`: it ends in the middle of a field"));
+}
+
+#[test]
+fn a_damaged_model_is_refused_or_harmless() {
+    let bytes = std::fs::read(data().join("spiece/spiece.model")).unwrap();
+    let texts = goldens().texts;
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 1u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let mut refused = 0;
+    for _ in 0..40 {
+        let mut damaged = bytes.clone();
+        for _ in 0..20 {
+            let at = random(damaged.len());
+            damaged[at] ^= 1 << random(8);
+        }
+        std::fs::write(dir.path().join("spiece.model"), &damaged).unwrap();
+        match T5Tokenizer::load(dir.path()) {
+            Ok(tokenizer) => texts.iter().for_each(|text| drop(tokenizer.encode(text, 120))),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 0);
+}
