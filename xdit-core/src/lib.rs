@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
 
 pub use error::{Error, ErrorKind, Result};
