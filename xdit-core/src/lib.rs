@@ -15,5 +15,7 @@ pub mod pipeline;
 pub mod tokens;
 pub mod transformer;
 pub mod weights;
+#[cfg(feature = "hub")]
+pub mod hub;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,149 @@
+//! The folder of one repository in the hub's cache, in the layout of Python's `huggingface_hub`.
+//!
+//! ```text
+//! models--owner--name/refs/main                            the commit that `main` was at
+//! models--owner--name/blobs/<etag>                         contents, named by their hash
+//! models--owner--name/snapshots/<commit>/vae/config.json   a link to ../../../blobs/<etag>
+//! .locks/models--owner--name/<etag>.lock                   held while a blob is downloaded
+//! ```
+
+use super::select::{MODEL_INDEX, ModelIndex, select};
+use crate::{Error, Result};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+/// The cached files of one model.
+pub(super) struct RepoCache {
+    /// `owner/name`
+    model: String,
+    root: PathBuf,
+    locks: PathBuf,
+}
+
+impl RepoCache {
+    pub(super) fn new(cache_dir: &Path, model: &str) -> Self {
+        let folder = format!("models--{}", model.replace('/', "--"));
+        Self {
+            model: model.to_owned(),
+            root: cache_dir.join(&folder),
+            locks: cache_dir.join(".locks").join(folder),
+        }
+    }
+
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.root.join("snapshots").join(commit)
+    }
+
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.root.join("blobs").join(etag)
+    }
+
+    /// The commit that `revision` stood for when it was last asked for.
+    pub(super) fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let commit = fs::read_to_string(self.root.join("refs").join(revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+
+    /// Remembers what `revision` stands for.
+    pub(super) fn write_ref(&self, revision: &str, commit: &str) -> io::Result<()> {
+        if self.commit(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        let path = self.root.join("refs").join(revision);
+        create_parent(&path)?;
+        // Renamed into place: another process may read it at any time.
+        let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
+        fs::write(&fresh, commit)?;
+        fs::rename(&fresh, &path)
+    }
+
+    /// The snapshot of `commit`, if every file that the model needs is there.
+    pub(super) fn complete_snapshot(&self, commit: &str, variant: Option<&str>) -> Result<PathBuf> {
+        let folder = self.snapshot(commit);
+        let text = fs::read_to_string(folder.join(MODEL_INDEX)).map_err(|error| {
+            Error::failure(format!("the `{MODEL_INDEX}` of `{}` is not in the cache: {error}", self.model))
+        })?;
+        let index = ModelIndex::parse(&self.model, &text)?;
+        select(&self.model, &index, &files_of(&folder), variant)?;
+        Ok(folder)
+    }
+
+    /// Makes `file` of the snapshot stand for a blob that is already there.
+    pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> io::Result<()> {
+        let pointer = self.snapshot(commit).join(file);
+        create_parent(&pointer)?;
+        // A link that leads nowhere, left by a cleaned cache, would be in the way.
+        if pointer.is_symlink() && !pointer.exists() {
+            fs::remove_file(&pointer)?;
+        }
+        // Relative, so that the cache can be moved: up from the folders of `file`, the commit and `snapshots`.
+        let up = "../".repeat(file.matches('/').count() + 2);
+        match symlink(&format!("{up}blobs/{etag}"), &self.blob(etag), &pointer) {
+            // Another process was faster.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        }
+    }
+
+    /// Waits until no other process downloads this blob; the lock goes with the returned file.
+    ///
+    /// `None` if the file system has no locks. Python's `filelock` takes the same lock.
+    pub(super) fn lock(&self, etag: &str) -> io::Result<Option<File>> {
+        let path = self.locks.join(format!("{etag}.lock"));
+        create_parent(&path)?;
+        let file = File::create(&path)?;
+        match file.lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether `revision` is the full hash of a commit, which never changes its meaning.
+pub(super) fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+pub(super) fn create_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// The files of a snapshot and of its folders, as `folder/name`; links that lead nowhere do not count.
+fn files_of(snapshot: &Path) -> Vec<String> {
+    let names = |folder: &Path| -> Vec<(String, PathBuf)> {
+        fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                Some((entry.file_name().into_string().ok()?, entry.path()))
+            })
+            .collect()
+    };
+    let mut files = Vec::new();
+    for (name, path) in names(snapshot) {
+        if path.is_dir() {
+            let inside = names(&path).into_iter().filter(|(_, path)| path.is_file());
+            files.extend(inside.map(|(file, _)| format!("{name}/{file}")));
+        } else if path.is_file() {
+            files.push(name);
+        }
+    }
+    files
+}
+
+#[cfg(unix)]
+fn symlink(target: &str, _blob: &Path, pointer: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, pointer)
+}
+
+/// Without symbolic links for everyone (Windows), the snapshot shares the blob's contents by a hard link.
+#[cfg(not(unix))]
+fn symlink(_target: &str, blob: &Path, pointer: &Path) -> io::Result<()> {
+    fs::hard_link(blob, pointer)
+}

@@ -1,0 +1,239 @@
+//! The three requests to the hub: what a revision holds, what a file is, and a file's bytes.
+
+use super::HubOptions;
+use super::fault::Fault;
+use crate::{Error, Result};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+use ureq::http::Response;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body, Proxy};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest silence of the server, in headers or in the middle of a body.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_REDIRECTS: usize = 10;
+const LINKED_ETAG: &str = "x-linked-etag";
+/// A repository of 100,000 files lists in about 10 MB.
+const MAX_LISTING_BYTES: u64 = 64 << 20;
+
+pub(super) struct Client {
+    agent: Agent,
+    endpoint: String,
+    token: Option<String>,
+}
+
+/// What a revision holds.
+pub(super) struct Listing {
+    pub(super) commit: String,
+    pub(super) files: Vec<String>,
+}
+
+/// What a file is.
+pub(super) struct Metadata {
+    /// The name of its blob: the SHA-256 of a large file, the git hash of a small one.
+    pub(super) etag: String,
+    pub(super) bytes: Option<u64>,
+}
+
+impl Metadata {
+    /// The contents' SHA-256, which only large files have.
+    pub(super) fn sha256(&self) -> Option<&str> {
+        (self.etag.len() == 64 && self.etag.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            .then_some(&self.etag)
+    }
+}
+
+impl Client {
+    pub(super) fn new(options: &HubOptions) -> Result<Self> {
+        let config = Agent::config_builder()
+            .user_agent(concat!("xdit/", env!("CARGO_PKG_VERSION")))
+            // Compressed bodies would have another length than the file.
+            .accept_encoding("identity")
+            .http_status_as_error(false)
+            // Followed here: the answer *before* a redirect describes the file, and the token must not travel.
+            .max_redirects(0)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_per_read(Some(READ_TIMEOUT))
+            .tls_config(TlsConfig::builder().root_certs(root_certs(options)?).build())
+            .proxy(proxy(options)?);
+        Ok(Self {
+            agent: config.build().into(),
+            endpoint: options.endpoint.clone(),
+            token: options.token.clone(),
+        })
+    }
+
+    /// The commit and the files of a revision.
+    pub(super) fn listing(&self, model: &str, revision: &str) -> Result<Listing, Fault> {
+        #[derive(Deserialize)]
+        struct ModelInfo {
+            sha: String,
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        let url = format!("{}/api/models/{model}/revision/{}", self.endpoint, percent_encoded(revision, ""));
+        let mut response = self.send(Verb::Get { from: 0 }, &url)?;
+        let text = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_string()?;
+        let info: ModelInfo =
+            serde_json::from_str(&text).map_err(|error| Fault::strange(error.to_string()))?;
+        if !super::cache::is_commit(&info.sha) {
+            return Err(Fault::strange(format!("`{}` is no commit", info.sha)));
+        }
+        // The names become paths in the cache; one that would lead out of it is no file of a model.
+        let files =
+            info.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|name| is_inner_path(name));
+        Ok(Listing { commit: info.sha, files: files.collect() })
+    }
+
+    pub(super) fn file_url(&self, model: &str, commit: &str, file: &str) -> String {
+        format!("{}/{model}/resolve/{commit}/{}", self.endpoint, percent_encoded(file, "/"))
+    }
+
+    pub(super) fn metadata(&self, url: &str) -> Result<Metadata, Fault> {
+        let response = self.send(Verb::Describe, url)?;
+        let header = |name| header(&response, name);
+        // A large file lies elsewhere: the redirect to it carries its hash and size in headers of their own.
+        let linked = header(LINKED_ETAG);
+        let bytes = match &linked {
+            Some(_) => header("x-linked-size"),
+            None => header("content-length"),
+        };
+        let etag =
+            linked.or_else(|| header("etag")).ok_or_else(|| Fault::strange("it has no `ETag`".to_owned()))?;
+        let etag = etag.trim_start_matches("W/").trim_matches('"');
+        if !is_inner_path(etag) || etag.contains('/') {
+            return Err(Fault::strange(format!("`{etag}` is no usable `ETag`")));
+        }
+        Ok(Metadata { etag: etag.to_owned(), bytes: bytes.and_then(|bytes| bytes.parse().ok()) })
+    }
+
+    /// The bytes of a file, beginning with number `from` if the server can do that (then the status is 206).
+    pub(super) fn read(&self, url: &str, from: u64) -> Result<Response<Body>, Fault> {
+        self.send(Verb::Get { from }, url)
+    }
+
+    /// Sends a request and follows redirects; the token goes only to the endpoint.
+    fn send(&self, verb: Verb, url: &str) -> Result<Response<Body>, Fault> {
+        let mut url = url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = match verb {
+                Verb::Describe => self.agent.head(&url),
+                Verb::Get { .. } => self.agent.get(&url),
+            };
+            if let Verb::Get { from: from @ 1.. } = verb {
+                request = request.header("Range", format!("bytes={from}-"));
+            }
+            if let Some(token) = self.token.as_ref().filter(|_| origin(&url) == origin(&self.endpoint)) {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let response = request.call()?;
+            let status = response.status();
+            let described = matches!(verb, Verb::Describe) && header(&response, LINKED_ETAG).is_some();
+            if status.is_success() || (status.is_redirection() && described) {
+                return Ok(response);
+            }
+            match header(&response, "location").filter(|_| status.is_redirection()) {
+                Some(location) => url = redirected(&url, &location),
+                None => return Err(Fault::status(status.as_u16(), header(&response, "x-error-code"))),
+            }
+        }
+        Err(Fault::strange(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Verb {
+    /// Headers only.
+    Describe,
+    /// The body, beginning with this byte.
+    Get { from: u64 },
+}
+
+pub(super) fn header(response: &Response<Body>, name: &str) -> Option<String> {
+    Some(response.headers().get(name)?.to_str().ok()?.to_owned())
+}
+
+/// Scheme, host and port of a URL.
+fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |at| host + at);
+    &url[..end]
+}
+
+/// Where a `Location` header leads from `url`.
+fn redirected(url: &str, location: &str) -> String {
+    if location.contains("://") {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        let scheme = url.find("//").map_or("https:", |at| &url[..at]);
+        format!("{scheme}{location}")
+    } else {
+        let slash = if location.starts_with('/') { "" } else { "/" };
+        format!("{}{slash}{location}", origin(url))
+    }
+}
+
+/// Whether a path given by the server stays inside the folder that it is joined to.
+fn is_inner_path(path: &str) -> bool {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    path.split('/').all(plain) && !path.contains(['\\', ':', '\0'])
+}
+
+/// `text` as a part of a URL; characters in `keep` stay as they are.
+fn percent_encoded(text: &str, keep: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        let char = char::from(byte);
+        if char.is_ascii_alphanumeric() || "-._~".contains(char) || keep.contains(char) {
+            encoded.push(char);
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+fn proxy(options: &HubOptions) -> Result<Option<Proxy>> {
+    let Some(url) = &options.proxy else { return Ok(None) };
+    let built = Proxy::new(url).and_then(|parsed| {
+        let mut builder = Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
+        if let Some(username) = parsed.username() {
+            builder = builder.username(username);
+        }
+        if let Some(password) = parsed.password() {
+            builder = builder.password(password);
+        }
+        let exceptions = options.no_proxy.iter().flat_map(|hosts| hosts.split(','));
+        exceptions.fold(builder, |builder, host| builder.no_proxy(host.trim())).build()
+    });
+    // The value is not repeated: it may hold a password.
+    let invalid = |_| {
+        Error::usage("the proxy's URL cannot be used")
+            .hint("`HTTPS_PROXY` has to look like `http://host:port`; name the hosts to reach directly in `NO_PROXY`")
+    };
+    built.map(Some).map_err(invalid)
+}
+
+fn root_certs(options: &HubOptions) -> Result<RootCerts> {
+    let Some(file) = &options.ca_file else { return Ok(RootCerts::WebPki) };
+    let unusable = |why: String| {
+        Error::failure(format!("cannot use the certificates in `{}`: {why}", file.display()))
+            .hint("unset `SSL_CERT_FILE` to trust the public certificate authorities")
+    };
+    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    let certificates: Vec<Certificate<'static>> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        return Err(unusable("it holds none".to_owned()));
+    }
+    Ok(RootCerts::Specific(Arc::new(certificates)))
+}

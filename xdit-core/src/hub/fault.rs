@@ -1,0 +1,118 @@
+//! Why the hub gave no answer, and the words for it.
+
+use crate::Error;
+use std::io;
+
+/// A request that failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// No answer, or one that broke off.
+    Network(String),
+    /// An answer that is no success; the code is the hub's own word for the reason.
+    Status { status: u16, code: Option<String> },
+    /// An answer that no hub gives.
+    Strange(String),
+}
+
+/// What a request was about, for the sentence.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) endpoint: &'a str,
+    pub(super) model: &'a str,
+    pub(super) revision: &'a str,
+    pub(super) file: Option<&'a str>,
+}
+
+impl Fault {
+    pub(super) fn status(status: u16, code: Option<String>) -> Self {
+        Self::Status { status, code }
+    }
+
+    pub(super) fn strange(why: String) -> Self {
+        Self::Strange(why)
+    }
+
+    /// Whether the same request may succeed later.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Network(_) => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            Self::Strange(_) => false,
+        }
+    }
+
+    /// Whether a cached copy may stand in: always, unless the hub said that the model or revision is not there.
+    pub(super) fn leaves_the_cache(&self) -> bool {
+        !matches!(self, Self::Status { status: 404, .. })
+    }
+
+    /// The fault in one sentence with the way out.
+    pub(super) fn into_error(self, subject: Subject<'_>) -> Error {
+        let Subject { endpoint, model, revision, file } = subject;
+        let what = file.map_or_else(|| format!("`{model}`"), |file| format!("`{file}` of `{model}`"));
+        match self {
+            Self::Network(why) => Error::failure(format!("cannot get {what} from `{endpoint}`: {why}")).hint(
+                "check the network, or set `HF_ENDPOINT` to a mirror; a model that is already in the cache needs neither",
+            ),
+            Self::Strange(why) => {
+                Error::failure(format!("the answer of `{endpoint}` about {what} cannot be used: {why}"))
+                    .hint("check that `HF_ENDPOINT` is a Hugging Face hub or a mirror of one")
+            }
+            Self::Status { status: 401, .. } => {
+                Error::failure(format!("`{endpoint}` does not show {what} without a valid token (HTTP 401)")).hint(
+                    format!(
+                        "check the spelling; for a gated or private model accept its licence at `{endpoint}/{model}` and set `HF_TOKEN`"
+                    ),
+                )
+            }
+            Self::Status { status: 403, .. } => Error::failure(format!("access to {what} is refused (HTTP 403)"))
+                .hint(format!(
+                    "accept the model's licence at `{endpoint}/{model}` and set `HF_TOKEN` to a token of that account"
+                )),
+            Self::Status { status: 404, code } => match (code.as_deref(), file) {
+                (Some("RevisionNotFound"), _) => Error::usage(format!("`{model}` has no revision `{revision}`"))
+                    .hint("give a branch, a tag or a full commit hash, or leave the revision out"),
+                (_, Some(file)) => Error::failure(format!("`{model}` has no file `{file}` at revision `{revision}`"))
+                    .hint("choose another revision, or a repository in the complete diffusers layout"),
+                (Some("RepoNotFound"), None) => Error::usage(format!("there is no model `{model}` on `{endpoint}`"))
+                    .hint("check the spelling; a private model needs `HF_TOKEN`"),
+                (_, None) => {
+                    Error::usage(format!("there is no model `{model}` with revision `{revision}` on `{endpoint}`"))
+                        .hint("check the spelling of both; a private model needs `HF_TOKEN`")
+                }
+            },
+            Self::Status { status: 429, .. } => {
+                Error::failure(format!("`{endpoint}` refuses {what} for now: too many requests (HTTP 429)"))
+                    .hint("wait a few minutes; with `HF_TOKEN` set more requests are allowed")
+            }
+            Self::Status { status, .. } => {
+                Error::failure(format!("`{endpoint}` failed to give {what} (HTTP {status})"))
+                    .hint("try again later; a partial download is kept and resumed")
+            }
+        }
+    }
+}
+
+impl From<ureq::Error> for Fault {
+    fn from(error: ureq::Error) -> Self {
+        Self::Network(match error {
+            ureq::Error::HostNotFound => "the host is not found".to_owned(),
+            ureq::Error::Io(error) => return Self::from(error),
+            ureq::Error::Timeout(_) => "no answer in time".to_owned(),
+            other => other.to_string(),
+        })
+    }
+}
+
+impl From<io::Error> for Fault {
+    /// An error of the connection; those of the disk never come here.
+    fn from(error: io::Error) -> Self {
+        Self::Network(match error.kind() {
+            io::ErrorKind::ConnectionRefused => "the connection is refused".to_owned(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                "the connection broke off".to_owned()
+            }
+            _ => error.to_string(),
+        })
+    }
+}

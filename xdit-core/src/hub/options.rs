@@ -1,0 +1,125 @@
+//! Where the hub and its cache are, and how to ask: options and the variables that set them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The public hub.
+pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+/// The branch that is meant when no revision is named.
+pub const DEFAULT_REVISION: &str = "main";
+
+/// How to reach the hub, and where its cache lies.
+///
+/// The cache has the layout of Python's `huggingface_hub`, so both may share one.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// The folder of the `models--owner--name` folders.
+    pub cache_dir: PathBuf,
+    /// The hub or a mirror of it, without a trailing slash.
+    pub endpoint: String,
+    /// Sent to the endpoint, never to another host.
+    pub token: Option<String>,
+    /// A branch, a tag, `refs/pr/N` or a commit.
+    pub revision: String,
+    /// Look in the cache only.
+    pub offline: bool,
+    /// Prefer weights whose file names carry this word, like `fp16`.
+    pub variant: Option<String>,
+    /// An HTTP proxy, as a URL.
+    pub proxy: Option<String>,
+    /// The hosts that are reached without the proxy, separated by commas.
+    pub no_proxy: Option<String>,
+    /// Certificates (PEM) to trust in place of the built-in list of public authorities.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl HubOptions {
+    /// The public hub with its cache in `cache_dir`, without a token.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            cache_dir: cache_dir.into(),
+            endpoint: DEFAULT_ENDPOINT.to_owned(),
+            token: None,
+            revision: DEFAULT_REVISION.to_owned(),
+            offline: false,
+            variant: None,
+            proxy: None,
+            no_proxy: None,
+            ca_file: None,
+        }
+    }
+
+    /// The options that environment variables describe; `lookup` returns the value of one.
+    ///
+    /// Reads the variables of `huggingface_hub`, in its order of precedence, and the token file beside the cache:
+    ///
+    /// | option | variables |
+    /// |---|---|
+    /// | `cache_dir` | `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HOME` |
+    /// | `endpoint` | `HF_ENDPOINT` |
+    /// | `token` | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, else the file `HF_TOKEN_PATH` or `HF_HOME/token` |
+    /// | `offline` | `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` |
+    /// | `proxy`, `no_proxy` | `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in capitals or small letters |
+    /// | `ca_file` | `SSL_CERT_FILE` |
+    pub fn from_vars(lookup: impl Fn(&str) -> Option<String>) -> Self {
+        // An empty variable counts as unset, as it does in a shell's `${NAME:-default}`.
+        let first = |names: &[&str]| {
+            names.iter().find_map(|&name| lookup(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()))
+        };
+        let user_home = first(&["HOME", "USERPROFILE"]).map(PathBuf::from);
+        let path = |names: &[&str]| first(names).map(|value| expand_tilde(&value, user_home.as_deref()));
+
+        let hf_home = path(&["HF_HOME"]).unwrap_or_else(|| {
+            path(&["XDG_CACHE_HOME"])
+                .unwrap_or_else(|| user_home.clone().unwrap_or_default().join(".cache"))
+                .join("huggingface")
+        });
+        let cache_dir =
+            path(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]).unwrap_or_else(|| hf_home.join("hub"));
+        let token_file = path(&["HF_TOKEN_PATH"]).unwrap_or_else(|| hf_home.join("token"));
+        let endpoint = first(&["HF_ENDPOINT"]).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: first(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]).or_else(|| read_token(&token_file)),
+            offline: first(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(|value| is_true(&value)),
+            proxy: first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
+            no_proxy: first(&["NO_PROXY", "no_proxy"]),
+            ca_file: path(&["SSL_CERT_FILE"]),
+            ..Self::new(cache_dir)
+        }
+    }
+}
+
+impl fmt::Debug for HubOptions {
+    /// Leaves out the token, and the proxy with its password, so that neither ends up in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubOptions")
+            .field("cache_dir", &self.cache_dir)
+            .field("endpoint", &self.endpoint)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("revision", &self.revision)
+            .field("offline", &self.offline)
+            .field("variant", &self.variant)
+            .field("ca_file", &self.ca_file)
+            .finish_non_exhaustive()
+    }
+}
+
+fn expand_tilde(value: &str, home: Option<&Path>) -> PathBuf {
+    match (value.strip_prefix('~'), home) {
+        (Some(""), Some(home)) => home.to_owned(),
+        (Some(rest), Some(home)) if rest.starts_with('/') => home.join(&rest[1..]),
+        _ => PathBuf::from(value),
+    }
+}
+
+/// A missing or unreadable token file means no token: most models need none, and those that do say so.
+fn read_token(file: &Path) -> Option<String> {
+    let token = std::fs::read_to_string(file).ok()?.trim().to_owned();
+    (!token.is_empty()).then_some(token)
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
+}

@@ -1,0 +1,209 @@
+//! Which files of a repository a pipeline needs: a pure function from its listing.
+
+use crate::{Error, Result};
+use serde_json::Value;
+
+/// The file that lists the components of a pipeline.
+pub const MODEL_INDEX: &str = "model_index.json";
+
+/// What `model_index.json` says about a pipeline: its components, one folder each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelIndex {
+    components: Vec<Component>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Component {
+    /// The folder, like `text_encoder`.
+    name: String,
+    /// The Python class that diffusers loads it with, like `T5EncoderModel`.
+    class: String,
+}
+
+impl ModelIndex {
+    /// Reads the text of a `model_index.json`; `model` names its repository in errors.
+    ///
+    /// # Errors
+    /// If the text is no JSON object, or lists no component.
+    pub fn parse(model: &str, text: &str) -> Result<Self> {
+        let invalid = |why: String| {
+            Error::failure(format!("the `{MODEL_INDEX}` of `{model}` cannot be used: {why}"))
+                .hint("the model has to be in the diffusers layout")
+        };
+        let json: serde_json::Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let components: Vec<Component> = json.iter().filter_map(component).collect();
+        if components.is_empty() {
+            return Err(invalid("it names no component".to_owned()));
+        }
+        Ok(Self { components })
+    }
+}
+
+/// An entry is a component if it is `"folder": ["library", "Class"]` and not `[null, null]`, which stands for an
+/// optional component that this checkpoint lacks.
+fn component((name, entry): (&String, &Value)) -> Option<Component> {
+    let class = entry.as_array()?.get(1)?.as_str()?;
+    // The safety checker judges pictures; it has no part in making them.
+    (name != "safety_checker").then(|| Component { name: name.clone(), class: class.to_owned() })
+}
+
+impl Component {
+    /// Whether the class keeps weights; the others are described by text files alone.
+    fn has_weights(&self) -> bool {
+        const TEXT_ONLY: [&str; 6] =
+            ["Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor", "TokenizersBackend"];
+        !TEXT_ONLY.iter().any(|suffix| self.class.ends_with(suffix))
+    }
+}
+
+/// The files of `listing` that the pipeline needs, small ones first.
+///
+/// For a component with weights: its `config.json` and one set of safetensors files, of the `variant` if the
+/// component has it and without one otherwise, as diffusers chooses. For the others (tokenizers, the scheduler):
+/// their text files. Single-file checkpoints in the root, other formats, pictures and README are left out.
+///
+/// Because every weight comes after every small file, an interrupted download is always missing weights, which
+/// makes this function the test for completeness of a cached snapshot, too.
+///
+/// # Errors
+/// If a component lacks its files, a set of shards has gaps, or no component has the `variant`.
+///
+/// # Source
+/// `variant_compatible_siblings` and `DiffusionPipeline.download` of diffusers.
+pub fn select(
+    model: &str,
+    index: &ModelIndex,
+    listing: &[String],
+    variant: Option<&str>,
+) -> Result<Vec<String>> {
+    let mut small = vec![MODEL_INDEX.to_owned()];
+    let mut weights = Vec::new();
+    let mut variant_found = variant.is_none();
+
+    for component in &index.components {
+        let folder = &component.name;
+        let inside: Vec<&str> = listing
+            .iter()
+            .filter_map(|path| path.strip_prefix(folder.as_str())?.strip_prefix('/'))
+            .filter(|name| !name.contains('/'))
+            .collect();
+        let path = |name: &str| format!("{folder}/{name}");
+        if component.has_weights() {
+            let set = WeightSet::choose(model, folder, &inside, variant)?;
+            variant_found |= set.variant.is_some();
+            small.extend(inside.iter().filter(|&&name| name == "config.json").map(|name| path(name)));
+            small.extend(set.index.map(path));
+            weights.extend(set.files.into_iter().map(path));
+        } else {
+            let before = small.len();
+            small.extend(inside.iter().filter(|name| is_text(name)).map(|name| path(name)));
+            if small.len() == before {
+                return Err(Error::failure(format!("`{model}` has no files for its component `{folder}`"))
+                    .hint("choose a repository in the complete diffusers layout"));
+            }
+        }
+    }
+    if let (false, Some(variant)) = (variant_found, variant) {
+        return Err(Error::usage(format!("`{model}` has no weights of the variant `{variant}`"))
+            .hint("leave the variant out to use the default weights"));
+    }
+    small.extend(weights);
+    Ok(small)
+}
+
+/// Vocabularies, merges, sentencepiece models, chat templates and configs.
+fn is_text(name: &str) -> bool {
+    [".json", ".txt", ".model", ".jinja"].iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// One way to load a component: a whole file, or shards with their index.
+struct WeightSet<'a> {
+    variant: Option<&'a str>,
+    files: Vec<&'a str>,
+    index: Option<&'a str>,
+}
+
+impl<'a> WeightSet<'a> {
+    fn choose(model: &str, folder: &str, names: &[&'a str], variant: Option<&str>) -> Result<Self> {
+        let weights: Vec<Weight<'a>> = names.iter().filter_map(|name| Weight::parse(name)).collect();
+        let wanted = variant.filter(|&v| weights.iter().any(|w| w.variant == Some(v)));
+        let of_variant: Vec<&Weight<'a>> = weights.iter().filter(|w| w.variant == wanted).collect();
+
+        let Some(first) = of_variant.first() else {
+            let error =
+                Error::failure(format!("the component `{folder}` of `{model}` has no safetensors weights"));
+            return Err(match weights.iter().find_map(|w| w.variant) {
+                Some(other) => error.hint(format!("it has them as the variant `{other}`: ask for that")),
+                None => {
+                    error.hint("only safetensors are read: save the model again with diffusers to convert it")
+                }
+            });
+        };
+        let found = first.variant;
+        if let Some(whole) = of_variant.iter().find(|w| w.shard.is_none()) {
+            return Ok(Self { variant: found, files: vec![whole.name], index: None });
+        }
+        let count = of_variant.iter().filter_map(|w| w.shard).map(|(_, of)| of).max().unwrap_or(0);
+        let mut files = Vec::new();
+        for number in 1..=count {
+            match of_variant.iter().find(|w| w.shard == Some((number, count))) {
+                Some(shard) => files.push(shard.name),
+                None => {
+                    return Err(Error::failure(format!(
+                        "shard {number} of {count} of the component `{folder}` of `{model}` is missing"
+                    ))
+                    .hint("download the model again"));
+                }
+            }
+        }
+        let index = names.iter().copied().find(|name| index_variant(name) == Some(found));
+        Ok(Self { variant: found, files, index })
+    }
+}
+
+/// A weight file's name, taken apart: `model.fp16-00001-of-00002.safetensors`.
+struct Weight<'a> {
+    name: &'a str,
+    variant: Option<&'a str>,
+    /// Number, counted from one, and count.
+    shard: Option<(u32, u32)>,
+}
+
+impl<'a> Weight<'a> {
+    fn parse(name: &'a str) -> Option<Self> {
+        let rest = without_stem(name.strip_suffix(".safetensors")?)?;
+        // diffusers writes the variant before the shard number; its first sharded checkpoints have it after.
+        let (before, shard, after) = match rest.find("-of-") {
+            None => (rest, None, ""),
+            Some(of) => {
+                let start = of.checked_sub(6)?;
+                let number = rest.get(start..of)?.strip_prefix('-')?.parse().ok()?;
+                let count = rest.get(of + 4..of + 9)?.parse().ok()?;
+                (rest.get(..start)?, Some((number, count)), rest.get(of + 9..)?)
+            }
+        };
+        let variant = match (before, after) {
+            ("", "") => None,
+            (word, "") | ("", word) => Some(word.strip_prefix('.')?),
+            _ => return None,
+        };
+        Some(Self { name, variant, shard })
+    }
+}
+
+/// The variant that an index of shards is for: `model.safetensors.index.fp16.json`, earlier
+/// `model.safetensors.fp16.index.json`.
+fn index_variant(name: &str) -> Option<Option<&str>> {
+    let rest = without_stem(name.strip_suffix(".json")?)?.strip_prefix(".safetensors")?;
+    match rest.strip_prefix(".index") {
+        Some("") => Some(None),
+        Some(word) => Some(Some(word.strip_prefix('.')?)),
+        None => Some(Some(rest.strip_suffix(".index")?.strip_prefix('.')?)),
+    }
+}
+
+/// What follows the name that diffusers and transformers give to weights; nothing else counts as weights.
+fn without_stem(name: &str) -> Option<&str> {
+    ["diffusion_pytorch_model", "model"].iter().find_map(|stem| name.strip_prefix(stem))
+}

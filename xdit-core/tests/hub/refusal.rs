@@ -1,0 +1,217 @@
+//! Downloads that cannot end well: each in one sentence with the way out, and nothing broken left behind.
+
+use crate::server::{MODEL, Reply, Server, content, etag};
+use crate::{WEIGHT_FILE, WEIGHTS, get, hub, hub_but, options, repo};
+use std::fs;
+use std::path::Path;
+use tempfile::tempdir;
+use xdit_core::ErrorKind;
+use xdit_core::hub::HubOptions;
+
+/// The error of a run into an empty cache, with the hub's address written as `HUB`.
+fn error_of(hub: &Server) -> String {
+    let cache = tempdir().unwrap();
+    get(&options(cache.path(), hub)).unwrap_err().to_string().replace(&hub.url, "HUB")
+}
+
+#[test]
+fn a_hub_that_refuses() {
+    for (reply, expected) in [
+        (
+            Reply::refusal(401, "RepoNotFound"),
+            "`HUB` does not show `someone/some-model` without a valid token (HTTP 401)\n\
+             hint: check the spelling; for a gated or private model accept its licence at `HUB/someone/some-model` and set `HF_TOKEN`",
+        ),
+        (
+            Reply::refusal(403, "GatedRepo"),
+            "access to `someone/some-model` is refused (HTTP 403)\n\
+             hint: accept the model's licence at `HUB/someone/some-model` and set `HF_TOKEN` to a token of that account",
+        ),
+        (
+            Reply::refusal(404, "RepoNotFound"),
+            "there is no model `someone/some-model` on `HUB`\n\
+             hint: check the spelling; a private model needs `HF_TOKEN`",
+        ),
+        (
+            Reply::refusal(404, "RevisionNotFound"),
+            "`someone/some-model` has no revision `main`\n\
+             hint: give a branch, a tag or a full commit hash, or leave the revision out",
+        ),
+        (
+            Reply::status(404),
+            "there is no model `someone/some-model` with revision `main` on `HUB`\n\
+             hint: check the spelling of both; a private model needs `HF_TOKEN`",
+        ),
+        (
+            Reply::status(429),
+            "`HUB` refuses `someone/some-model` for now: too many requests (HTTP 429)\n\
+             hint: wait a few minutes; with `HF_TOKEN` set more requests are allowed",
+        ),
+        (
+            Reply::status(503),
+            "`HUB` failed to give `someone/some-model` (HTTP 503)\n\
+             hint: try again later; a partial download is kept and resumed",
+        ),
+    ] {
+        assert_eq!(error_of(&Server::start(move |_| reply.clone())), expected);
+    }
+}
+
+/// A gated model is listed for everyone; only its files are refused.
+#[test]
+fn a_file_that_is_refused_is_named() {
+    let refused =
+        |reply: Reply| hub_but(move |request| request.path.contains("/resolve/").then(|| reply.clone()));
+    assert_eq!(
+        error_of(&refused(Reply::refusal(403, "GatedRepo"))),
+        "access to `model_index.json` of `someone/some-model` is refused (HTTP 403)\n\
+         hint: accept the model's licence at `HUB/someone/some-model` and set `HF_TOKEN` to a token of that account"
+    );
+    assert_eq!(
+        error_of(&refused(Reply::refusal(404, "EntryNotFound"))),
+        "`someone/some-model` has no file `model_index.json` at revision `main`\n\
+         hint: choose another revision, or a repository in the complete diffusers layout"
+    );
+}
+
+#[test]
+fn an_answer_that_no_hub_gives() {
+    let hint = "hint: check that `HF_ENDPOINT` is a Hugging Face hub or a mirror of one";
+    for body in ["<html>", "{}", r#"{"sha": "../..", "siblings": []}"#] {
+        let reply = Reply { status: 200, body: body.into(), ..Reply::default() };
+        let error = error_of(&Server::start(move |_| reply.clone()));
+        assert!(
+            error.starts_with(&format!("the answer of `HUB` about `{MODEL}` cannot be used: ")),
+            "{error}"
+        );
+        assert!(error.ends_with(hint), "{error}");
+    }
+    let forever = Reply { status: 302, headers: vec![("Location", "/again".to_owned())], ..Reply::default() };
+    assert_eq!(
+        error_of(&Server::start(move |_| forever.clone())),
+        format!("the answer of `HUB` about `{MODEL}` cannot be used: more than 10 redirects\n{hint}")
+    );
+    for etag in ["\"../../evil\"", "\"\""] {
+        let reply = Reply { status: 200, headers: vec![("ETag", etag.to_owned())], ..Reply::default() };
+        let error =
+            error_of(&hub_but(move |request| request.path.contains("/resolve/").then(|| reply.clone())));
+        assert!(error.contains("is no usable `ETag`"), "{error}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_in_the_diffusers_layout() {
+    let mut files = crate::files();
+    files.0.remove("model_index.json");
+    assert_eq!(
+        error_of(&Server::start(move |request| files.answer(request))),
+        "`someone/some-model` has no `model_index.json`, so it is not in the diffusers layout\n\
+         hint: look for a repository of the same model whose name ends in `-diffusers`"
+    );
+}
+
+fn blob(cache: &Path) -> std::path::PathBuf {
+    repo(cache).join("blobs").join(etag(WEIGHT_FILE, &WEIGHTS))
+}
+
+#[test]
+fn a_body_that_stays_too_short_is_kept_for_the_next_run() {
+    let cache = tempdir().unwrap();
+    let hub = hub_but(|request| {
+        (request.method == "GET" && request.path.ends_with(WEIGHT_FILE)).then(|| {
+            match request.headers.get("range") {
+                None => Reply { cut_after: Some(600_000), ..content(request, WEIGHT_FILE, &WEIGHTS) },
+                Some(_) => Reply { cut_after: Some(0), ..content(request, WEIGHT_FILE, &WEIGHTS) },
+            }
+        })
+    });
+    let error = get(&options(cache.path(), &hub)).unwrap_err();
+    assert_eq!(
+        error.message().replace(&hub.url, "HUB"),
+        format!(
+            "cannot get `{WEIGHT_FILE}` of `{MODEL}` from `HUB`: the connection broke off after 600000 of 1000003 bytes"
+        )
+    );
+    assert!(!blob(cache.path()).exists());
+    assert_eq!(fs::read(blob(cache.path()).with_extension("incomplete")).unwrap(), WEIGHTS[..600_000]);
+
+    let offline = HubOptions {
+        offline: true,
+        revision: crate::server::COMMIT.to_owned(),
+        ..options(cache.path(), &hub)
+    };
+    assert_eq!(
+        get(&offline).unwrap_err().to_string(),
+        "the cached copy of `someone/some-model` is not complete: the component `transformer` of `someone/some-model` has no safetensors weights\n\
+         hint: unset `HF_HUB_OFFLINE` to download it, or point `HF_HOME` at a cache that has it"
+    );
+    let folder = get(&options(cache.path(), &crate::hub())).unwrap();
+    assert_eq!(fs::read(folder.join(WEIGHT_FILE)).unwrap(), *WEIGHTS);
+}
+
+#[test]
+fn altered_contents_are_deleted() {
+    for (altered, why) in [
+        (WEIGHTS.iter().map(|byte| !byte).collect(), "their SHA-256 is not"),
+        (vec![0; WEIGHTS.len() + 1], "1000004 bytes came, not 1000003"),
+    ] {
+        let cache = tempdir().unwrap();
+        let hub = hub_but(move |request| {
+            let wanted = request.method == "GET" && request.path.ends_with(WEIGHT_FILE);
+            let altered: &Vec<u8> = &altered;
+            wanted.then(|| Reply { status: 200, body: altered.clone(), ..Reply::default() })
+        });
+        let error = get(&options(cache.path(), &hub)).unwrap_err();
+        assert!(
+            error.message().starts_with(&format!("the download of `{WEIGHT_FILE}` of `{MODEL}` is damaged"))
+        );
+        assert!(error.message().contains(why), "{error}");
+        assert!(!blob(cache.path()).exists());
+        assert!(!blob(cache.path()).with_extension("incomplete").exists());
+    }
+}
+
+#[test]
+fn a_network_that_is_down_and_a_cache_that_is_empty() {
+    let cache = tempdir().unwrap();
+    let down = HubOptions { endpoint: "http://127.0.0.1:9".to_owned(), ..HubOptions::new(cache.path()) };
+    assert_eq!(
+        get(&down).unwrap_err().to_string(),
+        "cannot get `someone/some-model` from `http://127.0.0.1:9`: the connection is refused\n\
+         hint: check the network, or set `HF_ENDPOINT` to a mirror; a model that is already in the cache needs neither"
+    );
+    let error = get(&HubOptions { offline: true, ..down.clone() }).unwrap_err();
+    assert_eq!(
+        error.message(),
+        format!("`{MODEL}` at revision `main` is not in the cache `{}`", cache.path().display())
+    );
+    let nowhere = HubOptions { endpoint: "http://no-such-host.invalid".to_owned(), ..down };
+    let error = get(&nowhere).unwrap_err();
+    assert!(error.message().contains("from `http://no-such-host.invalid`: "), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Failure);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = get(&options(&file, &hub())).unwrap_err();
+    assert!(error.message().starts_with(&format!("cannot keep `{MODEL}` in the cache `{}`", file.display())));
+    assert!(error.to_string().ends_with("hint: set `HF_HOME` to a folder that can be written"), "{error}");
+}
+
+#[test]
+fn a_proxy_or_a_certificate_file_that_cannot_be_used() {
+    let hub = hub();
+    let cache = tempdir().unwrap();
+    let proxy = HubOptions { proxy: Some("gopher://:pass word".to_owned()), ..options(cache.path(), &hub) };
+    assert_eq!(get(&proxy).unwrap_err().message(), "the proxy's URL cannot be used");
+    let certificates = cache.path().join("ca.pem");
+    fs::write(&certificates, "no certificate").unwrap();
+    let trusting = HubOptions { ca_file: Some(certificates.clone()), ..options(cache.path(), &hub) };
+    assert_eq!(
+        get(&trusting).unwrap_err().message(),
+        format!("cannot use the certificates in `{}`: it holds none", certificates.display())
+    );
+}
