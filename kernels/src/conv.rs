@@ -2,7 +2,17 @@
 
 use burn::tensor::{Tensor, module, ops::ConvOptions};
 
+use crate::cpu::lanes::Level;
 use crate::group_norm::{Affine, reference_norm_act};
+
+mod cpu;
+mod gemm;
+mod image;
+mod patches;
+#[cfg(test)]
+mod tests;
+mod transforms;
+mod winograd;
 
 /// A convolution and what is folded into it: `conv(upsample(silu(affine(x)))) + residual`.
 #[derive(Clone, Debug)]
@@ -27,6 +37,9 @@ pub struct Conv2d {
 /// # Shapes
 /// `x`: `[b, c_in, y, x]`; result and `residual`: `[b, c_out, y', x']`.
 pub fn conv2d(conv: &Conv2d, x: Tensor<4>, norm: Option<&Affine>, residual: Option<Tensor<4>>) -> Tensor<4> {
+    if cpu::runs(conv, &x, norm, residual.as_ref()) {
+        return cpu::conv2d(Level::detect(), cpu::Algorithm::choose(conv, &x), conv, x, norm, residual);
+    }
     reference_conv2d(conv, x, norm, residual)
 }
 
@@ -43,7 +56,12 @@ pub fn reference_conv2d(
     };
     if conv.upsample {
         let [b, c, rows, cols] = x.dims();
-        x = x.reshape([b, c, rows, 1, cols, 1]).repeat_dim(3, 2).repeat_dim(5, 2).reshape([b, c, rows * 2, cols * 2]);
+        x = x.reshape([b, c, rows, 1, cols, 1]).repeat_dim(3, 2).repeat_dim(5, 2).reshape([
+            b,
+            c,
+            rows * 2,
+            cols * 2,
+        ]);
     }
     let [top, bottom, left, right] = conv.padding;
     if conv.padding != [0; 4] {

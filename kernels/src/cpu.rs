@@ -3,6 +3,10 @@
 use burn::tensor::{DType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
+pub(crate) mod lanes;
+pub(crate) mod silu;
+pub(crate) mod workers;
+
 /// Whether `tensor` is f32 and lives on the CPU backend.
 pub(crate) fn is_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && tensor.clone().try_into_primitive::<Flex>().is_ok()
@@ -28,4 +32,9 @@ pub(crate) fn tensor<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> Tenso
     assert_eq!(data.len(), shape.iter().product::<usize>());
     let bytes = burn::tensor::Bytes::from_elems(data);
     Tensor::from_primitive::<Flex>(FlexTensor::new(bytes, Layout::contiguous(shape.into()), DType::F32))
+}
+
+/// The elements of a tensor that [`contiguous`] made.
+pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("made contiguous")
 }

@@ -19,7 +19,7 @@ mod residual;
 pub use activation::{Activation, activate, gated_activate};
 pub use attention::{attention, attention_lse, merge_lse};
 pub use conv::{Conv2d, conv2d};
-pub use group_norm::{Affine, group_norm_affine, group_norm_sums, norm_act};
+pub use group_norm::{Affine, Moments, group_norm_affine, group_norm_moments, norm_act};
 pub use linear::linear;
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm};
 pub use residual::gated_residual;
@@ -31,8 +31,7 @@ pub mod reference {
     pub use crate::attention::reference_attention_lse as attention_lse;
     pub use crate::conv::reference_conv2d as conv2d;
     pub use crate::group_norm::{
-        reference_group_norm_affine as group_norm_affine, reference_group_norm_sums as group_norm_sums,
-        reference_norm_act as norm_act,
+        reference_group_norm_moments as group_norm_moments, reference_norm_act as norm_act,
     };
     pub use crate::linear::reference_linear as linear;
     pub use crate::norm::{

@@ -1,0 +1,112 @@
+//! What a convolution reads and writes: images, with the operations around them applied on the way.
+
+use crate::cpu::{lanes::Lanes, silu::norm_act};
+
+/// The input as the kernel slides over it: normalised, activated, upsampled and padded, none of it in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// `[b, c, rows, cols]`
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+    /// Scale and shift, each `[b, c]`; SiLU comes after them.
+    pub norm: Option<(&'a [f32], &'a [f32])>,
+    pub upsample: bool,
+    /// Rows of zeros above the image.
+    pub top: usize,
+    /// Columns of zeros left of the image.
+    pub left: usize,
+}
+
+impl Source<'_> {
+    /// The row of `data` that padded row `y` comes from, if not from the padding.
+    #[inline(always)]
+    pub(super) fn row(&self, y: usize) -> Option<usize> {
+        let row = y.checked_sub(self.top)? >> u32::from(self.upsample);
+        (row < self.rows).then_some(row)
+    }
+
+    /// Writes the pixels from `x` on of a row (of `data`, by [`row`](Self::row)) of plane `b · channels + c`.
+    #[inline(always)]
+    pub(super) fn read<V: Lanes>(&self, plane: usize, row: Option<usize>, x: usize, to: &mut [f32]) {
+        let Some(row) = row else { return to.fill(0.0) };
+        let doubled = u32::from(self.upsample);
+        let before = self.left.saturating_sub(x).min(to.len());
+        let first = (x + before).saturating_sub(self.left);
+        let count = (self.cols << doubled).saturating_sub(first).min(to.len() - before);
+        to[..before].fill(0.0);
+        to[before + count..].fill(0.0);
+        if count == 0 {
+            return;
+        }
+        let to = &mut to[before..before + count];
+        let start = first >> doubled;
+        let end = ((first + count - 1) >> doubled) + 1;
+        let from = &self.data[(plane * self.rows + row) * self.cols..][start..end];
+        let part = &mut to[..from.len()];
+        match self.norm {
+            // SAFETY: both slices have `part.len()` elements, and one is borrowed mutably.
+            Some((scale, shift)) => unsafe {
+                norm_act::<V>(from.as_ptr(), part.as_mut_ptr(), part.len(), scale[plane], shift[plane], true);
+            },
+            None => part.copy_from_slice(from),
+        }
+        if self.upsample {
+            // Pixel i comes from one at or before it, so spreading them backwards overwrites none too early.
+            for i in (1..count).rev() {
+                to[i] = to[((first + i) >> 1) - start];
+            }
+        }
+    }
+}
+
+/// The output, shared by the threads that each write their part of it.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// `[b, c, rows, cols]`
+    pub data: *mut f32,
+    /// Added to the result: null, the same as `data`, or apart from it.
+    pub residual: *const f32,
+    pub bias: Option<&'a [f32]>,
+    pub channels: usize,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+// SAFETY: the pointers are to memory that outlives the threads; `write`'s caller keeps parts apart.
+unsafe impl Send for Target<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Target<'_> {}
+
+impl Target<'_> {
+    /// Writes `value` plus bias and residual at `(y, x…)`, leaving out what is beyond the image.
+    ///
+    /// # Safety
+    /// No other thread may write there.
+    #[inline(always)]
+    pub(super) unsafe fn write<V: Lanes>(&self, plane: usize, y: usize, x: usize, value: V) {
+        if y >= self.rows || x >= self.cols {
+            return;
+        }
+        let bias = V::splat(self.bias.map_or(0.0, |bias| bias[plane % self.channels]));
+        let at = (plane * self.rows + y) * self.cols + x;
+        let len = V::N.min(self.cols - x);
+        // SAFETY: `at + len` is within row `y` of the plane.
+        unsafe {
+            if len == V::N {
+                let mut sum = value + bias;
+                if !self.residual.is_null() {
+                    sum = sum + V::load(self.residual.add(at));
+                }
+                sum.store(self.data.add(at));
+            } else {
+                let mut rest = [0.0f32; 16];
+                (value + bias).store(rest.as_mut_ptr());
+                for i in 0..len {
+                    let residual = if self.residual.is_null() { 0.0 } else { *self.residual.add(at + i) };
+                    *self.data.add(at + i) = rest[i] + residual;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! 3×3 convolution of stride 1 by Winograd's F(4×4, 3×3): 36 products where summing directly takes 144.
+//!
+//! The output is cut into tiles of 4×4, a vector's worth of which side by side are a *pack*, and packs into blocks
+//! that one thread computes at a time: it transforms the block's input, multiplies each of the 36 values of all
+//! channels by the transformed weights, some output channels at a time, and transforms the products to outputs. So
+//! a thread needs a few megabytes, however large the image.
+
+use rayon::prelude::*;
+
+use super::gemm::{PANEL, Product};
+use super::image::{Source, Target};
+use super::transforms::{IN, OUT, filter, input, output};
+use crate::cpu::lanes::{Job, Lanes, Level};
+use crate::cpu::workers::Scratch;
+
+/// Values of a tile.
+const POINTS: usize = IN * IN;
+
+/// Packs in a block: the more, the less often the weights are read.
+const BLOCK: usize = 6;
+
+/// Panels of output channels whose products are in memory at a time.
+const PANELS: usize = 4;
+
+/// Sizes of a convolution and how it is cut into blocks of tiles.
+#[derive(Clone, Copy)]
+pub(super) struct Winograd {
+    pub batch: usize,
+    pub c_in: usize,
+    pub c_out: usize,
+    pub rows_out: usize,
+    pub cols_out: usize,
+    /// Tiles in a pack.
+    pub lanes: usize,
+}
+
+impl Winograd {
+    fn panels(&self) -> usize {
+        self.c_out.div_ceil(PANEL)
+    }
+
+    /// `[c_out, c_in, 3, 3]` transformed: `[panel, point, c_in, PANEL]`, padded by zeros.
+    pub(super) fn weights(&self, level: Level, weight: &[f32]) -> Scratch {
+        let panel_len = POINTS * self.c_in * PANEL;
+        let mut transformed = Scratch::new(self.panels() * panel_len);
+        transformed.as_mut_slice().par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, to)| {
+            let from = &weight[panel * PANEL * self.c_in * 9..];
+            let from = &from[..from.len().min(PANEL * self.c_in * 9)];
+            level.run(TransformWeights { c_in: self.c_in, from, to });
+        });
+        transformed
+    }
+
+    /// Tile rows, and packs in a row, of a block.
+    fn block(&self) -> [usize; 2] {
+        let packs = self.cols_out.div_ceil(OUT * self.lanes).min(2);
+        [(BLOCK / packs).min(self.rows_out.div_ceil(OUT)), packs]
+    }
+
+    /// How many blocks there are.
+    pub(super) fn blocks(&self) -> usize {
+        let [rows, packs] = self.block();
+        self.batch * self.rows_out.div_ceil(rows * OUT) * self.cols_out.div_ceil(packs * OUT * self.lanes)
+    }
+
+    fn layout(&self) -> Layout {
+        let [rows, packs] = self.block();
+        let n = self.lanes;
+        // A vector more than needed: points at multiples of 4 KiB would share the cache's sets.
+        let v_point = rows * packs * self.c_in * n + n;
+        let m_point = PANELS * PANEL * rows * packs * n + n;
+        let x_line = IN * packs * n;
+        let pixels = (packs + 1) * OUT * n;
+        Layout {
+            v_point,
+            m_point,
+            x_line,
+            lens: [POINTS * v_point, POINTS * m_point, (rows * OUT + 2) * x_line, 2 * pixels],
+        }
+    }
+
+    /// Elements of scratch memory that a block takes.
+    pub(super) fn scratch(&self) -> usize {
+        self.layout().lens.iter().sum()
+    }
+}
+
+/// The parts of a thread's scratch memory.
+struct Layout {
+    /// Elements from the transformed inputs of one point to those of the next.
+    v_point: usize,
+    /// Elements from the products of one point to those of the next.
+    m_point: usize,
+    /// Elements of an input row that is transformed along the row.
+    x_line: usize,
+    /// Transformed inputs, products, input rows transformed along the row, and a row before that.
+    lens: [usize; 4],
+}
+
+struct TransformWeights<'a> {
+    c_in: usize,
+    from: &'a [f32],
+    to: &'a mut [f32],
+}
+
+impl Job for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        for c in 0..self.c_in {
+            let mut taps = [[[0.0f64; PANEL]; 3]; 3];
+            for (m, from) in self.from.chunks_exact(self.c_in * 9).enumerate() {
+                for tap in 0..9 {
+                    taps[tap / 3][tap % 3][m] = f64::from(from[c * 9 + tap]);
+                }
+            }
+            let [a, b, c_] = taps.map(filter);
+            for x in 0..IN {
+                let column = filter([a[x], b[x], c_[x]]);
+                for y in 0..IN {
+                    let at = ((y * IN + x) * self.c_in + c) * PANEL;
+                    for m in 0..PANEL {
+                        self.to[at + m] = column[y][m] as f32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One block.
+pub(super) struct Block<'a> {
+    pub sizes: Winograd,
+    pub index: usize,
+    pub source: Source<'a>,
+    pub target: Target<'a>,
+    /// By [`Winograd::weights`].
+    pub weights: &'a [f32],
+    /// By [`Winograd::scratch`].
+    pub scratch: &'a mut [f32],
+}
+
+impl Job for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Self { sizes, index, source, target, weights, scratch } = self;
+        let [rows, packs] = sizes.block();
+        let across = sizes.cols_out.div_ceil(packs * OUT * V::N);
+        let down = sizes.rows_out.div_ceil(rows * OUT);
+        let x = index % across * packs * OUT * V::N;
+        let y = index / across % down * rows * OUT;
+        let b = index / across / down;
+        let rows = rows.min((sizes.rows_out - y).div_ceil(OUT));
+        let packs = packs.min((sizes.cols_out - x).div_ceil(OUT * V::N));
+
+        let layout = sizes.layout();
+        let (v, scratch) = scratch.split_at_mut(layout.lens[0]);
+        let (m, scratch) = scratch.split_at_mut(layout.lens[1]);
+        let (lines, line) = scratch.split_at_mut(layout.lens[2]);
+        let depth = sizes.c_in;
+        for c in 0..depth {
+            transform_rows::<V>(&source, b * depth + c, [y, x], [rows, packs], lines, layout.x_line, line);
+            transform_columns::<V>(
+                lines,
+                layout.x_line,
+                [rows, packs],
+                &mut v[c * V::N..],
+                depth * V::N,
+                layout.v_point,
+            );
+        }
+        let c_row = rows * packs * V::N;
+        let mut panel = 0;
+        while panel < sizes.panels() {
+            let panels = PANELS.min(sizes.panels() - panel);
+            let channels = (panels * PANEL).min(sizes.c_out - panel * PANEL);
+            let product = Product {
+                depth,
+                panels,
+                packs: rows * packs,
+                rows: channels,
+                a_panel: POINTS * depth * PANEL,
+                b_pack: depth * V::N,
+                c_row,
+                accumulate: false,
+            };
+            for point in 0..POINTS {
+                let a = &weights[(panel * POINTS + point) * depth * PANEL..];
+                let (v, m) = (&v[point * layout.v_point..], &mut m[point * layout.m_point..]);
+                // SAFETY: `layout` has room for what `product` reads and writes, `weights` for all panels.
+                unsafe { product.run::<V>(a.as_ptr(), v.as_ptr(), m.as_mut_ptr()) };
+            }
+            for channel in 0..channels {
+                let plane = b * sizes.c_out + panel * PANEL + channel;
+                for pack in 0..rows * packs {
+                    let from = &m[channel * c_row + pack * V::N..];
+                    let at = [y + pack / packs * OUT, x + pack % packs * OUT * V::N];
+                    // SAFETY: these pixels belong to this block alone.
+                    unsafe { transform_output::<V>(from, layout.m_point, &target, plane, at) };
+                }
+            }
+            panel += panels;
+        }
+    }
+}
+
+/// Transforms the input rows of a block along the row: `lines` is `[row, point, pack, lane]`.
+#[inline(always)]
+fn transform_rows<V: Lanes>(
+    source: &Source,
+    plane: usize,
+    [y, x]: [usize; 2],
+    [rows, packs]: [usize; 2],
+    lines: &mut [f32],
+    x_line: usize,
+    line: &mut [f32],
+) {
+    let tiles = packs * V::N;
+    let (line, phases) = line.split_at_mut(line.len() / 2);
+    let line = &mut line[..tiles * OUT + 2];
+    let phase_len = tiles + V::N;
+    let phases = &mut phases[..OUT * phase_len];
+    for r in 0..rows * OUT + 2 {
+        let row = source.row(y + r);
+        if r > 0 && row == source.row(y + r - 1) {
+            lines.copy_within((r - 1) * x_line..r * x_line, r * x_line);
+            continue;
+        }
+        source.read::<V>(plane, row, x, line);
+        // Every fourth pixel together, and the first two pixels of the tile after the last.
+        for pack in 0..packs {
+            // SAFETY: `line` has `4 · tiles` elements and two more, each phase `tiles` and `N` more.
+            unsafe {
+                let pixels = V::load_deinterleaved(line.as_ptr().add(pack * OUT * V::N));
+                for phase in 0..OUT {
+                    pixels[phase].store(phases.as_mut_ptr().add(phase * phase_len + pack * V::N));
+                }
+            }
+        }
+        phases[tiles] = line[tiles * OUT];
+        phases[phase_len + tiles] = line[tiles * OUT + 1];
+        let to = &mut lines[r * x_line..][..IN * tiles];
+        for pack in 0..packs {
+            // SAFETY: as above; a tile's fifth and sixth pixel are the next one's first and second.
+            unsafe {
+                let at = |phase: usize, tile: usize| {
+                    V::load(phases.as_ptr().add(phase * phase_len + pack * V::N + tile))
+                };
+                let points = input([at(0, 0), at(1, 0), at(2, 0), at(3, 0), at(0, 1), at(1, 1)]);
+                for point in 0..IN {
+                    points[point].store(to.as_mut_ptr().add(point * tiles + pack * V::N));
+                }
+            }
+        }
+    }
+}
+
+/// Transforms what [`transform_rows`] made down the columns: `v` is `[point, pack, channel, lane]` from this channel
+/// on.
+#[inline(always)]
+fn transform_columns<V: Lanes>(
+    lines: &[f32],
+    x_line: usize,
+    [rows, packs]: [usize; 2],
+    v: &mut [f32],
+    v_pack: usize,
+    v_point: usize,
+) {
+    for row in 0..rows {
+        for pack in 0..packs {
+            for x in 0..IN {
+                let from =
+                    &lines[row * OUT * x_line + (x * packs + pack) * V::N..][..(IN - 1) * x_line + V::N];
+                let to =
+                    &mut v[x * v_point + (row * packs + pack) * v_pack..][..(IN - 1) * IN * v_point + V::N];
+                // SAFETY: the slices reach as far as the last of the six.
+                unsafe {
+                    let at = |y: usize| V::load(from.as_ptr().add(y * x_line));
+                    let points = input([at(0), at(1), at(2), at(3), at(4), at(5)]);
+                    for y in 0..IN {
+                        points[y].store(to.as_mut_ptr().add(y * IN * v_point));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Transforms the products of a pack of tiles and writes them from `(y, x)` on.
+///
+/// # Safety
+/// No other thread may write there.
+#[inline(always)]
+unsafe fn transform_output<V: Lanes>(
+    m: &[f32],
+    m_point: usize,
+    target: &Target,
+    plane: usize,
+    [y, x]: [usize; 2],
+) {
+    let m = &m[..(POINTS - 1) * m_point + V::N];
+    let mut columns = [[V::splat(0.0); OUT]; IN];
+    for i in 0..IN {
+        // SAFETY: the slice reaches as far as the last of the 36.
+        let at = |j: usize| unsafe { V::load(m.as_ptr().add((j * IN + i) * m_point)) };
+        columns[i] = output([at(0), at(1), at(2), at(3), at(4), at(5)]);
+    }
+    for r in 0..OUT {
+        let [a, b, c, d, e, f] = columns.map(|column| column[r]);
+        let pixels = V::interleave(output([a, b, c, d, e, f]));
+        for part in 0..OUT {
+            // SAFETY: the caller's promise.
+            unsafe { target.write(plane, y + r, x + part * V::N, pixels[part]) };
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Group norm on the CPU: each operation goes over the image once.
+
+use burn::tensor::Tensor;
+use burn_flex::Flex;
+use rayon::prelude::*;
+
+use super::{Affine, Moments};
+use crate::cpu::lanes::{Job, Lanes, Level};
+use crate::cpu::{contiguous, silu, slice, tensor};
+
+/// [`group_norm_moments`](super::group_norm_moments) at `level`.
+///
+/// Sums are in f64, where the difference of Σx² and (Σx)²/n keeps enough digits even if the mean is 10⁴ times the
+/// deviation; going over the image twice would take twice as long. The order of summation is that of memory, so
+/// that neither the level nor the number of threads changes a bit.
+pub(super) fn moments(level: Level, x: Tensor<4>, groups: usize) -> Moments {
+    let [b, c, rows, cols] = x.dims();
+    assert_eq!(c % groups, 0, "{groups} groups of {c} channels");
+    let x = contiguous(x);
+    let of_planes = slice(&x)
+        .par_chunks_exact((rows * cols).max(1))
+        .map(|plane| level.run(PlaneSums { plane }))
+        .collect::<Vec<_>>();
+    let count = c / groups * rows * cols;
+    let (mean, deviation) = of_planes
+        .chunks_exact(c / groups)
+        .map(|planes| {
+            let (sum, sum_sq) = planes.iter().fold((0.0, 0.0), |(s, q), plane| (s + plane.0, q + plane.1));
+            let mean = sum / count as f64;
+            (mean as f32, (sum_sq - sum * mean).max(0.0) as f32)
+        })
+        .unzip();
+    Moments { count, mean: tensor(mean, [b, groups]), deviation: tensor(deviation, [b, groups]) }
+}
+
+/// [`norm_act`](super::norm_act) at `level`.
+pub(super) fn norm_act(level: Level, x: Tensor<4>, affine: &Affine, act: bool) -> Tensor<4> {
+    let shape @ [b, c, rows, cols] = x.dims();
+    assert_eq!(affine.scale.dims(), [b, c], "a scale for each channel of each image");
+    assert_eq!(affine.shift.dims(), [b, c], "a shift for each channel of each image");
+    let (scale, shift) = (contiguous(affine.scale.clone()), contiguous(affine.shift.clone()));
+    let (scale, shift) = (slice(&scale), slice(&shift));
+    let plane_len = (rows * cols).max(1);
+    let mut x = contiguous(x);
+    if let Some(data) = x.try_storage_mut::<f32>() {
+        data.par_chunks_exact_mut(plane_len).enumerate().for_each(|(plane, to)| {
+            let (to, len) = (to.as_mut_ptr(), to.len());
+            level.run(NormPlane { from: to, to, len, scale: scale[plane], shift: shift[plane], act });
+        });
+        return Tensor::from_primitive::<Flex>(x);
+    }
+    let mut y = vec![0.0f32; b * c * rows * cols];
+    let from = slice(&x).par_chunks_exact(plane_len);
+    y.par_chunks_exact_mut(plane_len).zip(from).enumerate().for_each(|(plane, (to, from))| {
+        let (from, to, len) = (from.as_ptr(), to.as_mut_ptr(), to.len());
+        level.run(NormPlane { from, to, len, scale: scale[plane], shift: shift[plane], act });
+    });
+    tensor(y, shape)
+}
+
+/// Σx and Σx² of a plane.
+struct PlaneSums<'a> {
+    plane: &'a [f32],
+}
+
+impl Job for PlaneSums<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) -> (f64, f64) {
+        const N: usize = 16;
+        let (mut sums, mut squares) = ([0.0f64; N], [0.0f64; N]);
+        let (whole, rest) = self.plane.as_chunks::<N>();
+        for chunk in whole {
+            for i in 0..N {
+                let x = f64::from(chunk[i]);
+                sums[i] += x;
+                squares[i] += x * x;
+            }
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            let x = f64::from(x);
+            sums[i] += x;
+            squares[i] += x * x;
+        }
+        (sums.iter().sum(), squares.iter().sum())
+    }
+}
+
+/// `norm_act` of `len` elements; `from` and `to` may be the same.
+struct NormPlane {
+    from: *const f32,
+    to: *mut f32,
+    len: usize,
+    scale: f32,
+    shift: f32,
+    act: bool,
+}
+
+impl Job for NormPlane {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Self { from, to, len, scale, shift, act } = self;
+        // SAFETY: the callers, both in this file, take the pointers from slices of `len` elements.
+        unsafe { silu::norm_act::<V>(from, to, len, scale, shift, act) }
+    }
+}
