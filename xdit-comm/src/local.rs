@@ -1,0 +1,20 @@
+//! The world of one.
+
+use crate::endpoint::Endpoint;
+use crate::fabric::Fabric;
+use crate::{Comm, Options};
+
+/// The world of one rank: every operation completes at once and sends nothing.
+///
+/// ```
+/// use xdit_comm::{Buffer, Reduce, local};
+///
+/// let alone = local();
+/// let sum = alone.all_reduce(Buffer::from_vec(vec![1.0f32, 2.0]), Reduce::Sum).wait()?;
+/// assert_eq!(sum.elements::<f32>(), [1.0, 2.0].as_slice());
+/// assert_eq!(alone.traffic().total().messages, 0);
+/// # Ok::<(), xdit_comm::Error>(())
+/// ```
+pub fn local() -> Comm {
+    Endpoint::world(Fabric::new(1, &Options::default()), 0)
+}

@@ -1,0 +1,95 @@
+//! Counting what travels.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::AddAssign;
+use std::sync::Arc;
+
+use crate::Operation;
+
+/// How much one rank did of one kind of operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Operations issued.
+    pub calls: u64,
+    /// Bytes the caller brought. From these follows what any algorithm moves; a ring all-reduce over n ranks, for
+    /// instance, sends 2(n − 1)/n times as much.
+    pub payload_bytes: u64,
+    /// Messages handed to other ranks.
+    pub messages: u64,
+    /// Bytes in those messages, as this backend sends them: directly, from each rank to each other rank.
+    pub sent_bytes: u64,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.payload_bytes += other.payload_bytes;
+        self.messages += other.messages;
+        self.sent_bytes += other.sent_bytes;
+    }
+}
+
+/// Everything one rank sent, by group label and operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    counts: BTreeMap<(Arc<str>, Operation), Count>,
+}
+
+impl Traffic {
+    /// What was counted for `operation` in groups labelled `label`; zeros if nothing was.
+    pub fn get(&self, label: &str, operation: Operation) -> Count {
+        self.counts.get(&(label.into(), operation)).copied().unwrap_or_default()
+    }
+
+    /// All rows, ordered by label and operation.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Operation, Count)> {
+        self.counts.iter().map(|((label, operation), count)| (&**label, *operation, *count))
+    }
+
+    /// Sum of the rows of one label.
+    pub fn of_label(&self, label: &str) -> Count {
+        self.sum(|row| row == label)
+    }
+
+    /// Sum of all rows.
+    pub fn total(&self) -> Count {
+        self.sum(|_| true)
+    }
+
+    /// Adds the rows of another rank, or of a later time.
+    pub fn merge(&mut self, other: &Self) {
+        for ((label, operation), count) in &other.counts {
+            self.add(label, *operation, *count);
+        }
+    }
+
+    pub(crate) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {
+        *self.counts.entry((label.clone(), operation)).or_default() += count;
+    }
+
+    fn sum(&self, keep: impl Fn(&str) -> bool) -> Count {
+        let mut sum = Count::default();
+        self.iter().filter(|(label, ..)| keep(label)).for_each(|(.., count)| sum += count);
+        sum
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:12} {:20} {:>8} {:>16} {:>9} {:>16}",
+            "group", "operation", "calls", "payload bytes", "messages", "sent bytes"
+        )?;
+        for (label, operation, count) in self.iter() {
+            let Count { calls, payload_bytes, messages, sent_bytes } = count;
+            let operation = operation.to_string();
+            write!(
+                f,
+                "\n{label:12} {operation:20} {calls:>8} {payload_bytes:>16} {messages:>9} {sent_bytes:>16}"
+            )?;
+        }
+        Ok(())
+    }
+}
