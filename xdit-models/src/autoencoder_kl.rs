@@ -8,7 +8,7 @@ use xdit_core::config::Config;
 use xdit_core::linear::Linear;
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
-use xdit_kernels::{Affine, Conv2d, attention, conv2d, group_norm_affine, group_norm_sums, norm_act};
+use xdit_kernels::{Affine, Conv2d, attention, conv2d, group_norm_affine, group_norm_moments, norm_act};
 
 /// Of every group norm.
 const EPS: f64 = 1e-6;
@@ -374,10 +374,8 @@ impl GroupNorm {
 
     /// What the norm does to each channel of `x`.
     fn affine(&self, x: &Tensor<4>) -> Affine {
-        let [_, c, rows, cols] = x.dims();
-        let (sum, sum_sq) = group_norm_sums(x.clone(), self.groups);
-        let count = c / self.groups * rows * cols;
-        group_norm_affine(sum, sum_sq, count, self.weight.clone(), self.bias.clone(), EPS)
+        let moments = group_norm_moments(x.clone(), self.groups);
+        group_norm_affine(moments, self.weight.clone(), self.bias.clone(), EPS)
     }
 }
 
