@@ -2,5 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod json;
+pub mod noise;
+pub mod scheduler;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,107 @@
+//! Euler steps over noise levels.
+
+use burn::tensor::{DType, Tensor};
+
+use super::grid::{interpolate, linspace, linspace_f32};
+use super::noise_schedule::NoiseSchedule;
+use super::options::Options;
+use super::prediction::Prediction;
+use super::sigmas::{LogSigmas, SigmaOptions, Spread};
+use super::timesteps::{Spacing, Timesteps};
+use super::{History, Scheduler};
+use crate::Result;
+
+/// Euler's method (arXiv 2206.00364, algorithm 2) without churn: no noise is added on the way.
+///
+/// # Source
+/// diffusers 0.42.1, `EulerDiscreteScheduler`.
+#[derive(Debug)]
+pub struct EulerDiscrete {
+    timesteps: Vec<f32>,
+    /// Noise levels at the beginning of each step, and at the end of the last.
+    sigmas: Vec<f32>,
+    init_noise_sigma: f32,
+    prediction: Prediction,
+}
+
+impl EulerDiscrete {
+    pub(super) fn new(options: &mut Options<'_>, steps: usize) -> Result<Self> {
+        let mut names = Prediction::NAMES.to_vec();
+        names.push(("original_sample", Prediction::Sample));
+        let prediction = options.choice("prediction_type", Prediction::Epsilon, &names)?;
+        let log_linear = options.choice("interpolation_type", false, &[("linear", false), ("log_linear", true)])?;
+        let continuous = options.choice("timestep_type", false, &[("discrete", false), ("continuous", true)])?;
+        let sigma_options = SigmaOptions::new(options, &[
+            ("use_karras_sigmas", Spread::Karras),
+            ("use_exponential_sigmas", Spread::Exponential),
+        ])?;
+        let schedule = NoiseSchedule::new(options)?.with_finite_sigmas();
+        let grid = Timesteps::new(options, Spacing::Linspace, schedule.len(), steps)?;
+
+        let visited = match grid.spacing {
+            // These fall between the timesteps of training.
+            Spacing::Linspace => {
+                let grid = linspace(0.0, schedule.len() as f64 - 1.0, steps).into_iter().rev();
+                grid.map(|t| f64::from(t as f32)).collect()
+            }
+            Spacing::Leading | Spacing::Trailing => grid.below(schedule.len(), steps),
+        };
+        let table = schedule.sigmas();
+        let trained = LogSigmas::new(&table);
+        let at_visited: Vec<f64> = if log_linear {
+            let (max, min) = trained.bounds();
+            let logarithms = linspace_f32(max as f32, min as f32, steps + 1).into_iter();
+            logarithms.map(|ln| f64::from(f64::from(ln).exp() as f32)).collect()
+        } else {
+            visited.iter().map(|t| interpolate(*t, &table)).collect()
+        };
+        let bounds = (at_visited[0], at_visited[at_visited.len() - 1]);
+        let levels = sigma_options.sigmas(at_visited, bounds, &trained, steps);
+        let sigmas = sigma_options.with_final(&levels, &table);
+
+        let timesteps = if continuous && prediction == Prediction::Velocity {
+            let levels = &sigmas[..sigmas.len() - 1];
+            levels.iter().map(|sigma| 0.25 * f64::from(*sigma).ln() as f32).collect()
+        } else if sigma_options.spread == Spread::Timesteps {
+            visited.into_iter().map(|t| t as f32).collect()
+        } else {
+            levels.iter().map(|sigma| trained.timestep(*sigma) as f32).collect()
+        };
+        let sigma_max = sigmas.iter().copied().fold(0.0, f32::max);
+        let init_noise_sigma = match grid.spacing {
+            Spacing::Linspace | Spacing::Trailing => sigma_max,
+            Spacing::Leading => (sigma_max * sigma_max + 1.0).sqrt(),
+        };
+        Ok(Self { timesteps, sigmas, init_noise_sigma, prediction })
+    }
+}
+
+impl Scheduler for EulerDiscrete {
+    fn timesteps(&self) -> &[f32] {
+        &self.timesteps
+    }
+
+    fn init_noise_sigma(&self) -> f32 {
+        self.init_noise_sigma
+    }
+
+    fn scale_model_input(&self, sample: Tensor<3>, step: usize) -> Tensor<3> {
+        let sigma = self.sigmas[step];
+        sample / (sigma * sigma + 1.0).sqrt()
+    }
+
+    fn step(&self, step: usize, _: &mut History, model_output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
+        let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
+        let data = match self.prediction {
+            Prediction::Velocity => {
+                let variance = sigma * sigma + 1.0;
+                output * (-sigma / variance.sqrt()) + sample.clone() / variance
+            }
+            // σ is relative to the signal here, whose level is one.
+            prediction => prediction.data(sample.clone(), output, 1.0, sigma),
+        };
+        let derivative = (sample.clone() - data) / sigma;
+        sample + derivative * (next - sigma)
+    }
+}

@@ -1,0 +1,110 @@
+//! Noise schedulers: which timesteps the model sees, and how its output moves the sample from one to the next.
+//!
+//! A scheduler is an immutable value. What changes over the steps is a [`History`] that the caller owns, because a
+//! sample may be stepped in patches that take their turns: each patch has its own history, all share the scheduler,
+//! and the step index comes from outside. A step is element-wise, so a patch may be any run of tokens.
+//!
+//! The arithmetic follows diffusers operation by operation in f32, and its tables dtype by dtype, so that latents
+//! agree to the last bits. Square roots, logarithms and exponentials are rounded correctly here; PyTorch takes them
+//! from a vector library that is off by up to 0.9 units in the last place, so no closer agreement has a meaning.
+
+mod ddim;
+mod dpm_solver_multistep;
+mod euler_discrete;
+mod grid;
+mod history;
+mod noise_schedule;
+mod options;
+mod prediction;
+mod sigmas;
+mod timesteps;
+
+use burn::tensor::Tensor;
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+pub use ddim::Ddim;
+pub use dpm_solver_multistep::DpmSolverMultistep;
+pub use euler_discrete::EulerDiscrete;
+pub use history::History;
+
+use options::Options;
+
+/// A noise schedule and the solver that walks it.
+///
+/// # Shapes
+/// - samples and model outputs: `[batch, tokens, features]`, of the same shape; the result too, in f32
+pub trait Scheduler: Send + Sync {
+    /// The timesteps as the model is given them, one a step. Their number may differ from the one asked for by one,
+    /// where diffusers' grid has one more.
+    fn timesteps(&self) -> &[f32];
+
+    /// The standard deviation that initial latents are to have.
+    fn init_noise_sigma(&self) -> f32 {
+        1.0
+    }
+
+    /// The sample as the model wants to see it at `step`.
+    fn scale_model_input(&self, sample: Tensor<3>, step: usize) -> Tensor<3> {
+        let _ = step;
+        sample
+    }
+
+    /// The sample at the end of `step`, from that at its beginning and the model's output.
+    ///
+    /// `history` is that of these tokens: empty before their first step, and handed to each of their steps in order.
+    ///
+    /// # Panics
+    /// If `step` is not a step of the schedule, or does not follow the one that `history` has seen last.
+    fn step(
+        &self,
+        step: usize,
+        history: &mut History,
+        model_output: Tensor<3>,
+        sample: Tensor<3>,
+    ) -> Tensor<3>;
+}
+
+/// Builds a scheduler from its options and the number of steps.
+type Build = fn(&mut Options<'_>, usize) -> Result<Box<dyn Scheduler>>;
+
+/// The schedulers, by the names that diffusers gives them in `_class_name`.
+const SCHEDULERS: [(&str, Build); 3] = [
+    ("DDIMScheduler", |options, steps| Ok(Box::new(Ddim::new(options, steps)?))),
+    ("DPMSolverMultistepScheduler", |options, steps| Ok(Box::new(DpmSolverMultistep::new(options, steps)?))),
+    ("EulerDiscreteScheduler", |options, steps| Ok(Box::new(EulerDiscrete::new(options, steps)?))),
+];
+
+/// The scheduler that a `scheduler_config.json` describes, set up for `num_inference_steps`.
+///
+/// Every option that would change the numbers is honoured or refused.
+///
+/// # Errors
+/// A usage error if the class, an option or its value is not supported or unknown, or if no schedule with so many
+/// steps exists.
+///
+/// ```
+/// use xdit_core::scheduler::scheduler;
+///
+/// let config = serde_json::json!({"_class_name": "DDIMScheduler", "steps_offset": 1});
+/// assert_eq!(scheduler(&config, 4)?.timesteps(), [751.0, 501.0, 251.0, 1.0]);
+/// # Ok::<(), xdit_core::Error>(())
+/// ```
+pub fn scheduler(config: &Value, num_inference_steps: usize) -> Result<Box<dyn Scheduler>> {
+    let names = || SCHEDULERS.map(|(name, _)| format!("`{name}`")).join(", ");
+    let class = config.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
+        Error::usage("the scheduler config has no `_class_name`").hint(format!("it is one of {}", names()))
+    })?;
+    let (class, build) = SCHEDULERS.iter().find(|(name, _)| *name == class).ok_or_else(|| {
+        Error::usage(format!("the scheduler `{class}` is not supported"))
+            .hint(format!("supported are {}", names()))
+    })?;
+    if num_inference_steps == 0 {
+        return Err(Error::usage("the number of inference steps is `0`").hint("ask for at least one step"));
+    }
+    let mut options = Options::new(class, config);
+    let scheduler = build(&mut options, num_inference_steps)?;
+    options.finish()?;
+    Ok(scheduler)
+}

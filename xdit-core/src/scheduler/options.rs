@@ -1,0 +1,141 @@
+//! Reads the options of a `scheduler_config.json`, and finds those that nobody read.
+
+use serde_json::Value;
+
+use crate::json::number;
+use crate::{Error, Result};
+
+/// Options that other schedulers of diffusers have. Configs are handed from one scheduler to another there, and a
+/// scheduler ignores what it has no use for.
+const OF_OTHER_SCHEDULERS: [&str; 34] = [
+    "algorithm_type",
+    "clip_sample",
+    "clip_sample_range",
+    "disable_corrector",
+    "dynamic_thresholding_ratio",
+    "euler_at_final",
+    "final_sigmas_type",
+    "flow_shift",
+    "interpolation_type",
+    "lambda_min_clipped",
+    "lower_order_final",
+    "predict_x0",
+    "rescale_betas_zero_snr",
+    "sample_max_value",
+    "set_alpha_to_one",
+    "shift_terminal",
+    "sigma_max",
+    "sigma_min",
+    "skip_prk_steps",
+    "solver_order",
+    "solver_p",
+    "solver_type",
+    "steps_offset",
+    "thresholding",
+    "time_shift_type",
+    "timestep_spacing",
+    "timestep_type",
+    "use_beta_sigmas",
+    "use_dynamic_shifting",
+    "use_exponential_sigmas",
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+    "variance_type",
+];
+
+/// The options of one scheduler. A missing option and `null` both mean the default.
+pub(super) struct Options<'a> {
+    class: &'a str,
+    config: &'a Value,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Options<'a> {
+    pub(super) fn new(class: &'a str, config: &'a Value) -> Self {
+        Self { class, config, known: Vec::new() }
+    }
+
+    pub(super) fn number(&mut self, name: &'static str, default: f64) -> Result<f64> {
+        Ok(self.optional_number(name)?.unwrap_or(default))
+    }
+
+    pub(super) fn optional_number(&mut self, name: &'static str) -> Result<Option<f64>> {
+        self.get(name).map(|value| number(value).ok_or_else(|| self.unexpected(name, "a number"))).transpose()
+    }
+
+    /// A list of numbers.
+    pub(super) fn numbers(&mut self, name: &'static str) -> Result<Option<Vec<f64>>> {
+        self.get(name)
+            .map(|value| {
+                let numbers = value.as_array().and_then(|values| values.iter().map(number).collect());
+                numbers.ok_or_else(|| self.unexpected(name, "a list of numbers"))
+            })
+            .transpose()
+    }
+
+    pub(super) fn count(&mut self, name: &'static str, default: usize) -> Result<usize> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+        count.ok_or_else(|| self.unexpected(name, "a whole number, at least 0"))
+    }
+
+    pub(super) fn flag(&mut self, name: &'static str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.unexpected(name, "`true` or `false`"))
+    }
+
+    /// One of the named `choices`.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        choices: &[(&str, T)],
+    ) -> Result<T> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        choices.iter().find(|(choice, _)| value == choice).map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let names: Vec<_> = choices.iter().map(|(choice, _)| format!("`{choice}`")).collect();
+            self.unexpected(name, &names.join(", "))
+        })
+    }
+
+    /// Refuses `true`, because of `reason`.
+    pub(super) fn refuse_flag(&mut self, name: &'static str, reason: &str) -> Result<()> {
+        if self.flag(name, false)? {
+            return Err(Error::usage(format!("option `{name}` of `{}` is `true`: {reason}", self.class))
+                .hint(format!("set `{name}` to `false` in the scheduler config")));
+        }
+        Ok(())
+    }
+
+    /// Refuses options that nobody has read and no scheduler knows.
+    pub(super) fn finish(mut self) -> Result<()> {
+        let Some(config) = self.config.as_object() else { return Ok(()) };
+        // Names with an underscore are notes of diffusers to itself, such as the version that wrote the file.
+        let unknown: Vec<_> = config
+            .keys()
+            .filter(|name| !name.starts_with('_'))
+            .filter(|name| !self.known.contains(&name.as_str()) && !OF_OTHER_SCHEDULERS.contains(&name.as_str()))
+            .map(|name| format!("`{name}`"))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.known.sort_unstable();
+        let noun = if unknown.len() == 1 { "an unknown option" } else { "unknown options" };
+        Err(Error::usage(format!("`{}` is given {noun}: {}", self.class, unknown.join(", ")))
+            .hint(format!("it has {}", self.known.join(", "))))
+    }
+
+    fn get(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.known.push(name);
+        self.config.get(name).filter(|value| !value.is_null())
+    }
+
+    fn unexpected(&self, name: &str, expected: &str) -> Error {
+        let value = self.config.get(name).map(Value::to_string).unwrap_or_default();
+        let value = value.trim_matches('"');
+        Error::usage(format!("option `{name}` of `{}` is `{value}`", self.class))
+            .hint(format!("supported is {expected}"))
+    }
+}

@@ -1,0 +1,42 @@
+//! What a model predicts, and how to get the clean data or the noise from it.
+
+use burn::tensor::Tensor;
+
+/// What the model's output stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prediction {
+    /// The noise ε in x = α · data + σ · ε.
+    Epsilon,
+    /// The data itself.
+    Sample,
+    /// The velocity v = α · ε - σ · data.
+    Velocity,
+    /// The flow from data to noise, ε - data, where α + σ = 1.
+    Flow,
+}
+
+impl Prediction {
+    /// The choices that every scheduler has, by diffusers' names.
+    pub(super) const NAMES: [(&str, Self); 3] =
+        [("epsilon", Self::Epsilon), ("sample", Self::Sample), ("v_prediction", Self::Velocity)];
+
+    /// The predicted data, at signal level `alpha` and noise level `sigma`.
+    pub(super) fn data(self, sample: Tensor<3>, output: Tensor<3>, alpha: f32, sigma: f32) -> Tensor<3> {
+        match self {
+            Self::Epsilon => (sample - output * sigma) / alpha,
+            Self::Sample => output,
+            Self::Velocity => sample * alpha - output * sigma,
+            Self::Flow => sample - output * sigma,
+        }
+    }
+
+    /// The predicted noise, at signal level `alpha` and noise level `sigma`.
+    pub(super) fn noise(self, sample: Tensor<3>, output: Tensor<3>, alpha: f32, sigma: f32) -> Tensor<3> {
+        match self {
+            Self::Epsilon => output,
+            Self::Sample => (sample - output * alpha) / sigma,
+            Self::Velocity => output * alpha + sample * sigma,
+            Self::Flow => sample + output * alpha,
+        }
+    }
+}

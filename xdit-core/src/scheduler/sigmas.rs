@@ -1,0 +1,152 @@
+//! Noise levels that are chosen for themselves, not for the timesteps they belong to.
+
+use super::grid::linspace;
+use super::options::Options;
+use crate::{Error, Result};
+
+/// How noise levels are spread between the largest and the smallest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Spread {
+    /// As the timesteps have them.
+    Timesteps,
+    /// Even in σ^(1/7) (arXiv 2206.00364).
+    Karras,
+    /// Even in ln σ.
+    Exponential,
+    /// Even in ln σ too, from a table of logarithms (arXiv 2206.00927).
+    Lu,
+    /// The straight path of flow matching, pushed towards the noise by `shift`.
+    Flow { shift: f64 },
+}
+
+/// The options that fix the noise levels of a run.
+pub(super) struct SigmaOptions {
+    pub(super) spread: Spread,
+    sigma_min: Option<f64>,
+    sigma_max: Option<f64>,
+    /// Whether the last step ends at the smallest σ of training, not at zero.
+    ends_at_sigma_min: bool,
+}
+
+impl SigmaOptions {
+    /// Reads the options; `spreads` are those that the scheduler knows beside the timesteps' own, by option.
+    pub(super) fn new(options: &mut Options<'_>, spreads: &[(&'static str, Spread)]) -> Result<Self> {
+        let mut chosen: Vec<(&str, Spread)> = Vec::new();
+        for (name, spread) in spreads {
+            if options.flag(name, false)? {
+                chosen.push((name, *spread));
+            }
+        }
+        options.refuse_flag("use_beta_sigmas", "quantiles of the beta distribution are not implemented")?;
+        if let [(first, _), (second, _), ..] = chosen[..] {
+            return Err(Error::usage(format!("options `{first}` and `{second}` are both `true`"))
+                .hint("a run has one spread of noise levels: set all but one to `false`"));
+        }
+        let ends_at_sigma_min = options.choice("final_sigmas_type", false, &[("zero", false), ("sigma_min", true)])?;
+        Ok(Self {
+            spread: chosen.first().map_or(Spread::Timesteps, |(_, spread)| *spread),
+            sigma_min: options.optional_number("sigma_min")?,
+            sigma_max: options.optional_number("sigma_max")?,
+            ends_at_sigma_min,
+        })
+    }
+
+    /// Whether the last step leaves no noise.
+    pub(super) fn ends_at_zero(&self) -> bool {
+        !self.ends_at_sigma_min
+    }
+
+    /// The noise levels of a run of `steps`, from the largest to the smallest.
+    ///
+    /// `visited` are those of the visited timesteps, `bounds` the largest and smallest to spread between unless the
+    /// options name others, `trained` those of training.
+    pub(super) fn sigmas(
+        &self,
+        visited: Vec<f64>,
+        bounds: (f64, f64),
+        trained: &LogSigmas,
+        steps: usize,
+    ) -> Vec<f64> {
+        let max = self.sigma_max.unwrap_or(bounds.0);
+        let min = self.sigma_min.unwrap_or(bounds.1);
+        match self.spread {
+            Spread::Timesteps => visited,
+            Spread::Karras => {
+                const RHO: f64 = 7.0;
+                let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
+                let ramp = linspace(0.0, 1.0, steps).into_iter();
+                ramp.map(|ramp| (max + ramp * (min - max)).powf(RHO)).collect()
+            }
+            Spread::Exponential => linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect(),
+            Spread::Lu => {
+                let (max, min) = trained.bounds();
+                let ramp = linspace(0.0, 1.0, steps).into_iter();
+                ramp.map(|ramp| (max + ramp * (min - max)).exp()).collect()
+            }
+            Spread::Flow { shift } => {
+                let alphas = linspace(1.0, 1.0 / trained.len() as f64, steps + 1).into_iter();
+                let sigmas = alphas.map(|alpha| 1.0 - alpha);
+                let mut shifted: Vec<_> = sigmas.map(|s| shift * s / (1.0 + (shift - 1.0) * s)).collect();
+                shifted.reverse();
+                shifted.truncate(steps);
+                shifted
+            }
+        }
+    }
+
+    /// The levels in f32 with the one that the last step ends at; `table` holds those of training.
+    pub(super) fn with_final(&self, sigmas: &[f64], table: &[f32]) -> Vec<f32> {
+        let last = if self.ends_at_sigma_min { table[0] } else { 0.0 };
+        sigmas.iter().map(|sigma| *sigma as f32).chain([last]).collect()
+    }
+}
+
+/// Logarithms of the noise levels of training, to look up timesteps with.
+pub(super) struct LogSigmas(Vec<f32>);
+
+impl LogSigmas {
+    pub(super) fn new(sigmas: &[f32]) -> Self {
+        Self(sigmas.iter().copied().map(ln_f32).collect())
+    }
+
+    /// The largest and the smallest.
+    pub(super) fn bounds(&self) -> (f64, f64) {
+        (self.0[self.0.len() - 1].into(), self.0[0].into())
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The timestep, between two of training in general, that has the noise level `sigma`.
+    pub(super) fn timestep(&self, sigma: f64) -> f64 {
+        let ln_sigma = sigma.max(1e-10).ln();
+        let at_most = self.0.iter().rposition(|level| f64::from(*level) <= ln_sigma).unwrap_or(0);
+        let i = at_most.min(self.0.len() - 2);
+        let (low, high) = (self.0[i], self.0[i + 1]);
+        let weight = ((f64::from(low) - ln_sigma) / f64::from(low - high)).clamp(0.0, 1.0);
+        (1.0 - weight) * i as f64 + weight * (i + 1) as f64
+    }
+}
+
+/// The logarithm as NumPy rounds it in f32: within a few units in the last place, and timesteps are rounded down
+/// from it, so the last place shows.
+///
+/// # Source
+/// NumPy, `numpy/_core/src/umath/loops_exponent_log.dispatch.c.src` (`simd_log_FLOAT`).
+fn ln_f32(x: f32) -> f32 {
+    const P: [f32; 6] = [2.589_979e-2, 0.380_883_77, 1.480_000_6, 2.112_677_6, 1.0, 0.0];
+    const Q: [f32; 6] = [5.875_095_4e-3, 0.154_647_64, 0.986_494_3, 2.453_006, 2.612_677_6, 1.0];
+
+    // x = m · 2^e with m in (√½, √2]; the rational function is of m - 1.
+    let bits = x.to_bits();
+    let exponent = (bits >> 23) as i32 - 127;
+    let one_to_two = f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000);
+    let (m, e) = if one_to_two > std::f32::consts::SQRT_2 {
+        (one_to_two * 0.5, exponent + 1)
+    } else {
+        (one_to_two, exponent)
+    };
+    let polynomial = |c: [f32; 6]| c[1..].iter().fold(c[0], |y, c| y.mul_add(m - 1.0, *c));
+    (e as f32).mul_add(std::f32::consts::LN_2, polynomial(P) / polynomial(Q))
+}

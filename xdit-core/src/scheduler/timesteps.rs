@@ -1,0 +1,58 @@
+//! Which of the training timesteps are visited.
+
+use super::grid::{arange_down, linspace};
+use super::options::Options;
+use crate::{Error, Result};
+
+/// How the timesteps are laid out over those of training.
+///
+/// # Source
+/// "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891), table 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spacing {
+    Linspace,
+    Leading,
+    Trailing,
+}
+
+/// The options that fix the timesteps of a run.
+pub(super) struct Timesteps {
+    pub(super) spacing: Spacing,
+    offset: usize,
+    /// Timesteps of training.
+    trained: usize,
+    /// Steps of the run.
+    steps: usize,
+}
+
+impl Timesteps {
+    pub(super) fn new(options: &mut Options<'_>, default: Spacing, trained: usize, steps: usize) -> Result<Self> {
+        let spacing = options.choice("timestep_spacing", default, &[
+            ("linspace", Spacing::Linspace),
+            ("leading", Spacing::Leading),
+            ("trailing", Spacing::Trailing),
+        ])?;
+        let offset = options.count("steps_offset", 0)?;
+        if steps > trained {
+            return Err(Error::usage(format!("the number of inference steps is `{steps}`"))
+                .hint(format!("the model was trained on `{trained}` timesteps: ask for no more steps than that")));
+        }
+        Ok(Self { spacing, offset, trained, steps })
+    }
+
+    /// Whole timesteps below `end`, the noisiest first: those of a grid of `points`, of which the run takes as many
+    /// as it has steps.
+    pub(super) fn below(&self, end: usize, points: usize) -> Vec<f64> {
+        let grid: Vec<f64> = match self.spacing {
+            Spacing::Linspace => {
+                linspace(0.0, end as f64 - 1.0, points).into_iter().map(f64::round_ties_even).collect()
+            }
+            Spacing::Leading => (0..points).map(|i| (i * (end / points) + self.offset) as f64).collect(),
+            Spacing::Trailing => {
+                let grid = arange_down(end as f64, self.trained as f64 / self.steps as f64);
+                return grid.into_iter().map(|t| t.round_ties_even() - 1.0).collect();
+            }
+        };
+        grid.into_iter().rev().take(self.steps).collect()
+    }
+}
