@@ -8,14 +8,5 @@ pub mod error;
 pub mod json;
 pub mod noise;
 pub mod scheduler;
-pub mod executor;
-pub mod linear;
-pub mod picture;
-pub mod pipeline;
-pub mod tokens;
-pub mod transformer;
-pub mod weights;
-#[cfg(feature = "hub")]
-pub mod hub;
 
 pub use error::{Error, ErrorKind, Result};

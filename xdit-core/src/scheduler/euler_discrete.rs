@@ -50,7 +50,8 @@ impl EulerDiscrete {
         let trained = LogSigmas::new(&table);
         let at_visited: Vec<f64> = if log_linear {
             let (max, min) = trained.bounds();
-            linspace_f32(max as f32, min as f32, steps + 1).into_iter().map(|ln| f64::from(ln).exp()).collect()
+            let logarithms = linspace_f32(max as f32, min as f32, steps + 1).into_iter();
+            logarithms.map(|ln| f64::from(f64::from(ln).exp() as f32)).collect()
         } else {
             visited.iter().map(|t| interpolate(*t, &table)).collect()
         };

@@ -1,0 +1,159 @@
+"""Runs the schedulers of diffusers over many configs; `tests/schedulers.rs` compares with what this writes.
+
+    pip install torch==2.15.0 diffusers==0.42.1 numpy safetensors
+    python make_schedulers.py
+
+`schedulers.json` holds the cases: a config as a `scheduler_config.json` would have it, and the numbers of steps.
+`schedulers.safetensors` holds, shared by all cases, `noise` and the model's `outputs` a step; and for case `i` with
+`n` steps, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs` where scaling
+changes them, and `init_noise_sigma`.
+Where diffusers gives no finite numbers, `n` stands under `undefined_steps`.
+"""
+
+import json
+from pathlib import Path
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+
+STEPS = [1, 2, 5, 14, 20]
+SHAPE = (2, 5, 3)
+
+DPM = {"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1"}
+DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.42.1"}
+EULER = {"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.42.1"}
+
+PIXART = DPM | {
+    "algorithm_type": "dpmsolver++", "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001,
+    "dynamic_thresholding_ratio": 0.995, "euler_at_final": False, "lambda_min_clipped": -float("inf"),
+    "lower_order_final": True, "num_train_timesteps": 1000, "prediction_type": "epsilon", "sample_max_value": 1.0,
+    "solver_order": 2, "solver_type": "midpoint", "steps_offset": 0, "thresholding": False,
+    "timestep_spacing": "linspace", "trained_betas": None, "use_karras_sigmas": False, "use_lu_lambdas": False,
+    "variance_type": None,
+}
+SDXL = EULER | {
+    "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
+    "interpolation_type": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon",
+    "sample_max_value": 1.0, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+    "timestep_spacing": "leading", "trained_betas": None, "use_karras_sigmas": False,
+}
+DIT = DDIM | {
+    "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001, "clip_sample": False,
+    "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": True, "steps_offset": 0,
+    "trained_betas": None,
+}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+CASES = [
+    PIXART,
+    PIXART | {"solver_order": 1},
+    PIXART | {"solver_order": 3},
+    PIXART | {"solver_type": "heun"},
+    PIXART | {"solver_type": "bh2"},
+    PIXART | SIGMA_MIN | {"algorithm_type": "deis", "solver_type": "logrho"},
+    PIXART | {"euler_at_final": True, **SIGMA_MIN},
+    PIXART | {"lower_order_final": False},
+    PIXART | {"lower_order_final": False, "solver_order": 3, **SIGMA_MIN},
+    PIXART | SIGMA_MIN,
+    PIXART | SIGMA_MIN | {"solver_order": 3},
+    PIXART | SIGMA_MIN | {"algorithm_type": "dpmsolver"},
+    PIXART | SIGMA_MIN | {"algorithm_type": "dpmsolver", "solver_order": 1},
+    PIXART | SIGMA_MIN | {"algorithm_type": "dpmsolver", "solver_order": 3},
+    PIXART | SIGMA_MIN | {"algorithm_type": "dpmsolver", "solver_type": "heun"},
+    PIXART | SIGMA_MIN | {"algorithm_type": "dpmsolver", "prediction_type": "sample"},
+    PIXART | SIGMA_MIN | {"algorithm_type": "dpmsolver", "prediction_type": "v_prediction"},
+    PIXART | {"prediction_type": "sample", "variance_type": "learned_range"},
+    PIXART | {"prediction_type": "v_prediction"},
+    PIXART | {"timestep_spacing": "leading"},
+    PIXART | {"timestep_spacing": "leading", "steps_offset": 1},
+    PIXART | {"timestep_spacing": "trailing"},
+    PIXART | {"use_karras_sigmas": True},
+    PIXART | {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 20.0},
+    PIXART | {"use_karras_sigmas": True, **SIGMA_MIN},
+    PIXART | {"use_karras_sigmas": True, "solver_order": 3, **SIGMA_MIN},
+    PIXART | {"use_lu_lambdas": True},
+    PIXART | {"use_exponential_sigmas": True},
+    PIXART | {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    PIXART | COSINE | {"lambda_min_clipped": -5.1, "variance_type": "fixed_small"},
+    PIXART | COSINE | {"use_karras_sigmas": True},
+    PIXART | {"trained_betas": [0.001 * (i + 1) for i in range(100)], "num_train_timesteps": 100},
+    PIXART | {"num_train_timesteps": 500, "timestep_spacing": "trailing"},
+    PIXART | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    DPM | FLOW,
+    DPM | FLOW | {"flow_shift": 3.0, "solver_order": 3},
+    DPM | FLOW | {"flow_shift": 3.0, "prediction_type": "epsilon"},
+    DPM,
+    DIT,
+    DDIM,
+    DDIM | {"clip_sample_range": 2.5},
+    DIT | {"set_alpha_to_one": False, "steps_offset": 1},
+    DIT | {"timestep_spacing": "trailing"},
+    DIT | {"timestep_spacing": "linspace"},
+    DIT | {"prediction_type": "sample"},
+    DIT | {"prediction_type": "v_prediction"},
+    DIT | {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    DIT | COSINE,
+    DIT | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    SDXL,
+    EULER,
+    SDXL | {"timestep_spacing": "linspace"},
+    SDXL | {"timestep_spacing": "trailing", "steps_offset": 0},
+    SDXL | {"prediction_type": "v_prediction"},
+    SDXL | {"prediction_type": "v_prediction", "timestep_type": "continuous"},
+    SDXL | {"prediction_type": "sample"},
+    SDXL | {"interpolation_type": "log_linear"},
+    SDXL | {"use_karras_sigmas": True},
+    SDXL | {"use_karras_sigmas": True, "sigma_min": 0.03, "sigma_max": 14.6},
+    SDXL | {"use_exponential_sigmas": True},
+    SDXL | SIGMA_MIN,
+    SDXL | COSINE,
+    SDXL | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+]
+
+
+def run(config, steps, noise, outputs):
+    """The timesteps, samples, model inputs and first standard deviation of one run."""
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    sigma = torch.tensor(float(scheduler.init_noise_sigma), dtype=torch.float32)
+    sample = noise * sigma
+    samples, inputs, scaled = [], [], False
+    for timestep, output in zip(scheduler.timesteps, outputs):
+        inputs.append(scheduler.scale_model_input(sample, timestep))
+        scaled |= inputs[-1] is not sample
+        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+        samples.append(sample)
+    result = {"timesteps": scheduler.timesteps.float(), "samples": torch.stack(samples), "init_noise_sigma": sigma}
+    return result | ({"inputs": torch.stack(inputs)} if scaled else {})
+
+
+def main():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(SHAPE, generator=generator)
+    outputs = torch.randn((max(STEPS) + 1, *SHAPE), generator=generator)
+    tensors, cases = {"noise": noise, "outputs": outputs}, []
+    for i, config in enumerate(CASES):
+        case = {"config": config, "steps": [], "undefined_steps": []}
+        for steps in STEPS:
+            result = run(config, steps, noise, outputs)
+            finite = bool(torch.isfinite(result["samples"]).all())
+            case["steps" if finite else "undefined_steps"].append(steps)
+            if finite:
+                tensors |= {f"{i}/{steps}/{name}": tensor.contiguous() for name, tensor in result.items()}
+        cases.append(case)
+        if case["undefined_steps"]:
+            print(f"no finite numbers: {case}")
+
+    folder = Path(__file__).parent
+    (folder / "schedulers.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
+    save_file(tensors, folder / "schedulers.safetensors")
+    print(f"{len(CASES)} configs, torch {torch.__version__}, diffusers {diffusers.__version__}")
+
+
+if __name__ == "__main__":
+    main()
