@@ -51,9 +51,15 @@ impl Fault {
         let Subject { endpoint, model, revision, file } = subject;
         let what = file.map_or_else(|| format!("`{model}`"), |file| format!("`{file}` of `{model}`"));
         match self {
-            Self::Network(why) => Error::failure(format!("cannot get {what} from `{endpoint}`: {why}")).hint(
-                "check the network, or set `HF_ENDPOINT` to a mirror; a model that is already in the cache needs neither",
-            ),
+            Self::Network(why) => {
+                // The TLS library says so only in words.
+                let hint = if why.contains("certificate") {
+                    "set `SSL_CERT_FILE` to the certificates of the mirror, or of the proxy in between"
+                } else {
+                    "check the network, or set `HF_ENDPOINT` to a mirror; a model that is already in the cache needs neither"
+                };
+                Error::failure(format!("cannot get {what} from `{endpoint}`: {why}")).hint(hint)
+            }
             Self::Strange(why) => {
                 Error::failure(format!("the answer of `{endpoint}` about {what} cannot be used: {why}"))
                     .hint("check that `HF_ENDPOINT` is a Hugging Face hub or a mirror of one")

@@ -67,7 +67,7 @@ impl Component {
 /// makes this function the test for completeness of a cached snapshot, too.
 ///
 /// # Errors
-/// If a component lacks its files, a set of shards has gaps, or no component has the `variant`.
+/// If a component lacks its files, a set of shards has gaps or no index, or no component has the `variant`.
 ///
 /// # Source
 /// `variant_compatible_siblings` and `DiffusionPipeline.download` of diffusers.
@@ -158,6 +158,10 @@ impl<'a> WeightSet<'a> {
             }
         }
         let index = names.iter().copied().find(|name| index_variant(name) == Some(found));
+        if index.is_none() {
+            let what = format!("the index of the shards of the component `{folder}` of `{model}` is missing");
+            return Err(Error::failure(what).hint("download the model again"));
+        }
         Ok(Self { variant: found, files, index })
     }
 }

@@ -214,6 +214,11 @@ fn what_is_lacking_is_said() {
         "shard 2 of 3 of the component `transformer` of `o/n` is missing\nhint: download the model again"
     );
     assert_eq!(
+        lacking(FLUX_INDEX, &without(FLUX, &["diffusion_pytorch_model.safetensors.index"]), None),
+        "the index of the shards of the component `transformer` of `o/n` is missing\n\
+         hint: download the model again"
+    );
+    assert_eq!(
         lacking(FLUX_INDEX, FLUX, Some("fp16")),
         "`o/n` has no weights of the variant `fp16`\nhint: leave the variant out to use the default weights"
     );
