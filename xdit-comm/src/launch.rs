@@ -206,8 +206,8 @@ where
         let left = stop_at.map_or(Duration::MAX, |at: Instant| at.saturating_duration_since(Instant::now()));
         match reports.recv_timeout(left) {
             Ok((rank, outcome)) => {
-                if !matches!(outcome, Outcome::Done(_)) {
-                    stop_at.get_or_insert_with(|| Instant::now() + options.grace);
+                if stop_at.is_none() && !matches!(outcome, Outcome::Done(_)) {
+                    stop_at = Instant::now().checked_add(options.grace);
                 }
                 outcomes[rank] = outcome;
             }

@@ -38,13 +38,12 @@ impl<T: Send + 'static> Pending<T> {
     }
 }
 
-/// Waits for all of `pendings`, in order, even when one of them fails.
+/// Waits for `pendings`, in order, up to the first that fails: each of the others may take the limit on waits again.
 ///
 /// # Errors
 /// The first error, in order.
 pub fn wait_all<T: Send + 'static>(pendings: impl IntoIterator<Item = Pending<T>>) -> Result<Vec<T>> {
-    let done: Vec<_> = pendings.into_iter().map(Pending::wait).collect();
-    done.into_iter().collect()
+    pendings.into_iter().map(Pending::wait).collect()
 }
 
 impl<T> fmt::Debug for Pending<T> {

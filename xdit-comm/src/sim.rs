@@ -1,7 +1,9 @@
 //! The simulator: a thread world in which time is simulated and the network misbehaves from a seed.
 //!
 //! A seed reproduces a run exactly. Nothing sleeps: a lost message or a dead rank costs its peers the limit on waits
-//! in simulated time and no real time. A simulated rank must use its communicators from its own thread only.
+//! in simulated time and no real time. Nor is there a time at which all ranks learn of a failure, as in real time:
+//! the news travels along waits, and a rank that does not depend on the failed one finishes. A simulated rank must use
+//! its communicators from its own thread only.
 
 use std::time::Duration;
 

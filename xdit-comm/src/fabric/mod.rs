@@ -46,7 +46,7 @@ impl Fabric {
 
     /// When a wait that begins now on `rank` is over, on the clock of the fabric.
     pub(crate) fn deadline(&self, rank: usize) -> Duration {
-        self.now(&self.lock(), rank) + self.limit
+        self.now(&self.lock(), rank).saturating_add(self.limit)
     }
 
     /// Time since the start: real, or simulated as `rank` sees it.

@@ -1,0 +1,156 @@
+//! Each operation, in every small world.
+
+use half::{bf16, f16};
+use xdit_comm::{Buffer, DType, Error, Group, Reduce, RunError, Spec, local};
+
+use crate::program::{self, OPS, Step};
+use crate::watchdog::run;
+
+#[test]
+fn each_operation_agrees_with_the_reference() {
+    for size in 1..=8 {
+        for (index, op) in OPS.into_iter().enumerate() {
+            // Every salt has other lengths; among the first ten are empty parts and every root.
+            let step =
+                |salt| Step { op, order: (0..size).collect(), degree: size, salt: salt + 100 * index as u64 };
+            let steps: Vec<_> = (0..10).map(step).collect();
+            let expected = program::expected(&steps, size);
+            let got = run(size, move |comm| program::run(&steps, false, &comm)).unwrap();
+            assert_eq!(got, expected, "{op:?} in a world of {size}");
+        }
+    }
+}
+
+#[test]
+fn groups_work_in_parallel_in_every_split() {
+    for size in 1..=8 {
+        for degree in 1..=size {
+            // Reversed, so that positions and world ranks differ.
+            let step = |op| Step { op, order: (0..size).rev().collect(), degree, salt: degree as u64 };
+            let steps: Vec<_> = OPS.into_iter().map(step).collect();
+            let expected = program::expected(&steps, size);
+            let got = run(size, move |comm| program::run(&steps, true, &comm)).unwrap();
+            assert_eq!(got, expected, "groups of {degree} in a world of {size}");
+        }
+    }
+}
+
+#[test]
+fn every_type_is_reduced_and_carried() {
+    run(3, |comm| {
+        let rank = comm.rank() as u8 + 1;
+        let buffers = [
+            Buffer::from_vec(vec![f32::from(rank), 0.5]),
+            Buffer::from_vec([f32::from(rank), 0.5].map(bf16::from_f32).to_vec()),
+            Buffer::from_vec([f32::from(rank), 0.5].map(f16::from_f32).to_vec()),
+            Buffer::from_vec(vec![i32::from(rank), -5]),
+            Buffer::from_vec(vec![rank, 5]),
+        ];
+        let sums = [
+            Buffer::from_vec(vec![6.0f32, 1.5]),
+            Buffer::from_vec([6.0, 1.5].map(bf16::from_f32).to_vec()),
+            Buffer::from_vec([6.0, 1.5].map(f16::from_f32).to_vec()),
+            Buffer::from_vec(vec![6i32, -15]),
+            Buffer::from_vec(vec![6u8, 15]),
+        ];
+        for (buffer, sum) in buffers.into_iter().zip(sums) {
+            let gathered = comm.all_gather(buffer.clone(), &[2; 3]).wait()?;
+            assert_eq!(gathered[comm.rank()], buffer);
+            let max = comm.all_reduce(buffer.clone(), Reduce::Max).wait()?;
+            assert_eq!(max, gathered[2].clone());
+            assert_eq!(comm.all_reduce(buffer, Reduce::Sum).wait()?, sum);
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_sub_group_of_a_sub_group_speaks_of_world_ranks() {
+    run(8, |world| {
+        let me = world.rank();
+        let half = Group::new("sp", (0..8).filter(|rank| rank % 2 == me % 2));
+        let sp = world.subgroup(&half)?;
+        let pair = Group::new("ring", half.ranks().iter().copied().filter(|rank| rank / 4 == me / 4));
+        let ring = sp.subgroup(&pair)?;
+        assert_eq!((ring.size(), ring.group().position(me)), (2, Some(ring.rank())));
+        let sum = ring.all_reduce(Buffer::from_vec(vec![me as i32]), Reduce::Sum).wait()?;
+        assert_eq!(sum.elements::<i32>()[0] as usize, pair.ranks().iter().sum::<usize>());
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn two_communicators_of_one_group_do_not_mix() {
+    run(2, |world| {
+        let group = Group::new("pp", [0, 1]);
+        let (forward, back) = (world.subgroup(&group)?, world.subgroup(&group)?);
+        let peer = 1 - world.rank();
+        // Issued in opposite orders by the two ranks, which one communicator would not allow for.
+        let sends = [(&forward, 1), (&back, 2)];
+        let in_order = |index: usize| if world.rank() == 0 { sends[index] } else { sends[1 - index] };
+        for (comm, value) in [in_order(0), in_order(1)] {
+            comm.send(peer, Buffer::from_vec(vec![value])).wait()?;
+        }
+        for (comm, value) in sends {
+            let got = comm.recv(peer, Spec::new(DType::I32, 1)).wait()?;
+            assert_eq!(got, Buffer::from_vec(vec![value]));
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_is_sent_stays_alive_and_is_not_copied() {
+    let addresses = run(2, |comm| {
+        let part = Buffer::from_vec(vec![comm.rank() as f32; 1024]);
+        let own = part.bytes().as_ptr() as usize;
+        // Neither handle of this rank outlives the statement; the transport's does.
+        drop(comm.send(1 - comm.rank(), part));
+        let received = comm.recv(1 - comm.rank(), Spec::new(DType::F32, 1024)).wait()?;
+        Ok((own, received.bytes().as_ptr() as usize, received))
+    })
+    .unwrap();
+    assert_eq!(addresses[0].0, addresses[1].1);
+    assert_eq!(addresses[1].0, addresses[0].1);
+}
+
+#[test]
+fn alone_nothing_travels() {
+    let steps: Vec<_> = OPS.into_iter().map(|op| Step { op, order: vec![0], degree: 1, salt: 9 }).collect();
+    let alone = local();
+    assert_eq!(program::run(&steps, false, &alone).unwrap(), program::expected(&steps, 1)[0]);
+    let total = alone.traffic().total();
+    assert_eq!((total.messages, total.sent_bytes), (0, 0));
+}
+
+#[test]
+fn a_barrier_holds_until_the_last_rank_comes() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    for round in 0..50 {
+        let come = Arc::new(AtomicUsize::new(0));
+        run(4, move |comm| {
+            if comm.rank() == round % 4 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            come.fetch_add(1, Ordering::SeqCst);
+            comm.barrier().wait()?;
+            assert_eq!(come.load(Ordering::SeqCst), 4);
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_message_nobody_receives_is_an_error() {
+    let error: RunError<Error> = run(2, |comm| match comm.rank() {
+        0 => comm.send(1, Buffer::from_vec(vec![1u8])).wait(),
+        _ => Ok(()),
+    })
+    .unwrap_err();
+    assert_eq!(error.to_string(), "`send` over `world` on rank 0: rank 1 finished without receiving this");
+}

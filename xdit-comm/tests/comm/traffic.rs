@@ -1,0 +1,60 @@
+//! Every message and byte is counted, where it belongs.
+
+use xdit_comm::{Buffer, Count, DType, Error, Group, Operation, Options, Reduce, Spec};
+
+use crate::watchdog::launch;
+
+#[test]
+fn counts_follow_from_sizes_and_degrees() {
+    let report = launch(4, &Options::default(), |world| {
+        let first = world.rank() / 2 * 2;
+        let tp = world.subgroup(&Group::new("tp", [first, first + 1]))?;
+        let ulysses = world.subgroup(&Group::new("ulysses", 0..4))?;
+        let floats = |len: usize| Buffer::from_vec(vec![0f32; len]);
+        for _ in 0..3 {
+            tp.all_reduce(floats(10), Reduce::Sum).wait()?;
+        }
+        ulysses.all_to_all((0..4).map(|to| floats(to + 1)).collect(), &[world.rank() + 1; 4]).wait()?;
+        ulysses.all_gather(floats(5), &[5; 4]).wait()?;
+        ulysses.reduce_scatter(vec![floats(2); 4], Reduce::Max).wait()?;
+        let halves = (world.rank() == 1).then(|| Buffer::from_bytes(DType::Bf16, vec![0; 6]));
+        ulysses.broadcast(1, halves, Spec::new(DType::Bf16, 3)).wait()?;
+        let next = (world.rank() + 1) % 4;
+        let previous = (world.rank() + 3) % 4;
+        // What a rank sends to itself stays at home.
+        world
+            .send_recv(
+                vec![(next, floats(6)), (world.rank(), floats(9))],
+                vec![(previous, Spec::new(DType::F32, 6)), (world.rank(), Spec::new(DType::F32, 9))],
+            )
+            .wait()?;
+        world.barrier().wait()?;
+        Ok::<_, Error>(())
+    });
+    let count =
+        |calls, payload_bytes, messages, sent_bytes| Count { calls, payload_bytes, messages, sent_bytes };
+    for (rank, traffic) in report.traffic.iter().enumerate() {
+        let own = 4 * (rank as u64 + 1);
+        assert_eq!(traffic.get("tp", Operation::AllReduce(Reduce::Sum)), count(3, 120, 3, 120));
+        assert_eq!(traffic.get("ulysses", Operation::AllToAll), count(1, 40, 3, 40 - own));
+        assert_eq!(traffic.get("ulysses", Operation::AllGather), count(1, 20, 3, 60));
+        assert_eq!(traffic.get("ulysses", Operation::ReduceScatter(Reduce::Max)), count(1, 32, 3, 24));
+        let root = if rank == 1 { count(1, 6, 3, 18) } else { count(1, 0, 0, 0) };
+        assert_eq!(traffic.get("ulysses", Operation::Broadcast), root);
+        assert_eq!(traffic.get("world", Operation::SendRecv), count(1, 60, 1, 24));
+        assert_eq!(traffic.get("world", Operation::Barrier), count(1, 0, 3, 0));
+        assert_eq!(traffic.get("tp", Operation::Barrier), Count::default());
+        assert_eq!(traffic.of_label("tp"), count(3, 120, 3, 120));
+        assert_eq!(traffic.iter().count(), 7);
+    }
+    let mut all = report.traffic[0].clone();
+    report.traffic[1..].iter().for_each(|traffic| all.merge(traffic));
+    assert_eq!(all.get("ulysses", Operation::AllToAll), count(4, 160, 12, 120));
+    assert_eq!(
+        all.total().messages,
+        report.traffic.iter().map(|traffic| traffic.total().messages).sum::<u64>()
+    );
+    let table = all.to_string();
+    assert!(table.lines().any(|line| line.starts_with("ulysses") && line.contains("all_to_all")), "{table}");
+    report.into_result().unwrap();
+}
