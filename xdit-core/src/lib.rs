@@ -5,8 +5,17 @@ pub mod attention;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod executor;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod json;
+pub mod linear;
 pub mod noise;
+pub mod picture;
+pub mod pipeline;
 pub mod scheduler;
+pub mod tokens;
+pub mod transformer;
+pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
