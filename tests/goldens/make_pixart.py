@@ -20,6 +20,7 @@ import pipeline_cases
 import randn_cases
 import scheduler_cases
 import text_cases
+import tiling_cases
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
     checkpoints.write_all(root)
     pipeline_cases.write_all(root)
     text_cases.write_all(root)
+    tiling_cases.write_all(root)
     scheduler_cases.write_all(root)
     randn_cases.write_all(root)
 

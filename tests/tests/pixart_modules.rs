@@ -10,7 +10,8 @@ use xdit_core::weights::Weights;
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use xdit_models::pixart::{Conditions, PixArt, PixArtConfig};
 use xdit_models::t5::{T5Config, T5Encoder};
-use xdit_tests::{Case, assert_close, device, goldens};
+use xdit_models::tiling::Tiling;
+use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
 /// Of one module: f32 rounding, summed in another order than the reference's.
 const TOLERANCE: f64 = 1e-5;
@@ -134,4 +135,18 @@ fn autoencoder() {
         let moments = vae.encode(case.tensor("vae.pixels"));
         assert_close(&format!("{name}: encode"), &moments, &case.tensor("vae.moments"), TOLERANCE);
     }
+}
+
+#[test]
+fn tiled_decoding() {
+    let case = Case::load("tiling");
+    let (config, vae) =
+        component(&case, "vae", "diffusion_pytorch_model", AutoencoderKlConfig::read, AutoencoderKl::load);
+    let tiling = Tiling { tile: case.json["tile"].as_u64().unwrap() as usize, scale: config.scale() };
+    let z = case.tensor("z");
+    assert!(tiling.applies(&z));
+    let decoded = tiling.decode(z.clone(), |tile| vae.decode(tile));
+    assert_close("tiled", &decoded, &case.tensor("decoded"), TOLERANCE);
+    let at_once = vae.decode(z);
+    assert!(relative_l2(&at_once, &decoded) > 1e-3, "tiling changes the picture: the test would see it missing");
 }

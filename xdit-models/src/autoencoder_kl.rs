@@ -10,6 +10,8 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Affine, Conv2d, attention, conv2d, group_norm_affine, group_norm_moments, norm_act};
 
+use crate::tiling::Tiling;
+
 /// Of every group norm.
 const EPS: f64 = 1e-6;
 
@@ -123,6 +125,14 @@ impl AutoencoderKl {
     /// `[b, latent_channels, y, x]` to `[b, 3, y · scale, x · scale]`, values about -1 to 1.
     pub fn decode_scaled(&self, latents: Tensor<4>) -> Tensor<4> {
         self.decode(latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor))
+    }
+
+    /// As [`decode_scaled`](Self::decode_scaled), tile by tile where the picture is larger than the ones the
+    /// autoencoder was trained on.
+    pub fn decode_scaled_tiled(&self, latents: Tensor<4>) -> Tensor<4> {
+        let z = latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor);
+        let tiling = Tiling { tile: self.config.sample_size, scale: self.config.scale() };
+        if tiling.applies(&z) { tiling.decode(z, |tile| self.decode(tile)) } else { self.decode(z) }
     }
 
     /// A picture from a latent.

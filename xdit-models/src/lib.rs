@@ -9,6 +9,7 @@ pub mod pixart_pipeline;
 pub mod position;
 pub mod resolution;
 pub mod t5;
+pub mod tiling;
 pub mod timestep;
 pub mod tokenizer;
 

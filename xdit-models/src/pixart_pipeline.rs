@@ -260,7 +260,10 @@ impl Pipeline for PixArtPipeline {
             observer.end(Phase::Load("vae"));
             for (image, latents) in latents.iter().enumerate() {
                 observer.begin(Phase::Decode { image });
-                let decoded = vae.decode_scaled(latents.clone());
+                let decoded = match request.vae_tiling {
+                    true => vae.decode_scaled_tiled(latents.clone()),
+                    false => vae.decode_scaled(latents.clone()),
+                };
                 pictures.push(to_picture(&resize_and_crop(decoded, resolved.size), 0));
                 observer.end(Phase::Decode { image });
             }
