@@ -5,14 +5,15 @@ pub mod attention;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
-pub mod executor;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod json;
 pub mod linear;
 pub mod noise;
+pub mod parallel;
 pub mod picture;
 pub mod pipeline;
+pub mod placement;
 pub mod scheduler;
 pub mod tokens;
 pub mod transformer;

@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::parallel::plan::{ParallelConfig, Plan};
 
 /// Where and how a pipeline runs.
 #[derive(Clone, Debug)]
@@ -48,6 +49,8 @@ pub struct Request {
     pub init_latents: Option<Tensor<4>>,
     /// Whether latents are decoded into pictures.
     pub decode: bool,
+    /// How the work is spread over ranks.
+    pub parallel: ParallelConfig,
 }
 
 impl Request {
@@ -68,6 +71,7 @@ impl Request {
             vae_tiling: false,
             init_latents: None,
             decode: true,
+            parallel: ParallelConfig::default(),
         }
     }
 
@@ -90,6 +94,8 @@ pub struct Resolved {
     pub guidance_scale: f32,
     /// Text tokens, the end of the text included.
     pub max_sequence_length: usize,
+    /// Which rank does what.
+    pub plan: Plan,
 }
 
 /// What came out of a run. Picture `i` belongs to prompt `i / images_per_prompt`.

@@ -5,22 +5,20 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-/// Where tokens are in the image they belong to. Cheap to clone and to cut.
+/// Where tokens are in the image they belong to. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Positions {
     /// Rows and columns of the whole image, in tokens.
     grid: [usize; 2],
-    /// `[row, column]` of every token of the whole image.
-    all: Arc<[[u32; 2]]>,
-    range: Range<usize>,
+    /// `[row, column]` of each token.
+    ids: Arc<[[u32; 2]]>,
 }
 
 impl Positions {
     /// All tokens of an image of `rows` × `columns` tokens, row by row.
     pub fn grid(rows: usize, columns: usize) -> Self {
-        let all: Arc<[_]> =
-            (0..rows as u32).flat_map(|row| (0..columns as u32).map(move |column| [row, column])).collect();
-        Self { grid: [rows, columns], range: 0..all.len(), all }
+        let ids = (0..rows as u32).flat_map(|row| (0..columns as u32).map(move |column| [row, column])).collect();
+        Self { grid: [rows, columns], ids }
     }
 
     /// Rows and columns of the whole image, in tokens.
@@ -30,14 +28,13 @@ impl Positions {
 
     /// `[row, column]` of each token.
     pub fn ids(&self) -> &[[u32; 2]] {
-        &self.all[self.range.clone()]
+        &self.ids
     }
 
-    /// Some of the tokens.
-    pub fn slice(&self, range: Range<usize>) -> Self {
-        let start = self.range.start + range.start;
-        assert!(range.start <= range.end && range.end <= self.range.len(), "{range:?} of {:?}", self.range);
-        Self { range: start..start + range.len(), ..self.clone() }
+    /// The tokens in `ranges`, one range after the other.
+    pub fn select(&self, ranges: &[Range<usize>]) -> Self {
+        let ids = ranges.iter().flat_map(|range| &self.ids[range.clone()]).copied().collect();
+        Self { grid: self.grid, ids }
     }
 }
 

@@ -20,6 +20,13 @@ pub struct Spec {
     pub head_dim: usize,
 }
 
+impl Spec {
+    /// Features of a token between blocks.
+    pub fn dim(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
 /// What goes from block to block.
 #[derive(Clone, Debug)]
 pub struct Hidden {

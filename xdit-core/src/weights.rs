@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
@@ -11,6 +12,8 @@ use safetensors::Dtype;
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
+use crate::parallel::run::Share;
+use crate::placement::{Placement, TensorShare};
 
 /// A place in a checkpoint from which a model takes its tensors by name.
 ///
@@ -31,12 +34,34 @@ struct Source {
     /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
     check_only: bool,
     used: Mutex<BTreeSet<String>>,
+    /// The blocks to load, if not all.
+    blocks: Option<Range<usize>>,
+    /// The heads and features to load, if not all, and which layers they are of.
+    tensor: Option<(TensorShare, Vec<(&'static str, Placement)>)>,
 }
 
 impl Weights {
     /// Takes tensors from `checkpoint` and puts them on `device` as `dtype`.
     pub fn new(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Self {
         Self::with(checkpoint, device, dtype, false)
+    }
+
+    /// Loads only one rank's share: some blocks, and of the layers in `placements` (named by the ends of their
+    /// names) some heads and features.
+    ///
+    /// # Panics
+    /// If the weights are in use already.
+    #[must_use]
+    pub fn of_share(mut self, share: Share, placements: Vec<(&'static str, Placement)>) -> Self {
+        let source = Arc::get_mut(&mut self.source).expect("weights are set up before they are used");
+        source.blocks = Some(share.blocks);
+        source.tensor = share.tensor.map(|share| (share, placements));
+        self
+    }
+
+    /// Which of the model's `count` blocks to load.
+    pub fn blocks(&self, count: usize) -> Range<usize> {
+        self.source.blocks.clone().unwrap_or(0..count)
     }
 
     /// Checks names, shapes and types as [`new`](Self::new) would, but reads nothing: every tensor is zeros
@@ -46,8 +71,15 @@ impl Weights {
     }
 
     fn with(checkpoint: Checkpoint, device: &Device, dtype: DType, check_only: bool) -> Self {
-        let source =
-            Source { checkpoint, device: device.clone(), dtype, check_only, used: Mutex::new(BTreeSet::new()) };
+        let source = Source {
+            checkpoint,
+            device: device.clone(),
+            dtype,
+            check_only,
+            used: Mutex::new(BTreeSet::new()),
+            blocks: None,
+            tensor: None,
+        };
         Self { source: Arc::new(source), prefix: String::new() }
     }
 
@@ -71,17 +103,26 @@ impl Weights {
     /// # Errors
     /// If it is missing, has another shape, or a type that is not f32, f16 or bf16.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        self.rows(name, shape, 0..shape[0])
+    }
+
+    /// Some rows (of the first dimension) of the tensor called `name`, which must have exactly this shape. Only
+    /// they are read.
+    fn rows<const D: usize>(&self, name: &str, mut shape: [usize; D], rows: Range<usize>) -> Result<Tensor<D>> {
         let entry = self.entry(name, &shape)?;
         let Source { device, dtype, check_only, .. } = &*self.source;
+        let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);
+        shape[0] = rows.len();
         if *check_only {
             return Ok(Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape));
         }
+        let bytes = entry.bytes.slice(rows.start * row_bytes..rows.end * row_bytes);
         let data = match entry.dtype {
-            Dtype::F32 if entry.bytes.as_ptr().align_offset(align_of::<f32>()) == 0 => {
-                let bytes = burn::tensor::Bytes::from_shared(entry.bytes.clone(), AllocationProperty::File);
+            Dtype::F32 if bytes.as_ptr().align_offset(align_of::<f32>()) == 0 => {
+                let bytes = burn::tensor::Bytes::from_shared(bytes, AllocationProperty::File);
                 TensorData::from_bytes(bytes, shape, DType::F32)
             }
-            _ => TensorData::new(widen(entry), shape),
+            kind => TensorData::new(widen(&bytes, kind), shape),
         };
         Ok(Tensor::from_data(data, (device, *dtype)))
     }
@@ -99,8 +140,7 @@ impl Weights {
     /// # Errors
     /// As [`tensor`](Self::tensor).
     pub fn linear(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
-        let here = self.at(name);
-        Ok(Linear::new(here.tensor("weight", [c_out, c_in])?, Some(here.tensor("bias", [c_out])?)))
+        self.at(name).linear_here(c_in, c_out, true)
     }
 
     /// The linear layer called `name`, without a bias.
@@ -108,7 +148,32 @@ impl Weights {
     /// # Errors
     /// As [`tensor`](Self::tensor).
     pub fn linear_without_bias(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
-        Ok(Linear::new(self.at(name).tensor("weight", [c_out, c_in])?, None))
+        self.at(name).linear_here(c_in, c_out, false)
+    }
+
+    fn linear_here(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
+        let layer = self.prefix.trim_end_matches('.');
+        let cut = self.source.tensor.as_ref().and_then(|(share, placements)| {
+            let placed = placements.iter().find(|(name, _)| layer.ends_with(name));
+            placed.map(|(_, placement)| (share, *placement))
+        });
+        let whole_bias = || if bias { self.tensor("bias", [c_out]).map(Some) } else { Ok(None) };
+        match cut {
+            None => Ok(Linear::new(self.tensor("weight", [c_out, c_in])?, whole_bias()?)),
+            Some((share, Placement::Outputs { unit })) => {
+                let outputs = share.part(c_out, unit);
+                let weight = self.rows("weight", [c_out, c_in], outputs.clone())?;
+                let bias = if bias { Some(self.rows("bias", [c_out], outputs)?) } else { None };
+                Ok(Linear::new(weight, bias))
+            }
+            Some((share, Placement::Inputs { unit })) => {
+                let inputs = share.part(c_in, unit);
+                let weight = self.tensor("weight", [c_out, c_in])?.narrow(1, inputs.start, inputs.len());
+                // The copy lets go of the rest.
+                let weight = weight.mul_scalar(1.0);
+                Ok(Linear::new(weight, whole_bias()?).summed_over(share.comm.clone()))
+            }
+        }
     }
 
     /// Says that the tensor called `name` is known and deliberately not used.
@@ -116,11 +181,15 @@ impl Weights {
         self.tick(self.key(name));
     }
 
-    /// Ends loading: everything in the checkpoint must have been taken or [ignored](Self::ignore).
+    /// Ends loading: everything in the checkpoint must have been taken or [ignored](Self::ignore), unless only
+    /// [a share](Self::of_share) was asked for.
     ///
     /// # Errors
     /// If a tensor is left over. It would mean that the model is not the one the checkpoint was made for.
     pub fn finish(&self) -> Result<()> {
+        if self.source.blocks.is_some() {
+            return Ok(());
+        }
         let used = self.source.used.lock().expect("no thread panics while it holds the lock");
         let checkpoint = &self.source.checkpoint;
         let unused: Vec<_> = checkpoint.entries().filter(|(name, _)| !used.contains(*name)).collect();
@@ -175,9 +244,9 @@ impl Weights {
 }
 
 /// The values of an f32, f16 or bf16 tensor as f32, wherever its bytes lie.
-fn widen(entry: &Entry) -> Vec<f32> {
-    let chunks = |size| entry.bytes.chunks_exact(size);
-    match entry.dtype {
+fn widen(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let chunks = |size| bytes.chunks_exact(size);
+    match dtype {
         Dtype::F16 => {
             let halves: Vec<_> = chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
             halves.to_f32_vec()

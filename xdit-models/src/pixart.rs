@@ -10,6 +10,7 @@ use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
+use xdit_core::placement::Placement;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, Spec, Transformer};
 use xdit_core::weights::Weights;
@@ -132,13 +133,29 @@ pub struct PixArt {
     adaln_linear: Linear,
     caption_1: Linear,
     caption_2: Linear,
+    /// Those that were loaded, from `first_block` on.
     blocks: Vec<Block>,
+    first_block: usize,
     /// `[1, 2, dim]`
     scale_shift_table: Tensor<3>,
     proj_out: Linear,
 }
 
 impl PixArt {
+    /// How the layers are cut between ranks that share them: by heads, and by features of the feed-forward.
+    pub fn placements(config: &PixArtConfig) -> Vec<(&'static str, Placement)> {
+        let unit = config.spec.head_dim;
+        let mut placements = vec![
+            ("ff.net.0.proj", Placement::Outputs { unit: 1 }),
+            ("ff.net.2", Placement::Inputs { unit: 1 }),
+        ];
+        for projection in ["to_q", "to_k", "to_v"] {
+            placements.push((projection, Placement::Outputs { unit }));
+        }
+        placements.push(("to_out.0", Placement::Inputs { unit }));
+        placements
+    }
+
     /// Takes the model from the weights of a `transformer/` folder.
     ///
     /// # Errors
@@ -173,7 +190,9 @@ impl PixArt {
             adaln_linear: adaln.linear("linear", dim, 6 * dim)?,
             caption_1: caption.linear("linear_1", config.caption_channels, dim)?,
             caption_2: caption.linear("linear_2", dim, dim)?,
-            blocks: (0..blocks)
+            first_block: weights.blocks(blocks).start,
+            blocks: weights
+                .blocks(blocks)
                 .map(|index| Block::load(config, &weights.at("transformer_blocks").at(index)))
                 .collect::<Result<_>>()?,
             scale_shift_table: weights.tensor("scale_shift_table", [2, dim])?.unsqueeze(),
@@ -227,7 +246,7 @@ impl Transformer for PixArt {
 
     fn block(&self, index: usize, hidden: Hidden, context: &Context, attention: &mut dyn Attention) -> Hidden {
         let Hidden { image: Tokens { x, positions }, text } = hidden;
-        let x = self.blocks[index].forward(Site { block: index, layer: 0 }, x, context, attention);
+        let x = self.blocks[index - self.first_block].forward(Site { block: index, layer: 0 }, x, context, attention);
         Hidden { image: Tokens { x, positions }, text }
     }
 

@@ -4,10 +4,11 @@
 
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
-use xdit_core::attention::Local;
-use xdit_core::executor::{Guidance, denoise};
 use xdit_core::json::read_json;
 use xdit_core::noise::Generator;
+use xdit_core::parallel::execute::Guidance;
+use xdit_core::parallel::plan::{Plan, Work};
+use xdit_core::parallel::run::{Job, run};
 use xdit_core::picture::{resize_and_crop, to_picture};
 use xdit_core::pipeline::{Generated, LoadOptions, Observer, Phase, Pipeline, Request, Resolved, check};
 use xdit_core::scheduler::scheduler;
@@ -196,14 +197,20 @@ impl Pipeline for PixArtPipeline {
         if max_sequence_length == 0 {
             return Err(Error::usage("a maximum sequence length of `0` leaves no prompt"));
         }
-        let resolved = Resolved {
-            size,
-            generated_size,
-            num_inference_steps: request.num_inference_steps.unwrap_or(20),
-            guidance_scale: request.guidance_scale.unwrap_or(4.5),
-            max_sequence_length,
+        let num_inference_steps = request.num_inference_steps.unwrap_or(20);
+        let guidance_scale = request.guidance_scale.unwrap_or(4.5);
+        let steps = scheduler(&self.scheduler, num_inference_steps)?.timesteps().len();
+        let [rows, columns] = self.latent_size(generated_size).map(|side| side / spec.patch);
+        let work = Work {
+            spec: spec.clone(),
+            tokens: rows * columns,
+            steps,
+            guided: guidance_scale > 1.0,
+            images: request.images(),
         };
-        scheduler(&self.scheduler, resolved.num_inference_steps)?;
+        let plan = Plan::new(&request.parallel, &work)?;
+        let resolved =
+            Resolved { size, generated_size, num_inference_steps, guidance_scale, max_sequence_length, plan };
         if let Some(latents) = &request.init_latents {
             let [height, width] = self.latent_size(generated_size);
             let expected = [request.images(), spec.channels, height, width];
@@ -232,26 +239,34 @@ impl Pipeline for PixArtPipeline {
             size: self.transformer.config.micro_conditions.then_some(resolved.generated_size),
         };
 
-        observer.begin(Phase::Load("transformer"));
-        let transformer = PixArt::load(&self.transformer.config, &self.transformer.weights(&self.options))?;
-        observer.end(Phase::Load("transformer"));
-        let scheduler = scheduler(&self.scheduler, resolved.num_inference_steps)?;
         let patch = self.transformer.config.spec.patch;
-        let mut latents = Vec::new();
-        for image in 0..request.images() {
-            observer.begin(Phase::Denoise { image });
-            let guidance = Guidance {
-                positive: conditions(&embeddings[image / request.images_per_prompt]),
-                negative: guided
-                    .then(|| (conditions(&embeddings[request.prompts.len()]), resolved.guidance_scale)),
-            };
-            let noise = self.initial_latents(request, &resolved, image);
-            let start = pack(noise.mul_scalar(scheduler.init_noise_sigma()), patch);
-            let end = denoise(&transformer, &*scheduler, &guidance, start, &mut Local, observer);
-            latents.push(unpack(end, patch));
-            observer.end(Phase::Denoise { image });
-        }
-        drop(transformer);
+        let scheduler = scheduler(&self.scheduler, resolved.num_inference_steps)?;
+        let (transformer, options) = (self.transformer.clone(), self.options.clone());
+        let job = Job {
+            load: Box::new(move |share| {
+                let placements = PixArt::placements(&transformer.config);
+                PixArt::load(&transformer.config, &transformer.weights(&options).of_share(share, placements))
+            }),
+            guidance: (0..request.images())
+                .map(|image| {
+                    let prompt = &embeddings[image / request.images_per_prompt];
+                    let negative = guided.then(|| &embeddings[request.prompts.len()]);
+                    Guidance {
+                        branches: negative.into_iter().chain([prompt]).map(conditions).collect(),
+                        scale: resolved.guidance_scale,
+                    }
+                })
+                .collect(),
+            noise: (0..request.images())
+                .map(|image| {
+                    let noise = self.initial_latents(request, &resolved, image);
+                    pack(noise.mul_scalar(scheduler.init_noise_sigma()), patch)
+                })
+                .collect(),
+            plan: resolved.plan,
+            scheduler,
+        };
+        let latents: Vec<_> = run(job, observer)?.into_iter().map(|tokens| unpack(tokens, patch)).collect();
 
         let mut pictures = Vec::new();
         if request.decode {

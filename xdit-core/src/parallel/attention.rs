@@ -1,0 +1,152 @@
+//! The attention of a rank: the parallel methods around the kernel, outermost first.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use xdit_kernels::attention;
+
+use crate::attention::{Attention, Qkv, Site};
+use crate::parallel::mesh::Axis;
+use crate::parallel::pipefusion::KvCache;
+use crate::parallel::plan::Plan;
+use crate::parallel::ring::{Kv, Ring};
+use crate::parallel::split;
+use crate::parallel::ulysses::Ulysses;
+
+/// What one pass through the blocks computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Patches whose tokens go through: all of them in a synchronous step, one in any other.
+    pub patches: Range<usize>,
+    /// Index of the guidance branch.
+    pub branch: usize,
+}
+
+/// Ulysses around PipeFusion's cache around the ring around the kernel, each where the plan has it.
+///
+/// Keys are a set: no method here depends on the order of image tokens, as long as keys and values agree.
+#[derive(Debug)]
+pub struct ParallelAttention {
+    plan: Plan,
+    /// Where this rank is along ring and ulysses.
+    ring_coordinate: usize,
+    ulysses: Option<Ulysses>,
+    ring: Option<Ring>,
+    /// Of each guidance branch, if any step is asynchronous.
+    caches: Vec<KvCache>,
+    pass: Pass,
+}
+
+impl ParallelAttention {
+    /// The attention of a rank at `ring_coordinate`.
+    pub fn new(plan: Plan, ring_coordinate: usize, ulysses: Option<Ulysses>, ring: Option<Ring>) -> Self {
+        let caches = match plan.synchronous_steps < plan.steps {
+            true => vec![KvCache::default(); plan.branches],
+            false => Vec::new(),
+        };
+        let pass = Pass { patches: 0..plan.patches.len(), branch: 0 };
+        Self { plan, ring_coordinate, ulysses, ring, caches, pass }
+    }
+
+    /// Says what the next calls compute.
+    pub fn begin(&mut self, pass: Pass) {
+        self.pass = pass;
+    }
+
+    /// Bytes of keys and values held from earlier passes.
+    pub fn cached_bytes(&self, element_bytes: usize) -> usize {
+        self.caches.iter().map(|cache| cache.bytes(element_bytes)).sum()
+    }
+
+    /// Tokens of `patch` on each ulysses rank of the ring rank at `ring`.
+    fn shards(&self, patch: usize, ring: usize) -> impl Iterator<Item = usize> {
+        let degree = self.ulysses_degree();
+        (0..degree).map(move |ulysses| self.plan.shard(patch, ring * degree + ulysses).len())
+    }
+
+    fn ulysses_degree(&self) -> usize {
+        self.plan.mesh.degree(Axis::Ulysses)
+    }
+
+    /// Tokens of this pass on each ulysses rank.
+    fn tokens(&self) -> Vec<usize> {
+        let mut tokens = vec![0; self.ulysses_degree()];
+        for patch in self.pass.patches.clone() {
+            for (total, n) in tokens.iter_mut().zip(self.shards(patch, self.ring_coordinate)) {
+                *total += n;
+            }
+        }
+        tokens
+    }
+
+    /// Where each patch of this pass lies among the tokens that ulysses brought together: rank by rank, and in
+    /// each rank's share patch by patch.
+    fn runs(&self) -> Vec<Vec<Range<usize>>> {
+        let patches = self.pass.patches.len();
+        let mut lengths = vec![Vec::new(); self.ulysses_degree()];
+        for patch in self.pass.patches.clone() {
+            for (rank, n) in self.shards(patch, self.ring_coordinate).enumerate() {
+                lengths[rank].push(n);
+            }
+        }
+        let runs = split::consecutive(&lengths.concat());
+        (0..patches).map(|patch| runs.iter().skip(patch).step_by(patches).cloned().collect()).collect()
+    }
+
+    /// Tokens whose keys each ring rank has in this pass: those of `patches`.
+    fn ring_tokens(&self, patches: Range<usize>) -> Vec<usize> {
+        (0..self.plan.mesh.degree(Axis::Ring))
+            .map(|ring| patches.clone().map(|patch| self.shards(patch, ring).sum::<usize>()).sum())
+            .collect()
+    }
+}
+
+impl Attention for ParallelAttention {
+    fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
+        let heads = image.q.dims()[2];
+        let scale = 1.0 / (image.q.dims()[3] as f32).sqrt();
+        let tokens = self.tokens();
+        let (image, text) = match &self.ulysses {
+            Some(ulysses) => (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text))),
+            None => (image, text),
+        };
+
+        let (text_q, text_kv) = match text {
+            Some(text) => (Some(text.q), Some(Kv { k: text.k, v: text.v })),
+            None => (None, None),
+        };
+        let fresh = Kv { k: image.k, v: image.v };
+        let runs = self.runs();
+        let (kv, text_kv, known) = match self.caches.get_mut(self.pass.branch) {
+            Some(cache) => {
+                let kv = cache.refresh(site, &fresh, self.pass.patches.clone(), &runs);
+                (kv, cache.refresh_text(site, text_kv), 0..cache.patches(site))
+            }
+            None => (fresh, text_kv, self.pass.patches.clone()),
+        };
+
+        let text_tokens = text_q.as_ref().map_or(0, |q| q.dims()[1]);
+        let image_tokens = image.q.dims()[1];
+        let q = match text_q {
+            Some(text) => Tensor::cat(vec![text, image.q], 1),
+            None => image.q,
+        };
+        let out = match &self.ring {
+            Some(ring) => ring.attend(q, kv, text_kv, &self.ring_tokens(known), scale),
+            None => {
+                let all = Kv::cat(text_kv.into_iter().chain([kv]).collect());
+                attention(q, all.k, all.v, None, scale)
+            }
+        };
+
+        let text_out = (text_tokens > 0).then(|| out.clone().narrow(1, 0, text_tokens));
+        let image_out = out.narrow(1, text_tokens, image_tokens);
+        match &self.ulysses {
+            Some(ulysses) => (
+                ulysses.gather_heads(image_out, &tokens, heads),
+                text_out.map(|text| ulysses.gather_text(text, heads)),
+            ),
+            None => (image_out, text_out),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Walks the schedule of one rank.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use xdit_comm::{Buffer, Comm, Pending};
+
+use crate::error::{Error, Result};
+use crate::parallel::attention::{ParallelAttention, Pass};
+use crate::parallel::failure::wait;
+use crate::parallel::mesh::Axis;
+use crate::parallel::plan::Plan;
+use crate::parallel::ring::Ring;
+use crate::parallel::schedule::{Action, schedule};
+use crate::parallel::split;
+use crate::parallel::ulysses::Ulysses;
+use crate::parallel::wire::{Place, buffer};
+use crate::scheduler::{History, Scheduler};
+use crate::tokens::{Positions, Tokens};
+use crate::transformer::{Hidden, Transformer};
+
+/// How many actions ahead of their turn receives are posted.
+const POST_AHEAD: usize = 8;
+
+/// The groups that one rank talks in.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    rank: usize,
+    pipeline: Comm,
+    cfg: Comm,
+    sequence: Comm,
+    ring: Comm,
+    ulysses: Comm,
+    /// Ranks that share each layer's heads and features.
+    pub tensor: Comm,
+}
+
+impl Groups {
+    /// The groups of this rank of `world` in the plan's mesh. Every rank of the world calls it.
+    ///
+    /// # Errors
+    /// If the world has another size than the mesh, or a group cannot be made.
+    pub fn new(world: &Comm, plan: &Plan) -> Result<Self> {
+        if world.size() != plan.mesh.size() {
+            return Err(Error::usage(format!(
+                "the plan has {} ranks, but {} are running",
+                plan.mesh.size(),
+                world.size()
+            )));
+        }
+        let rank = world.rank();
+        let group = |axes: &[Axis]| {
+            world.subgroup(&plan.mesh.group(rank, axes)).map_err(|error| Error::failure(error.to_string()))
+        };
+        Ok(Self {
+            rank,
+            pipeline: group(&[Axis::Pipeline])?,
+            cfg: group(&[Axis::Cfg])?,
+            sequence: group(&[Axis::Ring, Axis::Ulysses])?,
+            ring: group(&[Axis::Ring])?,
+            ulysses: group(&[Axis::Ulysses])?,
+            tensor: group(&[Axis::Tensor])?,
+        })
+    }
+}
+
+/// What a picture is conditioned on.
+#[derive(Clone, Debug)]
+pub struct Guidance<C> {
+    /// The conditions of each branch: the prompt's, or the negative prompt's and then the prompt's.
+    pub branches: Vec<C>,
+    /// How far to go from the negative branch towards and beyond the other.
+    ///
+    /// # Source
+    /// Classifier-free guidance (Ho & Salimans 2022), with the weight as in Imagen.
+    pub scale: f32,
+}
+
+/// Denoises one picture on this rank.
+///
+/// `noise` is the whole picture's, the same on every rank. The final latents, whole again, are returned on the
+/// ranks of the first stage.
+///
+/// # Shapes
+/// `noise`: packed, `[b, n, c]`; the result too.
+pub fn denoise<T: Transformer>(
+    plan: &Plan,
+    groups: &Groups,
+    transformer: &T,
+    scheduler: &dyn Scheduler,
+    guidance: &Guidance<T::Conditions>,
+    noise: &Tokens,
+    on_step: &mut dyn FnMut(usize),
+) -> Option<Tokens> {
+    assert_eq!(guidance.branches.len(), plan.branches, "the plan knows whether there is guidance");
+    let mut walker = Walker::new(plan, groups, transformer, scheduler, guidance, noise);
+    let actions = schedule(plan, groups.rank);
+    for (index, action) in actions.iter().enumerate() {
+        walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
+        if let Some(step) = walker.walk(action) {
+            on_step(step);
+        }
+    }
+    walker.finish()
+}
+
+/// A rank on its way through its schedule.
+struct Walker<'a, T: Transformer> {
+    plan: &'a Plan,
+    groups: &'a Groups,
+    transformer: &'a T,
+    scheduler: &'a dyn Scheduler,
+    guidance: &'a Guidance<T::Conditions>,
+    attention: ParallelAttention,
+    positions: Positions,
+    /// Batch and features of packed latents, and where they are.
+    latents: ([usize; 2], Place),
+    /// This rank's tokens of each patch.
+    shards: Vec<Range<usize>>,
+    /// The sample at those tokens, of each patch: what the first stage embeds and the last one advances.
+    samples: Vec<Tensor<3>>,
+    histories: Vec<History>,
+    /// The latest context of each branch, and its step.
+    contexts: Vec<Option<(usize, T::Context)>>,
+    hidden: Option<Hidden>,
+    predictions: Vec<Option<Tensor<3>>>,
+    posted: usize,
+    arriving: VecDeque<Pending<Buffer>>,
+    sending: Vec<Pending<()>>,
+}
+
+impl<'a, T: Transformer> Walker<'a, T> {
+    fn new(
+        plan: &'a Plan,
+        groups: &'a Groups,
+        transformer: &'a T,
+        scheduler: &'a dyn Scheduler,
+        guidance: &'a Guidance<T::Conditions>,
+        noise: &Tokens,
+    ) -> Self {
+        let several = |comm: &Comm| (comm.size() > 1).then(|| comm.clone());
+        let sequence = plan.mesh.sequence_coordinate(groups.rank);
+        let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence)).collect();
+        let [b, _, c] = noise.x.dims();
+        Self {
+            attention: ParallelAttention::new(
+                plan.clone(),
+                plan.mesh.coordinate(groups.rank, Axis::Ring),
+                several(&groups.ulysses).map(Ulysses::new),
+                several(&groups.ring).map(Ring::new),
+            ),
+            positions: noise.positions.clone(),
+            latents: ([b, c], Place::of(&noise.x)),
+            samples: shards.iter().map(|shard| noise.x.clone().narrow(1, shard.start, shard.len())).collect(),
+            histories: vec![History::default(); shards.len()],
+            contexts: (0..plan.branches).map(|_| None).collect(),
+            hidden: None,
+            predictions: vec![None; plan.branches],
+            posted: 0,
+            arriving: VecDeque::new(),
+            sending: Vec::new(),
+            plan,
+            groups,
+            transformer,
+            scheduler,
+            guidance,
+            shards,
+        }
+    }
+
+    /// This rank's tokens of `patches`.
+    fn tokens(&self, patches: &Range<usize>) -> usize {
+        self.shards[patches.clone()].iter().map(Range::len).sum()
+    }
+
+    fn latents_shape(&self, patches: &Range<usize>) -> [usize; 3] {
+        let [b, c] = self.latents.0;
+        [b, self.tokens(patches), c]
+    }
+
+    fn hidden_shape(&self, patches: &Range<usize>) -> [usize; 3] {
+        [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
+    }
+
+    /// Posts the receives of `actions` that have not been posted yet.
+    fn post(&mut self, actions: &[Action]) {
+        let pipeline = &self.groups.pipeline;
+        for action in &actions[self.posted..] {
+            let (from, shape) = match action {
+                Action::ReceiveLatents { patches } => (pipeline.size() - 1, self.latents_shape(patches)),
+                Action::ReceiveHidden { patches, .. } => (pipeline.rank() - 1, self.hidden_shape(patches)),
+                _ => continue,
+            };
+            self.arriving.push_back(pipeline.recv(from, self.latents.1.spec(shape)));
+        }
+        self.posted = self.posted.max(actions.len());
+    }
+
+    fn receive(&mut self, shape: [usize; 3]) -> Tensor<3> {
+        let pending = self.arriving.pop_front().expect("receives are posted ahead of their turn");
+        self.latents.1.wait(pending, shape)
+    }
+
+    /// The context of `branch` at `step`, made when first asked for.
+    fn context(&mut self, step: usize, branch: usize) -> &T::Context {
+        let slot = &mut self.contexts[branch];
+        if slot.as_ref().is_none_or(|(of, _)| *of != step) {
+            let timestep = self.scheduler.timesteps()[step] as f32;
+            *slot = Some((step, self.transformer.context(&self.guidance.branches[branch], timestep)));
+        }
+        &slot.as_ref().expect("just made").1
+    }
+
+    /// Does `action`; says how many steps are done, if it ended one.
+    fn walk(&mut self, action: &Action) -> Option<usize> {
+        match action {
+            Action::ReceiveLatents { patches } => {
+                let x = self.receive(self.latents_shape(patches));
+                self.keep(patches, x);
+            }
+            Action::ReceiveHidden { patches, .. } => {
+                let x = self.receive(self.hidden_shape(patches));
+                let positions = self.positions.select(&self.shards[patches.clone()]);
+                self.hidden = Some(Hidden { image: Tokens { x, positions }, text: None });
+            }
+            Action::Embed { step, patches, branch } => {
+                let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
+                let x = self.scheduler.scale_model_input(sample, *step);
+                let positions = self.positions.select(&self.shards[patches.clone()]);
+                let transformer = self.transformer;
+                let context = self.context(*step, *branch);
+                self.hidden = Some(transformer.embed(Tokens { x, positions }, context));
+            }
+            Action::Blocks { step, blocks, patches, branch } => {
+                self.attention.begin(Pass { patches: patches.clone(), branch: *branch });
+                self.context(*step, *branch);
+                // Not through the borrow that made it: attention is borrowed beside it.
+                let (_, context) = self.contexts[*branch].as_ref().expect("just made");
+                let mut hidden = self.hidden.take().expect("embedded or received before");
+                for block in blocks.clone() {
+                    hidden = self.transformer.block(block, hidden, context, &mut self.attention);
+                }
+                self.hidden = Some(hidden);
+            }
+            Action::SendHidden { .. } => {
+                let hidden = self.hidden.take().expect("blocks ran before");
+                let pipeline = &self.groups.pipeline;
+                self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(hidden.image.x)));
+            }
+            Action::Finish { step, branch, .. } => {
+                let hidden = self.hidden.take().expect("blocks ran before");
+                let transformer = self.transformer;
+                let context = self.context(*step, *branch);
+                self.predictions[*branch] = Some(transformer.finish(hidden, context));
+            }
+            Action::Advance { step, patches } => {
+                self.advance(*step, patches);
+                return (patches.end == self.plan.patches.len()).then_some(step + 1);
+            }
+            Action::SendLatents { patches } => {
+                let x = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
+                self.sending.push(self.groups.pipeline.send(0, buffer(x)));
+            }
+        }
+        None
+    }
+
+    /// Takes the scheduler's step for `patches` from the predictions of all branches.
+    fn advance(&mut self, step: usize, patches: &Range<usize>) {
+        let mut predictions: Vec<Tensor<3>> = self.predictions.iter_mut().filter_map(Option::take).collect();
+        let cfg = &self.groups.cfg;
+        if cfg.size() > 1 {
+            let shape = self.latents_shape(patches);
+            let mine = predictions.pop().expect("each rank computes one branch");
+            let lens = vec![shape.iter().product(); cfg.size()];
+            let arrived = wait(cfg.all_gather(buffer(mine), &lens));
+            predictions = arrived.iter().map(|part| self.latents.1.tensor(part, shape)).collect();
+        }
+        let prediction = match <[_; 2]>::try_from(predictions) {
+            Ok([negative, positive]) => {
+                negative.clone() + (positive - negative).mul_scalar(self.guidance.scale)
+            }
+            Err(mut one) => one.pop().expect("at least one branch"),
+        };
+        let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
+        for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
+            let prediction = prediction.clone().narrow(1, run.start, run.len());
+            let sample = self.samples[patch].clone();
+            self.samples[patch] = self.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+        }
+    }
+
+    /// Stores latents that arrived.
+    fn keep(&mut self, patches: &Range<usize>, x: Tensor<3>) {
+        let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
+        for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
+            self.samples[patch] = x.clone().narrow(1, run.start, run.len());
+        }
+    }
+
+    /// The whole image's latents, on the ranks of the first stage.
+    fn finish(self) -> Option<Tokens> {
+        for sent in self.sending {
+            wait(sent);
+        }
+        if self.groups.pipeline.rank() > 0 {
+            return None;
+        }
+        let (plan, sequence) = (self.plan, &self.groups.sequence);
+        let [b, c] = self.latents.0;
+        let shards_of = |coordinate| (0..plan.patches.len()).map(move |patch| plan.shard(patch, coordinate));
+        let mine = Tensor::cat(self.samples, 1);
+        let lens: Vec<usize> =
+            (0..sequence.size()).map(|rank| b * c * shards_of(rank).map(|shard| shard.len()).sum::<usize>()).collect();
+        let arrived = wait(sequence.all_gather(buffer(mine), &lens));
+        let mut pieces = Vec::new();
+        for (coordinate, part) in arrived.iter().enumerate() {
+            let lengths: Vec<usize> = shards_of(coordinate).map(|shard| shard.len()).collect();
+            let part: Tensor<3> = self.latents.1.tensor(part, [b, lengths.iter().sum(), c]);
+            for (shard, run) in shards_of(coordinate).zip(split::consecutive(&lengths)) {
+                pieces.push((shard.start, part.clone().narrow(1, run.start, run.len())));
+            }
+        }
+        pieces.sort_by_key(|(start, _)| *start);
+        let x = Tensor::cat(pieces.into_iter().map(|(_, piece)| piece).collect(), 1);
+        Some(Tokens { x, positions: self.positions })
+    }
+}

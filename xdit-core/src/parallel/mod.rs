@@ -1,0 +1,19 @@
+//! Parallelism: from what was asked for ([`plan`]) over what each rank does ([`schedule`]) to doing it
+//! ([`execute`], on all ranks by [`run`]). The methods that touch attention have a file each.
+
+pub mod attention;
+pub mod execute;
+mod failure;
+pub mod mesh;
+pub mod pipefusion;
+pub mod plan;
+pub mod ring;
+pub mod run;
+pub mod schedule;
+pub mod split;
+pub mod ulysses;
+mod wire;
+
+pub use failure::catch;
+pub(crate) use failure::wait;
+pub(crate) use wire::{Place, buffer};

@@ -1,0 +1,56 @@
+//! PipeFusion's cache: keys and values of patches whose turn has not come yet are those of the step before.
+//!
+//! Source: PipeFusion (Fang et al. 2024).
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::attention::Site;
+use crate::parallel::ring::Kv;
+
+/// The latest keys and values of each patch at each site, of one guidance branch of one picture.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache {
+    image: HashMap<Site, Vec<Option<Kv>>>,
+    text: HashMap<Site, Kv>,
+}
+
+impl KvCache {
+    /// Puts in what was just computed and returns all there is, patch by patch.
+    ///
+    /// `fresh` holds the tokens of `patches`, where `runs` says: for each of them, runs of tokens in order.
+    pub fn refresh(&mut self, site: Site, fresh: &Kv, patches: Range<usize>, runs: &[Vec<Range<usize>>]) -> Kv {
+        let cached = self.image.entry(site).or_default();
+        if cached.len() < patches.end {
+            cached.resize(patches.end, None);
+        }
+        for (patch, runs) in patches.zip(runs) {
+            let parts = runs.iter().map(|run| fresh.narrow(run.start, run.len())).collect();
+            cached[patch] = Some(Kv::cat(parts));
+        }
+        Kv::cat(cached.iter().flatten().cloned().collect())
+    }
+
+    /// How many patches have been here at `site`. The first pass brings them in order, so they are the first ones.
+    pub fn patches(&self, site: Site) -> usize {
+        self.image.get(&site).map_or(0, |patches| patches.iter().flatten().count())
+    }
+
+    /// The text's keys and values: those just computed, or, between two passes of the text, the last ones.
+    pub fn refresh_text(&mut self, site: Site, fresh: Option<Kv>) -> Option<Kv> {
+        match fresh {
+            Some(fresh) => {
+                self.text.insert(site, fresh.clone());
+                Some(fresh)
+            }
+            None => self.text.get(&site).cloned(),
+        }
+    }
+
+    /// Bytes of keys and values held, if an element takes `element_bytes`.
+    pub fn bytes(&self, element_bytes: usize) -> usize {
+        let elements = |kv: &Kv| kv.k.dims().iter().product::<usize>() * 2;
+        let image: usize = self.image.values().flatten().flatten().map(elements).sum();
+        (image + self.text.values().map(elements).sum::<usize>()) * element_bytes
+    }
+}

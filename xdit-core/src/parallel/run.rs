@@ -1,0 +1,124 @@
+//! Runs a plan: starts its ranks, gives each its share of the model and its pictures, and collects the latents.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use xdit_comm::{Cause, Comm, Options, RunError, local, run_ranks};
+
+use crate::error::{Error, Result};
+use crate::parallel::catch;
+use crate::parallel::execute::{Groups, Guidance, denoise};
+use crate::parallel::mesh::Axis;
+use crate::parallel::plan::Plan;
+use crate::pipeline::{Observer, Phase};
+use crate::placement::TensorShare;
+use crate::scheduler::Scheduler;
+use crate::tokens::Tokens;
+use crate::transformer::Transformer;
+
+/// The part of a transformer that one rank holds.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// Its blocks.
+    pub blocks: Range<usize>,
+    /// The ranks that split each layer with it, if there are any.
+    pub tensor: Option<TensorShare>,
+}
+
+/// Gives a rank its share of the transformer.
+pub type Load<T> = Box<dyn Fn(Share) -> Result<T> + Send + Sync>;
+
+/// What all ranks of a run know.
+pub struct Job<T: Transformer> {
+    /// Who does what.
+    pub plan: Plan,
+    /// Loads a share of the model.
+    pub load: Load<T>,
+    /// The noise scheduler.
+    pub scheduler: Box<dyn Scheduler>,
+    /// What each picture is conditioned on.
+    pub guidance: Vec<Guidance<T::Conditions>>,
+    /// The initial latents of each picture, packed and whole.
+    pub noise: Vec<Tokens>,
+}
+
+/// What a rank tells of its progress.
+enum Event {
+    Begin(Phase),
+    End(Phase),
+    Step(usize),
+}
+
+/// Denoises all pictures of `job`; ranks are threads of this process. With one rank, this thread is it.
+///
+/// # Errors
+/// The first cause, if a rank fails. All ranks have ended by then.
+pub fn run<T>(job: Job<T>, observer: &mut dyn Observer) -> Result<Vec<Tokens>>
+where
+    T: Transformer + 'static,
+    T::Conditions: Send + Sync,
+{
+    let (size, steps) = (job.plan.mesh.size(), job.scheduler.timesteps().len());
+    let mut tell = |event| match event {
+        Event::Begin(phase) => observer.begin(phase),
+        Event::End(phase) => observer.end(phase),
+        Event::Step(done) => observer.step(done, steps),
+    };
+    if size == 1 {
+        return rank(&local(), &job, &mut tell);
+    }
+    let (events, heard) = channel();
+    let job = Arc::new(job);
+    let work = move |world: Comm| {
+        let events: Sender<Event> = events.clone();
+        // A run outlives a listener that went away.
+        rank(&world, &job, &mut |event| drop(events.send(event)))
+    };
+    let ranks = std::thread::spawn(move || run_ranks(size, &Options::default(), work));
+    heard.into_iter().for_each(&mut tell);
+    let latents = ranks.join().map_err(|_| Error::failure("the launcher of the ranks panicked"))?;
+    Ok(latents.map_err(first_cause)?.concat())
+}
+
+fn first_cause(error: RunError<Error>) -> Error {
+    match &error.cause {
+        Cause::Failed(cause) => cause.clone(),
+        _ => Error::failure(error.to_string()),
+    }
+}
+
+/// What one rank does. Returns latents on the first rank of each data-parallel share only.
+fn rank<T: Transformer>(world: &Comm, job: &Job<T>, tell: &mut dyn FnMut(Event)) -> Result<Vec<Tokens>> {
+    catch(|| {
+        let plan = &job.plan;
+        let groups = Groups::new(world, plan)?;
+        let at = |axis| plan.mesh.coordinate(world.rank(), axis);
+        let first_of = |axes: &[Axis]| axes.iter().all(|&axis| at(axis) == 0);
+        let leads = first_of(&[Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor]);
+        // Steps end on the last stage, so one of its ranks tells of them.
+        let tells = first_of(&[Axis::Data, Axis::Cfg, Axis::Ring, Axis::Ulysses, Axis::Tensor])
+            && at(Axis::Pipeline) + 1 == plan.stages.len();
+        let mut tell = |event| {
+            if tells {
+                tell(event);
+            }
+        };
+
+        tell(Event::Begin(Phase::Load("transformer")));
+        let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
+        let transformer = (job.load)(Share { blocks: plan.stage(world.rank()), tensor })?;
+        tell(Event::End(Phase::Load("transformer")));
+
+        let mut latents = Vec::new();
+        for image in plan.images[at(Axis::Data)].clone() {
+            tell(Event::Begin(Phase::Denoise { image }));
+            let (guidance, noise) = (&job.guidance[image], &job.noise[image]);
+            let mut step = |done| tell(Event::Step(done));
+            let end = denoise(plan, &groups, &transformer, &*job.scheduler, guidance, noise, &mut step);
+            latents.extend(end.filter(|_| leads));
+            tell(Event::End(Phase::Denoise { image }));
+        }
+        Ok(latents)
+    })
+}
