@@ -99,7 +99,8 @@ impl Generator {
 pub fn latents(seed: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
     let [images, values_per_image @ ..] = shape;
     let count = values_per_image.iter().product();
-    let values: Vec<f32> =
-        (0..images as u64).flat_map(|image| Generator::from_seed(seed.wrapping_add(image)).randn(count)).collect();
+    let values: Vec<f32> = (0..images as u64)
+        .flat_map(|image| Generator::from_seed(seed.wrapping_add(image)).randn(count))
+        .collect();
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
 }
