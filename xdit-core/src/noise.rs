@@ -55,7 +55,7 @@ impl Generator {
         for block in values.as_chunks_mut().0 {
             normal_block(block);
         }
-        if count % BLOCK != 0 {
+        if !count.is_multiple_of(BLOCK) {
             // The rest is too short for a block: the last 16 values are drawn afresh, over those already there.
             let last = values.last_chunk_mut().expect("count is at least a block here");
             last.fill_with(|| self.uniform_f32());

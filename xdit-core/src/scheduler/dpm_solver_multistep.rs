@@ -156,6 +156,7 @@ impl DpmSolverMultistep {
         Level { alpha, sigma, lambda: ln(alpha) - ln(sigma) }
     }
 
+    /// The coefficients of a step of the given order. Both algorithms have the same ones, of other levels.
     fn weights(&self, step: usize, order: usize) -> Weights {
         let end = self.level(step + 1);
         let start = self.level(step);
@@ -166,18 +167,20 @@ impl DpmSolverMultistep {
         };
         let phi = exp(signed_h) - 1.0;
         let mut weights = Weights { sample, d0: scale * phi, ..Weights::default() };
-        if order > 1 {
-            let previous = self.level(step - 1);
-            let r0 = (start.lambda - previous.lambda) / h;
-            weights.per_r0 = 1.0 / r0;
-            weights.d1 = match self.solver {
-                Solver::Midpoint if order == 2 => 0.5 * weights.d0,
-                _ => scale * (phi / signed_h - 1.0),
-            };
+        if order == 1 {
+            return weights;
         }
+
+        // Lengths of the steps before, relative to this one.
+        let length = |from: usize| self.level(from + 1).lambda - self.level(from).lambda;
+        let r0 = length(step - 1) / h;
+        weights.per_r0 = 1.0 / r0;
+        weights.d1 = match self.solver {
+            Solver::Midpoint if order == 2 => 0.5 * weights.d0,
+            _ => scale * (phi / signed_h - 1.0),
+        };
         if order > 2 {
-            let [older, previous] = [step - 2, step - 1].map(|i| self.level(i).lambda);
-            let (r0, r1) = ((start.lambda - previous) / h, (previous - older) / h);
+            let r1 = length(step - 2) / h;
             weights.per_r1 = 1.0 / r1;
             weights.per_both = 1.0 / (r0 + r1);
             weights.blend = r0 / (r0 + r1);
