@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn what_is_not_json_stays_an_error() {
-        for text in ["", "{", r#"{"a": +Infinity}"#, r#"{"a": Infinityy}"#, r#"{"a": "NaN}"#, r#"{"a": nan}"#] {
+        for text in ["", "{", r#"{"a": +Infinity}"#, r#"{"a": Infinityy}"#, r#"{"a": "NaN}"#, r#"{"a": nan}"#]
+        {
             assert!(parse_json(text).is_err(), "{text}");
         }
     }

@@ -55,7 +55,7 @@ impl Generator {
         for block in values.as_chunks_mut().0 {
             normal_block(block);
         }
-        if count % BLOCK != 0 {
+        if !count.is_multiple_of(BLOCK) {
             // The rest is too short for a block: the last 16 values are drawn afresh, over those already there.
             let last = values.last_chunk_mut().expect("count is at least a block here");
             last.fill_with(|| self.uniform_f32());
@@ -99,7 +99,8 @@ impl Generator {
 pub fn latents(seed: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
     let [images, values_per_image @ ..] = shape;
     let count = values_per_image.iter().product();
-    let values: Vec<f32> =
-        (0..images as u64).flat_map(|image| Generator::from_seed(seed.wrapping_add(image)).randn(count)).collect();
+    let values: Vec<f32> = (0..images as u64)
+        .flat_map(|image| Generator::from_seed(seed.wrapping_add(image)).randn(count))
+        .collect();
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
 }

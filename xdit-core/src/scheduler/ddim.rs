@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// # Source
 /// diffusers 0.42.1, `DDIMScheduler`.
 #[derive(Debug)]
-pub struct Ddim {
+pub(super) struct Ddim {
     timesteps: Vec<f32>,
     /// ᾱ at the beginning and at the end of each step.
     alphas_cumprod: Vec<(f32, f32)>,
@@ -28,7 +28,8 @@ impl Ddim {
         let schedule = NoiseSchedule::new(options)?;
         let grid = Timesteps::new(options, Spacing::Leading, schedule.len(), steps)?;
         let prediction = options.choice("prediction_type", Prediction::Epsilon, &Prediction::NAMES)?;
-        options.refuse_flag("thresholding", "a quantile of the whole sample is not known to a patch of it")?;
+        options
+            .refuse_flag("thresholding", "a quantile of the whole sample is not known to a patch of it")?;
         let clip_range = options.number("clip_sample_range", 1.0)?;
         let clip = options.flag("clip_sample", true)?.then_some(clip_range as f32);
         let final_alpha =
@@ -40,8 +41,10 @@ impl Ddim {
         let alphas_cumprod = timesteps.iter().map(|timestep| {
             let start = schedule.alphas_cumprod.get(*timestep as usize).filter(|_| *timestep >= 0.0);
             let start = start.ok_or_else(|| {
-                Error::usage(format!("`{steps}` steps visit timestep `{timestep}`, which the model was not trained on"))
-                    .hint("ask for another number of inference steps, or a smaller `steps_offset`")
+                Error::usage(format!(
+                    "`{steps}` steps visit timestep `{timestep}`, which the model was not trained on"
+                ))
+                .hint("ask for another number of inference steps, or a smaller `steps_offset`")
             })?;
             let end = (*timestep as usize).checked_sub(stride).map(|end| schedule.alphas_cumprod[end]);
             Ok((*start, end.unwrap_or(final_alpha)))

@@ -16,13 +16,10 @@ const FEW_STEPS: usize = 15;
 
 /// DPM-Solver++ (arXiv 2211.01095) and DPM-Solver (arXiv 2206.00927) as multistep solvers.
 ///
-/// The stochastic variants (`sde-…`) and dynamic thresholding are refused: the first need noise and the second the
-/// whole sample in every step, where a step here sees one patch.
-///
 /// # Source
 /// diffusers 0.42.1, `DPMSolverMultistepScheduler`.
 #[derive(Debug)]
-pub struct DpmSolverMultistep {
+pub(super) struct DpmSolverMultistep {
     timesteps: Vec<f32>,
     /// Noise levels at the beginning of each step, and at the end of the last.
     sigmas: Vec<f32>,
@@ -62,39 +59,53 @@ struct Level {
 
 impl DpmSolverMultistep {
     pub(super) fn new(options: &mut Options<'_>, steps: usize) -> Result<Self> {
-        let algorithm = options.choice("algorithm_type", Algorithm::DpmSolverPlusPlus, &[
-            ("dpmsolver++", Algorithm::DpmSolverPlusPlus),
-            ("dpmsolver", Algorithm::DpmSolver),
-            // The name that a config handed on from `DEISMultistepScheduler` has.
-            ("deis", Algorithm::DpmSolverPlusPlus),
-        ])?;
-        let solver = options.choice("solver_type", Solver::Midpoint, &[
-            ("midpoint", Solver::Midpoint),
-            ("heun", Solver::Heun),
-            // The names that configs handed on from DEIS and UniPC have.
-            ("logrho", Solver::Midpoint),
-            ("bh1", Solver::Midpoint),
-            ("bh2", Solver::Midpoint),
-        ])?;
+        let algorithm = options.choice(
+            "algorithm_type",
+            Algorithm::DpmSolverPlusPlus,
+            &[
+                ("dpmsolver++", Algorithm::DpmSolverPlusPlus),
+                ("dpmsolver", Algorithm::DpmSolver),
+                // The name that a config handed on from `DEISMultistepScheduler` has.
+                ("deis", Algorithm::DpmSolverPlusPlus),
+            ],
+        )?;
+        let solver = options.choice(
+            "solver_type",
+            Solver::Midpoint,
+            &[
+                ("midpoint", Solver::Midpoint),
+                ("heun", Solver::Heun),
+                // The names that configs handed on from DEIS and UniPC have.
+                ("logrho", Solver::Midpoint),
+                ("bh1", Solver::Midpoint),
+                ("bh2", Solver::Midpoint),
+            ],
+        )?;
         let solver_order = options.count("solver_order", 2)?;
         if !(1..=3).contains(&solver_order) {
             return Err(Error::usage(format!("option `solver_order` is `{solver_order}`"))
                 .hint("supported are orders 1 to 3"));
         }
         let prediction = read_prediction(options, algorithm)?;
-        options.refuse_flag("thresholding", "a quantile of the whole sample is not known to a patch of it")?;
+        options
+            .refuse_flag("thresholding", "a quantile of the whole sample is not known to a patch of it")?;
         options.refuse_flag("use_dynamic_shifting", "the shift would depend on the size of the image")?;
 
         let shift = options.number("flow_shift", 1.0)?;
-        let sigma_options = SigmaOptions::new(options, &[
-            ("use_karras_sigmas", Spread::Karras),
-            ("use_lu_lambdas", Spread::Lu),
-            ("use_exponential_sigmas", Spread::Exponential),
-            ("use_flow_sigmas", Spread::Flow { shift }),
-        ])?;
+        let sigma_options = SigmaOptions::new(
+            options,
+            &[
+                ("use_karras_sigmas", Spread::Karras),
+                ("use_lu_lambdas", Spread::Lu),
+                ("use_exponential_sigmas", Spread::Exponential),
+                ("use_flow_sigmas", Spread::Flow { shift }),
+            ],
+        )?;
         if algorithm == Algorithm::DpmSolver && sigma_options.ends_at_zero() {
-            return Err(Error::usage("option `final_sigmas_type` is `zero` with `algorithm_type` `dpmsolver`")
-                .hint("set `final_sigmas_type` to `sigma_min`, or `algorithm_type` to `dpmsolver++`"));
+            return Err(Error::usage(
+                "option `final_sigmas_type` is `zero` with `algorithm_type` `dpmsolver`",
+            )
+            .hint("set `final_sigmas_type` to `sigma_min`, or `algorithm_type` to `dpmsolver++`"));
         }
 
         let schedule = NoiseSchedule::new(options)?.with_finite_sigmas();
@@ -145,6 +156,7 @@ impl DpmSolverMultistep {
         Level { alpha, sigma, lambda: ln(alpha) - ln(sigma) }
     }
 
+    /// The coefficients of a step of the given order. Both algorithms have the same ones, of other levels.
     fn weights(&self, step: usize, order: usize) -> Weights {
         let end = self.level(step + 1);
         let start = self.level(step);
@@ -155,18 +167,20 @@ impl DpmSolverMultistep {
         };
         let phi = exp(signed_h) - 1.0;
         let mut weights = Weights { sample, d0: scale * phi, ..Weights::default() };
-        if order > 1 {
-            let previous = self.level(step - 1);
-            let r0 = (start.lambda - previous.lambda) / h;
-            weights.per_r0 = 1.0 / r0;
-            weights.d1 = match self.solver {
-                Solver::Midpoint if order == 2 => 0.5 * weights.d0,
-                _ => scale * (phi / signed_h - 1.0),
-            };
+        if order == 1 {
+            return weights;
         }
+
+        // Lengths of the steps before, relative to this one.
+        let length = |from: usize| self.level(from + 1).lambda - self.level(from).lambda;
+        let r0 = length(step - 1) / h;
+        weights.per_r0 = 1.0 / r0;
+        weights.d1 = match self.solver {
+            Solver::Midpoint if order == 2 => 0.5 * weights.d0,
+            _ => scale * (phi / signed_h - 1.0),
+        };
         if order > 2 {
-            let [older, previous] = [step - 2, step - 1].map(|i| self.level(i).lambda);
-            let (r0, r1) = ((start.lambda - previous) / h, (previous - older) / h);
+            let r1 = length(step - 2) / h;
             weights.per_r1 = 1.0 / r1;
             weights.per_both = 1.0 / (r0 + r1);
             weights.blend = r0 / (r0 + r1);
@@ -207,7 +221,11 @@ impl Scheduler for DpmSolverMultistep {
             Algorithm::DpmSolverPlusPlus => Prediction::data,
             Algorithm::DpmSolver => Prediction::noise,
         };
-        history.push(step, convert(self.prediction, sample.clone(), model_output, alpha, sigma), self.solver_order);
+        history.push(
+            step,
+            convert(self.prediction, sample.clone(), model_output, alpha, sigma),
+            self.solver_order,
+        );
         self.weights(step, order).apply(order, sample, history)
     }
 }
@@ -258,11 +276,22 @@ fn read_prediction(options: &mut Options<'_>, algorithm: Algorithm) -> Result<Pr
         names.push(("flow_prediction", Prediction::Flow));
     }
     let prediction = options.choice("prediction_type", Prediction::Epsilon, &names)?;
-    if prediction == Prediction::Epsilon {
-        // The learned ones are refused: diffusers keeps the first three channels of the output then, which suits
-        // pixels but no latent. A model that predicts a variance drops it before the scheduler.
-        let fixed = ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"];
-        options.choice("variance_type", (), &fixed.map(|name| (name, ())))?;
+    let learned = options.choice(
+        "variance_type",
+        None,
+        &[
+            ("fixed_small", None),
+            ("fixed_small_log", None),
+            ("fixed_large", None),
+            ("fixed_large_log", None),
+            ("learned", Some("learned")),
+            ("learned_range", Some("learned_range")),
+        ],
+    )?;
+    // Diffusers keeps the first three channels of the output then, which suits pixels but no latent.
+    if let (Some(learned), Prediction::Epsilon) = (learned, prediction) {
+        return Err(Error::usage(format!("option `variance_type` is `{learned}`"))
+            .hint("drop the variance from the model's output and set `variance_type` to `null`"));
     }
     Ok(prediction)
 }

@@ -16,7 +16,7 @@ use crate::Result;
 /// # Source
 /// diffusers 0.42.1, `EulerDiscreteScheduler`.
 #[derive(Debug)]
-pub struct EulerDiscrete {
+pub(super) struct EulerDiscrete {
     timesteps: Vec<f32>,
     /// Noise levels at the beginning of each step, and at the end of the last.
     sigmas: Vec<f32>,
@@ -29,12 +29,14 @@ impl EulerDiscrete {
         let mut names = Prediction::NAMES.to_vec();
         names.push(("original_sample", Prediction::Sample));
         let prediction = options.choice("prediction_type", Prediction::Epsilon, &names)?;
-        let log_linear = options.choice("interpolation_type", false, &[("linear", false), ("log_linear", true)])?;
-        let continuous = options.choice("timestep_type", false, &[("discrete", false), ("continuous", true)])?;
-        let sigma_options = SigmaOptions::new(options, &[
-            ("use_karras_sigmas", Spread::Karras),
-            ("use_exponential_sigmas", Spread::Exponential),
-        ])?;
+        let log_linear =
+            options.choice("interpolation_type", false, &[("linear", false), ("log_linear", true)])?;
+        let continuous =
+            options.choice("timestep_type", false, &[("discrete", false), ("continuous", true)])?;
+        let sigma_options = SigmaOptions::new(
+            options,
+            &[("use_karras_sigmas", Spread::Karras), ("use_exponential_sigmas", Spread::Exponential)],
+        )?;
         let schedule = NoiseSchedule::new(options)?.with_finite_sigmas();
         let grid = Timesteps::new(options, Spacing::Linspace, schedule.len(), steps)?;
 

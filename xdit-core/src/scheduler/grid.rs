@@ -3,7 +3,8 @@
 /// `numpy.linspace(start, stop, count)`.
 pub(super) fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
     let step = (stop - start) / (count as f64 - 1.0);
-    let mut grid: Vec<f64> = (0..count).map(|i| if i == 0 { start } else { i as f64 * step + start }).collect();
+    let mut grid: Vec<f64> =
+        (0..count).map(|i| if i == 0 { start } else { i as f64 * step + start }).collect();
     // NumPy puts the end there as it is, where the sum may miss it by a rounding.
     if count > 1 {
         grid[count - 1] = stop;
@@ -63,8 +64,9 @@ mod tests {
     #[test]
     fn interpolation_keeps_entries_and_ends() {
         let table = [1.0, 3.0, 7.0];
-        assert_eq!([-1.0, 0.0, 0.5, 1.0, 1.75, 2.0, 9.0].map(|x| interpolate(x, &table)), [
-            1.0, 1.0, 2.0, 3.0, 6.0, 7.0, 7.0
-        ]);
+        assert_eq!(
+            [-1.0, 0.0, 0.5, 1.0, 1.75, 2.0, 9.0].map(|x| interpolate(x, &table)),
+            [1.0, 1.0, 2.0, 3.0, 6.0, 7.0, 7.0]
+        );
     }
 }

@@ -29,11 +29,15 @@ impl NoiseSchedule {
         let timesteps = options.count("num_train_timesteps", 1000)?;
         let beta_start = options.number("beta_start", 0.0001)?;
         let beta_end = options.number("beta_end", 0.02)?;
-        let beta_schedule = options.choice("beta_schedule", BetaSchedule::Linear, &[
-            ("linear", BetaSchedule::Linear),
-            ("scaled_linear", BetaSchedule::ScaledLinear),
-            ("squaredcos_cap_v2", BetaSchedule::Cosine),
-        ])?;
+        let beta_schedule = options.choice(
+            "beta_schedule",
+            BetaSchedule::Linear,
+            &[
+                ("linear", BetaSchedule::Linear),
+                ("scaled_linear", BetaSchedule::ScaledLinear),
+                ("squaredcos_cap_v2", BetaSchedule::Cosine),
+            ],
+        )?;
         let trained_betas = options.numbers("trained_betas")?;
         let zero_terminal_snr = options.flag("rescale_betas_zero_snr", false)?;
         if timesteps < 2 {

@@ -95,7 +95,7 @@ impl<'a> Options<'a> {
         let Some(value) = self.get(name) else { return Ok(default) };
         choices.iter().find(|(choice, _)| value == choice).map(|(_, meaning)| *meaning).ok_or_else(|| {
             let names: Vec<_> = choices.iter().map(|(choice, _)| format!("`{choice}`")).collect();
-            self.unexpected(name, &names.join(", "))
+            self.unexpected(name, &format!("one of {}", names.join(", ")))
         })
     }
 
@@ -115,16 +115,19 @@ impl<'a> Options<'a> {
         let unknown: Vec<_> = config
             .keys()
             .filter(|name| !name.starts_with('_'))
-            .filter(|name| !self.known.contains(&name.as_str()) && !OF_OTHER_SCHEDULERS.contains(&name.as_str()))
+            .filter(|name| {
+                !self.known.contains(&name.as_str()) && !OF_OTHER_SCHEDULERS.contains(&name.as_str())
+            })
             .map(|name| format!("`{name}`"))
             .collect();
         if unknown.is_empty() {
             return Ok(());
         }
         self.known.sort_unstable();
+        let known: Vec<_> = self.known.iter().map(|name| format!("`{name}`")).collect();
         let noun = if unknown.len() == 1 { "an unknown option" } else { "unknown options" };
         Err(Error::usage(format!("`{}` is given {noun}: {}", self.class, unknown.join(", ")))
-            .hint(format!("it has {}", self.known.join(", "))))
+            .hint(format!("its options are {}", known.join(", "))))
     }
 
     fn get(&mut self, name: &'static str) -> Option<&'a Value> {
@@ -136,6 +139,6 @@ impl<'a> Options<'a> {
         let value = self.config.get(name).map(Value::to_string).unwrap_or_default();
         let value = value.trim_matches('"');
         Error::usage(format!("option `{name}` of `{}` is `{value}`", self.class))
-            .hint(format!("supported is {expected}"))
+            .hint(format!("expected {expected}"))
     }
 }

@@ -42,7 +42,8 @@ impl SigmaOptions {
             return Err(Error::usage(format!("options `{first}` and `{second}` are both `true`"))
                 .hint("a run has one spread of noise levels: set all but one to `false`"));
         }
-        let ends_at_sigma_min = options.choice("final_sigmas_type", false, &[("zero", false), ("sigma_min", true)])?;
+        let ends_at_sigma_min =
+            options.choice("final_sigmas_type", false, &[("zero", false), ("sigma_min", true)])?;
         Ok(Self {
             spread: chosen.first().map_or(Spread::Timesteps, |(_, spread)| *spread),
             sigma_min: options.optional_number("sigma_min")?,

@@ -26,16 +26,26 @@ pub(super) struct Timesteps {
 }
 
 impl Timesteps {
-    pub(super) fn new(options: &mut Options<'_>, default: Spacing, trained: usize, steps: usize) -> Result<Self> {
-        let spacing = options.choice("timestep_spacing", default, &[
-            ("linspace", Spacing::Linspace),
-            ("leading", Spacing::Leading),
-            ("trailing", Spacing::Trailing),
-        ])?;
+    pub(super) fn new(
+        options: &mut Options<'_>,
+        default: Spacing,
+        trained: usize,
+        steps: usize,
+    ) -> Result<Self> {
+        let spacing = options.choice(
+            "timestep_spacing",
+            default,
+            &[
+                ("linspace", Spacing::Linspace),
+                ("leading", Spacing::Leading),
+                ("trailing", Spacing::Trailing),
+            ],
+        )?;
         let offset = options.count("steps_offset", 0)?;
         if steps > trained {
-            return Err(Error::usage(format!("the number of inference steps is `{steps}`"))
-                .hint(format!("the model was trained on `{trained}` timesteps: ask for no more steps than that")));
+            return Err(Error::usage(format!("the number of inference steps is `{steps}`")).hint(format!(
+                "the model was trained on `{trained}` timesteps: ask for no more steps than that"
+            )));
         }
         Ok(Self { spacing, offset, trained, steps })
     }

@@ -4,14 +4,21 @@
     python make_schedulers.py
 
 `schedulers.json` holds the cases: a config as a `scheduler_config.json` would have it, and the numbers of steps.
-`schedulers.safetensors` holds, shared by all cases, `noise` and the model's `outputs` a step; and for case `i` with
-`n` steps, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs` where scaling
-changes them, and `init_noise_sigma`.
-Where diffusers gives no finite numbers, `n` stands under `undefined_steps`.
+Where diffusers gives no finite numbers, the number of steps stands under `undefined_steps`.
+
+`schedulers.safetensors` holds `noise` and the model's `outputs` a step, shared by all cases; and for case `i` with `n`
+steps, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs` where scaling changes
+them, and `init_noise_sigma`.
+
+PyTorch takes square roots, logarithms and exponentials from a vector library, whose results are up to 0.9 units in
+the last place from the true ones, and other on other processors. So every case is run twice, with diffusers as it is
+(`i/n/published/`) and with these three functions rounded correctly (`i/n/rounded/`).
 """
 
+import contextlib
 import json
 from pathlib import Path
+from unittest import mock
 
 import diffusers
 import torch
@@ -114,6 +121,24 @@ CASES = [
 ]
 
 
+@contextlib.contextmanager
+def rounded_functions():
+    """Square roots, logarithms and exponentials of f32 by way of f64."""
+    power = torch.Tensor.__pow__
+
+    def by_f64(function):
+        return lambda tensor: function(tensor.double()).to(tensor.dtype)
+
+    sqrt, log, exp = by_f64(torch.sqrt), by_f64(torch.log), by_f64(torch.exp)
+    with contextlib.ExitStack() as stack:
+        for owner in (torch, torch.Tensor):
+            for name, function in {"sqrt": sqrt, "log": log, "exp": exp}.items():
+                stack.enter_context(mock.patch.object(owner, name, function))
+        root = lambda tensor, exponent: sqrt(tensor) if exponent == 0.5 else power(tensor, exponent)
+        stack.enter_context(mock.patch.object(torch.Tensor, "__pow__", root))
+        yield
+
+
 def run(config, steps, noise, outputs):
     """The timesteps, samples, model inputs and first standard deviation of one run."""
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
@@ -140,11 +165,15 @@ def main():
     for i, config in enumerate(CASES):
         case = {"config": config, "steps": [], "undefined_steps": []}
         for steps in STEPS:
-            result = run(config, steps, noise, outputs)
-            finite = bool(torch.isfinite(result["samples"]).all())
-            case["steps" if finite else "undefined_steps"].append(steps)
-            if finite:
-                tensors |= {f"{i}/{steps}/{name}": tensor.contiguous() for name, tensor in result.items()}
+            published = run(config, steps, noise, outputs)
+            if not torch.isfinite(published["samples"]).all():
+                case["undefined_steps"].append(steps)
+                continue
+            case["steps"].append(steps)
+            with rounded_functions():
+                rounded = run(config, steps, noise, outputs)
+            for kind, result in {"published": published, "rounded": rounded}.items():
+                tensors |= {f"{i}/{steps}/{kind}/{name}": tensor.contiguous() for name, tensor in result.items()}
         cases.append(case)
         if case["undefined_steps"]:
             print(f"no finite numbers: {case}")
