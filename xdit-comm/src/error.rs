@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thiserror::Error;
-
 use crate::{Reduce, Spec};
 
 /// `Result` with this crate's [`Error`].
@@ -71,7 +69,7 @@ impl fmt::Display for Call {
 }
 
 /// Why an operation failed. `peer` is a world rank, like [`Call::rank`].
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A message did not come in time: the peer is dead, stuck, or never sends it.
     #[error("{call}: nothing from rank {peer} within {limit:?}")]

@@ -8,8 +8,6 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
 use crate::endpoint::Endpoint;
 use crate::fabric::Fabric;
 use crate::{Comm, Error, Sim, Traffic};
@@ -115,7 +113,7 @@ impl<T, E> Report<T, E> {
 }
 
 /// Why a run failed: what went wrong first, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct RunError<E> {
     /// The world rank that failed first.
     pub rank: usize,

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use xdit_comm::{Buffer, DType, Error, Group, Reduce, RunError, Spec, local};
 
-use crate::program::{self, OPS, Step};
+use crate::program::{self, OPS, Step, Waits};
 use crate::watchdog::run;
 
 #[test]
@@ -15,7 +15,7 @@ fn each_operation_agrees_with_the_reference() {
                 |salt| Step { op, order: (0..size).collect(), degree: size, salt: salt + 100 * index as u64 };
             let steps: Vec<_> = (0..10).map(step).collect();
             let expected = program::expected(&steps, size);
-            let got = run(size, move |comm| program::run(&steps, false, &comm)).unwrap();
+            let got = run(size, move |comm| program::run(&steps, Waits::OneByOne, &comm)).unwrap();
             assert_eq!(got, expected, "{op:?} in a world of {size}");
         }
     }
@@ -29,7 +29,7 @@ fn groups_work_in_parallel_in_every_split() {
             let step = |op| Step { op, order: (0..size).rev().collect(), degree, salt: degree as u64 };
             let steps: Vec<_> = OPS.into_iter().map(step).collect();
             let expected = program::expected(&steps, size);
-            let got = run(size, move |comm| program::run(&steps, true, &comm)).unwrap();
+            let got = run(size, move |comm| program::run(&steps, Waits::LastFirst, &comm)).unwrap();
             assert_eq!(got, expected, "groups of {degree} in a world of {size}");
         }
     }
@@ -121,7 +121,7 @@ fn what_is_sent_stays_alive_and_is_not_copied() {
 fn alone_nothing_travels() {
     let steps: Vec<_> = OPS.into_iter().map(|op| Step { op, order: vec![0], degree: 1, salt: 9 }).collect();
     let alone = local();
-    assert_eq!(program::run(&steps, false, &alone).unwrap(), program::expected(&steps, 1)[0]);
+    assert_eq!(program::run(&steps, Waits::OneByOne, &alone).unwrap(), program::expected(&steps, 1)[0]);
     let total = alone.traffic().total();
     assert_eq!((total.messages, total.sent_bytes), (0, 0));
 }

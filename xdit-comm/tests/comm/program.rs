@@ -148,25 +148,35 @@ impl Step {
     }
 }
 
-/// Issues all steps, then waits for them as they come or, if `backwards`, the last one first.
-pub fn run(steps: &[Step], backwards: bool, world: &Comm) -> Result<Vec<Values>, Error> {
+/// When a program waits for what it has issued.
+#[derive(Clone, Copy, Debug)]
+pub enum Waits {
+    /// For each step before the next one.
+    OneByOne,
+    /// After all steps, the last one first.
+    LastFirst,
+}
+
+/// Runs all steps on one rank.
+pub fn run(steps: &[Step], waits: Waits, world: &Comm) -> Result<Vec<Values>, Error> {
     let me = world.rank();
     let mut comms: HashMap<Group, Comm> = HashMap::new();
-    let mut pendings = Vec::new();
-    for step in steps {
+    let mut issue = |step: &Step| {
         let group = Group::new("axis", step.members(me).iter().copied());
         if !comms.contains_key(&group) {
             comms.insert(group.clone(), world.subgroup(&group)?);
         }
-        pendings.push(step.issue(&comms[&group], me));
-    }
-    if backwards {
-        pendings.reverse();
-    }
-    let mut received = wait_all(pendings)?;
-    if backwards {
-        received.reverse();
-    }
+        Ok(step.issue(&comms[&group], me))
+    };
+    let received = match waits {
+        Waits::OneByOne => steps.iter().map(|step| issue(step)?.wait()).collect::<Result<Vec<_>, Error>>()?,
+        Waits::LastFirst => {
+            let pendings = steps.iter().map(issue).collect::<Result<Vec<_>, Error>>()?;
+            let mut received = wait_all(pendings.into_iter().rev())?;
+            received.reverse();
+            received
+        }
+    };
     let values = |buffer: &Buffer| buffer.elements().into_owned();
     Ok(received.iter().map(|buffers| buffers.iter().map(values).collect()).collect())
 }

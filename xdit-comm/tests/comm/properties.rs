@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::program::{self, OPS, Step};
+use crate::program::{self, OPS, Step, Waits};
 use crate::watchdog::run;
 
 fn step(size: usize) -> impl Strategy<Value = Step> {
@@ -23,9 +23,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_program_agrees_with_the_reference((size, steps) in world_and_steps(), backwards: bool) {
+    fn any_program_agrees_with_the_reference((size, steps) in world_and_steps(), last_first: bool) {
         let expected = program::expected(&steps, size);
-        let got = run(size, move |comm| program::run(&steps, backwards, &comm));
+        let waits = if last_first { Waits::LastFirst } else { Waits::OneByOne };
+        let got = run(size, move |comm| program::run(&steps, waits, &comm));
         prop_assert_eq!(got, Ok(expected));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use xdit_comm::sim::FaultKind;
 use xdit_comm::{Buffer, Cause, DType, Error, Operation, Options, Outcome, Reduce, Report, Sim, Spec};
 
-use crate::program::{self, OPS, Step, Values};
+use crate::program::{self, OPS, Step, Values, Waits};
 use crate::watchdog::launch;
 
 const LIMIT: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ fn steps(size: usize) -> Vec<Step> {
 
 fn simulate(sim: &Sim, size: usize) -> Report<Vec<Values>, Error> {
     let options = Options::default().timeout(LIMIT).sim(sim.clone());
-    launch(size, &options, move |comm| program::run(&steps(size), false, &comm))
+    launch(size, &options, move |comm| program::run(&steps(size), Waits::OneByOne, &comm))
 }
 
 #[test]
