@@ -35,8 +35,9 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     let files = files(dir, args.seed);
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
-        fs::create_dir_all(folder)
-            .map_err(|error| Error::failure(format!("cannot make the folder `{}`: {error}", folder.display())))?;
+        fs::create_dir_all(folder).map_err(|error| {
+            Error::failure(format!("cannot make the folder `{}`: {error}", folder.display()))
+        })?;
     }
     write_files(files.iter().map(|(path, bytes)| (path.as_path(), bytes.as_slice())))?;
     if !args.quiet {

@@ -25,12 +25,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         progress: Progress::new(job.request.images(), args.quiet),
         stopwatch: Stopwatch::default(),
     };
-    let folder = locate(
-        &job.model,
-        job.revision.as_deref(),
-        job.load.variant.as_deref(),
-        &mut observer.progress,
-    )?;
+    let folder =
+        locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut observer.progress)?;
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
     let settings = job.settings(&resolved);

@@ -149,7 +149,8 @@ fn weights(folder: &Path, variant: Option<&str>) -> Result<Weights> {
     dtypes.sort_unstable();
     dtypes.dedup();
     let parameters = checkpoint.parameters();
-    let name = |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name =
+        |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Weights {
         parameters,
         dtypes,

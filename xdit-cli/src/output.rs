@@ -44,12 +44,13 @@ impl Outputs {
             path.push(format!("xdit.{extension}"));
         }
         if path.extension().is_some_and(|found| !found.eq_ignore_ascii_case(extension)) {
-            return Err(Error::usage(format!("output `{}` does not end in `.{extension}`", path.display())).hint(
-                match output_type {
+            return Err(Error::usage(format!("output `{}` does not end in `.{extension}`", path.display()))
+                .hint(match output_type {
                     OutputType::Png => "pictures are written as PNG; latents with `--output-type latent`",
-                    OutputType::Latent => "latents are written as safetensors; pictures with `--output-type png`",
-                },
-            ));
+                    OutputType::Latent => {
+                        "latents are written as safetensors; pictures with `--output-type png`"
+                    }
+                }));
         }
         let files = if output_type == OutputType::Latent { 1 } else { images };
         let paths: Vec<PathBuf> =

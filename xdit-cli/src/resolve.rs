@@ -94,7 +94,9 @@ impl Job {
         check(&request)?;
         let images = request.prompts.len().saturating_mul(request.images_per_prompt);
         if images > MAX_IMAGES {
-            return Err(Error::usage(format!("`{images}` pictures are more than the {MAX_IMAGES} of one run")));
+            return Err(Error::usage(format!(
+                "`{images}` pictures are more than the {MAX_IMAGES} of one run"
+            )));
         }
         Ok(Self {
             model: args.model.clone().or_else(|| Some(old?.model.clone())).unwrap_or_default(),
@@ -149,7 +151,8 @@ fn device(name: &str) -> Result<Device> {
         "cpu" => Ok(Device::flex()),
         _ => {
             let backend = name.split(':').next().unwrap_or_default();
-            let known = ["cuda", "gpu", "metal", "mps", "rocm", "vulkan", "webgpu", "wgpu", "xpu"].contains(&backend);
+            let known =
+                ["cuda", "gpu", "metal", "mps", "rocm", "vulkan", "webgpu", "wgpu", "xpu"].contains(&backend);
             let message = match known {
                 true => format!("this build has no backend for device `{name}`"),
                 false => format!("unknown device `{name}`"),

@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 ///
 /// What is `None` was not given: it comes from `--from`, or is left to the model.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "What to draw", after_help = "\
+#[command(
+    next_help_heading = "What to draw",
+    after_help = "\
 Examples:
   xdit generate --model ./pixart --prompt \"a small cactus\" --seed 7
   xdit generate --model ./pixart --prompt-file prompts.txt --num-images 4 --output out/
   xdit generate --from xdit.png --num-inference-steps 50 --output more-steps.png
-  xdit generate --model ./pixart --prompt \"a small cactus\" --quiet --report json | jq .it_per_s")]
+  xdit generate --model ./pixart --prompt \"a small cactus\" --quiet --report json | jq .it_per_s"
+)]
 pub struct GenerateArgs {
     /// A folder in the diffusers layout, or an id on the Hugging Face hub.
     #[arg(long, value_name = "PATH_OR_ID", required_unless_present = "from")]
@@ -58,15 +61,15 @@ pub struct GenerateArgs {
     pub max_sequence_length: Option<usize>,
     /// Clean prompts of what the model's training captions did not contain.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "How to draw it")]
+        hide_possible_values = true, help_heading = "How to draw it")]
     pub clean_caption: Option<bool>,
     /// Generate at the size that was asked for, even if the model was not trained for it.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "How to draw it")]
+        hide_possible_values = true, help_heading = "How to draw it")]
     pub no_use_resolution_binning: Option<bool>,
     /// Decode tile by tile: less memory for large pictures, with blended seams.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "How to draw it")]
+        hide_possible_values = true, help_heading = "How to draw it")]
     pub vae_tiling: Option<bool>,
 
     /// A file, a folder, or a pattern with `{i}` or `{seed}`; several pictures from `out.png` are `out-0.png`, …

@@ -111,7 +111,8 @@ mod tests {
                 "clean_caption" | "no_use_resolution_binning" | "vae_tiling" => "=false",
                 _ => "=3",
             };
-            let (dashes, underscores) = (format!("--{name}{value}"), format!("--{}{value}", name.replace('-', "_")));
+            let (dashes, underscores) =
+                (format!("--{name}{value}"), format!("--{}{value}", name.replace('-', "_")));
             assert_ne!(cli(&[&dashes]), cli(&[]), "{name}");
             assert_eq!(cli(&[&dashes]), cli(&[&underscores]), "{name}");
         }
@@ -128,6 +129,9 @@ mod tests {
     #[test]
     fn names_of_xdit_in_python_are_understood() {
         let out = cli(&["--output_type", "pil", "--use_split_batch", "--warmup_steps", "3"]);
-        assert!(out.contains("Png") && out.contains("use_cfg_parallel: true") && out.contains("warmup_steps: 3"), "{out}");
+        assert!(
+            out.contains("Png") && out.contains("use_cfg_parallel: true") && out.contains("warmup_steps: 3"),
+            "{out}"
+        );
     }
 }

@@ -36,10 +36,21 @@ impl Tensors {
         self.normal(format!("{name}.weight"), &[c_out, c_in], 0.0, gain / (c_in as f32).sqrt());
     }
 
-    /// A convolution that multiplies the deviation of its input by about `gain`.
-    pub fn conv(&mut self, name: &str, c_in: usize, c_out: usize, kernel: usize, gain: f32) {
+    /// A convolution with a kernel of one pixel, or of all pixels of a patch.
+    pub fn patch_conv(&mut self, name: &str, c_in: usize, c_out: usize, kernel: usize, gain: f32) {
         let deviation = gain / ((c_in * kernel * kernel) as f32).sqrt();
         self.normal(format!("{name}.weight"), &[c_out, c_in, kernel, kernel], 0.0, deviation);
+        self.normal(format!("{name}.bias"), &[c_out], 0.0, 0.02);
+    }
+
+    /// A 3×3 convolution that mixes channels at random and blurs, so that pictures are soft.
+    pub fn soft_conv(&mut self, name: &str, c_in: usize, c_out: usize, gain: f32) {
+        let mix = self.generator.randn(c_out * c_in);
+        let deviation = gain / (c_in as f32).sqrt();
+        let kernel = [1.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 2.0, 1.0].map(|weight: f32| weight / 16.0);
+        let weights = mix.iter().flat_map(|mix| kernel.map(|weight| deviation * mix * weight));
+        let bytes = weights.flat_map(f32::to_le_bytes).collect();
+        self.tensors.insert(format!("{name}.weight"), (vec![c_out, c_in, 3, 3], bytes));
         self.normal(format!("{name}.bias"), &[c_out], 0.0, 0.02);
     }
 
@@ -52,7 +63,10 @@ impl Tensors {
     /// The bytes of a safetensors file.
     pub fn serialize(&self) -> Vec<u8> {
         let views = self.tensors.iter().map(|(name, (shape, bytes))| {
-            (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("as many bytes as the shape says"))
+            (
+                name,
+                TensorView::new(Dtype::F32, shape.clone(), bytes).expect("as many bytes as the shape says"),
+            )
         });
         safetensors::serialize(views, None).expect("valid tensors are serialized")
     }

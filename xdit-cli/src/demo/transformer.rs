@@ -1,4 +1,4 @@
-//! A PixArt transformer of four blocks.
+//! A PixArt transformer of two blocks.
 
 use serde_json::{Value, json};
 
@@ -6,10 +6,10 @@ use super::configs::DIFFUSERS;
 use super::tensors::Tensors;
 use super::text_encoder::D_MODEL;
 
-const HEADS: usize = 4;
-const HEAD_DIM: usize = 16;
+const HEADS: usize = 2;
+const HEAD_DIM: usize = 32;
 const DIM: usize = HEADS * HEAD_DIM;
-const BLOCKS: usize = 4;
+const BLOCKS: usize = 2;
 const PATCH: usize = 2;
 const CHANNELS: usize = 4;
 const SINUSOIDS: usize = 256;
@@ -41,7 +41,7 @@ pub fn config() -> Value {
 
 /// The weights.
 pub fn fill(tensors: &mut Tensors) {
-    tensors.conv("pos_embed.proj", CHANNELS, DIM, PATCH, 1.0);
+    tensors.patch_conv("pos_embed.proj", CHANNELS, DIM, PATCH, 0.5);
     let embedder = "adaln_single.emb.timestep_embedder";
     tensors.linear(&format!("{embedder}.linear_1"), SINUSOIDS, DIM, 1.0);
     tensors.linear(&format!("{embedder}.linear_2"), DIM, DIM, 1.0);
@@ -60,5 +60,6 @@ pub fn fill(tensors: &mut Tensors) {
         tensors.normal(format!("{block}.scale_shift_table"), &[6, DIM], 0.0, 0.5);
     }
     tensors.normal("scale_shift_table", &[2, DIM], 0.0, 0.1);
-    tensors.linear("proj_out", DIM, PATCH * PATCH * 2 * CHANNELS, 1.0);
+    // More than the noise that is there, so that places and prompts show through it.
+    tensors.linear("proj_out", DIM, PATCH * PATCH * 2 * CHANNELS, 3.0);
 }

@@ -36,14 +36,14 @@ pub fn config() -> Value {
 /// The weights.
 pub fn fill(tensors: &mut Tensors) {
     encoder(tensors);
-    tensors.conv("quant_conv", 2 * LATENT, 2 * LATENT, 1, 1.0);
-    tensors.conv("post_quant_conv", LATENT, LATENT, 1, 1.0);
+    tensors.patch_conv("quant_conv", 2 * LATENT, 2 * LATENT, 1, 1.0);
+    tensors.patch_conv("post_quant_conv", LATENT, LATENT, 1, 1.0);
     decoder(tensors);
 }
 
 fn encoder(tensors: &mut Tensors) {
     let mut c = LEVELS[0];
-    tensors.conv("encoder.conv_in", 3, c, 3, 1.0);
+    tensors.soft_conv("encoder.conv_in", 3, c, 1.0);
     for (level, c_out) in LEVELS.into_iter().enumerate() {
         let block = format!("encoder.down_blocks.{level}");
         for index in 0..LAYERS {
@@ -51,17 +51,17 @@ fn encoder(tensors: &mut Tensors) {
             c = c_out;
         }
         if level + 1 < LEVELS.len() {
-            tensors.conv(&format!("{block}.downsamplers.0.conv"), c, c, 3, 1.0);
+            tensors.soft_conv(&format!("{block}.downsamplers.0.conv"), c, c, 1.0);
         }
     }
     middle(tensors, "encoder.mid_block", c);
     tensors.norm("encoder.conv_norm_out", c);
-    tensors.conv("encoder.conv_out", c, 2 * LATENT, 3, 1.0);
+    tensors.soft_conv("encoder.conv_out", c, 2 * LATENT, 1.0);
 }
 
 fn decoder(tensors: &mut Tensors) {
     let mut c = LEVELS[LEVELS.len() - 1];
-    tensors.conv("decoder.conv_in", LATENT, c, 3, 1.0);
+    tensors.soft_conv("decoder.conv_in", LATENT, c, 1.0);
     middle(tensors, "decoder.mid_block", c);
     for (level, c_out) in LEVELS.into_iter().rev().enumerate() {
         let block = format!("decoder.up_blocks.{level}");
@@ -70,11 +70,11 @@ fn decoder(tensors: &mut Tensors) {
             c = c_out;
         }
         if level + 1 < LEVELS.len() {
-            tensors.conv(&format!("{block}.upsamplers.0.conv"), c, c, 3, 1.0);
+            tensors.soft_conv(&format!("{block}.upsamplers.0.conv"), c, c, 1.0);
         }
     }
     tensors.norm("decoder.conv_norm_out", c);
-    tensors.conv("decoder.conv_out", c, 3, 3, CONTRAST);
+    tensors.soft_conv("decoder.conv_out", c, 3, CONTRAST);
 }
 
 fn middle(tensors: &mut Tensors, name: &str, c: usize) {
@@ -89,10 +89,10 @@ fn middle(tensors: &mut Tensors, name: &str, c: usize) {
 
 fn resnet(tensors: &mut Tensors, name: &str, c_in: usize, c_out: usize) {
     tensors.norm(&format!("{name}.norm1"), c_in);
-    tensors.conv(&format!("{name}.conv1"), c_in, c_out, 3, 1.0);
+    tensors.soft_conv(&format!("{name}.conv1"), c_in, c_out, 1.0);
     tensors.norm(&format!("{name}.norm2"), c_out);
-    tensors.conv(&format!("{name}.conv2"), c_out, c_out, 3, 1.0);
+    tensors.soft_conv(&format!("{name}.conv2"), c_out, c_out, 1.0);
     if c_in != c_out {
-        tensors.conv(&format!("{name}.conv_shortcut"), c_in, c_out, 1, 1.0);
+        tensors.patch_conv(&format!("{name}.conv_shortcut"), c_in, c_out, 1, 1.0);
     }
 }

@@ -76,6 +76,12 @@ fn count(number: usize) -> String {
         _ => (1.0, ""),
     };
     let scaled = number / divisor;
-    let digits = if divisor == 1.0 || scaled >= 100.0 { 0 } else if scaled >= 10.0 { 1 } else { 2 };
+    let digits = if divisor == 1.0 || scaled >= 100.0 {
+        0
+    } else if scaled >= 10.0 {
+        1
+    } else {
+        2
+    };
     format!("{scaled:.digits$}{unit}")
 }

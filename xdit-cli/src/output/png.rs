@@ -23,7 +23,11 @@ pub fn encode_png(picture: &Picture, parameters: &Parameters) -> Vec<u8> {
     bytes
 }
 
-fn write(picture: &Picture, texts: [(&str, String); 2], bytes: &mut Vec<u8>) -> Result<(), png::EncodingError> {
+fn write(
+    picture: &Picture,
+    texts: [(&str, String); 2],
+    bytes: &mut Vec<u8>,
+) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(bytes, picture.width as u32, picture.height as u32);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);

@@ -40,7 +40,8 @@ pub fn check_one_rank(args: &ParallelArgs) -> Result<()> {
         ("use-parallel-vae", *use_parallel_vae),
         ("distrifusion", *distrifusion),
     ];
-    let number = numbers.iter().find(|(_, number)| *number > 1).map(|(name, number)| format!("--{name} {number}"));
+    let number =
+        numbers.iter().find(|(_, number)| *number > 1).map(|(name, number)| format!("--{name} {number}"));
     let flag = || flags.iter().find(|(_, on)| *on).map(|(name, _)| format!("--{name}"));
     let stages = || (attn_layer_num_for_pp.len() > 1).then(|| "--attn-layer-num-for-pp".to_owned());
     let scheme = || (split_scheme != "row").then(|| format!("--split-scheme {split_scheme}"));

@@ -18,7 +18,10 @@ pub fn prompts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Vec<S
     match stored {
         _ if !args.prompt.is_empty() => Ok(args.prompt.clone()),
         Some(parameters) => Ok(vec![parameters.prompt.clone()]),
-        None => Err(Error::usage("there is no prompt").hint("say what to draw with `--prompt` or `--prompt-file`")),
+        None => {
+            Err(Error::usage("there is no prompt")
+                .hint("say what to draw with `--prompt` or `--prompt-file`"))
+        }
     }
 }
 
@@ -26,12 +29,14 @@ pub fn prompts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Vec<S
 fn read_prompts(path: &Path) -> Result<Vec<String>> {
     let shown = path.display();
     let bytes = std::fs::read(path).map_err(|error| {
-        Error::failure(format!("cannot read `{shown}`: {error}")).hint("give a text file with one prompt a line")
+        Error::failure(format!("cannot read `{shown}`: {error}"))
+            .hint("give a text file with one prompt a line")
     })?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        Error::usage(format!("line {line} of `{shown}` is not UTF-8")).hint("save the file in the encoding UTF-8")
+        Error::usage(format!("line {line} of `{shown}` is not UTF-8"))
+            .hint("save the file in the encoding UTF-8")
     })?;
     // Editors on Windows mark UTF-8 with a character that belongs to no prompt.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);

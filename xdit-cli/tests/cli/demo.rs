@@ -43,6 +43,10 @@ fn it_keeps_what_is_there() {
     error: `full/thesis.txt` is not a folder
     ");
     workspace.ok(&["demo-checkpoint", "full", "--force", "--quiet"]);
-    assert_eq!(fs::read(workspace.path("full/thesis.txt")).unwrap(), b"42", "what is not of a checkpoint stays");
+    assert_eq!(
+        fs::read(workspace.path("full/thesis.txt")).unwrap(),
+        b"42",
+        "what is not of a checkpoint stays"
+    );
     workspace.ok(&["generate", "--model", "full", "--prompt", "a", "--num-inference-steps", "1", "--quiet"]);
 }

@@ -17,7 +17,17 @@ fn a_program_generates() {
     assert_eq!(pixels.dims(), [256, 256, 3]);
 
     // The same picture as the command's.
-    let same = ["generate", "--model", "demo", "--prompt", "a small cactus", "--seed", "7", "--num-inference-steps", "4"];
+    let same = [
+        "generate",
+        "--model",
+        "demo",
+        "--prompt",
+        "a small cactus",
+        "--seed",
+        "7",
+        "--num-inference-steps",
+        "4",
+    ];
     workspace.ok(&[&same[..], &["--quiet"]].concat());
     let (_, _, expected) = crate::workspace::pixels(&workspace.path("xdit.png"));
     let pixels: Vec<u8> = pixels.into_data().iter::<f32>().map(|value| value as u8).collect();

@@ -26,13 +26,29 @@ fn a_picture_is_written_and_named_on_stdout() {
 fn a_picture_can_be_made_again_from_itself() {
     let workspace = Workspace::with_demo();
     let first = [
-        "--prompt", "un café, \"noir\": 猫", "--negative-prompt", "gris", "--seed", "18446744073709551615",
-        "--guidance-scale", "2.7", "--height", "192", "--width", "320", "--max-sequence-length", "9",
-        "--output", "first.png",
+        "--prompt",
+        "un café, \"noir\": 猫",
+        "--negative-prompt",
+        "gris",
+        "--seed",
+        "18446744073709551615",
+        "--guidance-scale",
+        "2.7",
+        "--height",
+        "192",
+        "--width",
+        "320",
+        "--max-sequence-length",
+        "9",
+        "--output",
+        "first.png",
     ];
     workspace.generate(&first);
     workspace.ok(&["generate", "--from", "first.png", "--output", "again.png", "--quiet"]);
-    assert_eq!(fs::read(workspace.path("first.png")).unwrap(), fs::read(workspace.path("again.png")).unwrap());
+    assert_eq!(
+        fs::read(workspace.path("first.png")).unwrap(),
+        fs::read(workspace.path("again.png")).unwrap()
+    );
 
     // Options go before what is stored.
     workspace.ok(&["generate", "--from", "again.png", "--seed", "1", "--output", "other.png", "--quiet"]);
@@ -57,7 +73,17 @@ fn other_programs_find_the_parameters() {
 #[test]
 fn picture_i_of_a_run_has_seed_plus_i() {
     let workspace = Workspace::with_demo();
-    let paths = workspace.generate(&["--prompt", "a", "b", "--num-images", "2", "--seed", "5", "--output", "many.png"]);
+    let paths = workspace.generate(&[
+        "--prompt",
+        "a",
+        "b",
+        "--num-images",
+        "2",
+        "--seed",
+        "5",
+        "--output",
+        "many.png",
+    ]);
     assert_eq!(paths, "many-0.png\nmany-1.png\nmany-2.png\nmany-3.png\n");
     workspace.generate(&["--prompt", "b", "--seed", "8", "--output", "one.png"]);
     let picture = |name: &str| pixels(&workspace.path(name));
@@ -82,10 +108,13 @@ fn latents_go_out_and_come_in() {
     let noise = xdit_core::noise::Generator::from_seed(7).randn(4 * 32 * 32);
     let bytes: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![1, 4, 32, 32], &bytes).unwrap();
-    fs::write(workspace.path("in.safetensors"), safetensors::serialize([("latents", view)], None).unwrap()).unwrap();
+    fs::write(workspace.path("in.safetensors"), safetensors::serialize([("latents", view)], None).unwrap())
+        .unwrap();
 
     let latents = ["--prompt", "a cactus", "--output-type", "latent"];
-    workspace.generate(&[&latents[..], &["--init-latents", "in.safetensors", "--output", "given.safetensors"]].concat());
+    workspace.generate(
+        &[&latents[..], &["--init-latents", "in.safetensors", "--output", "given.safetensors"]].concat(),
+    );
     assert_eq!(workspace.generate(&[&latents[..], &["--seed", "7"]].concat()), "xdit.safetensors\n");
     let given = fs::read(workspace.path("given.safetensors")).unwrap();
     assert_eq!(given, fs::read(workspace.path("xdit.safetensors")).unwrap(), "the noise of seed 7");
@@ -128,8 +157,11 @@ fn progress_is_plain_where_there_is_no_terminal() {
     let run = ["generate", "--model", "demo", "--prompt", "a", "--num-inference-steps", "20"];
     let lines = workspace.run(&run).stderr;
     // Numbers that differ from run to run are left out.
-    let lines: Vec<&str> =
-        lines.lines().map(|line| line.split([',', '.']).next().unwrap()).filter(|l| !l.starts_with("done")).collect();
+    let lines: Vec<&str> = lines
+        .lines()
+        .map(|line| line.split([',', '.']).next().unwrap())
+        .filter(|l| !l.starts_with("done"))
+        .collect();
     insta::assert_snapshot!(lines.join("\n"), @r"
     loading text_encoder
     encoding
@@ -149,9 +181,23 @@ fn progress_is_plain_where_there_is_no_terminal() {
 fn one_rank_is_what_there_is_anyway() {
     let workspace = Workspace::with_demo();
     let one = [
-        "--ulysses_degree", "1", "--ring_degree=1", "--pipefusion_parallel_degree", "1", "--num_pipeline_patch", "1",
-        "--warmup_steps", "3", "--data_parallel_degree", "1", "--tensor_parallel_degree", "1", "--split_scheme", "row",
-        "--attn_layer_num_for_pp", "4",
+        "--ulysses_degree",
+        "1",
+        "--ring_degree=1",
+        "--pipefusion_parallel_degree",
+        "1",
+        "--num_pipeline_patch",
+        "1",
+        "--warmup_steps",
+        "3",
+        "--data_parallel_degree",
+        "1",
+        "--tensor_parallel_degree",
+        "1",
+        "--split_scheme",
+        "row",
+        "--attn_layer_num_for_pp",
+        "2",
     ];
     workspace.generate(&[&one[..], &["--prompt", "a"]].concat());
 }

@@ -17,7 +17,8 @@ fn every_option_is_in_the_help() {
     for option in options {
         assert!(help.contains(&format!("--{option}")), "{option}");
     }
-    for heading in ["What to draw", "How to draw it", "Output", "Model and device", "Parallelism", "Examples"] {
+    for heading in ["What to draw", "How to draw it", "Output", "Model and device", "Parallelism", "Examples"]
+    {
         assert!(help.contains(&format!("\n{heading}")), "{heading}");
     }
     assert!(!help.contains('_') || help.contains("PATH_OR_ID"), "options are shown with dashes");

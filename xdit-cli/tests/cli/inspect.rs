@@ -38,5 +38,8 @@ fn a_checkpoint_that_cannot_run_can_be_looked_at() {
     let text = std::fs::read_to_string(&index).unwrap().replace("PixArtAlphaPipeline", "CubismPipeline");
     std::fs::write(&index, text).unwrap();
     let table = workspace.ok(&["inspect", "demo"]);
-    assert!(table.ends_with("cannot run   pipelines of class `CubismPipeline` are not supported\n"), "{table}");
+    assert!(
+        table.ends_with("cannot run   pipelines of class `CubismPipeline` are not supported\n"),
+        "{table}"
+    );
 }

@@ -9,7 +9,17 @@ use crate::workspace::Workspace;
 fn ctrl_c_leaves_nothing_behind() {
     let workspace = Workspace::with_demo();
     // More steps than the test waits for.
-    let run = ["generate", "--model", "demo", "--prompt", "a", "--num-inference-steps", "1000", "--num-images", "100"];
+    let run = [
+        "generate",
+        "--model",
+        "demo",
+        "--prompt",
+        "a",
+        "--num-inference-steps",
+        "1000",
+        "--num-images",
+        "100",
+    ];
     let mut child = workspace.command(&run).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut lines = lines.map(|line| line.unwrap());

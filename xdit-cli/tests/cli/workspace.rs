@@ -37,7 +37,12 @@ impl Workspace {
     /// The program, to be run in it. It sees nothing of the user's environment, and no network.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xdit"));
-        command.args(args).current_dir(self.0.path()).env_clear().env("HF_HUB_OFFLINE", "1").env("HF_HOME", "hub");
+        command
+            .args(args)
+            .current_dir(self.0.path())
+            .env_clear()
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", "hub");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
