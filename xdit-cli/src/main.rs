@@ -1,2 +1,61 @@
-//! The command `xdit`.
-fn main() {}
+//! The command `xdit`: pictures from diffusers checkpoints.
+//!
+//! The only place that reads the environment and prints. Data goes to standard output, talk to standard error.
+#![forbid(unsafe_code)]
+
+mod args;
+mod demo;
+mod generate;
+mod inspect;
+mod interrupt;
+mod model;
+mod output;
+mod parameters;
+mod progress;
+mod report;
+mod resolve;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use xdit_core::{Error, ErrorKind, Result};
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    interrupt::install();
+    match args::parse(std::env::args_os()).and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            match error.kind() {
+                ErrorKind::Usage => ExitCode::from(2),
+                ErrorKind::Failure => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::DemoCheckpoint(args) => demo::run(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "xdit", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Writes data to standard output. A reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::failure(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -37,6 +37,18 @@ pub const MODELS: &[Model] = &[
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.
 ///
+/// ```no_run
+/// use burn::tensor::{DType, Device};
+/// use xdit_core::pipeline::{LoadOptions, Request};
+///
+/// let options = LoadOptions { device: Device::flex(), dtype: DType::F32, variant: None };
+/// let mut pipeline = xdit_models::open("pixart".as_ref(), &options)?;
+/// let request = Request { seed: 7, num_inference_steps: Some(14), ..Request::new("a small cactus") };
+/// let generated = pipeline.generate(&request, &mut ())?;
+/// println!("{:?}, {} pixels", generated.latents.dims(), generated.pictures[0].rgb.len() / 3);
+/// # xdit_core::Result::Ok(())
+/// ```
+///
 /// # Errors
 /// If it is of a kind that is not supported, or anything in it is missing, malformed, or does not fit together.
 pub fn open(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {

@@ -1,0 +1,137 @@
+//! From `argv` to [`Cli`], with errors in this program's own words.
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches};
+use xdit_core::Error;
+
+use super::Cli;
+
+/// Parses the command line.
+///
+/// # Errors
+/// Of kind usage, if it is not understood.
+pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
+    let parsed = Cli::command()
+        .try_get_matches_from(with_dashes(argv))
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        Ok(cli) => Ok(cli),
+        // `--help` and `--version` arrive as errors, as does a bare `xdit`, which asks for help.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => Err(in_our_words(&error)),
+    }
+}
+
+/// Spells the names of long options with dashes: `--guidance_scale=4` becomes `--guidance-scale=4`.
+fn with_dashes(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut options = true;
+    let spell = |argument: OsString| {
+        options &= argument != "--";
+        match argument.to_str().filter(|text| options && text.starts_with("--")) {
+            Some(text) => {
+                let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+                format!("{}{value}", name.replace('_', "-")).into()
+            }
+            None => argument,
+        }
+    };
+    argv.into_iter().map(spell).collect()
+}
+
+/// The error as one sentence and a hint.
+fn in_our_words(error: &clap::Error) -> Error {
+    let get = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join("`, `")),
+        _ => None,
+    };
+    let argument = get(ContextKind::InvalidArg).unwrap_or_default();
+    let value = get(ContextKind::InvalidValue).unwrap_or_default();
+    let (message, hint) = match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let hint = get(ContextKind::SuggestedArg).map(|name| format!("did you mean `{name}`?"));
+            (format!("unknown option `{argument}`"), hint)
+        }
+        ErrorKind::InvalidSubcommand => {
+            let hint = get(ContextKind::SuggestedSubcommand).map(|name| format!("did you mean `{name}`?"));
+            (format!("unknown command `{}`", get(ContextKind::InvalidSubcommand).unwrap_or_default()), hint)
+        }
+        ErrorKind::InvalidValue if value.is_empty() => (format!("`{argument}` needs a value"), None),
+        ErrorKind::InvalidValue => {
+            let hint = get(ContextKind::ValidValue).map(|valid| format!("possible values: `{valid}`"));
+            (format!("`{value}` is not a value of `{argument}`"), hint)
+        }
+        ErrorKind::ValueValidation => {
+            let reason = std::error::Error::source(error).map(|source| format!(": {source}"));
+            (format!("`{value}` is not a value of `{argument}`{}", reason.unwrap_or_default()), None)
+        }
+        ErrorKind::MissingRequiredArgument => (format!("`{argument}` is missing"), None),
+        ErrorKind::ArgumentConflict => {
+            let other = get(ContextKind::PriorArg).unwrap_or_default();
+            match argument == other {
+                true => (format!("`{argument}` is given twice"), None),
+                false => (format!("`{argument}` and `{other}` exclude each other"), None),
+            }
+        }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            ("there is nothing to do".to_owned(), Some("see `xdit --help`".to_owned()))
+        }
+        _ => {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            (line.trim_start_matches("error: ").to_owned(), None)
+        }
+    };
+    Error::usage(message).hint(hint.unwrap_or_else(|| "see `--help` of the command".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cli(argv: &[&str]) -> String {
+        let argv = ["xdit", "generate", "--model", "m"].iter().chain(argv).map(OsString::from);
+        format!("{:?}", parse(argv).unwrap())
+    }
+
+    #[test]
+    fn clap_accepts_the_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn dashes_and_underscores_are_equal() {
+        for option in Cli::command().find_subcommand("generate").unwrap().get_arguments() {
+            let Some(name) = option.get_long().filter(|name| name.contains('-')) else { continue };
+            let value = match option.get_id().as_str() {
+                _ if !option.get_action().takes_values() => "",
+                "output_type" => "=latent",
+                "clean_caption" | "no_use_resolution_binning" | "vae_tiling" => "=false",
+                _ => "=3",
+            };
+            let (dashes, underscores) =
+                (format!("--{name}{value}"), format!("--{}{value}", name.replace('-', "_")));
+            assert_ne!(cli(&[&dashes]), cli(&[]), "{name}");
+            assert_eq!(cli(&[&dashes]), cli(&[&underscores]), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_names_of_options_are_respelled() {
+        let out = cli(&["--negative_prompt=a_b=c_d", "--prompt", "snake_case"]);
+        assert!(out.contains("a_b=c_d") && out.contains("snake_case"), "{out}");
+        let kept = with_dashes(["--", "--a_b"].map(OsString::from));
+        assert_eq!(kept[1], "--a_b");
+    }
+
+    #[test]
+    fn names_of_xdit_in_python_are_understood() {
+        let out = cli(&["--output_type", "pil", "--use_split_batch", "--warmup_steps", "3"]);
+        assert!(
+            out.contains("Png") && out.contains("use_cfg_parallel: true") && out.contains("warmup_steps: 3"),
+            "{out}"
+        );
+    }
+}

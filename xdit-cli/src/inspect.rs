@@ -1,0 +1,161 @@
+//! `xdit inspect`: what a checkpoint consists of.
+
+mod table;
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use serde::Serialize;
+use xdit_core::checkpoint::Checkpoint;
+use xdit_core::pipeline::{LoadOptions, Request};
+use xdit_core::{Error, Result};
+use xdit_models::component::ModelIndex;
+
+use crate::args::InspectArgs;
+use crate::model::locate;
+use crate::print;
+use crate::progress::Progress;
+
+/// What `xdit inspect --json` prints.
+#[derive(Debug, Serialize)]
+pub struct Inspection {
+    /// Class of the pipeline.
+    pub class: String,
+    /// The folder.
+    pub path: String,
+    /// Parameters of all components.
+    pub parameters: usize,
+    /// Bytes of all weights.
+    pub bytes: usize,
+    /// Bytes of weights in memory while a picture is made. Components are loaded one after the other: it is that
+    /// of the largest.
+    pub memory: Memory,
+    /// What a run without options does; absent for a model that cannot be run.
+    pub defaults: Option<Defaults>,
+    /// Why it cannot be run.
+    pub problem: Option<String>,
+    /// The parts.
+    pub components: Vec<Component>,
+}
+
+/// Bytes of weights by the type they are loaded as.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Memory {
+    /// With `--dtype f32`.
+    pub f32_bytes: usize,
+    /// With `--dtype bf16` or `f16`.
+    pub bf16_bytes: usize,
+}
+
+/// What a run without options does.
+#[derive(Debug, Serialize)]
+pub struct Defaults {
+    /// Pixels.
+    pub height: usize,
+    /// Pixels.
+    pub width: usize,
+    /// Of the noise scheduler.
+    pub num_inference_steps: usize,
+    /// Of classifier-free guidance.
+    pub guidance_scale: f32,
+    /// Tokens.
+    pub max_sequence_length: usize,
+}
+
+/// One part of a checkpoint.
+#[derive(Debug, Serialize)]
+pub struct Component {
+    /// Its folder.
+    pub name: String,
+    /// Its class.
+    pub class: String,
+    /// Its weights, if it has any.
+    pub weights: Option<Weights>,
+}
+
+/// The weights of a component.
+#[derive(Debug, Serialize)]
+pub struct Weights {
+    /// Number of scalars.
+    pub parameters: usize,
+    /// Types in the files.
+    pub dtypes: Vec<String>,
+    /// As they lie in the files.
+    pub bytes: usize,
+    /// As they lie in memory.
+    pub memory: Memory,
+    /// Names of the files.
+    pub files: Vec<String>,
+}
+
+/// Carries `xdit inspect` out.
+///
+/// # Errors
+/// If the checkpoint cannot be found or read.
+pub fn run(args: &InspectArgs) -> Result<()> {
+    let mut progress = Progress::new(1, args.quiet);
+    let variant = args.variant.as_deref();
+    let folder = locate(&args.model, args.revision.as_deref(), variant, &mut progress)?;
+    let inspection = inspect(&folder, variant)?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&inspection)
+            .map_err(|error| Error::failure(format!("cannot write the report: {error}")))?;
+        return print(&format!("{json}\n"));
+    }
+    print(&table::render(&inspection))
+}
+
+fn inspect(folder: &Path, variant: Option<&str>) -> Result<Inspection> {
+    let index = ModelIndex::read(folder)?;
+    let mut components = Vec::new();
+    for (name, class) in &index.components {
+        let folder = folder.join(name);
+        // Tokenizers and schedulers have configurations of other names, and no weights.
+        let weights = folder.join("config.json").is_file().then(|| weights(&folder, variant)).transpose()?;
+        components.push(Component { name: name.clone(), class: class.clone(), weights });
+    }
+    let all = || components.iter().filter_map(|component| component.weights.as_ref());
+    let options =
+        LoadOptions { device: Device::flex(), dtype: DType::F32, variant: variant.map(str::to_owned) };
+    let defaults =
+        xdit_models::open(folder, &options).and_then(|pipeline| pipeline.resolve(&Request::new("")));
+    Ok(Inspection {
+        class: index.class_name,
+        path: folder.display().to_string(),
+        parameters: all().map(|weights| weights.parameters).sum(),
+        bytes: all().map(|weights| weights.bytes).sum(),
+        memory: Memory {
+            f32_bytes: all().map(|weights| weights.memory.f32_bytes).max().unwrap_or(0),
+            bf16_bytes: all().map(|weights| weights.memory.bf16_bytes).max().unwrap_or(0),
+        },
+        problem: defaults.as_ref().err().map(|error| error.message().to_owned()),
+        defaults: defaults.ok().map(|resolved| Defaults {
+            height: resolved.size[0],
+            width: resolved.size[1],
+            num_inference_steps: resolved.num_inference_steps,
+            guidance_scale: resolved.guidance_scale,
+            max_sequence_length: resolved.max_sequence_length,
+        }),
+        components,
+    })
+}
+
+fn weights(folder: &Path, variant: Option<&str>) -> Result<Weights> {
+    // diffusers and transformers name their files differently.
+    let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)
+        .or_else(|_| Checkpoint::open(folder, "model", variant))?;
+    let mut dtypes: Vec<String> =
+        checkpoint.entries().map(|(_, entry)| format!("{:?}", entry.dtype).to_lowercase()).collect();
+    dtypes.sort_unstable();
+    dtypes.dedup();
+    let parameters = checkpoint.parameters();
+    let name =
+        |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Weights {
+        parameters,
+        dtypes,
+        bytes: checkpoint.bytes(),
+        memory: Memory { f32_bytes: 4 * parameters, bf16_bytes: 2 * parameters },
+        files: checkpoint.files().iter().map(name).collect(),
+    })
+}

@@ -1,0 +1,196 @@
+//! Where results go: names that are known and tried before any work, and files that appear whole or not at all.
+
+mod latents;
+mod png;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+use xdit_core::{Error, Result};
+
+use crate::args::OutputType;
+use crate::interrupt;
+
+pub use latents::{decode_latents, encode_latents};
+pub use png::{encode_png, read_parameters};
+
+/// The files of a run.
+#[derive(Debug)]
+pub struct Outputs {
+    /// What is written.
+    pub output_type: OutputType,
+    /// One path for each picture, or one for the latents of all.
+    pub paths: Vec<PathBuf>,
+}
+
+impl Outputs {
+    /// Names the files of `images` pictures whose seeds start with `seed`, and makes sure that they can be written.
+    ///
+    /// `{i}` and `{seed}` in the path stand for the picture's index and seed. Without them a folder gets
+    /// `xdit.png`, and several pictures get `-0`, `-1`, … before the extension.
+    ///
+    /// # Errors
+    /// If the extension says something else than `output_type`, or a file cannot be written.
+    pub fn plan(output: Option<&Path>, output_type: OutputType, images: usize, seed: u64) -> Result<Self> {
+        let extension = match output_type {
+            OutputType::Png => "png",
+            OutputType::Latent => "safetensors",
+        };
+        let mut path = output.unwrap_or(Path::new("")).to_owned();
+        let is_folder = path.as_os_str().is_empty() || path.is_dir() || ends_with_separator(&path);
+        if is_folder {
+            path.push(format!("xdit.{extension}"));
+        }
+        if path.extension().is_some_and(|found| !found.eq_ignore_ascii_case(extension)) {
+            return Err(Error::usage(format!("output `{}` does not end in `.{extension}`", path.display()))
+                .hint(match output_type {
+                    OutputType::Png => "pictures are written as PNG; latents with `--output-type latent`",
+                    OutputType::Latent => {
+                        "latents are written as safetensors; pictures with `--output-type png`"
+                    }
+                }));
+        }
+        let files = if output_type == OutputType::Latent { 1 } else { images };
+        let paths: Vec<PathBuf> =
+            (0..files).map(|index| name(&path, index, files, seed.wrapping_add(index as u64))).collect();
+        let outputs = Self { output_type, paths };
+        outputs.check()?;
+        Ok(outputs)
+    }
+
+    /// Tries what saving will do, so that hours of work are not lost to a typing error.
+    fn check(&self) -> Result<()> {
+        let _writing = interrupt::writing();
+        let mut folders: Vec<&Path> = Vec::new();
+        for path in &self.paths {
+            if path.is_dir() {
+                return Err(Error::usage(format!("output `{}` is a folder", path.display())));
+            }
+            let folder = folder_of(path);
+            if !folders.contains(&folder) {
+                temporary(path)?;
+                folders.push(folder);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the contents of each path.
+    ///
+    /// # Errors
+    /// As [`write_files`].
+    pub fn save(&self, contents: &[Vec<u8>]) -> Result<()> {
+        write_files(self.paths.iter().map(PathBuf::as_path).zip(contents.iter().map(Vec::as_slice)))
+    }
+}
+
+/// Writes files, each under its name only when all are written.
+///
+/// # Errors
+/// If one cannot be written.
+pub fn write_files<'a>(contents: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<()> {
+    let _writing = interrupt::writing();
+    let mut files = Vec::new();
+    for (path, bytes) in contents {
+        let mut file = temporary(path)?;
+        file.write_all(bytes).map_err(|error| unwritable(path, &error))?;
+        files.push((path, file));
+    }
+    for (path, file) in files {
+        file.persist(path).map_err(|error| unwritable(path, &error.error))?;
+    }
+    Ok(())
+}
+
+/// The file of picture `index` of `files`.
+fn name(path: &Path, index: usize, files: usize, seed: u64) -> PathBuf {
+    let text = path.to_string_lossy();
+    if text.contains("{i}") || text.contains("{seed}") {
+        return text.replace("{i}", &index.to_string()).replace("{seed}", &seed.to_string()).into();
+    }
+    if files == 1 {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    path.with_file_name(format!("{stem}-{index}{extension}"))
+}
+
+/// A temporary file beside `path`, which is removed unless it is persisted.
+fn temporary(path: &Path) -> Result<NamedTempFile> {
+    let folder = folder_of(path);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".xdit-").suffix(".tmp");
+    // Temporary files are private, results are not: the user's mask decides, as for any new file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(|error| unwritable(path, &error))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    let folder = folder_of(path);
+    let hint = match fs::metadata(folder) {
+        Err(_) => format!("make the folder `{}` first", folder.display()),
+        Ok(found) if !found.is_dir() => format!("`{}` is not a folder", folder.display()),
+        Ok(_) => "choose a place that can be written, with room for the file".to_owned(),
+    };
+    // The error of a temporary file would name that file, which nobody asked for.
+    let reason = error.kind();
+    Error::failure(format!("cannot write `{}`: {reason}", path.display())).hint(hint)
+}
+
+fn ends_with_separator(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(std::path::is_separator)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(output: &str, images: usize) -> Vec<String> {
+        let outputs = Outputs::plan(Some(Path::new(output)), OutputType::Png, images, 7).unwrap();
+        outputs.paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn names_follow_the_path() {
+        assert_eq!(names("", 1), ["xdit.png"]);
+        assert_eq!(names("", 2), ["xdit-0.png", "xdit-1.png"]);
+        assert_eq!(names("a.png", 1), ["a.png"]);
+        assert_eq!(names("a.b.PNG", 2), ["a.b-0.PNG", "a.b-1.PNG"]);
+        assert_eq!(names("a", 2), ["a-0", "a-1"]);
+        assert_eq!(names("src", 1), ["src/xdit.png"]);
+        assert_eq!(names("src/", 2), ["src/xdit-0.png", "src/xdit-1.png"]);
+        assert_eq!(names("{seed}-{i}.png", 2), ["7-0.png", "8-1.png"]);
+    }
+
+    #[test]
+    fn checking_and_failing_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 2, 0).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // The second name is taken by a folder after the check: only whole files may be there.
+        fs::create_dir(&outputs.paths[1]).unwrap();
+        outputs.save(&[vec![1], vec![2]]).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn results_have_the_permissions_of_ordinary_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 1, 0).unwrap();
+        outputs.save(&[vec![1]]).unwrap();
+        let ordinary = dir.path().join("ordinary");
+        fs::write(&ordinary, "").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&outputs.paths[0]), mode(&ordinary));
+    }
+}

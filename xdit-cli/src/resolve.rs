@@ -1,0 +1,171 @@
+//! From options as they were written to a job that can be carried out, checked before any weight is read.
+
+mod parallel;
+mod prompts;
+
+use std::path::PathBuf;
+
+use burn::tensor::{DType, Device};
+use xdit_core::pipeline::{LoadOptions, Request, Resolved, check};
+use xdit_core::{Error, Result};
+
+use crate::args::{Dtype, GenerateArgs, OutputType};
+use crate::output::{Outputs, decode_latents, read_parameters};
+use crate::parameters::{Parameters, Settings};
+
+/// More pictures in one run are a typing error.
+const MAX_IMAGES: usize = 10_000;
+
+/// A run of `xdit generate`.
+pub struct Job {
+    /// A folder or an id on the hub.
+    pub model: String,
+    /// Of the model on the hub.
+    pub revision: Option<String>,
+    /// Where and how to run.
+    pub load: LoadOptions,
+    /// What to generate.
+    pub request: Request,
+    /// Where it goes.
+    pub outputs: Outputs,
+    dtype: Dtype,
+    init_latents: Option<PathBuf>,
+}
+
+impl Job {
+    /// Fills in what `--from` says and what is the same for all models, and reads the files that options name.
+    ///
+    /// # Errors
+    /// If an option makes no sense, a file cannot be read, or an output cannot be written.
+    pub fn resolve(args: &GenerateArgs) -> Result<Self> {
+        parallel::check_one_rank(&args.parallel)?;
+        let device = device(&args.device)?;
+        let stored = args.from.as_deref().map(read_parameters).transpose()?;
+        let prompts = prompts::prompts(args, stored.as_ref())?;
+        let (seed, settings) = match stored {
+            Some(Parameters { seed, settings, .. }) => (args.seed.or(Some(seed)), Some(settings)),
+            None => (args.seed, None),
+        };
+        if let (Some(from), Some(latents), None) =
+            (&args.from, settings.as_ref().and_then(|s| s.init_latents.as_ref()), &args.init_latents)
+        {
+            return Err(Error::usage(format!(
+                "`{}` was made from the latents `{latents}`, which it does not carry",
+                from.display()
+            ))
+            .hint("give them with `--init-latents`"));
+        }
+        let old = settings.as_ref();
+        let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_default();
+        // Revision and variant belong to a model: another model does not inherit them.
+        let same_model = old.filter(|_| args.model.is_none());
+        let load = LoadOptions {
+            dtype: burn_dtype(dtype),
+            variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
+            device: device.clone(),
+        };
+        let request = Request {
+            negative_prompt: args
+                .negative_prompt
+                .clone()
+                .or_else(|| Some(old?.negative_prompt.clone()))
+                .unwrap_or_default(),
+            height: args.height.or(old.map(|s| s.height)),
+            width: args.width.or(old.map(|s| s.width)),
+            num_inference_steps: args.num_inference_steps.or(old.map(|s| s.num_inference_steps)),
+            guidance_scale: args.guidance_scale.or(old.map(|s| s.guidance_scale)),
+            seed: seed.unwrap_or_default(),
+            images_per_prompt: args.num_images.unwrap_or(1),
+            max_sequence_length: args.max_sequence_length.or(old.map(|s| s.max_sequence_length)),
+            clean_caption: args.clean_caption.or(old.map(|s| s.clean_caption)).unwrap_or(false),
+            use_resolution_binning: match args.no_use_resolution_binning {
+                Some(no) => !no,
+                None => old.is_none_or(|s| s.use_resolution_binning),
+            },
+            vae_tiling: args.vae_tiling.or(old.map(|s| s.vae_tiling)).unwrap_or(false),
+            init_latents: args
+                .init_latents
+                .as_deref()
+                .map(|path| decode_latents(path, &device))
+                .transpose()?,
+            decode: args.output_type.unwrap_or_default() == OutputType::Png,
+            prompts,
+        };
+        check(&request)?;
+        let images = request.prompts.len().saturating_mul(request.images_per_prompt);
+        if images > MAX_IMAGES {
+            return Err(Error::usage(format!(
+                "`{images}` pictures are more than the {MAX_IMAGES} of one run"
+            )));
+        }
+        Ok(Self {
+            model: args.model.clone().or_else(|| Some(old?.model.clone())).unwrap_or_default(),
+            revision: args.revision.clone().or_else(|| same_model?.revision.clone()),
+            outputs: Outputs::plan(
+                args.output.as_deref(),
+                args.output_type.unwrap_or_default(),
+                images,
+                request.seed,
+            )?,
+            init_latents: args.init_latents.clone(),
+            dtype,
+            load,
+            request,
+        })
+    }
+
+    /// What all pictures share, with the model's defaults filled in.
+    pub fn settings(&self, resolved: &Resolved) -> Settings {
+        Settings {
+            model: self.model.clone(),
+            revision: self.revision.clone(),
+            variant: self.load.variant.clone(),
+            dtype: self.dtype,
+            negative_prompt: self.request.negative_prompt.clone(),
+            height: resolved.size[0],
+            width: resolved.size[1],
+            num_inference_steps: resolved.num_inference_steps,
+            guidance_scale: resolved.guidance_scale,
+            max_sequence_length: resolved.max_sequence_length,
+            clean_caption: self.request.clean_caption,
+            use_resolution_binning: self.request.use_resolution_binning,
+            vae_tiling: self.request.vae_tiling,
+            init_latents: self.init_latents.as_ref().map(|path| path.display().to_string()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// What each picture is made with.
+    pub fn parameters(&self, settings: &Settings) -> Vec<Parameters> {
+        let image = |index: usize| Parameters {
+            prompt: self.request.prompts[index / self.request.images_per_prompt].clone(),
+            seed: self.request.seed.wrapping_add(index as u64),
+            settings: settings.clone(),
+        };
+        (0..self.request.images()).map(image).collect()
+    }
+}
+
+fn device(name: &str) -> Result<Device> {
+    match name {
+        "cpu" => Ok(Device::flex()),
+        _ => {
+            let backend = name.split(':').next().unwrap_or_default();
+            let known =
+                ["cuda", "gpu", "metal", "mps", "rocm", "vulkan", "webgpu", "wgpu", "xpu"].contains(&backend);
+            let message = match known {
+                true => format!("this build has no backend for device `{name}`"),
+                false => format!("unknown device `{name}`"),
+            };
+            Err(Error::usage(message).hint("this build computes on `--device cpu`"))
+        }
+    }
+}
+
+fn burn_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+        Dtype::F16 => DType::F16,
+    }
+}

@@ -1,0 +1,52 @@
+//! `xdit demo-checkpoint`
+
+use std::fs;
+
+use crate::workspace::Workspace;
+
+#[test]
+fn equal_seeds_give_equal_files() {
+    let workspace = Workspace::new();
+    for (dir, seed) in [("a", "1"), ("b", "1"), ("c", "2")] {
+        assert_eq!(workspace.ok(&["demo-checkpoint", dir, "--seed", seed]), format!("{dir}\n"));
+    }
+    let file = |dir: &str, name: &str| fs::read(workspace.path(dir).join(name)).unwrap();
+    for name in ["text_encoder/model", "transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model"] {
+        let name = format!("{name}.safetensors");
+        assert_eq!(file("a", &name), file("b", &name), "{name}");
+        assert_ne!(file("a", &name), file("c", &name), "{name}");
+    }
+}
+
+#[test]
+fn it_says_that_it_is_untrained() {
+    let workspace = Workspace::new();
+    let said = workspace.run(&["demo-checkpoint", "demo"]).stderr;
+    insta::assert_snapshot!(said, @r#"
+    The model in `demo` is untrained: it makes coloured noise, not what a prompt says.
+    Try it: xdit generate --model demo --prompt "a small cactus"
+    "#);
+}
+
+#[test]
+fn it_keeps_what_is_there() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("full")).unwrap();
+    fs::write(workspace.path("full/thesis.txt"), "42").unwrap();
+    insta::assert_snapshot!(workspace.error(&["demo-checkpoint", "full"]), @r"
+    2
+    error: the folder `full` is not empty
+    hint: name another folder, or add `--force` to replace the checkpoint in it
+    ");
+    insta::assert_snapshot!(workspace.error(&["demo-checkpoint", "full/thesis.txt"]), @r"
+    2
+    error: `full/thesis.txt` is not a folder
+    ");
+    workspace.ok(&["demo-checkpoint", "full", "--force", "--quiet"]);
+    assert_eq!(
+        fs::read(workspace.path("full/thesis.txt")).unwrap(),
+        b"42",
+        "what is not of a checkpoint stays"
+    );
+    workspace.ok(&["generate", "--model", "full", "--prompt", "a", "--num-inference-steps", "1", "--quiet"]);
+}

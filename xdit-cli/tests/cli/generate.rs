@@ -1,0 +1,203 @@
+//! `xdit generate`, when all is well.
+
+use std::fs;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use crate::workspace::{Workspace, pixels};
+
+#[test]
+fn a_picture_is_written_and_named_on_stdout() {
+    let workspace = Workspace::with_demo();
+    assert_eq!(workspace.generate(&["--prompt", "a small cactus"]), "xdit.png\n");
+    let (width, height, values) = pixels(&workspace.path("xdit.png"));
+    assert_eq!((width, height), (256, 256));
+    // Neither grey nor saturated: all thirds of the range are well used.
+    for third in [0..85, 85..170, 170..=255u16] {
+        let share = values.iter().filter(|&&value| third.contains(&value.into())).count();
+        assert!(share > values.len() / 20, "{share} of {} in {third:?}", values.len());
+    }
+    assert_eq!(workspace.files(), ["demo", "xdit.png"]);
+}
+
+#[test]
+fn a_picture_can_be_made_again_from_itself() {
+    let workspace = Workspace::with_demo();
+    let first = [
+        "--prompt",
+        "un café, \"noir\": 猫",
+        "--negative-prompt",
+        "gris",
+        "--seed",
+        "18446744073709551615",
+        "--guidance-scale",
+        "2.7",
+        "--height",
+        "192",
+        "--width",
+        "320",
+        "--max-sequence-length",
+        "9",
+        "--output",
+        "first.png",
+    ];
+    workspace.generate(&first);
+    workspace.ok(&["generate", "--from", "first.png", "--output", "again.png", "--quiet"]);
+    assert_eq!(
+        fs::read(workspace.path("first.png")).unwrap(),
+        fs::read(workspace.path("again.png")).unwrap()
+    );
+
+    // Options go before what is stored.
+    workspace.ok(&["generate", "--from", "again.png", "--seed", "1", "--output", "other.png", "--quiet"]);
+    assert_ne!(pixels(&workspace.path("other.png")).2, pixels(&workspace.path("first.png")).2);
+}
+
+#[test]
+fn other_programs_find_the_parameters() {
+    let workspace = Workspace::with_demo();
+    workspace.generate(&["--prompt", "a cactus", "--negative-prompt", "grey", "--seed", "3"]);
+    let file = std::io::BufReader::new(fs::File::open(workspace.path("xdit.png")).unwrap());
+    let reader = png::Decoder::new(file).read_info().unwrap();
+    let chunks = &reader.info().uncompressed_latin1_text;
+    let text = &chunks.iter().find(|chunk| chunk.keyword == "parameters").unwrap().text;
+    insta::assert_snapshot!(text, @r"
+    a cactus
+    Negative prompt: grey
+    Steps: 2, CFG scale: 4.5, Seed: 3, Size: 256x256, Model: demo, Version: xdit 0.1.0
+    ");
+}
+
+#[test]
+fn picture_i_of_a_run_has_seed_plus_i() {
+    let workspace = Workspace::with_demo();
+    let paths = workspace.generate(&[
+        "--prompt",
+        "a",
+        "b",
+        "--num-images",
+        "2",
+        "--seed",
+        "5",
+        "--output",
+        "many.png",
+    ]);
+    assert_eq!(paths, "many-0.png\nmany-1.png\nmany-2.png\nmany-3.png\n");
+    workspace.generate(&["--prompt", "b", "--seed", "8", "--output", "one.png"]);
+    let picture = |name: &str| pixels(&workspace.path(name));
+    assert_eq!(picture("many-3.png"), picture("one.png"));
+    assert_ne!(picture("many-2.png"), picture("one.png"));
+    assert_ne!(picture("many-1.png"), picture("many-3.png"), "the prompt counts");
+}
+
+#[test]
+fn prompts_may_come_from_a_file() {
+    let workspace = Workspace::with_demo();
+    fs::write(workspace.path("prompts.txt"), "\u{feff}a cactus\r\n\n  a ca\u{301}ctus \n").unwrap();
+    let paths = workspace.generate(&["--prompt-file", "prompts.txt", "--output", "{i}-of-{seed}.png"]);
+    assert_eq!(paths, "0-of-0.png\n1-of-1.png\n");
+    workspace.generate(&["--prompt", "a cactus"]);
+    assert_eq!(pixels(&workspace.path("xdit.png")), pixels(&workspace.path("0-of-0.png")));
+}
+
+#[test]
+fn latents_go_out_and_come_in() {
+    let workspace = Workspace::with_demo();
+    let noise = xdit_core::noise::Generator::from_seed(7).randn(4 * 32 * 32);
+    let bytes: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, vec![1, 4, 32, 32], &bytes).unwrap();
+    fs::write(workspace.path("in.safetensors"), safetensors::serialize([("latents", view)], None).unwrap())
+        .unwrap();
+
+    let latents = ["--prompt", "a cactus", "--output-type", "latent"];
+    workspace.generate(
+        &[&latents[..], &["--init-latents", "in.safetensors", "--output", "given.safetensors"]].concat(),
+    );
+    assert_eq!(workspace.generate(&[&latents[..], &["--seed", "7"]].concat()), "xdit.safetensors\n");
+    let given = fs::read(workspace.path("given.safetensors")).unwrap();
+    assert_eq!(given, fs::read(workspace.path("xdit.safetensors")).unwrap(), "the noise of seed 7");
+    let file = SafeTensors::deserialize(&given).unwrap();
+    let tensor = file.tensor("latents").unwrap();
+    assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, [1, 4, 32, 32].as_slice()));
+    assert_eq!(file.len(), 1);
+}
+
+#[test]
+fn the_report_is_json() {
+    let workspace = Workspace::with_demo();
+    let long = "x ".repeat(200);
+    let report = workspace.generate(&["--prompt", &long, "b", "--report", "json", "--guidance-scale", "3.1"]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["parameters"]["guidance_scale"], 3.1);
+    assert_eq!(report["parameters"]["model"], "demo");
+    assert_eq!(report["outputs"][1], serde_json::json!({ "path": "xdit-1.png", "seed": 1, "prompt": "b" }));
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 1, "the cut prompt");
+    let seconds = &report["seconds"];
+    for component in ["text_encoder", "transformer", "vae"] {
+        assert!(seconds["load"][component].as_f64().unwrap() > 0.0, "{component}");
+    }
+    assert!(seconds["encode"].as_f64().unwrap() > 0.0);
+    for image in 0..2 {
+        let steps = seconds["steps"][image].as_array().unwrap();
+        let sum: f64 = steps.iter().map(|step| step.as_f64().unwrap()).sum();
+        assert_eq!(steps.len(), 2);
+        assert!(sum <= seconds["denoise"][image].as_f64().unwrap());
+        assert!(seconds["decode"][image].as_f64().unwrap() > 0.0);
+    }
+    assert!(report["it_per_s"].as_f64().unwrap() > 0.0);
+    assert!(report["total_s"].as_f64().unwrap() > seconds["denoise"][0].as_f64().unwrap());
+    assert!(cfg!(not(target_os = "linux")) || report["peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+}
+
+#[test]
+fn progress_is_plain_where_there_is_no_terminal() {
+    let workspace = Workspace::with_demo();
+    let run = ["generate", "--model", "demo", "--prompt", "a", "--num-inference-steps", "20"];
+    let lines = workspace.run(&run).stderr;
+    // Numbers that differ from run to run are left out.
+    let lines: Vec<&str> = lines
+        .lines()
+        .map(|line| line.split([',', '.']).next().unwrap())
+        .filter(|l| !l.starts_with("done"))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    loading text_encoder
+    encoding
+    loading transformer
+    denoising
+      5 of 20
+      10 of 20
+      15 of 20
+      20 of 20
+    loading vae
+    decoding
+    ");
+    assert_eq!(workspace.run(&[&run[..], &["--quiet"]].concat()).stderr, "");
+}
+
+#[test]
+fn one_rank_is_what_there_is_anyway() {
+    let workspace = Workspace::with_demo();
+    let one = [
+        "--ulysses_degree",
+        "1",
+        "--ring_degree=1",
+        "--pipefusion_parallel_degree",
+        "1",
+        "--num_pipeline_patch",
+        "1",
+        "--warmup_steps",
+        "3",
+        "--data_parallel_degree",
+        "1",
+        "--tensor_parallel_degree",
+        "1",
+        "--split_scheme",
+        "row",
+        "--attn_layer_num_for_pp",
+        "2",
+    ];
+    workspace.generate(&[&one[..], &["--prompt", "a"]].concat());
+}

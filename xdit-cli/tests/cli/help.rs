@@ -1,0 +1,38 @@
+//! `--help` and completions.
+
+use crate::workspace::Workspace;
+
+#[test]
+fn every_option_is_in_the_help() {
+    let workspace = Workspace::new();
+    let help = workspace.ok(&["generate", "--help"]);
+    // The completions are made from the definition of the options.
+    let completions = workspace.ok(&["completions", "fish"]);
+    let options: Vec<&str> = completions
+        .lines()
+        .filter(|line| line.contains("__fish_xdit_using_subcommand generate"))
+        .filter_map(|line| line.split(" -l ").nth(1)?.split(' ').next())
+        .collect();
+    assert!(options.len() > 35, "{options:?}");
+    for option in options {
+        assert!(help.contains(&format!("--{option}")), "{option}");
+    }
+    for heading in ["What to draw", "How to draw it", "Output", "Model and device", "Parallelism", "Examples"]
+    {
+        assert!(help.contains(&format!("\n{heading}")), "{heading}");
+    }
+    assert!(!help.contains('_') || help.contains("PATH_OR_ID"), "options are shown with dashes");
+}
+
+#[test]
+fn every_shell_has_completions() {
+    let workspace = Workspace::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        assert!(workspace.ok(&["completions", shell]).contains("guidance-scale"), "{shell}");
+    }
+}
+
+#[test]
+fn the_first_page() {
+    insta::assert_snapshot!(Workspace::new().ok(&["--help"]), @"");
+}

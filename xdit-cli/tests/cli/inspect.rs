@@ -1,0 +1,45 @@
+//! `xdit inspect`
+
+use serde_json::Value;
+
+use crate::workspace::Workspace;
+
+#[test]
+fn a_checkpoint_as_a_table() {
+    let workspace = Workspace::with_demo();
+    let table = workspace.ok(&["inspect", "demo"]);
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    insta::assert_snapshot!(table, @"");
+}
+
+#[test]
+fn a_checkpoint_as_json() {
+    let workspace = Workspace::with_demo();
+    let inspection: Value = serde_json::from_str(&workspace.ok(&["inspect", "demo", "--json"])).unwrap();
+    assert_eq!(inspection["class"], "PixArtAlphaPipeline");
+    assert_eq!(inspection["defaults"]["height"], 256);
+    assert_eq!(inspection["problem"], Value::Null);
+    let components = inspection["components"].as_array().unwrap();
+    let weights: Vec<&Value> = components.iter().map(|c| &c["weights"]).filter(|w| !w.is_null()).collect();
+    assert_eq!((components.len(), weights.len()), (5, 3));
+    for weights in weights {
+        let parameters = weights["parameters"].as_u64().unwrap();
+        assert_eq!(weights["bytes"], 4 * parameters);
+        assert_eq!(weights["memory"]["bf16_bytes"], 2 * parameters);
+        assert_eq!(weights["dtypes"], serde_json::json!(["f32"]));
+        assert_eq!(weights["files"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_cannot_run_can_be_looked_at() {
+    let workspace = Workspace::with_demo();
+    let index = workspace.path("demo/model_index.json");
+    let text = std::fs::read_to_string(&index).unwrap().replace("PixArtAlphaPipeline", "CubismPipeline");
+    std::fs::write(&index, text).unwrap();
+    let table = workspace.ok(&["inspect", "demo"]);
+    assert!(
+        table.ends_with("cannot run   pipelines of class `CubismPipeline` are not supported\n"),
+        "{table}"
+    );
+}
