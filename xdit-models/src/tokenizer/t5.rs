@@ -30,6 +30,9 @@ const MAX_PIECE_BYTES: usize = 1024;
 /// What lies between is normalized by the rules of the sentencepiece model, split at white space, each word opened by
 /// `▁`, and divided into the pieces with the best total score.
 ///
+/// Sentencepiece itself gives the same ids for ordinary text. It differs where two divisions of a word have the same
+/// score, in letters with several combining marks, and in that it does not know special tokens.
+///
 /// # Source
 /// `T5Tokenizer` in `transformers/models/t5/tokenization_t5.py` (5.23) and, for what comes from which file,
 /// `convert_to_native_format` in `tokenization_utils_tokenizers.py`.
@@ -47,7 +50,7 @@ impl T5Tokenizer {
     /// The vocabulary and the normalizer come from `tokenizer.json` or, without it, from `spiece.model`; the first is
     /// preferred because `transformers` does, so that a vocabulary that was extended after training counts. Only
     /// these two are taken from `tokenizer.json`: its own pre-tokenizer differs from the one that
-    /// `transformers`' class builds (a no-break space, for one, is not white space to it).
+    /// `transformers`' class builds (U+0085, for one, parts words only there).
     /// Special tokens come from `tokenizer_config.json`, where there is one.
     ///
     /// # Errors
