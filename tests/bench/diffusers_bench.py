@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import save_file
 
 PROMPT = "A photo of a fox, sitting on the red sofa beside a broken teapot"
+NEGATIVE_PROMPT = "blurry, low quality"
 
 
 class Stopwatch:
@@ -71,7 +72,7 @@ def main() -> None:
 
     image = pipe(
         PROMPT,
-        negative_prompt="blurry, low quality",
+        negative_prompt=NEGATIVE_PROMPT,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
         height=args.size,
@@ -88,6 +89,9 @@ def main() -> None:
     figures = {
         "versions": {module.__name__: module.__version__ for module in [torch, diffusers, transformers]},
         "threads": torch.get_num_threads(),
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE_PROMPT,
+        "seed": args.seed,
         "size": args.size,
         "guidance_scale": args.guidance_scale,
         "blocks": pipe.transformer.config.num_layers,

@@ -1,0 +1,115 @@
+"""Times diffusers and xdit on one checkpoint, in turns, and prints the ratios.
+
+    python compare.py [--rounds 3] [--threads 2] [--steps 4] [--size 1024] [--folder FOLDER]
+
+Both run with the same prompt, seed, steps, size and threads, each in a process of its own that nothing else shares.
+Figures are medians over the rounds; memory and the time of a whole process are measured from outside, alike for both.
+The final latents must agree: a fast wrong answer is none. The environment is that of `../goldens/make_pixart.py`; the
+checkpoint is made by `make_bench_checkpoint.py` unless FOLDER is there, and the program by cargo.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy
+from safetensors.numpy import load_file
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+# Of the final latents, ‖ours − theirs‖ / ‖theirs‖: that of the tests against the goldens.
+TOLERANCE = 1e-4
+
+
+def timed(command: list, environment: dict) -> tuple[dict, float, float]:
+    """Runs a command that prints JSON; what it printed, its seconds, and the most memory it had in use in MiB."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], env=environment, stdout=subprocess.PIPE)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        sys.exit(f"`{command[0]}` failed with code {process.returncode}")
+    return json.loads(output), seconds, usage.ru_maxrss / 1024
+
+
+def xdit_command(xdit: Path, args: argparse.Namespace, reference: dict) -> list:
+    """The same run as the reference reports to have made."""
+    return [
+        *(xdit, "generate", "--model", args.folder, "--quiet", "--report", "json"),
+        *("--prompt", reference["prompt"], "--negative-prompt", reference["negative_prompt"]),
+        *("--seed", reference["seed"], "--guidance-scale", reference["guidance_scale"]),
+        *("--num-inference-steps", args.steps, "--height", args.size, "--width", args.size),
+        "--no-use-resolution-binning",
+    ]
+
+
+def build() -> Path:
+    """Builds the program; its path."""
+    command = ["cargo", "build", "--release", "--package", "xdit-cli", "--message-format", "json"]
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    messages = [json.loads(line) for line in output.splitlines() if line.startswith(b"{")]
+    return Path([message["executable"] for message in messages if message.get("executable")][-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "target" / "bench-checkpoint")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--size", type=int, default=1024, help="height and width in pixels")
+    args = parser.parse_args()
+
+    xdit = build()
+    if not args.folder.exists():
+        subprocess.run([sys.executable, HERE / "make_bench_checkpoint.py", args.folder], check=True)
+    threads = {name: str(args.threads) for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]}
+    environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1"}
+
+    rows = {name: ([], []) for name in ["text encoding, s", "step, s", "VAE decode, s", "process, s", "peak RSS, MiB"]}
+    with tempfile.TemporaryDirectory() as scratch:
+        theirs, ours = Path(scratch, "theirs.safetensors"), Path(scratch, "ours.safetensors")
+        diffusers = [
+            *(sys.executable, HERE / "diffusers_bench.py", args.folder, "--save", theirs),
+            *("--threads", args.threads, "--steps", args.steps, "--size", args.size),
+        ]
+        for number in range(args.rounds):
+            print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
+            reference, *outside = timed(diffusers, environment)
+            figures = [[reference["text_s"]], reference["step_s"], [reference["decode_s"]], *([x] for x in outside)]
+            for (values, _), new in zip(rows.values(), figures, strict=True):
+                values += new
+            command = xdit_command(xdit, args, reference)
+            report, *outside = timed([*command, "--output", Path(scratch, "ours.png")], environment)
+            seconds = report["seconds"]
+            figures = [[seconds["encode"]], seconds["steps"][0], seconds["decode"], *([x] for x in outside)]
+            for (_, values), new in zip(rows.values(), figures, strict=True):
+                values += new
+        # Latents are asked for in a run of their own, which is not timed.
+        timed([*command, "--output-type", "latent", "--output", ours], environment)
+        expected, found = load_file(theirs)["latents"], load_file(ours)["latents"]
+    distance = numpy.linalg.norm((found - expected).ravel()) / numpy.linalg.norm(expected.ravel())
+
+    versions = ", ".join(f"{name} {version}" for name, version in reference["versions"].items())
+    blocks = reference["blocks"]
+    print(f"{args.size}x{args.size}, {args.steps} steps, {blocks} blocks, {args.threads} threads; {versions}\n")
+    print("| | diffusers | xdit | xdit / diffusers |\n|---|---:|---:|---:|")
+    for name, values in rows.items():
+        ours_median, theirs_median = statistics.median(values[1]), statistics.median(values[0])
+        print(f"| {name} | {theirs_median:.2f} | {ours_median:.2f} | {ours_median / theirs_median:.2f} |")
+    print(f"\nfinal latents: relative L2 distance {distance:.1e} (at most {TOLERANCE:.0e})")
+    if not distance <= TOLERANCE:
+        sys.exit("the latents differ: these timings compare different things")
+
+
+if __name__ == "__main__":
+    main()

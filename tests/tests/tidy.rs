@@ -1,0 +1,289 @@
+//! What holds for all sources and no compiler checks: who may depend on whom, and which words stand where.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Who may depend on whom among the crates of the workspace. Everybody else's business is in [`FOREIGN`].
+const CRATES: [(&str, &[&str]); 6] = [
+    ("xdit-comm", &[]),
+    ("xdit-kernels", &[]),
+    ("xdit-core", &["xdit-comm", "xdit-kernels"]),
+    ("xdit-models", &["xdit-core", "xdit-kernels"]),
+    ("xdit-cli", &["xdit-comm", "xdit-core", "xdit-models"]),
+    ("xdit-tests", &["xdit-comm", "xdit-core", "xdit-kernels", "xdit-models"]),
+];
+
+/// Crates from outside that one of ours must do without, and why.
+const FOREIGN: [(&str, &str, &str); 4] = [
+    ("xdit-comm", "burn", "a transport moves bytes and does not know tensors"),
+    ("xdit-comm", "rayon", "ranks are threads: one that waits inside a pool blocks the others"),
+    (
+        "xdit-models",
+        "burn-flex",
+        "models run on every backend; what is special to one belongs to the kernels",
+    ),
+    ("xdit-core", "clap", "only the command line reads options"),
+];
+
+/// Lines of the longest source file.
+const MAX_LINES: usize = 600;
+/// Lines of ARCHITECTURE.md.
+const MAX_ARCHITECTURE_LINES: usize = 250;
+
+/// A text file of the project.
+struct File {
+    /// From the root, with `/`.
+    path: String,
+    text: String,
+}
+
+impl File {
+    fn is_rust(&self) -> bool {
+        self.path.ends_with(".rs")
+    }
+
+    /// Whether it is a test and nothing else.
+    fn is_test(&self) -> bool {
+        ["/tests/", "/tests.rs", "/testing.rs"].iter().any(|part| self.path.contains(part))
+    }
+
+    /// Number and text of each line.
+    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.text.lines().enumerate().map(|(index, line)| (index + 1, line))
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace")
+}
+
+/// Every text file that people write.
+fn files() -> Vec<File> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().expect("names are UTF-8");
+            let hidden = name.starts_with('.') && name != ".ci" && name != ".cargo";
+            if path.is_dir() && !hidden && !["target", "__pycache__"].contains(&name) {
+                walk(&path, found);
+            } else if path.is_file() && (is_text(name) || dir.ends_with(".ci")) {
+                found.push(path);
+            }
+        }
+    }
+    fn is_text(name: &str) -> bool {
+        let extension = name.rsplit('.').next().unwrap_or_default();
+        ["rs", "toml", "md", "py", "sh", "yml", "yaml"].contains(&extension)
+    }
+    let mut paths = Vec::new();
+    walk(root(), &mut paths);
+    paths.sort();
+    let read = |path: PathBuf| File {
+        text: fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        path: path.strip_prefix(root()).unwrap().to_str().unwrap().replace('\\', "/"),
+    };
+    let files: Vec<File> = paths.into_iter().map(read).collect();
+    assert!(files.iter().filter(|file| file.is_rust()).count() > 100, "the sources were not found");
+    files
+}
+
+/// Fails with all of `offences`, each a place and what is wrong there.
+#[track_caller]
+fn none(rule: &str, offences: Vec<String>) {
+    assert!(offences.is_empty(), "{rule}:\n  {}", offences.join("\n  "));
+}
+
+/// Places of lines that `is_bad`.
+fn places(files: &[File], is_bad: impl Fn(&File, &str) -> bool) -> Vec<String> {
+    let in_file = |file: &File| -> Vec<String> {
+        let bad = file.lines().filter(|(_, line)| is_bad(file, line));
+        bad.map(|(number, line)| format!("{}:{number}: {}", file.path, line.trim())).collect()
+    };
+    files.iter().flat_map(in_file).collect()
+}
+
+/// The words of a text in lower case; `snake_case` and `CamelCase` are several.
+fn words(text: &str) -> BTreeSet<String> {
+    let mut spaced = String::new();
+    let mut before = ' ';
+    for char in text.chars() {
+        if char.is_uppercase() && before.is_lowercase() {
+            spaced.push(' ');
+        }
+        spaced.push(if char.is_alphabetic() { char } else { ' ' });
+        before = char;
+    }
+    spaced.split_whitespace().map(str::to_lowercase).collect()
+}
+
+#[test]
+fn crates_depend_only_downwards() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let name = |value: &Value| value["name"].as_str().expect("a name").to_owned();
+    let mut members: Vec<_> = packages.iter().map(name).collect();
+    let mut known: Vec<_> = CRATES.iter().map(|(name, _)| *name).collect();
+    members.sort();
+    known.sort_unstable();
+    assert_eq!(members, known, "each crate says here what it may depend on");
+
+    let mut offences = Vec::new();
+    for package in packages {
+        let this = name(package);
+        let allowed = CRATES.iter().find(|(name, _)| *name == this).expect("compared above").1;
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let other = name(dependency);
+            if known.contains(&other.as_str()) && !allowed.contains(&other.as_str()) {
+                offences.push(format!("{this} depends on {other}"));
+            }
+            // Tests may use what they like.
+            let foreign = FOREIGN.iter().find(|(a, b, _)| *a == this && *b == other);
+            if let (Some((_, _, why)), Value::Null) = (foreign, &dependency["kind"]) {
+                offences.push(format!("{this} depends on {other}, but {why}"));
+            }
+        }
+    }
+    none("dependencies go from the command line to the kernels, and nothing uses the tests", offences);
+}
+
+#[test]
+fn models_know_nothing_of_parallelism() {
+    let taboo = ["rank", "ranks", "mesh", "meshes", "axis", "axes", "communicator", "communicators", "comm"];
+    let files = files();
+    let is_model = |file: &File| file.is_rust() && file.path.starts_with("xdit-models/") && !file.is_test();
+    assert!(files.iter().any(is_model));
+    let bad =
+        |file: &File, line: &str| is_model(file) && taboo.iter().any(|word| words(line).contains(*word));
+    none("a model is single-device code, comments included", places(&files, bad));
+}
+
+#[test]
+fn unsafe_code_stays_where_it_is() {
+    let keyword = concat!("un", "safe");
+    let bad = |file: &File, line: &str| {
+        let code = line.split("//").next().unwrap_or_default();
+        let allowed = file.path.starts_with("kernels/") || file.path == "xdit-core/src/checkpoint.rs";
+        let word = |char: char| !char.is_alphanumeric() && char != '_';
+        file.is_rust() && !allowed && code.split(word).any(|word| word == keyword)
+    };
+    let files = files();
+    none("only kernels compute in place, and only checkpoints map files", places(&files, bad));
+    let checkpoint =
+        files.iter().find(|file| file.path == "xdit-core/src/checkpoint.rs").expect("checkpoint.rs");
+    let blocks = checkpoint.text.matches(&format!("{keyword} {{")).count();
+    assert_eq!(blocks, 1, "one line of checkpoint.rs maps a file");
+}
+
+#[test]
+fn libraries_neither_print_nor_read_the_environment() {
+    let taboo = ["print!(", "println!(", "dbg!(", "env::var", "env::args"];
+    let bad = |file: &File, line: &str| {
+        let library = file.path.contains("/src/")
+            && !file.path.starts_with("xdit-cli/")
+            && !file.path.starts_with("tests/");
+        let code = line.split("//").next().unwrap_or_default();
+        library && file.is_rust() && !file.is_test() && taboo.iter().any(|call| code.contains(call))
+    };
+    none("the command line speaks with the user, libraries with their caller", places(&files(), bad));
+}
+
+#[test]
+fn files_are_small_and_say_what_they_are_for() {
+    let mut offences = Vec::new();
+    for file in files().iter().filter(|file| file.is_rust()) {
+        let lines = file.text.lines().count();
+        if lines > MAX_LINES {
+            offences.push(format!("{}: {lines} lines are more than {MAX_LINES}", file.path));
+        }
+        let needs_doc = file.path.contains("/src/") && !file.is_test();
+        if needs_doc && !file.text.starts_with("//! ") {
+            offences.push(format!("{}: does not begin with what it is for (`//!`)", file.path));
+        }
+    }
+    none("a file is read as a whole", offences);
+}
+
+#[test]
+fn nothing_is_left_over() {
+    let reminders = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("HA", "CK")];
+    let bad = |_: &File, line: &str| reminders.iter().any(|reminder| line.contains(reminder));
+    none("what is to be done is done, or is an issue", places(&files(), bad));
+}
+
+#[test]
+fn lints_are_expected_for_a_reason() {
+    let allowed = places(&files(), |file, line| file.is_rust() && line.contains(concat!("[", "allow(")));
+    none("`expect` says when it is not needed any more, `allow` does not", allowed);
+    let mut offences = Vec::new();
+    for file in files().iter().filter(|file| file.is_rust()) {
+        for (start, _) in file.text.match_indices(concat!("[", "expect(")) {
+            let rest = &file.text[start..];
+            let attribute = &rest[..rest.find(")]").unwrap_or(rest.len())];
+            if !attribute.contains("reason = \"") {
+                offences.push(format!("{}: {attribute}", file.path));
+            }
+        }
+    }
+    none("an expected lint has a reason", offences);
+}
+
+#[test]
+fn no_path_leads_out_of_the_project() {
+    let outside = [concat!("/wo", "rk/"), concat!("sha", "red/")];
+    let bad = |file: &File, line: &str| {
+        // Tests may look for data that are not part of the project, where a variable says that they are.
+        let asks = file.is_test() && file.text.contains("std::env::var_os(\"XDIT_");
+        !asks && outside.iter().any(|path| line.contains(path))
+    };
+    none("the project is complete in itself", places(&files(), bad));
+}
+
+#[test]
+fn documents_point_at_what_is_there() {
+    let mut offences = Vec::new();
+    for file in files().iter().filter(|file| file.path.ends_with(".md")) {
+        let folder = root().join(&file.path).parent().expect("a folder").to_owned();
+        for (start, _) in file.text.match_indices("](") {
+            let target = file.text[start + 2..].split([')', '#', ' ']).next().unwrap_or_default();
+            if !target.is_empty() && !target.contains("://") && !folder.join(target).exists() {
+                offences.push(format!("{}: `{target}` does not exist", file.path));
+            }
+        }
+    }
+    none("links lead somewhere", offences);
+}
+
+#[test]
+fn architecture_maps_the_code() {
+    let files = files();
+    let document = files.iter().find(|file| file.path == "ARCHITECTURE.md").expect("ARCHITECTURE.md");
+    let lines = document.text.lines().count();
+    assert!(lines <= MAX_ARCHITECTURE_LINES, "{lines} lines are not a bird's-eye view");
+    let mut offences = Vec::new();
+    for source in files.iter().filter(|file| !file.is_test()) {
+        let krate = source.path.split('/').next().unwrap_or_default();
+        // A module's own files are told of where the module is.
+        let Some(module) = source.path.strip_prefix(&format!("{krate}/src/")) else { continue };
+        let module = module.trim_end_matches(".rs").trim_end_matches("/mod");
+        let section =
+            document.text.split("\n### ").find(|section| section.starts_with(&format!("`{krate}`")));
+        let Some(section) = section else {
+            offences.push(format!("`{krate}` has no section in the code map"));
+            continue;
+        };
+        let is_root = ["lib", "main"].contains(&module);
+        if !is_root && !module.contains('/') && !section.contains(&format!("`{module}`")) {
+            offences.push(format!("`{krate}`: module `{module}` is not in the code map"));
+        }
+    }
+    none("ARCHITECTURE.md changes with the code", offences);
+}

@@ -1,0 +1,126 @@
+//! The README's commands, run as they stand there.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::BufReader;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// The parameter of `generate` and `inspect` that only the hub can answer.
+const HUB_MODEL: &str = "PixArt-alpha/";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace")
+}
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).expect("the README")
+}
+
+/// The commands in the `sh` blocks of `text`, one after the other; those joined by `&&` apart.
+fn commands(text: &str) -> Vec<String> {
+    let blocks =
+        text.split("\n```sh\n").skip(1).map(|rest| rest.split_once("\n```").expect("a closed block").0);
+    let commands = blocks.flat_map(str::lines).flat_map(|line| line.split(" && "));
+    commands.map(|command| command.trim().to_owned()).filter(|command| !command.is_empty()).collect()
+}
+
+/// Runs a command in `dir` by a shell that finds the program, without the network and the user's settings.
+fn run(command: &str, dir: &Path) -> Output {
+    let binary = Path::new(env!("CARGO_BIN_EXE_xdit"));
+    let path = format!("{}:/usr/bin:/bin", binary.parent().expect("a folder").display());
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-euc", command]).current_dir(dir).env_clear().env("PATH", path).stdin(Stdio::null());
+    shell.envs([("HF_HUB_OFFLINE", "1"), ("HF_HOME", "hub")]).output().expect("a shell")
+}
+
+#[cfg(unix)]
+#[test]
+fn every_command_works() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut ran = 0;
+    for command in commands(&readme()) {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        match words[..] {
+            // Continuous integration runs these two.
+            ["cargo", "build", "--release"] | ["cargo", "test", "--release", "--workspace"] => {}
+            ["export", "PATH=\"$PWD/target/release:$PATH\""] => {}
+            // `tests/cli/examples.rs` runs the examples.
+            ["cargo", "run", "--release", "-p", package, "--example", example, "--", "demo"] => {
+                let source = root().join(package).join("examples").join(format!("{example}.rs"));
+                assert!(source.is_file(), "`{command}`: there is no `{}`", source.display());
+            }
+            // These need the reference implementation.
+            ["python", script] => {
+                assert!(root().join(script).is_file(), "`{command}`: there is no `{script}`")
+            }
+            ["xdit" | "target/release/xdit", ..] => {
+                let output = run(command.trim_start_matches("target/release/"), dir.path());
+                let talk = String::from_utf8_lossy(&output.stderr);
+                if command.contains(HUB_MODEL) {
+                    // Every option was understood, and the next thing is the download.
+                    assert_eq!(output.status.code(), Some(1), "`{command}`: {talk}");
+                    assert!(talk.contains("is not in the cache"), "`{command}`: {talk}");
+                } else {
+                    assert!(output.status.success(), "`{command}`: {talk}");
+                }
+                ran += 1;
+            }
+            _ => panic!("no test knows how to check `{command}`"),
+        }
+    }
+    assert!(ran >= 8, "{ran} commands were found in the README");
+    for file in ["cactus.png", "cactus-3.png", "more-steps.png", "latents.safetensors"] {
+        assert!(dir.path().join(file).is_file(), "`{file}` was made");
+    }
+    // Instruction sets round differently, which a pixel on the border of two bytes shows.
+    let (shown, made) = (pixels(&root().join("docs/untrained.png")), pixels(&dir.path().join("cactus.png")));
+    assert_eq!(shown.len(), made.len());
+    let apart = shown.iter().zip(&made).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(
+        apart <= Some(1),
+        "the README shows another picture than its command makes: replace docs/untrained.png"
+    );
+}
+
+/// The pixels of a PNG file.
+fn pixels(path: &Path) -> Vec<u8> {
+    let file = BufReader::new(fs::File::open(path).expect("the picture is there"));
+    let mut reader = png::Decoder::new(file).read_info().expect("a PNG file");
+    let mut pixels = vec![0; reader.output_buffer_size().expect("a picture that fits in memory")];
+    reader.next_frame(&mut pixels).expect("a whole picture");
+    pixels
+}
+
+/// Continuous integration takes the block under each of its markers, which therefore are as it expects them.
+#[test]
+fn the_markers_of_continuous_integration_are_there() {
+    let (readme, script) = (readme(), fs::read_to_string(root().join(".ci/run")).expect(".ci/run"));
+    for (name, command) in
+        [("picture", "cargo build --release"), ("test", "cargo test --release --workspace")]
+    {
+        let marker = format!("\n<!-- ci:{name} -->\n```sh\n{command}");
+        assert_eq!(readme.matches(&marker).count(), 1, "{name}");
+        assert!(script.lines().any(|line| line == format!("readme {name}")), "{name}");
+    }
+}
+
+/// What the text calls an option is one.
+#[test]
+fn every_option_exists() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let help = |command: &str| {
+        let output = run(&format!("xdit {command} --help"), dir.path());
+        String::from_utf8(output.stdout).expect("help is UTF-8")
+    };
+    let help = [help("generate"), help("inspect"), help("demo-checkpoint")].concat();
+    let readme = readme();
+    let quoted: Vec<&str> =
+        readme.split('`').skip(1).step_by(2).filter(|text| text.starts_with("--")).collect();
+    assert!(quoted.len() > 10, "{quoted:?}");
+    for text in quoted {
+        let option = text.split([' ', '=']).next().unwrap_or_default();
+        let found = help.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == option);
+        assert!(found, "`{text}` is not an option");
+    }
+}
