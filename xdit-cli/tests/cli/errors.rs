@@ -30,7 +30,7 @@ fn commands() {
     ");
     insta::assert_snapshot!(workspace.error(&["generate", "--prompt", "a"]), @r"
     2
-    error: `--model <PATH_OR_ID>` is missing
+    error: `--model` is missing
     hint: see `--help` of the command
     ");
     insta::assert_snapshot!(workspace.error(&["generate", "--model", "demo"]), @r"
@@ -51,17 +51,17 @@ fn values() {
     let workspace = Workspace::with_demo();
     insta::assert_snapshot!(error(&workspace, &["--height", "tall"]), @r"
     2
-    error: `tall` is not a value of `--height <PIXELS>`: invalid digit found in string
-    hint: see `--help` of the command
+    error: `tall` is not a value of `--height`
+    hint: give a whole number that is not negative
     ");
     insta::assert_snapshot!(error(&workspace, &["--height=-1"]), @r"
     2
-    error: `-1` is not a value of `--height <PIXELS>`: invalid digit found in string
-    hint: see `--help` of the command
+    error: `-1` is not a value of `--height`
+    hint: give a whole number that is not negative
     ");
     insta::assert_snapshot!(error(&workspace, &["--height"]), @r"
     2
-    error: `--height <PIXELS>` needs a value
+    error: `--height` needs a value
     hint: see `--help` of the command
     ");
     insta::assert_snapshot!(error(&workspace, &["--height", "0"]), @r"
@@ -101,12 +101,12 @@ fn values() {
     ");
     insta::assert_snapshot!(error(&workspace, &["--output-type", "jpeg"]), @r"
     2
-    error: `jpeg` is not a value of `--output-type <OUTPUT_TYPE>`
+    error: `jpeg` is not a value of `--output-type`
     hint: possible values: `png`, `latent`
     ");
     insta::assert_snapshot!(error(&workspace, &["--seed", "1", "--seed", "2"]), @r"
     2
-    error: `--seed <SEED>` is given twice
+    error: `--seed` is given twice
     hint: see `--help` of the command
     ");
 }
@@ -184,7 +184,7 @@ fn prompt_files() {
     ");
     insta::assert_snapshot!(error(&workspace, &["--prompt-file", "empty.txt"]), @r"
     2
-    error: `--prompt <TEXT>...` and `--prompt-file <FILE>` exclude each other
+    error: `--prompt` and `--prompt-file` exclude each other
     hint: see `--help` of the command
     ");
 }
@@ -195,13 +195,13 @@ fn outputs() {
     fs::create_dir(workspace.path("folder.png")).unwrap();
     insta::assert_snapshot!(error(&workspace, &["--output", "missing/a.png"]), @r"
     1
-    error: cannot write `missing/a.png`: entity not found
-    hint: make the folder `missing` first
+    error: cannot write `missing/a.png`: there is no folder `missing`
+    hint: make the folder first
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "demo/model_index.json/a.png"]), @r"
     1
-    error: cannot write `demo/model_index.json/a.png`: not a directory
-    hint: `demo/model_index.json` is not a folder
+    error: cannot write `demo/model_index.json/a.png`: `demo/model_index.json` is not a folder
+    hint: choose another place
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "a.jpg"]), @r"
     2
@@ -215,8 +215,8 @@ fn outputs() {
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "fol{x}er-{i}/a.png"]), @r"
     1
-    error: cannot write `fol{x}er-0/a.png`: entity not found
-    hint: make the folder `fol{x}er-0` first
+    error: cannot write `fol{x}er-0/a.png`: there is no folder `fol{x}er-0`
+    hint: make the folder first
     ");
 }
 
