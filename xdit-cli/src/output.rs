@@ -133,15 +133,15 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// The error for `path`. That of the temporary file would name that file, which nobody asked for.
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     let folder = folder_of(path);
-    let hint = match fs::metadata(folder) {
-        Err(_) => format!("make the folder `{}` first", folder.display()),
-        Ok(found) if !found.is_dir() => format!("`{}` is not a folder", folder.display()),
-        Ok(_) => "choose a place that can be written, with room for the file".to_owned(),
+    let shown = folder.display();
+    let (reason, hint) = match fs::metadata(folder) {
+        Err(_) => (format!("there is no folder `{shown}`"), "make the folder first"),
+        Ok(found) if !found.is_dir() => (format!("`{shown}` is not a folder"), "choose another place"),
+        Ok(_) => (error.kind().to_string(), "choose a place that can be written, with room for the file"),
     };
-    // The error of a temporary file would name that file, which nobody asked for.
-    let reason = error.kind();
     Error::failure(format!("cannot write `{}`: {reason}", path.display())).hint(hint)
 }
 

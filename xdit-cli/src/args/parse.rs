@@ -1,6 +1,7 @@
 //! From `argv` to [`Cli`], with errors in this program's own words.
 
 use std::ffi::OsString;
+use std::num::{ParseFloatError, ParseIntError};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
@@ -47,7 +48,9 @@ fn in_our_words(error: &clap::Error) -> Error {
         Some(ContextValue::Strings(texts)) => Some(texts.join("`, `")),
         _ => None,
     };
-    let argument = get(ContextKind::InvalidArg).unwrap_or_default();
+    // An option is given as `--name <VALUE>`.
+    let name = |text: String| text.split(" <").next().unwrap_or_default().to_owned();
+    let argument = get(ContextKind::InvalidArg).map(name).unwrap_or_default();
     let value = get(ContextKind::InvalidValue).unwrap_or_default();
     let (message, hint) = match error.kind() {
         ErrorKind::UnknownArgument => {
@@ -64,12 +67,16 @@ fn in_our_words(error: &clap::Error) -> Error {
             (format!("`{value}` is not a value of `{argument}`"), hint)
         }
         ErrorKind::ValueValidation => {
-            let reason = std::error::Error::source(error).map(|source| format!(": {source}"));
-            (format!("`{value}` is not a value of `{argument}`{}", reason.unwrap_or_default()), None)
+            let hint = std::error::Error::source(error).map(|source| match source {
+                _ if source.is::<ParseIntError>() => "give a whole number that is not negative".to_owned(),
+                _ if source.is::<ParseFloatError>() => "give a number such as `4.5`".to_owned(),
+                source => source.to_string(),
+            });
+            (format!("`{value}` is not a value of `{argument}`"), hint)
         }
         ErrorKind::MissingRequiredArgument => (format!("`{argument}` is missing"), None),
         ErrorKind::ArgumentConflict => {
-            let other = get(ContextKind::PriorArg).unwrap_or_default();
+            let other = get(ContextKind::PriorArg).map(name).unwrap_or_default();
             match argument == other {
                 true => (format!("`{argument}` is given twice"), None),
                 false => (format!("`{argument}` and `{other}` exclude each other"), None),

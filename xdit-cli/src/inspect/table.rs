@@ -28,7 +28,7 @@ pub fn render(inspection: &Inspection) -> String {
     let memory = inspection.memory;
     let _ = writeln!(
         out,
-        "\nparameters   {} on disk as {}\nmemory       {} as f32, {} as bf16 (weights; one component at a time)",
+        "\nparameters   {} on disk as {}\nmemory       {} as f32, {} as bf16 (the largest component)",
         count(inspection.parameters),
         HumanBytes(inspection.bytes as u64),
         HumanBytes(memory.f32_bytes as u64),

@@ -36,7 +36,8 @@ pub fn decode_latents(path: &Path, device: &Device) -> Result<Tensor<4>> {
     })?;
     let latents = file.tensor(KEY).map_err(|_| {
         let keys: Vec<_> = file.names().into_iter().map(|name| format!("`{name}`")).collect();
-        Error::usage(format!("`{shown}` has no tensor `{KEY}`, only {}", keys.join(", "))).hint(expected)
+        let only = if keys.is_empty() { String::new() } else { format!(", only {}", keys.join(", ")) };
+        Error::usage(format!("`{shown}` has no tensor `{KEY}`{only}")).hint(expected)
     })?;
     let &[n, c, h, w] = latents.shape() else {
         let message = format!("`{KEY}` in `{shown}` has shape {:?}, not four dimensions", latents.shape());

@@ -18,43 +18,122 @@ fn error(workspace: &Workspace, args: &[&str]) -> String {
 #[test]
 fn commands() {
     let workspace = Workspace::new();
-    insta::assert_snapshot!(workspace.error(&["genrate"]), @"");
-    insta::assert_snapshot!(workspace.error(&["generate", "--modle", "demo"]), @"");
-    insta::assert_snapshot!(workspace.error(&["generate", "--prompt", "a"]), @"");
-    insta::assert_snapshot!(workspace.error(&["generate", "--model", "demo"]), @"");
-    insta::assert_snapshot!(workspace.error(&["completions", "tcsh"]), @"");
+    insta::assert_snapshot!(workspace.error(&["genrate"]), @r"
+    2
+    error: unknown command `genrate`
+    hint: did you mean `generate`?
+    ");
+    insta::assert_snapshot!(workspace.error(&["generate", "--modle", "demo"]), @r"
+    2
+    error: unknown option `--modle`
+    hint: did you mean `--model`?
+    ");
+    insta::assert_snapshot!(workspace.error(&["generate", "--prompt", "a"]), @r"
+    2
+    error: `--model` is missing
+    hint: see `--help` of the command
+    ");
+    insta::assert_snapshot!(workspace.error(&["generate", "--model", "demo"]), @r"
+    2
+    error: there is no prompt
+    hint: say what to draw with `--prompt` or `--prompt-file`
+    ");
+    insta::assert_snapshot!(workspace.error(&["completions", "tcsh"]), @r"
+    2
+    error: `tcsh` is not a value of `<SHELL>`
+    hint: possible values: `bash`, `elvish`, `fish`, `powershell`, `zsh`
+    ");
     assert_eq!(workspace.run(&[]).code, Some(2));
 }
 
 #[test]
 fn values() {
     let workspace = Workspace::with_demo();
-    insta::assert_snapshot!(error(&workspace, &["--height", "tall"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--height=-1"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--height"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--height", "0"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--width", "99999999"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--height", "250", "--no-use-resolution-binning"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--num-inference-steps", "0"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--guidance-scale", "NaN"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--num-images", "0"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--num-images", "18446744073709551615"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--max-sequence-length", "0"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--output-type", "jpeg"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--seed", "1", "--seed", "2"]), @"");
+    insta::assert_snapshot!(error(&workspace, &["--height", "tall"]), @r"
+    2
+    error: `tall` is not a value of `--height`
+    hint: give a whole number that is not negative
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--height=-1"]), @r"
+    2
+    error: `-1` is not a value of `--height`
+    hint: give a whole number that is not negative
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--height"]), @r"
+    2
+    error: `--height` needs a value
+    hint: see `--help` of the command
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--height", "0"]), @r"
+    2
+    error: height `0` is not between 1 and 16384
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--width", "99999999"]), @r"
+    2
+    error: width `99999999` is not between 1 and 16384
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--height", "250", "--no-use-resolution-binning"]), @r"
+    2
+    error: height `250` is not a multiple of 16
+    hint: use `240`, or leave resolution binning on
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--num-inference-steps", "0"]), @r"
+    2
+    error: `0` inference steps leave nothing to do
+    hint: 20 is a good start
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--guidance-scale", "NaN"]), @r"
+    2
+    error: guidance scale `NaN` is not a finite number
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--num-images", "0"]), @r"
+    2
+    error: `0` images of each prompt leave nothing to do
+    hint: ask for at least 1
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--num-images", "18446744073709551615"]), @r"
+    2
+    error: `18446744073709551615` pictures are more than the 10000 of one run
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--max-sequence-length", "0"]), @r"
+    2
+    error: a maximum sequence length of `0` leaves no prompt
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--output-type", "jpeg"]), @r"
+    2
+    error: `jpeg` is not a value of `--output-type`
+    hint: possible values: `png`, `latent`
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--seed", "1", "--seed", "2"]), @r"
+    2
+    error: `--seed` is given twice
+    hint: see `--help` of the command
+    ");
 }
 
 #[test]
 fn devices() {
     let workspace = Workspace::with_demo();
-    insta::assert_snapshot!(error(&workspace, &["--device", "cuda:1"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--device", "abacus"]), @"");
+    insta::assert_snapshot!(error(&workspace, &["--device", "cuda:1"]), @r"
+    2
+    error: this build has no backend for device `cuda:1`
+    hint: this build computes on `--device cpu`
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--device", "abacus"]), @r"
+    2
+    error: unknown device `abacus`
+    hint: this build computes on `--device cpu`
+    ");
 }
 
 #[test]
 fn more_than_one_rank() {
     let workspace = Workspace::with_demo();
-    insta::assert_snapshot!(error(&workspace, &["--pipefusion_parallel_degree", "2"]), @"");
+    insta::assert_snapshot!(error(&workspace, &["--pipefusion_parallel_degree", "2"]), @r"
+    2
+    error: `--pipefusion-parallel-degree 2` is not available in this version
+    hint: this version runs on one rank: leave the options of parallelism out
+    ");
     let others: [&[&str]; 11] = [
         &["--data-parallel-degree", "2"],
         &["--ulysses-degree", "2"],
@@ -75,7 +154,11 @@ fn more_than_one_rank() {
             "{error}"
         );
     }
-    insta::assert_snapshot!(error(&workspace, &["--ring-degree", "0"]), @"");
+    insta::assert_snapshot!(error(&workspace, &["--ring-degree", "0"]), @r"
+    2
+    error: `--ring-degree 0` makes no sense
+    hint: the least is 1
+    ");
 }
 
 #[test]
@@ -84,21 +167,57 @@ fn prompt_files() {
     fs::write(workspace.path("latin1.txt"), b"a cactus\nun caf\xe9\n").unwrap();
     fs::write(workspace.path("empty.txt"), "\n \n").unwrap();
     let file = |name| workspace.error(&["generate", "--model", "demo", "--prompt-file", name]);
-    insta::assert_snapshot!(file("latin1.txt"), @"");
-    insta::assert_snapshot!(file("empty.txt"), @"");
-    insta::assert_snapshot!(file("missing.txt"), @"");
-    insta::assert_snapshot!(error(&workspace, &["--prompt-file", "empty.txt"]), @"");
+    insta::assert_snapshot!(file("latin1.txt"), @r"
+    2
+    error: line 2 of `latin1.txt` is not UTF-8
+    hint: save the file in the encoding UTF-8
+    ");
+    insta::assert_snapshot!(file("empty.txt"), @r"
+    2
+    error: `empty.txt` holds no prompt
+    hint: write one prompt a line
+    ");
+    insta::assert_snapshot!(file("missing.txt"), @r"
+    1
+    error: cannot read `missing.txt`: No such file or directory (os error 2)
+    hint: give a text file with one prompt a line
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--prompt-file", "empty.txt"]), @r"
+    2
+    error: `--prompt` and `--prompt-file` exclude each other
+    hint: see `--help` of the command
+    ");
 }
 
 #[test]
 fn outputs() {
     let workspace = Workspace::with_demo();
     fs::create_dir(workspace.path("folder.png")).unwrap();
-    insta::assert_snapshot!(error(&workspace, &["--output", "missing/a.png"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--output", "demo/model_index.json/a.png"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--output", "a.jpg"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--output", "a.png", "--output-type", "latent"]), @"");
-    insta::assert_snapshot!(error(&workspace, &["--output", "fol{x}er-{i}/a.png"]), @"");
+    insta::assert_snapshot!(error(&workspace, &["--output", "missing/a.png"]), @r"
+    1
+    error: cannot write `missing/a.png`: there is no folder `missing`
+    hint: make the folder first
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--output", "demo/model_index.json/a.png"]), @r"
+    1
+    error: cannot write `demo/model_index.json/a.png`: `demo/model_index.json` is not a folder
+    hint: choose another place
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--output", "a.jpg"]), @r"
+    2
+    error: output `a.jpg` does not end in `.png`
+    hint: pictures are written as PNG; latents with `--output-type latent`
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--output", "a.png", "--output-type", "latent"]), @r"
+    2
+    error: output `a.png` does not end in `.safetensors`
+    hint: latents are written as safetensors; pictures with `--output-type png`
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--output", "fol{x}er-{i}/a.png"]), @r"
+    1
+    error: cannot write `fol{x}er-0/a.png`: there is no folder `fol{x}er-0`
+    hint: make the folder first
+    ");
 }
 
 #[test]
@@ -116,40 +235,88 @@ fn initial_latents() {
     fs::write(workspace.path("corrupt"), [7; 100]).unwrap();
     fs::write(workspace.path("empty"), []).unwrap();
     let from = |name| error(&workspace, &["--init-latents", name]);
-    insta::assert_snapshot!(from("shape"), @"");
-    insta::assert_snapshot!(from("dims"), @"");
-    insta::assert_snapshot!(from("key"), @"");
-    insta::assert_snapshot!(from("type"), @"");
-    insta::assert_snapshot!(from("nan"), @"");
-    insta::assert_snapshot!(from("corrupt"), @"");
-    insta::assert_snapshot!(from("empty"), @"");
-    insta::assert_snapshot!(from("missing"), @"");
+    insta::assert_snapshot!(from("shape"), @r"
+    2
+    error: initial latents have shape [1, 4, 16, 16], expected [1, 4, 32, 32]
+    hint: one latent for each picture, in the size at which it is generated
+    ");
+    insta::assert_snapshot!(from("dims"), @r"
+    2
+    error: `latents` in `dims` has shape [4, 16, 16], not four dimensions
+    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    ");
+    insta::assert_snapshot!(from("key"), @r"
+    2
+    error: `key` has no tensor `latents`, only `noise`
+    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    ");
+    insta::assert_snapshot!(from("type"), @r"
+    2
+    error: `latents` in `type` has type F16, not F32
+    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    ");
+    insta::assert_snapshot!(from("nan"), @r"
+    2
+    error: `latents` in `nan` holds values that are not finite
+    ");
+    insta::assert_snapshot!(from("corrupt"), @r"
+    1
+    error: `corrupt` is not a valid safetensors file: header too large
+    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    ");
+    insta::assert_snapshot!(from("empty"), @r"
+    1
+    error: `empty` is not a valid safetensors file: header too small
+    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    ");
+    insta::assert_snapshot!(from("missing"), @r"
+    1
+    error: cannot read `missing`: No such file or directory (os error 2)
+    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    ");
 }
 
 #[test]
 fn pictures_to_make_again() {
     let workspace = Workspace::with_demo();
     let from = |name| workspace.error(&["generate", "--from", name]);
-    insta::assert_snapshot!(from("missing.png"), @"");
-    insta::assert_snapshot!(from("demo/model_index.json"), @"");
+    insta::assert_snapshot!(from("missing.png"), @r"
+    1
+    error: cannot read `missing.png`: No such file or directory (os error 2)
+    ");
+    insta::assert_snapshot!(from("demo/model_index.json"), @r"
+    1
+    error: `demo/model_index.json` is not a valid PNG file: Invalid PNG signature.
+    ");
 
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
     encoder.add_text_chunk("parameters".into(), "a cat\nSteps: 20".into()).unwrap();
     encoder.write_header().unwrap().write_image_data(&[0]).unwrap();
     fs::write(workspace.path("other.png"), &bytes).unwrap();
-    insta::assert_snapshot!(from("other.png"), @"");
+    insta::assert_snapshot!(from("other.png"), @r"
+    2
+    error: `other.png` carries no parameters of this program
+    hint: only pictures of `xdit generate` do, and only until another program saves them
+    ");
 
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
     encoder.add_text_chunk("xdit".into(), r#"{"prompt": 7}"#.into()).unwrap();
     encoder.write_header().unwrap().write_image_data(&[0]).unwrap();
     fs::write(workspace.path("damaged.png"), &bytes).unwrap();
-    insta::assert_snapshot!(from("damaged.png"), @"");
+    insta::assert_snapshot!(from("damaged.png"), @r"
+    1
+    error: the parameters in `damaged.png` are damaged: invalid type: integer `7`, expected a string at line 1 column 12
+    ");
 
     workspace.generate(&["--prompt", "a", "--output-type", "latent"]);
     workspace.generate(&["--prompt", "a", "--init-latents", "xdit.safetensors"]);
-    insta::assert_snapshot!(from("xdit.png"), @"");
+    insta::assert_snapshot!(from("xdit.png"), @r"
+    2
+    error: `xdit.png` was made from the latents `xdit.safetensors`, which it does not carry
+    hint: give them with `--init-latents`
+    ");
 }
 
 #[test]
@@ -158,11 +325,31 @@ fn models() {
     fs::create_dir(workspace.path("folder")).unwrap();
     fs::write(workspace.path("file"), "").unwrap();
     let model = |name| workspace.error(&["generate", "--model", name, "--prompt", "a"]);
-    insta::assert_snapshot!(model("./missing"), @"");
-    insta::assert_snapshot!(model("folder"), @"");
-    insta::assert_snapshot!(model("file"), @"");
-    insta::assert_snapshot!(model("owner/name"), @"");
-    insta::assert_snapshot!(workspace.error(&["inspect", "folder"]), @"");
+    insta::assert_snapshot!(model("./missing"), @r"
+    2
+    error: `./missing` is neither a folder nor the id of a model
+    hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
+    ");
+    insta::assert_snapshot!(model("folder"), @r"
+    2
+    error: the folder `folder` is empty
+    hint: give the folder that holds `model_index.json`; a model on the hub is found by its id only where no folder has that name
+    ");
+    insta::assert_snapshot!(model("file"), @r"
+    2
+    error: `file` is a file, not the folder of a model
+    hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
+    ");
+    insta::assert_snapshot!(model("owner/name"), @r"
+    1
+    error: `owner/name` at revision `main` is not in the cache `hub/hub`
+    hint: unset `HF_HUB_OFFLINE` to download it, or point `HF_HOME` at a cache that has it
+    ");
+    insta::assert_snapshot!(workspace.error(&["inspect", "folder"]), @r"
+    2
+    error: the folder `folder` is empty
+    hint: give the folder that holds `model_index.json`; a model on the hub is found by its id only where no folder has that name
+    ");
 }
 
 #[test]
@@ -181,14 +368,54 @@ fn broken_checkpoints() {
     let replace = |from: &'static str, to: &'static str| {
         move |bytes: Vec<u8>| Some(String::from_utf8(bytes).unwrap().replace(from, to).into_bytes())
     };
-    insta::assert_snapshot!(broken("transformer/diffusion_pytorch_model.safetensors", &half), @"");
-    insta::assert_snapshot!(broken("vae/diffusion_pytorch_model.safetensors", &|_| None), @"");
-    insta::assert_snapshot!(broken("text_encoder/model.safetensors", &|_| Some(Vec::new())), @"");
-    insta::assert_snapshot!(broken("tokenizer/spiece.model", &half), @"");
-    insta::assert_snapshot!(broken("tokenizer/spiece.model", &|_| None), @"");
-    insta::assert_snapshot!(broken("model_index.json", &half), @"");
-    insta::assert_snapshot!(broken("model_index.json", &replace("PixArtAlphaPipeline", "CubismPipeline")), @"");
-    insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3")), @"");
-    insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 1")), @"");
-    insta::assert_snapshot!(broken("scheduler/scheduler_config.json", &replace("epsilon", "telepathy")), @"");
+    insta::assert_snapshot!(broken("transformer/diffusion_pytorch_model.safetensors", &half), @r"
+    1
+    error: `demo/transformer/diffusion_pytorch_model.safetensors` is not a valid safetensors file: incomplete metadata, file not fully covered
+    hint: the file is truncated or damaged: download it again
+    ");
+    insta::assert_snapshot!(broken("vae/diffusion_pytorch_model.safetensors", &|_| None), @r"
+    1
+    error: no weights `diffusion_pytorch_model.safetensors` in `demo/vae`
+    hint: check that the model was downloaded whole, as `save_pretrained` writes it
+    ");
+    insta::assert_snapshot!(broken("text_encoder/model.safetensors", &|_| Some(Vec::new())), @r"
+    1
+    error: `demo/text_encoder/model.safetensors` is empty
+    hint: download the file again
+    ");
+    insta::assert_snapshot!(broken("tokenizer/spiece.model", &half), @r"
+    1
+    error: cannot read the tokenizer file `demo/tokenizer/spiece.model`: it ends in the middle of a field
+    hint: fetch the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer
+    ");
+    insta::assert_snapshot!(broken("tokenizer/spiece.model", &|_| None), @r"
+    1
+    error: no T5 vocabulary in `demo/tokenizer`
+    hint: the `tokenizer` folder of a checkpoint holds `spiece.model` or `tokenizer.json`; fetch one of them
+    ");
+    insta::assert_snapshot!(broken("model_index.json", &half), @r"
+    1
+    error: `demo/model_index.json` is not valid JSON: EOF while parsing a list at line 9 column 19
+    hint: the file may be incomplete: download it again
+    ");
+    insta::assert_snapshot!(broken("model_index.json", &replace("PixArtAlphaPipeline", "CubismPipeline")), @r"
+    1
+    error: pipelines of class `CubismPipeline` are not supported
+    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`
+    ");
+    insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3")), @r"
+    1
+    error: tensor `transformer_blocks.2.scale_shift_table` is missing from `demo/transformer/diffusion_pytorch_model.safetensors`
+    hint: the weights and the `config.json` beside them do not describe the same model
+    ");
+    insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 1")), @r"
+    1
+    error: tensor `transformer_blocks.1.attn1.to_k.bias` and 20 more in `demo/transformer/diffusion_pytorch_model.safetensors` belongs to no part of the model
+    hint: the weights and the `config.json` beside them do not describe the same model
+    ");
+    insta::assert_snapshot!(broken("scheduler/scheduler_config.json", &replace("epsilon", "telepathy")), @r"
+    2
+    error: option `prediction_type` of `DPMSolverMultistepScheduler` is `telepathy`
+    hint: supported is `epsilon`, `sample`, `v_prediction`, `flow_prediction`
+    ");
 }

@@ -34,5 +34,34 @@ fn every_shell_has_completions() {
 
 #[test]
 fn the_first_page() {
-    insta::assert_snapshot!(Workspace::new().ok(&["--help"]), @"");
+    insta::assert_snapshot!(Workspace::new().ok(&["--help"]), @r#"
+    Pictures from diffusion transformers, on Burn.
+
+    Options may be spelled with dashes or underscores: `--guidance-scale` is `--guidance_scale`.
+
+    Usage: xdit <COMMAND>
+
+    Commands:
+      generate         Generate pictures from prompts
+      inspect          Show what a checkpoint consists of and the memory it needs
+      demo-checkpoint  Write a small checkpoint with random weights, to try the program without a
+                       download
+      completions      Print the completions of a shell, to be sourced by it
+      help             Print this message or the help of the given subcommand(s)
+
+    Options:
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+
+    Examples:
+      xdit demo-checkpoint demo && xdit generate --model demo --prompt "a small cactus"
+          A picture without a download, from a model that has learned nothing.
+      xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus" --seed 7
+          A real picture, from a checkpoint on the Hugging Face hub.
+      xdit inspect PixArt-alpha/PixArt-XL-2-512x512
+          What a checkpoint consists of, and the memory it needs.
+    "#);
 }

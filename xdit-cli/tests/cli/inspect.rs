@@ -9,7 +9,20 @@ fn a_checkpoint_as_a_table() {
     let workspace = Workspace::with_demo();
     let table = workspace.ok(&["inspect", "demo"]);
     assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
-    insta::assert_snapshot!(table, @"");
+    insta::assert_snapshot!(table, @r"
+    PixArtAlphaPipeline in demo
+
+    component     class                        parameters  type     on disk
+    scheduler     DPMSolverMultistepScheduler
+    text_encoder  T5EncoderModel                    119 k  f32   466.25 KiB
+    tokenizer     T5Tokenizer
+    transformer   Transformer2DModel                191 k  f32   744.88 KiB
+    vae           AutoencoderKL                     192 k  f32   751.81 KiB
+
+    parameters   503 k on disk as 1.92 MiB
+    memory       751.81 KiB as f32, 375.90 KiB as bf16 (the largest component)
+    defaults     256x256 pixels, 20 steps, guidance 4.5, 120 tokens
+    ");
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn ctrl_c_leaves_nothing_behind() {
         "--prompt",
         "a",
         "--num-inference-steps",
-        "1000",
+        "500",
         "--num-images",
         "100",
     ];
