@@ -117,7 +117,7 @@ fn pipefusion_depends_on_patches_and_warmup_only() {
         let oracle = latents(&mut *pipeline, &with(Mesh::default(), patches, warmup_steps));
         let stale = relative_l2(&oracle, &serial);
         println!("{patches} patches, {warmup_steps} warm-up steps: {stale:.1e} from serial");
-        assert!(stale > 1e-3, "keys of an earlier step must show");
+        assert!(stale > 1e-4, "keys of an earlier step must show: they outweigh rounding a hundred times");
         for mesh in meshes().into_iter().filter(|mesh| mesh.degree(Data) == 1) {
             if mesh.sequence_degree() * patches > 35 {
                 continue;

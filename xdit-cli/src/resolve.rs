@@ -38,7 +38,7 @@ impl Job {
     /// # Errors
     /// If an option makes no sense, a file cannot be read, or an output cannot be written.
     pub fn resolve(args: &GenerateArgs) -> Result<Self> {
-        parallel::check_one_rank(&args.parallel)?;
+        let parallel = parallel::parallel(&args.parallel)?;
         let device = device(&args.device)?;
         let stored = args.from.as_deref().map(read_parameters).transpose()?;
         let prompts = prompts::prompts(args, stored.as_ref())?;
@@ -90,6 +90,7 @@ impl Job {
                 .transpose()?,
             decode: args.output_type.unwrap_or_default() == OutputType::Png,
             prompts,
+            parallel,
         };
         check(&request)?;
         let images = request.prompts.len().saturating_mul(request.images_per_prompt);

@@ -104,9 +104,9 @@ pub struct GenerateArgs {
     pub parallel: ParallelArgs,
 }
 
-/// How the work is shared between ranks. This version runs on one.
+/// How the work is shared between ranks, which on the CPU are threads. All methods combine.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Parallelism (reserved: this version runs on one rank)")]
+#[command(next_help_heading = "Parallelism (the degrees multiply to the number of ranks)")]
 pub struct ParallelArgs {
     /// Ranks that share the list of pictures.
     #[arg(long, value_name = "RANKS", default_value_t = 1)]
@@ -138,10 +138,10 @@ pub struct ParallelArgs {
     /// Run the two branches of guidance on two ranks.
     #[arg(long, alias = "use-split-batch")]
     pub use_cfg_parallel: bool,
-    /// Decode on all ranks.
+    /// Decode on all ranks (not available yet).
     #[arg(long)]
     pub use_parallel_vae: bool,
-    /// Patches with the other ranks' keys and values of the step before.
+    /// Patches with the other ranks' keys and values of the step before (not available yet).
     #[arg(long)]
     pub distrifusion: bool,
 }

@@ -1,53 +1,54 @@
-//! The options of the parallel engine, as far as one rank understands them.
+//! From the options of parallelism to what the engine is asked for.
 
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::{Error, Result};
 
 use crate::args::ParallelArgs;
 
-/// Accepts what one rank does anyway.
+/// More rank threads in one process are a typing error.
+const MAX_RANKS: usize = 256;
+
+/// How the work is spread over ranks. What depends on the model is checked by the plan.
 ///
 /// # Errors
-/// If more than one rank is asked for, or a result that only the parallel engine gives.
-pub fn check_one_rank(args: &ParallelArgs) -> Result<()> {
-    let ParallelArgs {
-        data_parallel_degree,
-        ulysses_degree,
-        ring_degree,
-        pipefusion_parallel_degree,
-        num_pipeline_patch,
-        // Without patches every step is synchronous.
-        warmup_steps: _,
-        attn_layer_num_for_pp,
-        tensor_parallel_degree,
-        split_scheme,
-        use_cfg_parallel,
-        use_parallel_vae,
-        distrifusion,
-    } = args;
-    let numbers = [
-        ("data-parallel-degree", *data_parallel_degree),
-        ("ulysses-degree", *ulysses_degree),
-        ("ring-degree", *ring_degree),
-        ("pipefusion-parallel-degree", *pipefusion_parallel_degree),
-        ("tensor-parallel-degree", *tensor_parallel_degree),
-        ("num-pipeline-patch", num_pipeline_patch.unwrap_or(1)),
+/// If a degree makes no sense by itself, or a method is not available.
+pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
+    let degrees = [
+        ("data-parallel-degree", Axis::Data, args.data_parallel_degree),
+        ("pipefusion-parallel-degree", Axis::Pipeline, args.pipefusion_parallel_degree),
+        ("ring-degree", Axis::Ring, args.ring_degree),
+        ("ulysses-degree", Axis::Ulysses, args.ulysses_degree),
+        ("tensor-parallel-degree", Axis::Tensor, args.tensor_parallel_degree),
     ];
-    if let Some((name, _)) = numbers.iter().find(|(_, number)| *number == 0) {
-        return Err(Error::usage(format!("`--{name} 0` makes no sense")).hint("the least is 1"));
+    let mut ranks = 1usize;
+    let mut mesh = Mesh::default().with(Axis::Cfg, if args.use_cfg_parallel { 2 } else { 1 });
+    for (name, axis, degree) in degrees {
+        if degree == 0 {
+            return Err(Error::usage(format!("`--{name} 0` makes no sense")).hint("the least is 1"));
+        }
+        ranks = ranks.saturating_mul(degree);
+        mesh = mesh.with(axis, degree);
     }
-    let flags = [
-        ("use-cfg-parallel", *use_cfg_parallel),
-        ("use-parallel-vae", *use_parallel_vae),
-        ("distrifusion", *distrifusion),
-    ];
-    let number =
-        numbers.iter().find(|(_, number)| *number > 1).map(|(name, number)| format!("--{name} {number}"));
-    let flag = || flags.iter().find(|(_, on)| *on).map(|(name, _)| format!("--{name}"));
-    let stages = || (attn_layer_num_for_pp.len() > 1).then(|| "--attn-layer-num-for-pp".to_owned());
-    let scheme = || (split_scheme != "row").then(|| format!("--split-scheme {split_scheme}"));
-    match number.or_else(flag).or_else(stages).or_else(scheme) {
-        None => Ok(()),
-        Some(option) => Err(Error::usage(format!("`{option}` is not available in this version"))
-            .hint("this version runs on one rank: leave the options of parallelism out")),
+    ranks = ranks.saturating_mul(mesh.degree(Axis::Cfg));
+    if ranks > MAX_RANKS {
+        return Err(Error::usage(format!("`{ranks}` ranks are more than the {MAX_RANKS} of one process"))
+            .hint("the degrees multiply: lower one of them"));
     }
+    if args.split_scheme != "row" {
+        return Err(Error::usage(format!("`--split-scheme {}` is not available", args.split_scheme))
+            .hint("patches are runs of rows: `row`"));
+    }
+    let unavailable =
+        [("use-parallel-vae", args.use_parallel_vae && ranks > 1), ("distrifusion", args.distrifusion)];
+    if let Some((name, _)) = unavailable.iter().find(|(_, on)| *on) {
+        return Err(Error::usage(format!("`--{name}` is not available in this version"))
+            .hint("leave it out; the other methods combine freely"));
+    }
+    Ok(ParallelConfig {
+        mesh,
+        patches: args.num_pipeline_patch,
+        warmup_steps: args.warmup_steps,
+        stage_blocks: (!args.attn_layer_num_for_pp.is_empty()).then(|| args.attn_layer_num_for_pp.clone()),
+    })
 }
