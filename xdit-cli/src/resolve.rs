@@ -6,6 +6,7 @@ mod prompts;
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
+use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Request, Resolved, check};
 use xdit_core::{Error, Result};
 
@@ -90,6 +91,7 @@ impl Job {
                 .transpose()?,
             decode: args.output_type.unwrap_or_default() == OutputType::Png,
             prompts,
+            parallel: ParallelConfig::default(),
         };
         check(&request)?;
         let images = request.prompts.len().saturating_mul(request.images_per_prompt);
