@@ -416,6 +416,6 @@ fn broken_checkpoints() {
     insta::assert_snapshot!(broken("scheduler/scheduler_config.json", &replace("epsilon", "telepathy")), @r"
     2
     error: option `prediction_type` of `DPMSolverMultistepScheduler` is `telepathy`
-    hint: supported is `epsilon`, `sample`, `v_prediction`, `flow_prediction`
+    hint: expected one of `epsilon`, `sample`, `v_prediction`, `flow_prediction`
     ");
 }
