@@ -26,7 +26,7 @@ pub(super) fn attention_lse(
     assert_eq!(v.dims(), [b, nk, h, d], "values of the shape of the keys");
     let (q, k, v) = (Heads::new(q), Heads::new(k), Heads::new(v));
     let bias = bias.map(|bias| Bias::new(bias, [b, h, nq, nk]));
-    let (mut out, mut lse) = (Vec::with_capacity(b * nq * h * d), Vec::with_capacity(b * nq * h));
+    let (mut out, mut lse) = (Vec::<f32>::with_capacity(b * nq * h * d), Vec::<f32>::with_capacity(b * nq * h));
     let results = (PerTask(out.as_mut_ptr()), PerTask(lse.as_mut_ptr()));
     // Few queries are cut finer to keep all threads busy. The results do not depend on the cut.
     let per_task = (b * h * nq).div_ceil(4 * rayon::current_num_threads()).next_multiple_of(48).min(QUERIES);

@@ -7,7 +7,7 @@ use crate::{
     testing::{assert_close, assert_same_for_any_threads, random, relative_error, values},
 };
 
-/// A tenth of what rounding every score and every sum to f32 could add up to.
+/// Scores of a few units, each right to some 2e-7, and sums of blocks of 64.
 const TOLERANCE: f64 = 1e-6;
 
 /// Attention and log-sum-exp in f64. `bias` is called with image, head, query and key.
@@ -69,9 +69,9 @@ fn agrees_with_f64_for_any_head_and_any_number_of_tokens() {
 #[test]
 fn four_thousand_keys_agree_with_f64() {
     let (q, k, v) = (random(1, [1, 20, 2, 72]), random(2, [1, 4096, 2, 72]), random(3, [1, 4096, 2, 72]));
-    let expected = truth([&q, &k, &v], 0.3, |_| 0.0);
+    let expected = truth([&q, &k, &v], 0.12, |_| 0.0);
     for &level in Level::available() {
-        check(cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), None, 0.3), expected.clone());
+        check(cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), None, 0.12), expected.clone());
     }
 }
 

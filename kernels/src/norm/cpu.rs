@@ -93,13 +93,17 @@ impl<const CENTRE: bool> Job for Norm<'_, CENTRE> {
     fn run<V: Lanes>(self) {
         let Self { row, after, eps } = self;
         let count = row.len() as f32;
-        let mean = if CENTRE { sum::<V, false>(row, 0.0) / count } else { 0.0 };
-        let variance = sum::<V, true>(row, mean) / count;
-        let inverse = V::splat((1.0 / (f64::from(variance) + eps).sqrt()) as f32);
+        let mean = if CENTRE { deviations::<V>(row, 0.0).0 / count } else { 0.0 };
+        // What rounding took from the mean shows in the deviations, and is taken out of both moments.
+        let (sum, sum_sq) = deviations::<V>(row, mean);
+        let rest = if CENTRE { sum / count } else { 0.0 };
+        let variance = sum_sq / count - rest * rest;
+        let inverse = (1.0 / (f64::from(variance) + eps).sqrt()) as f32;
+        let (mean, inverse, shift) = (V::splat(mean), V::splat(inverse), V::splat(-rest * inverse));
         let offset = V::splat(after.scale_offset);
         for at in (0..row.len()).step_by(V::N) {
             let x = &mut row[at..];
-            let mut y = (V::load_or(x, mean) - V::splat(mean)) * inverse;
+            let mut y = (V::load_or(x, 0.0) - mean).mul_add(inverse, shift);
             y = match (after.scale, after.shift) {
                 (Some(scale), Some(shift)) => {
                     y.mul_add(V::load_or(&scale[at..], 0.0) + offset, V::load_or(&shift[at..], 0.0))
@@ -113,17 +117,20 @@ impl<const CENTRE: bool> Job for Norm<'_, CENTRE> {
     }
 }
 
-/// Σ (x - centre), or Σ (x - centre)² if `SQUARE`. Many short sums, for accuracy and because they overlap.
+/// Σ (x - centre) and Σ (x - centre)². Many short sums, for accuracy and because they overlap.
 #[inline(always)]
-fn sum<V: Lanes, const SQUARE: bool>(row: &[f32], centre: f32) -> f32 {
+fn deviations<V: Lanes>(row: &[f32], centre: f32) -> (f32, f32) {
     const SUMS: usize = 4;
-    let mut sums = [V::splat(0.0); SUMS];
+    let (mut sums, mut squares) = ([V::splat(0.0); SUMS], [V::splat(0.0); SUMS]);
     for block in (0..row.len()).step_by(SUMS * V::N) {
-        for (i, sum) in sums.iter_mut().enumerate() {
+        for i in 0..SUMS {
             let at = (block + i * V::N).min(row.len());
             let x = V::load_or(&row[at..], centre) - V::splat(centre);
-            *sum = if SQUARE { x.mul_add(x, *sum) } else { *sum + x };
+            sums[i] = sums[i] + x;
+            squares[i] = x.mul_add(x, squares[i]);
         }
     }
-    ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum()
+    let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    let square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    (sum.sum(), square.sum())
 }

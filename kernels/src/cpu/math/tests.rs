@@ -83,9 +83,9 @@ fn ulp(y: f64) -> f64 {
 }
 
 #[test]
-fn exponentials_are_right_to_an_ulp() {
+fn exponentials_are_right_to_the_last_bit_or_two() {
     assert!(worst(Exp, &arguments(87.0), f64::exp, |_, y| ulp(y)) < 1.25);
-    assert!(worst(Exp2, &arguments(125.9), f64::exp2, |_, y| ulp(y)) < 1.25);
+    assert!(worst(Exp2, &arguments(125.9), f64::exp2, |_, y| ulp(y)) < 1.5);
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn of_argument(x: f64, _: f64) -> f64 {
 }
 
 #[test]
-fn activations_are_right_to_one_part_in_five_million() {
-    const TOLERANCE: f64 = 2e-7;
+fn activations_are_right_to_one_part_in_eight_million() {
+    const TOLERANCE: f64 = 1.25e-7;
     let x = arguments(30.0);
     let swish = |slope: f64| move |x: f64| x / (1.0 + (-slope * x).exp());
     let tanh = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
