@@ -1,6 +1,12 @@
 //! Activations: alone, and as the gate of a gated feed-forward.
 
+mod cpu;
+#[cfg(test)]
+mod tests;
+
 use burn::tensor::{Tensor, activation as burn_activation};
+
+use crate::cpu::{is_f32, lanes::Level};
 
 /// The activations of the supported models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +23,18 @@ pub enum Activation {
 
 /// `activation(x)`, element by element. Reuses `x`'s memory where nobody else holds it.
 pub fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
+    if is_f32(&x) {
+        return cpu::activate(Level::detect(), activation, x);
+    }
     reference_activate(activation, x)
 }
 
-/// `activation(gate) · x`: the inner product of a gated feed-forward.
+/// `activation(gate) · x`: the inner product of a gated feed-forward. Reuses `gate`'s memory where nobody else
+/// holds it.
 pub fn gated_activate<const D: usize>(activation: Activation, gate: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
+    if is_f32(&gate) && is_f32(&x) {
+        return cpu::gated_activate(Level::detect(), activation, gate, x);
+    }
     reference_gated_activate(activation, gate, x)
 }
 

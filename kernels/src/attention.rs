@@ -1,6 +1,13 @@
 //! Scaled dot-product attention, with the log-sum-exp that lets partial results be merged.
 
+mod cpu;
+#[cfg(test)]
+mod tests;
+mod tile;
+
 use burn::tensor::{Tensor, activation::softmax};
+
+use crate::cpu::{is_f32, lanes::Level};
 
 /// `softmax(q kᵀ · scale + bias) v`.
 ///
@@ -10,6 +17,8 @@ use burn::tensor::{Tensor, activation::softmax};
 /// - `bias`: broadcastable to `[b, h, nq, nk]`; added to the scaled scores. A masked key has a bias that
 ///   underflows (`-inf` or a large negative number).
 /// - result: `[b, nq, h, d]`
+///
+/// A query whose every key has a bias of `-inf` gets zeros, and `-inf` for the logarithm of its sum.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f32) -> Tensor<4> {
     attention_lse(q, k, v, bias, scale).0
 }
@@ -27,6 +36,9 @@ pub fn attention_lse(
     bias: Option<Tensor<4>>,
     scale: f32,
 ) -> (Tensor<4>, Tensor<3>) {
+    if [&q, &k, &v].into_iter().chain(&bias).all(is_f32) {
+        return cpu::attention_lse(Level::detect(), q, k, v, bias, scale);
+    }
     reference_attention_lse(q, k, v, bias, scale)
 }
 
@@ -56,7 +68,15 @@ pub fn reference_attention_lse(
 ///
 /// # Source
 /// FlashAttention (Dao et al. 2022), the rescaling of §3.1 applied to whole partial results.
-pub fn merge_lse(
+pub fn merge_lse(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {
+    if is_f32(&a.0) && is_f32(&a.1) && is_f32(&b.0) && is_f32(&b.1) {
+        return cpu::merge_lse(a, b);
+    }
+    reference_merge_lse(a, b)
+}
+
+/// [`merge_lse`] in plain tensor operations.
+pub fn reference_merge_lse(
     (out_a, lse_a): (Tensor<4>, Tensor<3>),
     (out_b, lse_b): (Tensor<4>, Tensor<3>),
 ) -> (Tensor<4>, Tensor<3>) {

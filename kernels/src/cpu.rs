@@ -1,11 +1,18 @@
-//! What the CPU versions share: how they see Flex tensors.
+//! What the CPU versions share: how they see Flex tensors, vectors, and work among threads.
+//!
+//! Every result is bitwise the same for any number of threads: work is cut at places that depend on the shape
+//! alone, or in ways that do not change what is computed for an element.
 
 use burn::tensor::{DType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(crate) mod lanes;
+pub(crate) mod math;
+mod rows;
 pub(crate) mod silu;
 pub(crate) mod workers;
+
+pub(crate) use rows::{PerImage, Rows, map_rows};
 
 /// Whether `tensor` is f32 and lives on the CPU backend.
 pub(crate) fn is_f32<const D: usize>(tensor: &Tensor<D>) -> bool {

@@ -15,6 +15,8 @@ mod group_norm;
 mod linear;
 mod norm;
 mod residual;
+#[cfg(test)]
+mod testing;
 
 pub use activation::{Activation, activate, gated_activate};
 pub use attention::{attention, attention_lse, merge_lse};
@@ -28,7 +30,7 @@ pub use residual::gated_residual;
 /// backend that has none.
 pub mod reference {
     pub use crate::activation::{reference_activate as activate, reference_gated_activate as gated_activate};
-    pub use crate::attention::reference_attention_lse as attention_lse;
+    pub use crate::attention::{reference_attention_lse as attention_lse, reference_merge_lse as merge_lse};
     pub use crate::conv::reference_conv2d as conv2d;
     pub use crate::group_norm::{
         reference_group_norm_moments as group_norm_moments, reference_norm_act as norm_act,

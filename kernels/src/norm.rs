@@ -1,12 +1,21 @@
 //! Normalisation over the features of a token.
 
+mod cpu;
+#[cfg(test)]
+mod tests;
+
 use burn::tensor::Tensor;
+
+use crate::cpu::{is_f32, lanes::Level};
 
 /// Layer norm over the last dimension, with an optional scale and shift.
 ///
 /// # Shapes
 /// `x`: `[b, n, c]`; `weight`, `bias`: `[c]`.
 pub fn layer_norm(x: Tensor<3>, weight: Option<Tensor<1>>, bias: Option<Tensor<1>>, eps: f64) -> Tensor<3> {
+    if is_f32(&x) && [&weight, &bias].into_iter().flatten().all(is_f32) {
+        return cpu::layer_norm(Level::detect(), x, weight, bias, eps);
+    }
     reference_layer_norm(x, weight, bias, eps)
 }
 
@@ -18,6 +27,9 @@ pub fn layer_norm(x: Tensor<3>, weight: Option<Tensor<1>>, bias: Option<Tensor<1
 /// # Source
 /// DiT (Peebles & Xie 2022) §3.2; diffusers' `AdaLayerNorm*`.
 pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps: f64) -> Tensor<3> {
+    if [&x, &shift, &scale].into_iter().all(is_f32) {
+        return cpu::layer_norm_modulate(Level::detect(), x, shift, scale, eps);
+    }
     reference_layer_norm_modulate(x, shift, scale, eps)
 }
 
@@ -26,6 +38,9 @@ pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps
 /// # Shapes
 /// `x`: `[…, c]`; `weight`: `[c]`.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Option<Tensor<1>>, eps: f64) -> Tensor<D> {
+    if is_f32(&x) && weight.as_ref().is_none_or(is_f32) {
+        return cpu::rms_norm(Level::detect(), x, weight, eps);
+    }
     reference_rms_norm(x, weight, eps)
 }
 

@@ -22,12 +22,64 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn div(self, by: Self) -> Self;
     /// `self · a + b`, rounded once where the processor can.
     fn mul_add(self, a: Self, b: Self) -> Self;
+    /// The larger of each pair; the other's if either is NaN.
+    fn max(self, other: Self) -> Self;
     /// Each element within `low..=high`.
     fn clamp(self, low: f32, high: f32) -> Self;
     /// To the nearest integer, ties to even.
     fn round(self) -> Self;
     /// `2ⁿ` of integers within `-126..=127`.
     fn exp2_integer(self) -> Self;
+
+    /// `self · 2ⁿ` of integers `n` within `-252..=252`: in two steps, because `2ⁿ` alone may be out of range where
+    /// the product is not.
+    #[inline(always)]
+    fn scale(self, n: Self) -> Self {
+        let half = (n * Self::splat(0.5)).round();
+        self * half.exp2_integer() * (n - half).exp2_integer()
+    }
+
+    /// The first elements of `from`, and `fill` for those that it lacks.
+    #[inline(always)]
+    fn load_or(from: &[f32], fill: f32) -> Self {
+        if from.len() >= Self::N {
+            // SAFETY: just checked.
+            return unsafe { Self::load(from.as_ptr()) };
+        }
+        let mut whole = [fill; 16];
+        whole[..from.len()].copy_from_slice(from);
+        // SAFETY: `N ≤ 16`.
+        unsafe { Self::load(whole.as_ptr()) }
+    }
+
+    /// Writes as many elements as `to` has room for.
+    #[inline(always)]
+    fn store_some(self, to: &mut [f32]) {
+        if to.len() >= Self::N {
+            // SAFETY: just checked.
+            return unsafe { self.store(to.as_mut_ptr()) };
+        }
+        let mut whole = [0.0f32; 16];
+        // SAFETY: `N ≤ 16`.
+        unsafe { self.store(whole.as_mut_ptr()) };
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+
+    /// The sum of the elements, by halves.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut parts = [0.0f32; 16];
+        // SAFETY: `N ≤ 16`.
+        unsafe { self.store(parts.as_mut_ptr()) };
+        let mut len = Self::N;
+        while len > 1 {
+            len /= 2;
+            for i in 0..len {
+                parts[i] += parts[i + len];
+            }
+        }
+        parts[0]
+    }
 
     /// The vector of every fourth of `4N` elements from the first, from the second, the third and the fourth.
     ///
@@ -178,6 +230,10 @@ impl Lanes for Portable {
         self * a + b
     }
     #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
     fn clamp(self, low: f32, high: f32) -> Self {
         Self(self.0.map(|x| x.clamp(low, high)))
     }
@@ -281,6 +337,11 @@ mod x86 {
             Self(unsafe { _mm256_fmadd_ps(self.0, a.0, b.0) })
         }
         #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: as for `add`.
+            Self(unsafe { _mm256_max_ps(self.0, other.0) })
+        }
+        #[inline(always)]
         fn clamp(self, low: f32, high: f32) -> Self {
             // SAFETY: as for `add`.
             Self(unsafe { _mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), self.0)) })
@@ -342,6 +403,11 @@ mod x86 {
             Self(unsafe { _mm512_fmadd_ps(self.0, a.0, b.0) })
         }
         #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: as for `add`.
+            Self(unsafe { _mm512_max_ps(self.0, other.0) })
+        }
+        #[inline(always)]
         fn clamp(self, low: f32, high: f32) -> Self {
             // SAFETY: as for `add`.
             Self(unsafe { _mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), self.0)) })
@@ -355,6 +421,11 @@ mod x86 {
         fn exp2_integer(self) -> Self {
             // SAFETY: as for `add`.
             Self(unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), self.0) })
+        }
+        #[inline(always)]
+        fn scale(self, n: Self) -> Self {
+            // SAFETY: as for `add`.
+            Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
         }
 
         #[inline(always)]

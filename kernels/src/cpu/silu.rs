@@ -1,33 +1,6 @@
-//! SiLU over vectors.
+//! A scale, a shift and SiLU over whole arrays.
 
-use super::lanes::Lanes;
-
-/// `x σ(x)`, within 4e-7 of it relatively (and within 1e-36 where it vanishes).
-#[inline(always)]
-pub(crate) fn silu<V: Lanes>(x: V) -> V {
-    let one = V::splat(1.0);
-    x.div(one + exp(V::splat(0.0) - x))
-}
-
-/// `eˣ` of `x` clamped to where both the result and its exponent are normal numbers.
-///
-/// Reduces `x = n ln 2 + r` with ln 2 in two parts, and takes a polynomial of `eʳ` for |r| ≤ ln 2 / 2.
-///
-/// # Source
-/// Cephes, `expf.c` (its minimax coefficients).
-#[inline(always)]
-fn exp<V: Lanes>(x: V) -> V {
-    let x = x.clamp(-87.0, 88.0);
-    let n = (x * V::splat(std::f32::consts::LOG2_E)).round();
-    let r = n.mul_add(V::splat(-0.693_359_4), x);
-    let r = n.mul_add(V::splat(2.121_944_4e-4), r);
-    let mut p = V::splat(1.987_569_1e-4);
-    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.0e-1] {
-        p = p.mul_add(r, V::splat(coefficient));
-    }
-    let p = p.mul_add(r * r, r + V::splat(1.0));
-    p * n.exp2_integer()
-}
+use super::{lanes::Lanes, math::silu};
 
 /// `silu(x · scale + shift)` of `from` into `to`.
 ///

@@ -23,6 +23,22 @@ pub(crate) fn for_each<S>(count: usize, scratch: impl Fn() -> S + Sync, work: im
     });
 }
 
+/// Memory that tasks write to in parts of which no two overlap.
+#[derive(Clone, Copy)]
+pub(crate) struct PerTask<T>(pub *mut T);
+
+// SAFETY: the pointer may go to other threads; whoever writes through it has to say why nobody else does.
+unsafe impl<T: Send> Send for PerTask<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for PerTask<T> {}
+
+impl<T> PerTask<T> {
+    /// The pointer. A method, so that closures capture the whole.
+    pub(crate) fn get(self) -> *mut T {
+        self.0
+    }
+}
+
 /// Zeros that start on a cache line.
 pub(crate) struct Scratch {
     data: Vec<f32>,

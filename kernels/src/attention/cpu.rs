@@ -1,0 +1,139 @@
+//! Attention on the CPU: no scores in memory, no copies of queries, keys and values, no order of heads imposed.
+
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+
+use super::tile::{Attend, Head, HeadBias, HeadOut, QUERIES, scratch};
+use crate::cpu::{
+    Rows,
+    lanes::Level,
+    map_rows, strided, tensor,
+    workers::{self, PerTask},
+};
+
+/// [`attention_lse`](super::attention_lse) at `level`.
+pub(super) fn attention_lse(
+    level: Level,
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    scale: f32,
+) -> (Tensor<4>, Tensor<3>) {
+    let [b, nq, h, d] = q.dims();
+    let nk = k.dims()[1];
+    assert_eq!(k.dims(), [b, nk, h, d], "keys of the batch, heads and features of the queries");
+    assert_eq!(v.dims(), [b, nk, h, d], "values of the shape of the keys");
+    let (q, k, v) = (Heads::new(q), Heads::new(k), Heads::new(v));
+    let bias = bias.map(|bias| Bias::new(bias, [b, h, nq, nk]));
+    let (mut out, mut lse) = (Vec::<f32>::with_capacity(b * nq * h * d), Vec::<f32>::with_capacity(b * nq * h));
+    let results = (PerTask(out.as_mut_ptr()), PerTask(lse.as_mut_ptr()));
+    // Few queries are cut finer to keep all threads busy. The results do not depend on the cut.
+    let per_task = (b * h * nq).div_ceil(4 * rayon::current_num_threads()).next_multiple_of(48).min(QUERIES);
+    let tasks = nq.div_ceil(per_task.max(1));
+    workers::for_each(
+        b * h * tasks,
+        || scratch(d),
+        |scratch, index| {
+            let (image, head, first) = (index / tasks / h, index / tasks % h, index % tasks * per_task);
+            // SAFETY: the first row of this head is within both allocations.
+            let (out, lse) = unsafe {
+                (results.0.get().add((image * nq * h + head) * d), results.1.get().add(image * nq * h + head))
+            };
+            level.run(Attend {
+                q: q.head(image, head),
+                k: k.head(image, head),
+                v: v.head(image, head),
+                nk,
+                bias: bias.as_ref().map(|bias| bias.head(image, head)),
+                scale,
+                queries: first..(first + per_task).min(nq),
+                out: HeadOut { out, stride: h * d, lse, lse_stride: h },
+                scratch,
+            });
+        },
+    );
+    // SAFETY: the tasks wrote every query of every head.
+    unsafe {
+        out.set_len(b * nq * h * d);
+        lse.set_len(b * nq * h);
+    }
+    (tensor(out, [b, nq, h, d]), tensor(lse, [b, nq, h]))
+}
+
+/// [`merge_lse`](super::merge_lse) in one pass over the results.
+pub(super) fn merge_lse(
+    (out_a, lse_a): (Tensor<4>, Tensor<3>),
+    (out_b, lse_b): (Tensor<4>, Tensor<3>),
+) -> (Tensor<4>, Tensor<3>) {
+    assert_eq!(out_a.dims(), out_b.dims(), "partial results of the same queries");
+    let [b, n, h, d] = out_a.dims();
+    let (a, other) = (Rows::new(lse_a.reshape([b, n * h, 1])), Rows::new(lse_b.reshape([b, n * h, 1])));
+    let lse_of = |row: usize| (a.row(row)[0], other.row(row)[0]);
+    let out_b = Rows::new(out_b);
+    let out = map_rows(out_a, |first, rows| {
+        for (row, out) in (first..).zip(rows.chunks_exact_mut(d)) {
+            let (lse_a, lse_b) = lse_of(row);
+            let (share_a, share_b, _) = shares(lse_a, lse_b);
+            for (out, &other) in out.iter_mut().zip(out_b.row(row)) {
+                *out = *out * share_a + other * share_b;
+            }
+        }
+    });
+    let lse = (0..b * n * h).map(|row| {
+        let (lse_a, lse_b) = lse_of(row);
+        shares(lse_a, lse_b).2
+    });
+    (out, tensor(lse.collect(), [b, n, h]))
+}
+
+/// The weights of two partial results, and the log-sum-exp of both. Where both saw no key, all are neutral.
+fn shares(lse_a: f32, lse_b: f32) -> (f32, f32, f32) {
+    let max = lse_a.max(lse_b);
+    if max == f32::NEG_INFINITY {
+        return (0.0, 0.0, max);
+    }
+    let (a, b) = ((lse_a - max).exp(), (lse_b - max).exp());
+    (a / (a + b), b / (a + b), max + (a + b).ln())
+}
+
+/// A `[b, n, h, d]` tensor whose `d` floats of a head lie together.
+struct Heads(FlexTensor);
+
+impl Heads {
+    fn new(tensor: Tensor<4>) -> Self {
+        let tensor = strided(tensor);
+        let (shape, strides) = (tensor.layout().shape(), tensor.layout().strides());
+        Self(if strides[3] == 1 || shape[3] == 1 { tensor } else { tensor.to_contiguous() })
+    }
+
+    fn head(&self, image: usize, head: usize) -> Head<'_> {
+        let layout = self.0.layout();
+        let [of_image, stride, of_head] = [0, 1, 2].map(|dim: usize| layout.strides()[dim]);
+        let start = layout.start_offset() as isize + image as isize * of_image + head as isize * of_head;
+        Head { data: self.0.storage(), start: start as usize, stride, d: layout.shape()[3] }
+    }
+}
+
+/// A bias with its dimensions of size 1 repeated.
+struct Bias {
+    tensor: FlexTensor,
+    strides: [isize; 4],
+}
+
+impl Bias {
+    fn new(bias: Tensor<4>, shape: [usize; 4]) -> Self {
+        let dims = bias.dims();
+        let fits = dims.iter().zip(shape).all(|(&dim, size)| dim == 1 || dim == size);
+        assert!(fits, "a bias of {dims:?} for scores of {shape:?}");
+        let tensor = strided(bias);
+        let strides = [0, 1, 2, 3].map(|i: usize| if dims[i] == 1 { 0 } else { tensor.layout().strides()[i] });
+        Self { tensor, strides }
+    }
+
+    fn head(&self, image: usize, head: usize) -> HeadBias<'_> {
+        let [of_image, of_head, stride_q, stride_k] = self.strides;
+        let start = self.tensor.layout().start_offset() as isize + image as isize * of_image + head as isize * of_head;
+        HeadBias { data: self.tensor.storage(), start: start as usize, stride_q, stride_k }
+    }
+}

@@ -1,0 +1,348 @@
+//! Some queries of one head against all its keys, blockwise, with a running softmax.
+//!
+//! Everything is laid out with the *queries* along the vector: scores are `[keys, queries]` and the result is
+//! accumulated as `[d, queries]`. The maximum and the sum over keys are then element-wise, nothing is added up
+//! across a vector, and both products are the same loop: a number of K or V, the same for all queries, times a
+//! vector over queries. Each query is computed by itself, with the same operations in the same order wherever it
+//! stands in a tile, so the result does not depend on how queries are cut into tasks, patches or shards.
+//!
+//! # Source
+//! FlashAttention-2 (Dao 2023), Algorithm 1.
+
+use std::ops::Range;
+
+use crate::cpu::{
+    lanes::{Job, Lanes},
+    math::exp2,
+    workers::Scratch,
+};
+
+/// Keys in a block: their scores for a tile, and their V, stay in the first-level cache.
+const KEYS: usize = 64;
+
+/// The most queries of a task. They share the copies of K and V blocks.
+pub(super) const QUERIES: usize = 192;
+
+/// The most vectors of queries in a tile.
+const WIDTH: usize = 3;
+
+/// One head of a `[b, n, h, d]` tensor: `n` rows of `d` floats.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    pub data: &'a [f32],
+    pub start: usize,
+    pub stride: isize,
+    pub d: usize,
+}
+
+impl<'a> Head<'a> {
+    #[inline(always)]
+    fn row(&self, n: usize) -> &'a [f32] {
+        let start = (self.start as isize + n as isize * self.stride) as usize;
+        &self.data[start..start + self.d]
+    }
+}
+
+/// One head of a bias broadcast to `[b, h, nq, nk]`.
+#[derive(Clone, Copy)]
+pub(super) struct HeadBias<'a> {
+    pub data: &'a [f32],
+    pub start: usize,
+    pub stride_q: isize,
+    pub stride_k: isize,
+}
+
+impl HeadBias<'_> {
+    #[inline(always)]
+    fn at(&self, q: usize, k: usize) -> f32 {
+        self.data[(self.start as isize + q as isize * self.stride_q + k as isize * self.stride_k) as usize]
+    }
+}
+
+/// Where the results of a head go.
+#[derive(Clone, Copy)]
+pub(super) struct HeadOut {
+    /// Row 0 of the head, of `d` floats; rows are `stride` apart.
+    pub out: *mut f32,
+    pub stride: usize,
+    /// Log-sum-exp of query 0; queries are `lse_stride` apart.
+    pub lse: *mut f32,
+    pub lse_stride: usize,
+}
+
+/// Attention of `queries` (at most [`QUERIES`]) of one head.
+pub(super) struct Attend<'a> {
+    pub q: Head<'a>,
+    pub k: Head<'a>,
+    pub v: Head<'a>,
+    pub nk: usize,
+    pub bias: Option<HeadBias<'a>>,
+    pub scale: f32,
+    pub queries: Range<usize>,
+    /// Nobody else reads or writes the rows of `queries` while the task runs.
+    pub out: HeadOut,
+    /// Made by [`scratch`] for heads of this size.
+    pub scratch: &'a mut Scratch,
+}
+
+/// The parts of a task's memory. `w` is the number of queries in a tile.
+struct Parts<'a> {
+    /// `[tile, d, w]`, scaled such that scores are logarithms to base 2.
+    q: &'a mut [f32],
+    /// `[tile, padded(d), w]`
+    out: &'a mut [f32],
+    /// `[KEYS, d]`
+    k: &'a mut [f32],
+    /// `[KEYS, padded(d)]`
+    v: &'a mut [f32],
+    /// `[KEYS, w]`: scores, then their exponentials.
+    p: &'a mut [f32],
+    /// `[tile, w]`: the largest score so far.
+    max: &'a mut [f32],
+    /// `[tile, w]`: the sum of exponentials so far, relative to `max`.
+    sum: &'a mut [f32],
+}
+
+/// `d` with room for whole cache lines, and thereby whole register tiles.
+fn padded(d: usize) -> usize {
+    d.next_multiple_of(16)
+}
+
+/// The memory that a task over heads of size `d` needs. The next task may use it again.
+pub(super) fn scratch(d: usize) -> Scratch {
+    let d = padded(d);
+    Scratch::new(2 * d * QUERIES + 2 * d * KEYS + KEYS * WIDTH * 16 + 2 * QUERIES)
+}
+
+impl<'a> Parts<'a> {
+    /// Cuts what [`scratch`] made for `d`; each part starts a cache line.
+    fn of(scratch: &'a mut Scratch, d: usize) -> Self {
+        let d = padded(d);
+        let (q, rest) = scratch.as_mut_slice().split_at_mut(d * QUERIES);
+        let (out, rest) = rest.split_at_mut(d * QUERIES);
+        let (k, rest) = rest.split_at_mut(d * KEYS);
+        let (v, rest) = rest.split_at_mut(d * KEYS);
+        let (p, rest) = rest.split_at_mut(KEYS * WIDTH * 16);
+        let (max, sum) = rest.split_at_mut(QUERIES);
+        Self { q, out, k, v, p, max, sum }
+    }
+}
+
+impl Job for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        // 32 registers take 8 × 3 sums, 16 take 4 × 3.
+        if V::REGISTERS >= 32 { self.run_tiles::<V, 8>() } else { self.run_tiles::<V, 4>() }
+    }
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn run_tiles<V: Lanes, const M: usize>(self) {
+        let Self { q, k, v, nk, bias, scale, queries, out, scratch } = self;
+        let d = q.d;
+        let parts = Parts::of(scratch, d);
+        let w = WIDTH * V::N;
+        let tiles = queries.clone().step_by(w).map(|first| first..(first + w).min(queries.end));
+        for (tile, queries) in tiles.clone().enumerate() {
+            let w_tile = queries.len().next_multiple_of(V::N);
+            pack_queries(q, queries, w_tile, scale, &mut parts.q[tile * w * d..]);
+        }
+        parts.out.fill(0.0);
+        parts.max.fill(f32::MIN);
+        parts.sum.fill(0.0);
+        for first_key in (0..nk).step_by(KEYS) {
+            let keys = first_key..(first_key + KEYS).min(nk);
+            pack_rows(k, keys.clone(), d, parts.k);
+            pack_rows(v, keys.clone(), padded(d), parts.v);
+            for (tile, queries) in tiles.clone().enumerate() {
+                let w_tile = queries.len().next_multiple_of(V::N);
+                if let Some(bias) = bias {
+                    pack_bias(bias, queries, keys.clone(), w_tile, parts.p);
+                }
+                let block = Block {
+                    q: &parts.q[tile * w * d..],
+                    k: parts.k,
+                    v: parts.v,
+                    p: parts.p,
+                    out: &mut parts.out[tile * w * padded(d)..],
+                    max: &mut parts.max[tile * w..],
+                    sum: &mut parts.sum[tile * w..],
+                    d,
+                    keys: keys.len(),
+                    biased: bias.is_some(),
+                };
+                match w_tile / V::N {
+                    1 => block.run::<V, M, 1>(),
+                    2 => block.run::<V, M, 2>(),
+                    _ => block.run::<V, M, 3>(),
+                }
+            }
+        }
+        for (tile, queries) in tiles.enumerate() {
+            let w_tile = queries.len().next_multiple_of(V::N);
+            let (max, sum) = (&parts.max[tile * w..], &parts.sum[tile * w..]);
+            unpack_out(&parts.out[tile * w * padded(d)..], max, sum, w_tile, queries, d, out);
+        }
+    }
+}
+
+/// Queries transposed to `[d, w]`, with `scale` and the change to base 2 multiplied in, and zeros after the last.
+#[inline(always)]
+fn pack_queries(q: Head, queries: Range<usize>, w: usize, scale: f32, to: &mut [f32]) {
+    let scale = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
+    let to = &mut to[..q.d * w];
+    if queries.len() < w {
+        to.fill(0.0);
+    }
+    for (lane, n) in queries.enumerate() {
+        for (to, &x) in to[lane..].iter_mut().step_by(w).zip(q.row(n)) {
+            *to = x * scale;
+        }
+    }
+}
+
+/// Rows one after the other, `width` apart.
+#[inline(always)]
+fn pack_rows(from: Head, rows: Range<usize>, width: usize, to: &mut [f32]) {
+    for (to, n) in to.chunks_exact_mut(width).zip(rows) {
+        to[..from.d].copy_from_slice(from.row(n));
+    }
+}
+
+/// The bias transposed to `[keys, w]`, to base 2.
+#[inline(always)]
+fn pack_bias(bias: HeadBias, queries: Range<usize>, keys: Range<usize>, w: usize, to: &mut [f32]) {
+    use std::f32::consts::LOG2_E;
+    for (to, key) in to.chunks_exact_mut(w).zip(keys) {
+        if bias.stride_q == 0 {
+            to.fill(bias.at(0, key) * LOG2_E);
+        } else {
+            for (to, query) in to.iter_mut().zip(queries.clone()) {
+                *to = bias.at(query, key) * LOG2_E;
+            }
+        }
+    }
+}
+
+/// The results of a tile, divided by the sums and transposed to where they belong. A query with every key masked
+/// gets zeros and a log-sum-exp of -inf, the neutral element of merging.
+#[inline(always)]
+fn unpack_out(from: &[f32], max: &[f32], sum: &[f32], w: usize, queries: Range<usize>, d: usize, to: HeadOut) {
+    let from = &from[..d * w];
+    for (lane, n) in queries.enumerate() {
+        let inverse = if sum[lane] == 0.0 { 0.0 } else { 1.0 / sum[lane] };
+        // SAFETY: the row belongs to this task alone, see `Attend::out`.
+        unsafe {
+            let row = to.out.add(n * to.stride);
+            for (i, x) in from[lane..].iter().step_by(w).enumerate() {
+                row.add(i).write(x * inverse);
+            }
+            to.lse.add(n * to.lse_stride).write(max[lane] * std::f32::consts::LN_2 + sum[lane].ln());
+        }
+    }
+}
+
+/// A block of keys against a tile of queries.
+struct Block<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    p: &'a mut [f32],
+    out: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    d: usize,
+    keys: usize,
+    /// Whether `p` holds a bias.
+    biased: bool,
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn run<V: Lanes, const M: usize, const N: usize>(self) {
+        let Self { q, k, v, p, out, max, sum, d, keys, biased } = self;
+        let w = N * V::N;
+        assert!(q.len() >= d * w && out.len() >= padded(d) * w && max.len() >= w && sum.len() >= w);
+        assert!(keys <= KEYS && k.len() >= KEYS * d && v.len() >= KEYS * padded(d) && p.len() >= KEYS * w);
+        // SAFETY: the lengths just asserted are those that the loops below stay within.
+        unsafe {
+            let mut old_max = [V::splat(0.0); N];
+            for j in 0..N {
+                old_max[j] = V::load(max.as_ptr().add(j * V::N));
+            }
+            let mut new_max = old_max;
+            let p = p.as_mut_ptr();
+            for key in (0..keys).step_by(M) {
+                // The rows after the last key hold older keys, whose scores are dropped.
+                let scores = product::<V, M, N>(k.as_ptr().add(key * d), d, 1, q.as_ptr(), d);
+                for i in 0..M.min(keys - key) {
+                    for j in 0..N {
+                        let at = p.add((key + i) * w + j * V::N);
+                        let score = if biased { scores[i][j] + V::load(at) } else { scores[i][j] };
+                        new_max[j] = new_max[j].max(score);
+                        score.store(at);
+                    }
+                }
+            }
+            let mut block_sum = [V::splat(0.0); N];
+            for key in 0..keys {
+                for j in 0..N {
+                    let at = p.add(key * w + j * V::N);
+                    let weight = exp2(V::load(at) - new_max[j]);
+                    block_sum[j] = block_sum[j] + weight;
+                    weight.store(at);
+                }
+            }
+            let mut rescale = [V::splat(0.0); N];
+            for j in 0..N {
+                rescale[j] = exp2(old_max[j] - new_max[j]);
+                let sum = sum.as_mut_ptr().add(j * V::N);
+                V::load(sum).mul_add(rescale[j], block_sum[j]).store(sum);
+                new_max[j].store(max.as_mut_ptr().add(j * V::N));
+            }
+            for feature in (0..d).step_by(M) {
+                let sums = product::<V, M, N>(v.as_ptr().add(feature), 1, padded(d), p, keys);
+                for i in 0..M {
+                    for j in 0..N {
+                        let at = out.as_mut_ptr().add((feature + i) * w + j * V::N);
+                        V::load(at).mul_add(rescale[j], sums[i][j]).store(at);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `c[i][j] = Σ_t a[i · row + t · step] · b[t][j]`: M numbers times N vectors, `depth` times, summed in registers.
+///
+/// # Safety
+/// `a` is readable at every such place, and `b` at `depth · N` vectors.
+#[inline(always)]
+unsafe fn product<V: Lanes, const M: usize, const N: usize>(
+    a: *const f32,
+    row: usize,
+    step: usize,
+    b: *const f32,
+    depth: usize,
+) -> [[V; N]; M] {
+    let mut c = [[V::splat(0.0); N]; M];
+    for t in 0..depth {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut right = [V::splat(0.0); N];
+            for j in 0..N {
+                right[j] = V::load(b.add((t * N + j) * V::N));
+            }
+            for i in 0..M {
+                let left = V::splat(*a.add(i * row + t * step));
+                for j in 0..N {
+                    c[i][j] = left.mul_add(right[j], c[i][j]);
+                }
+            }
+        }
+    }
+    c
+}

@@ -1,0 +1,144 @@
+//! Tensors as rows of features, wherever the rows lie.
+
+use burn::tensor::{DType, Tensor};
+use burn_flex::{Flex, FlexTensor, Layout};
+use rayon::prelude::*;
+
+use super::strided;
+
+/// How many elements a task takes: few enough for the first-level cache, enough to pay for the task.
+const TASK_LEN: usize = 8192;
+
+/// An f32 tensor whose rows (the last dimension) are slices, though they may lie apart.
+pub(crate) struct Rows {
+    tensor: FlexTensor,
+    /// Sizes and strides of the leading dimensions, with those merged that lie as one.
+    leading: Vec<(usize, isize)>,
+    len: usize,
+}
+
+impl Rows {
+    /// The rows of `tensor`; it is copied only if a row is not a slice.
+    ///
+    /// # Panics
+    /// If `tensor` is not f32 on the CPU backend.
+    pub(crate) fn new<const D: usize>(tensor: Tensor<D>) -> Self {
+        let mut tensor = strided(tensor);
+        if tensor.layout().strides()[D - 1] != 1 && tensor.layout().shape()[D - 1] > 1 {
+            tensor = tensor.to_contiguous();
+        }
+        let (shape, strides) = (tensor.layout().shape(), tensor.layout().strides());
+        let mut leading: Vec<(usize, isize)> = Vec::with_capacity(D);
+        for dim in (0..D - 1).filter(|&dim| shape[dim] != 1) {
+            match leading.last_mut() {
+                Some((size, stride)) if *stride == strides[dim] * shape[dim] as isize => {
+                    (*size, *stride) = (*size * shape[dim], strides[dim]);
+                }
+                _ => leading.push((shape[dim], strides[dim])),
+            }
+        }
+        let len = shape[D - 1];
+        Self { tensor, leading, len }
+    }
+
+    /// How many elements a row has.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The same rows, one after the other.
+    pub(crate) fn into_contiguous(self) -> Self {
+        let leading = vec![(self.count(), self.len as isize)];
+        Self { tensor: self.tensor.to_contiguous(), leading, len: self.len }
+    }
+
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> usize {
+        self.leading.iter().map(|&(size, _)| size).product()
+    }
+
+    /// The distance from row to row, if it is the same everywhere.
+    pub(crate) fn stride(&self) -> Option<isize> {
+        match self.leading[..] {
+            [] => Some(self.len as isize),
+            [(_, stride)] => Some(stride),
+            _ => None,
+        }
+    }
+
+    /// Row number `index`, counting in the order of the leading dimensions.
+    #[inline]
+    pub(crate) fn row(&self, mut index: usize) -> &[f32] {
+        let mut offset = self.tensor.layout().start_offset() as isize;
+        for (dim, &(size, stride)) in self.leading.iter().enumerate().rev() {
+            let at = if dim == 0 { index } else { index % size };
+            index /= size.max(1);
+            offset += at as isize * stride;
+        }
+        &self.tensor.storage::<f32>()[offset as usize..][..self.len]
+    }
+
+    /// Whether the memory can be written without anyone noticing.
+    fn is_exclusive(&self) -> bool {
+        self.tensor.is_unique() && self.tensor.is_contiguous()
+    }
+}
+
+/// A `[b, 1, c]` tensor that goes with a `[b, n, c]` one; `b` may be 1 for all.
+pub(crate) struct PerImage {
+    rows: Rows,
+    shared: bool,
+}
+
+impl PerImage {
+    pub(crate) fn new(tensor: Tensor<3>, [b, _, c]: [usize; 3]) -> Self {
+        let dims = tensor.dims();
+        assert!(dims == [b, 1, c] || dims == [1, 1, c], "{dims:?} instead of [{b}, 1, {c}]");
+        Self { rows: Rows::new(tensor), shared: dims[0] == 1 }
+    }
+
+    pub(crate) fn row(&self, image: usize) -> &[f32] {
+        self.rows.row(if self.shared { 0 } else { image })
+    }
+}
+
+/// `f` applied to groups of whole rows of `x`, in parallel. It is given the number of the first row and the rows
+/// one after the other, which it changes in place.
+///
+/// Works in `x`'s own memory if nobody else holds it, else in a copy made group by group.
+pub(crate) fn map_rows<const D: usize>(x: Tensor<D>, f: impl Fn(usize, &mut [f32]) + Sync) -> Tensor<D> {
+    let shape = x.dims();
+    let mut rows = Rows::new(x);
+    let len = shape.iter().product::<usize>();
+    if len == 0 {
+        return Tensor::from_primitive::<Flex>(rows.tensor);
+    }
+    let group = (TASK_LEN / rows.len).max(1);
+    if rows.is_exclusive() {
+        let start = rows.tensor.layout().start_offset();
+        let data = rows.tensor.try_storage_mut::<f32>().expect("checked by is_exclusive");
+        for_each_chunk(&mut data[start..start + len], group * rows.len, |i, chunk| f(i * group, chunk));
+        return Tensor::from_primitive::<Flex>(rows.tensor);
+    }
+    let mut data = Vec::with_capacity(len);
+    for_each_chunk(&mut data.spare_capacity_mut()[..len], group * rows.len, |i, chunk| {
+        for (j, row) in chunk.chunks_exact_mut(rows.len).enumerate() {
+            row.write_copy_of_slice(rows.row(i * group + j));
+        }
+        // SAFETY: `chunk` consists of whole rows, and each was just written.
+        f(i * group, unsafe { chunk.assume_init_mut() });
+    });
+    // SAFETY: the chunks make up the first `len` elements, and each was written.
+    unsafe { data.set_len(len) };
+    let bytes = burn::tensor::Bytes::from_elems(data);
+    Tensor::from_primitive::<Flex>(FlexTensor::new(bytes, Layout::contiguous(shape.into()), DType::F32))
+}
+
+/// Calls `f` with the number of each chunk and the chunk, in parallel if there is enough to do.
+fn for_each_chunk<T: Send>(data: &mut [T], chunk_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    if data.len() <= 2 * TASK_LEN {
+        data.chunks_mut(chunk_len).enumerate().for_each(|(i, chunk)| f(i, chunk));
+    } else {
+        data.par_chunks_mut(chunk_len).enumerate().for_each(|(i, chunk)| f(i, chunk));
+    }
+}

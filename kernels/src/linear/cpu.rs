@@ -1,0 +1,190 @@
+//! Linear layers on the CPU.
+//!
+//! Many rows go to the `gemm` crate, on the weight as it is stored. Few rows (a timestep, a pooled prompt) would
+//! leave it packing a weight that is used once or twice; they stream it through dot products instead.
+
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::cpu::{
+    Rows,
+    lanes::{Job, Lanes, Level},
+    slice, strided, tensor,
+};
+
+/// The most rows for which streaming the weight wins.
+const FEW: usize = 8;
+
+/// Outputs of a task of the streaming path.
+const OUTPUTS: usize = 32;
+
+/// [`linear`](super::linear) at `level`.
+pub(super) fn linear<const D: usize>(
+    level: Level,
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let mut shape = x.dims();
+    let [c_out, c_in] = weight.dims();
+    assert_eq!(shape[D - 1], c_in, "features of the input that the weight takes");
+    shape[D - 1] = c_out;
+    let mut x = Rows::new(x);
+    if x.stride().is_none() {
+        x = x.into_contiguous();
+    }
+    let bias = bias.map(|bias| {
+        assert_eq!(bias.dims(), [c_out], "a bias for each output");
+        strided(bias).to_contiguous()
+    });
+    let bias = bias.as_ref().map(slice);
+    let weight = strided(weight);
+    let few = x.count() <= FEW && weight.layout().strides()[1] == 1;
+    let y = if few { stream(level, &x, &weight, bias) } else { multiply(&x, &weight, bias) };
+    tensor(y, shape)
+}
+
+/// `x · weightᵀ + bias` by the `gemm` crate.
+fn multiply(x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
+    let (rows, c_in) = (x.count(), x.len());
+    let c_out = weight.layout().shape()[0];
+    let mut y = Vec::with_capacity(rows * c_out);
+    if rows * c_out == 0 {
+        return y;
+    }
+    if let Some(bias) = bias {
+        // The product is added to what is there.
+        y.spare_capacity_mut()[..rows * c_out].par_chunks_exact_mut(c_out).for_each(|row| {
+            row.write_copy_of_slice(bias);
+        });
+    }
+    let (w, w_strides) = (weight.storage::<f32>(), weight.layout().strides());
+    assert!(w_strides.iter().all(|&stride| stride >= 0), "a weight that is not flipped");
+    let w_end = weight.layout().start_offset() as isize
+        + (c_out as isize - 1) * w_strides[0]
+        + (c_in as isize - 1) * w_strides[1];
+    assert!((w_end as usize) < w.len());
+    let x_stride = x.stride().expect("made uniform by the caller");
+    // SAFETY: `y` has room for `rows` rows of `c_out`, and they are initialised where they are read. Rows of `x` are
+    // slices, so all of them from the first to the last lie in its storage. The last element of `w` was checked.
+    unsafe {
+        gemm::gemm(
+            rows,
+            c_out,
+            c_in,
+            y.as_mut_ptr(),
+            1,
+            c_out as isize,
+            bias.is_some(),
+            x.row(0).as_ptr(),
+            1,
+            x_stride,
+            w.as_ptr().add(weight.layout().start_offset()),
+            w_strides[0],
+            w_strides[1],
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::Rayon(0),
+        );
+        y.set_len(rows * c_out);
+    }
+    y
+}
+
+/// `x · weightᵀ + bias` for a few rows: each row of the weight is read from memory once.
+fn stream(level: Level, x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
+    let rows: Vec<&[f32]> = (0..x.count()).map(|row| x.row(row)).collect();
+    let (layout, data) = (weight.layout(), weight.storage::<f32>());
+    let weight_row = |output: usize| {
+        let start = layout.start_offset() as isize + output as isize * layout.strides()[0];
+        &data[start as usize..][..x.len()]
+    };
+    let c_out = layout.shape()[0];
+    // Transposed, so that a task's outputs lie together.
+    let mut columns = vec![0.0; c_out * rows.len()];
+    let task = |(index, columns): (usize, &mut [f32])| {
+        let first = index * OUTPUTS;
+        let weight: Vec<&[f32]> = (first..c_out.min(first + OUTPUTS)).map(weight_row).collect();
+        level.run(Dots { x: &rows, weight: &weight, columns });
+    };
+    let chunk = (OUTPUTS * rows.len()).max(1);
+    if x.len() * c_out < 1 << 16 {
+        columns.chunks_mut(chunk).enumerate().for_each(task);
+    } else {
+        columns.par_chunks_mut(chunk).enumerate().for_each(task);
+    }
+    let add = |row: usize, output: usize| columns[output * rows.len() + row] + bias.map_or(0.0, |b| b[output]);
+    (0..rows.len()).flat_map(|row| (0..c_out).map(move |output| (row, output))).map(|(r, o)| add(r, o)).collect()
+}
+
+/// The dot product of each row of the weight with each row of `x`: `columns[output, row]`.
+struct Dots<'a> {
+    x: &'a [&'a [f32]],
+    weight: &'a [&'a [f32]],
+    columns: &'a mut [f32],
+}
+
+impl Job for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Self { x, weight, columns } = self;
+        let outputs = weight.chunks(4).zip(columns.chunks_mut(4 * x.len()));
+        for (weight, columns) in outputs {
+            let (pairs, single) = x.as_chunks::<2>();
+            match weight.as_array::<4>() {
+                Some(&weight) => {
+                    for (i, &pair) in pairs.iter().enumerate() {
+                        dots::<V, 2, 4>(pair, weight, columns, x.len(), 2 * i);
+                    }
+                    if let &[last] = single {
+                        dots::<V, 1, 4>([last], weight, columns, x.len(), x.len() - 1);
+                    }
+                }
+                None => {
+                    for (&weight, column) in weight.iter().zip(columns.chunks_exact_mut(x.len())) {
+                        for (row, &x) in x.iter().enumerate() {
+                            dots::<V, 1, 1>([x], [weight], column, 1, row);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes `x[r] · weight[o]` to `columns[o, first + r]`, where `columns` has `count` of them for each `o`.
+#[inline(always)]
+fn dots<V: Lanes, const R: usize, const O: usize>(
+    x: [&[f32]; R],
+    weight: [&[f32]; O],
+    columns: &mut [f32],
+    count: usize,
+    first: usize,
+) {
+    let len = x[0].len();
+    assert!(x.iter().chain(&weight).all(|row| row.len() == len));
+    let whole = len / V::N * V::N;
+    let mut sums = [[V::splat(0.0); O]; R];
+    for at in (0..whole).step_by(V::N) {
+        for o in 0..O {
+            // SAFETY: every row has `len` elements, and `at + N ≤ len`.
+            let w = unsafe { V::load(weight[o].as_ptr().add(at)) };
+            for r in 0..R {
+                // SAFETY: as above.
+                sums[r][o] = unsafe { V::load(x[r].as_ptr().add(at)) }.mul_add(w, sums[r][o]);
+            }
+        }
+    }
+    for o in 0..O {
+        for r in 0..R {
+            let (x, w) = (V::load_or(&x[r][whole..], 0.0), V::load_or(&weight[o][whole..], 0.0));
+            columns[o * count + first + r] = x.mul_add(w, sums[r][o]).sum();
+        }
+    }
+}

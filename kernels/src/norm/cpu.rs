@@ -1,0 +1,136 @@
+//! Norms over features on the CPU: each row is read from memory once and finished in the cache.
+
+use burn::tensor::Tensor;
+
+use crate::cpu::{
+    PerImage, Rows,
+    lanes::{Job, Lanes, Level},
+    map_rows,
+};
+
+/// Scale and shift after the norm; what is absent is left out.
+#[derive(Clone, Copy, Default)]
+struct After<'a> {
+    scale: Option<&'a [f32]>,
+    /// Added to `scale`: 1 for the modulation of adaptive layer norm.
+    scale_offset: f32,
+    shift: Option<&'a [f32]>,
+}
+
+pub(super) fn layer_norm<const D: usize>(
+    level: Level,
+    x: Tensor<D>,
+    weight: Option<Tensor<1>>,
+    bias: Option<Tensor<1>>,
+    eps: f64,
+) -> Tensor<D> {
+    norm::<D, true>(level, x, weight, bias, eps)
+}
+
+pub(super) fn rms_norm<const D: usize>(
+    level: Level,
+    x: Tensor<D>,
+    weight: Option<Tensor<1>>,
+    eps: f64,
+) -> Tensor<D> {
+    norm::<D, false>(level, x, weight, None, eps)
+}
+
+fn norm<const D: usize, const CENTRE: bool>(
+    level: Level,
+    x: Tensor<D>,
+    weight: Option<Tensor<1>>,
+    bias: Option<Tensor<1>>,
+    eps: f64,
+) -> Tensor<D> {
+    let len = x.dims()[D - 1];
+    let parameter = |tensor: Tensor<1>| {
+        assert_eq!(tensor.dims(), [len], "a parameter for each feature");
+        Rows::new(tensor)
+    };
+    let (weight, bias) = (weight.map(parameter), bias.map(parameter));
+    let after = After {
+        scale: weight.as_ref().map(|rows| rows.row(0)),
+        scale_offset: 0.0,
+        shift: bias.as_ref().map(|rows| rows.row(0)),
+    };
+    map_rows(x, |_, rows| {
+        for row in rows.chunks_exact_mut(len) {
+            level.run(Norm::<CENTRE> { row, after, eps });
+        }
+    })
+}
+
+pub(super) fn layer_norm_modulate(
+    level: Level,
+    x: Tensor<3>,
+    shift: Tensor<3>,
+    scale: Tensor<3>,
+    eps: f64,
+) -> Tensor<3> {
+    let [_, n, c] = x.dims();
+    let (shift, scale) = (PerImage::new(shift, x.dims()), PerImage::new(scale, x.dims()));
+    map_rows(x, |first, rows| {
+        for (i, row) in rows.chunks_exact_mut(c).enumerate() {
+            let image = (first + i) / n;
+            let (shift, scale) = (Some(shift.row(image)), Some(scale.row(image)));
+            level.run(Norm::<true> { row, after: After { scale, scale_offset: 1.0, shift }, eps });
+        }
+    })
+}
+
+/// One row: layer norm if `CENTRE`, else root-mean-square norm.
+struct Norm<'a, const CENTRE: bool> {
+    row: &'a mut [f32],
+    after: After<'a>,
+    eps: f64,
+}
+
+impl<const CENTRE: bool> Job for Norm<'_, CENTRE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Self { row, after, eps } = self;
+        let count = row.len() as f32;
+        let mean = if CENTRE { deviations::<V>(row, 0.0).0 / count } else { 0.0 };
+        // What rounding took from the mean shows in the deviations, and is taken out of both moments.
+        let (sum, sum_sq) = deviations::<V>(row, mean);
+        let rest = if CENTRE { sum / count } else { 0.0 };
+        let variance = sum_sq / count - rest * rest;
+        let inverse = (1.0 / (f64::from(variance) + eps).sqrt()) as f32;
+        let (mean, inverse, shift) = (V::splat(mean), V::splat(inverse), V::splat(-rest * inverse));
+        let offset = V::splat(after.scale_offset);
+        for at in (0..row.len()).step_by(V::N) {
+            let x = &mut row[at..];
+            let mut y = (V::load_or(x, 0.0) - mean).mul_add(inverse, shift);
+            y = match (after.scale, after.shift) {
+                (Some(scale), Some(shift)) => {
+                    y.mul_add(V::load_or(&scale[at..], 0.0) + offset, V::load_or(&shift[at..], 0.0))
+                }
+                (Some(scale), None) => y * (V::load_or(&scale[at..], 0.0) + offset),
+                (None, Some(shift)) => y + V::load_or(&shift[at..], 0.0),
+                (None, None) => y,
+            };
+            y.store_some(x);
+        }
+    }
+}
+
+/// Σ (x - centre) and Σ (x - centre)². Many short sums, for accuracy and because they overlap.
+#[inline(always)]
+fn deviations<V: Lanes>(row: &[f32], centre: f32) -> (f32, f32) {
+    const SUMS: usize = 4;
+    let (mut sums, mut squares) = ([V::splat(0.0); SUMS], [V::splat(0.0); SUMS]);
+    for block in (0..row.len()).step_by(SUMS * V::N) {
+        for i in 0..SUMS {
+            let at = (block + i * V::N).min(row.len());
+            let x = V::load_or(&row[at..], centre) - V::splat(centre);
+            sums[i] = sums[i] + x;
+            squares[i] = x.mul_add(x, squares[i]);
+        }
+    }
+    let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    let square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    (sum.sum(), square.sum())
+}
