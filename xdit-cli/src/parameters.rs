@@ -47,6 +47,12 @@ pub struct Settings {
     pub vae_tiling: bool,
     /// The file it started from, in place of noise.
     pub init_latents: Option<String>,
+    /// Patches that followed each other through the pipeline, if the picture shows it.
+    #[serde(default)]
+    pub num_pipeline_patch: Option<usize>,
+    /// Synchronous steps before that.
+    #[serde(default)]
+    pub warmup_steps: Option<usize>,
     /// The version of this program.
     pub version: String,
 }

@@ -38,7 +38,7 @@ impl Job {
     /// # Errors
     /// If an option makes no sense, a file cannot be read, or an output cannot be written.
     pub fn resolve(args: &GenerateArgs) -> Result<Self> {
-        let parallel = parallel::parallel(&args.parallel)?;
+        let mut parallel = parallel::parallel(&args.parallel)?;
         let device = device(&args.device)?;
         let stored = args.from.as_deref().map(read_parameters).transpose()?;
         let prompts = prompts::prompts(args, stored.as_ref())?;
@@ -56,6 +56,11 @@ impl Job {
             .hint("give them with `--init-latents`"));
         }
         let old = settings.as_ref();
+        // They change the picture, unlike the mesh: one rank makes it again.
+        parallel.patches = parallel.patches.or(old.and_then(|s| s.num_pipeline_patch));
+        if let (None, Some(steps)) = (args.parallel.warmup_steps, old.and_then(|s| s.warmup_steps)) {
+            parallel.warmup_steps = steps;
+        }
         let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_default();
         // Revision and variant belong to a model: another model does not inherit them.
         let same_model = old.filter(|_| args.model.is_none());
@@ -117,6 +122,8 @@ impl Job {
 
     /// What all pictures share, with the model's defaults filled in.
     pub fn settings(&self, resolved: &Resolved) -> Settings {
+        let plan = &resolved.plan;
+        let stale = plan.synchronous_steps < plan.steps;
         Settings {
             model: self.model.clone(),
             revision: self.revision.clone(),
@@ -132,6 +139,8 @@ impl Job {
             use_resolution_binning: self.request.use_resolution_binning,
             vae_tiling: self.request.vae_tiling,
             init_latents: self.init_latents.as_ref().map(|path| path.display().to_string()),
+            num_pipeline_patch: stale.then_some(plan.patches.len()),
+            warmup_steps: stale.then_some(plan.synchronous_steps),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

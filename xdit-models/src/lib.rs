@@ -46,7 +46,7 @@ pub const MODELS: &[Model] = &[
 /// let request = Request { seed: 7, num_inference_steps: Some(14), ..Request::new("a small cactus") };
 /// let generated = pipeline.generate(&request, &mut ())?;
 /// println!("{:?}, {} pixels", generated.latents.dims(), generated.pictures[0].rgb.len() / 3);
-/// # xdit_core::Result::Ok(())
+/// # Ok::<(), xdit_core::Error>(())
 /// ```
 ///
 /// # Errors

@@ -142,7 +142,7 @@ pub struct PixArt {
 }
 
 impl PixArt {
-    /// How the layers are cut between ranks that share them: by heads, and by features of the feed-forward.
+    /// How the layers are cut where several devices share them: by heads, and by features of the feed-forward.
     pub fn placements(config: &PixArtConfig) -> Vec<(&'static str, Placement)> {
         let unit = config.spec.head_dim;
         let mut placements = vec![

@@ -123,9 +123,9 @@ pub struct ParallelArgs {
     /// Patches that go through the stages; as many as stages unless given.
     #[arg(long, value_name = "PATCHES")]
     pub num_pipeline_patch: Option<usize>,
-    /// Synchronous steps before stages work on patches.
-    #[arg(long, value_name = "STEPS", default_value_t = 1)]
-    pub warmup_steps: usize,
+    /// Synchronous steps before stages work on patches; 1 unless given.
+    #[arg(long, value_name = "STEPS")]
+    pub warmup_steps: Option<usize>,
     /// Blocks of each stage, such as `10 9 9`.
     #[arg(long, value_name = "BLOCKS", num_args = 1.., value_delimiter = ',')]
     pub attn_layer_num_for_pp: Vec<usize>,

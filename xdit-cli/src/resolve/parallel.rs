@@ -48,7 +48,7 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
     Ok(ParallelConfig {
         mesh,
         patches: args.num_pipeline_patch,
-        warmup_steps: args.warmup_steps,
+        warmup_steps: args.warmup_steps.unwrap_or(1),
         stage_blocks: (!args.attn_layer_num_for_pp.is_empty()).then(|| args.attn_layer_num_for_pp.clone()),
     })
 }

@@ -127,32 +127,23 @@ fn devices() {
 }
 
 #[test]
-fn more_than_one_rank() {
+fn plans_that_cannot_be() {
     let workspace = Workspace::with_demo();
-    insta::assert_snapshot!(error(&workspace, &["--pipefusion_parallel_degree", "2"]), @r"
-    2
-    error: `--pipefusion-parallel-degree 2` is not available in this version
-    hint: this version runs on one rank: leave the options of parallelism out
-    ");
-    let others: [&[&str]; 11] = [
-        &["--data-parallel-degree", "2"],
-        &["--ulysses-degree", "2"],
-        &["--ring-degree", "3"],
-        &["--tensor-parallel-degree", "2"],
-        &["--num-pipeline-patch", "4"],
-        &["--attn-layer-num-for-pp", "10", "18"],
-        &["--split-scheme", "column"],
-        &["--use-cfg-parallel"],
-        &["--use-split-batch"],
-        &["--use-parallel-vae"],
-        &["--distrifusion"],
-    ];
-    for option in others {
-        let error = error(&workspace, option);
-        assert!(
-            error.starts_with("2\nerror: `--") && error.contains("is not available in this version"),
-            "{error}"
-        );
+    for (options, expected) in [
+        (&["--ulysses-degree", "64"][..], "ulysses × tensor degree `64` is more than the model's"),
+        (&["--pipefusion-parallel-degree", "9"], "pipeline degree `9` is more than the model's"),
+        (&["--data-parallel-degree", "2"], "data-parallel degree `2` for 1 pictures leaves ranks idle"),
+        (&["--use-cfg-parallel", "--guidance-scale", "1"], "but guidance is off"),
+        (&["--pipefusion-parallel-degree", "2", "--attn-layer-num-for-pp", "10", "18"], "blocks of the stages"),
+        (&["--num-pipeline-patch", "0"], "`0` pipeline patches"),
+        (&["--ring-degree", "100000000000"], "ranks are more than"),
+        (&["--split-scheme", "column"], "`--split-scheme column` is not available"),
+        (&["--use-parallel-vae", "--ring-degree", "2"], "`--use-parallel-vae` is not available in this version"),
+        (&["--distrifusion"], "`--distrifusion` is not available in this version"),
+    ] {
+        let error = error(&workspace, options);
+        assert!(error.starts_with("2\nerror: ") && error.contains(expected), "{options:?}: {error}");
+        assert!(error.contains("\nhint: "), "{options:?}: {error}");
     }
     insta::assert_snapshot!(error(&workspace, &["--ring-degree", "0"]), @r"
     2

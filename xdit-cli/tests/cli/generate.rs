@@ -201,3 +201,27 @@ fn one_rank_is_what_there_is_anyway() {
     ];
     workspace.generate(&[&one[..], &["--prompt", "a"]].concat());
 }
+
+#[test]
+fn many_ranks_make_the_picture_of_one() {
+    let workspace = Workspace::with_demo();
+    let run = |name: &str, options: &[&str]| {
+        let output = format!("{name}.png");
+        workspace.generate(&[&["--prompt", "a small cactus", "--output", &output], options].concat());
+        pixels(&workspace.path(&output))
+    };
+    let near = |a: &(u32, u32, Vec<u8>), b: &(u32, u32, Vec<u8>)| {
+        a.2.len() == b.2.len() && a.2.iter().zip(&b.2).all(|(a, b)| a.abs_diff(*b) <= 1)
+    };
+    let one = run("one", &[]);
+    let exact = ["--ulysses_degree", "2", "--ring_degree", "2", "--use_cfg_parallel", "--num_pipeline_patch", "1"];
+    assert!(near(&one, &run("exact", &exact)));
+
+    let hybrid = ["--pipefusion_parallel_degree", "2", "--ulysses_degree", "2", "--use_cfg_parallel"];
+    let hybrid = run("hybrid", &[&hybrid[..], &["--warmup_steps", "0"]].concat());
+    assert!(!near(&one, &hybrid), "keys of an earlier step show");
+    let oracle = run("oracle", &["--num_pipeline_patch", "2", "--warmup_steps", "0"]);
+    assert!(near(&hybrid, &oracle), "the mesh does not");
+    workspace.ok(&["generate", "--from", "hybrid.png", "--output", "again.png", "--quiet"]);
+    assert!(near(&hybrid, &pixels(&workspace.path("again.png"))), "nor does replaying on one rank");
+}
