@@ -54,7 +54,7 @@ def xdit_command(xdit: Path, args: argparse.Namespace, reference: dict) -> list:
 
 def build() -> Path:
     """Builds the program; its path."""
-    command = ["cargo", "build", "--release", "--package", "xdit-cli", "--message-format", "json"]
+    command = ["cargo", "build", "--release", "--package", "xdit-cli", "--message-format", "json-render-diagnostics"]
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     messages = [json.loads(line) for line in output.splitlines() if line.startswith(b"{")]
     return Path([message["executable"] for message in messages if message.get("executable")][-1])

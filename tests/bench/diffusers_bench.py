@@ -107,7 +107,7 @@ def main() -> None:
     print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}))
     if args.save:
         picture = torch.from_numpy((image * 255).round().astype("uint8"))
-        save_file({"latents": latents[-1].clone(), "image": picture}, args.save)
+        save_file({"latents": latents[-1].contiguous(), "image": picture.contiguous()}, args.save)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ fn files() -> Vec<File> {
             let hidden = name.starts_with('.') && name != ".ci" && name != ".cargo";
             if path.is_dir() && !hidden && !["target", "__pycache__"].contains(&name) {
                 walk(&path, found);
-            } else if path.is_file() && (is_text(name) || dir.ends_with(".ci")) {
+            } else if path.is_file() && (is_text(name) || dir.file_name().is_some_and(|dir| dir == ".ci")) {
                 found.push(path);
             }
         }
