@@ -1,6 +1,6 @@
 """Times diffusers and xdit on one checkpoint, in turns, and prints the ratios.
 
-    python compare.py [--rounds 3] [--threads 2] [--steps 4] [--size 1024] [--folder FOLDER]
+    python compare.py [--rounds 3] [--threads 2] [--steps 4] [--size 1024] [--folder FOLDER] [--xdit FILE]
 
 Both run with the same prompt, seed, steps, size and threads, each in a process of its own that nothing else shares.
 Figures are medians over the rounds; memory and the time of a whole process are measured from outside, alike for both.
@@ -67,9 +67,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--size", type=int, default=1024, help="height and width in pixels")
+    parser.add_argument("--xdit", type=Path, help="the program, if it is built already")
     args = parser.parse_args()
 
-    xdit = build()
+    xdit = args.xdit or build()
     if not args.folder.exists():
         subprocess.run([sys.executable, HERE / "make_bench_checkpoint.py", args.folder], check=True)
     threads = {name: str(args.threads) for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]}
