@@ -49,7 +49,8 @@ fn convolutions(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(name);
         group.sample_size(10);
         type Function = fn(&Conv2d, Tensor<4>, Option<&Affine>, Option<Tensor<4>>) -> Tensor<4>;
-        for (which, function) in [("fast", conv2d as Function), ("reference", reference::conv2d as Function)] {
+        for (which, function) in [("fast", conv2d as Function), ("reference", reference::conv2d as Function)]
+        {
             group.bench_function(which, |bencher| {
                 bencher.iter_batched(
                     || around.then(|| random([1, c_out, size, size])),
@@ -75,7 +76,11 @@ fn group_norm(criterion: &mut Criterion) {
         bencher.iter_batched(|| random(shape), |x| norm_act(x, &affine, true), BatchSize::PerIteration);
     });
     group.bench_function("silu/reference", |bencher| {
-        bencher.iter_batched(|| random(shape), |x| reference::norm_act(x, &affine, true), BatchSize::PerIteration);
+        bencher.iter_batched(
+            || random(shape),
+            |x| reference::norm_act(x, &affine, true),
+            BatchSize::PerIteration,
+        );
     });
 }
 

@@ -8,8 +8,8 @@ use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use xdit_kernels::{
-    Activation, activate, attention_lse, gated_activate, gated_residual, layer_norm, layer_norm_modulate, linear,
-    merge_lse, reference, rms_norm,
+    Activation, activate, attention_lse, gated_activate, gated_residual, layer_norm, layer_norm_modulate,
+    linear, merge_lse, reference, rms_norm,
 };
 
 const HEADS: usize = 16;
@@ -40,7 +40,9 @@ fn compare<I, O>(
     group.sample_size(10).warm_up_time(std::time::Duration::from_millis(200));
     group.measurement_time(std::time::Duration::from_secs(1));
     group.bench_function("fast", |bencher| bencher.iter_batched(&input, &fast, BatchSize::PerIteration));
-    group.bench_function("reference", |bencher| bencher.iter_batched(&input, &reference, BatchSize::PerIteration));
+    group.bench_function("reference", |bencher| {
+        bencher.iter_batched(&input, &reference, BatchSize::PerIteration)
+    });
 }
 
 fn attention(criterion: &mut Criterion) {

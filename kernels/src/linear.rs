@@ -20,7 +20,11 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
 }
 
 /// [`linear`] in plain tensor operations.
-pub fn reference_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+pub fn reference_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
     let mut shape = x.dims();
     let [c_out, c_in] = weight.dims();
     let rows = shape[..D - 1].iter().product::<usize>();

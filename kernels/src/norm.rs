@@ -64,7 +64,12 @@ pub fn reference_layer_norm(
 }
 
 /// [`layer_norm_modulate`] in plain tensor operations.
-pub fn reference_layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps: f64) -> Tensor<3> {
+pub fn reference_layer_norm_modulate(
+    x: Tensor<3>,
+    shift: Tensor<3>,
+    scale: Tensor<3>,
+    eps: f64,
+) -> Tensor<3> {
     reference_layer_norm(x, None, None, eps) * scale.add_scalar(1.0) + shift
 }
 

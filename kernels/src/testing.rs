@@ -11,7 +11,8 @@ pub(crate) fn normal(seed: u64, len: usize) -> Vec<f32> {
         state ^= state << 17;
         (state >> 11) as f64 / (1u64 << 53) as f64
     };
-    let mut next = || ((-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32;
+    let mut next =
+        || ((-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32;
     (0..len).map(|_| next()).collect()
 }
 

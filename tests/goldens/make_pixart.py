@@ -17,8 +17,6 @@ import transformers
 
 import checkpoints
 import pipeline_cases
-import randn_cases
-import scheduler_cases
 import text_cases
 import tiling_cases
 
@@ -39,8 +37,6 @@ def main() -> None:
     pipeline_cases.write_all(root)
     text_cases.write_all(root)
     tiling_cases.write_all(root)
-    scheduler_cases.write_all(root)
-    randn_cases.write_all(root)
 
 
 if __name__ == "__main__":

@@ -31,15 +31,19 @@ impl Case {
 
     /// The case whose two files are `stem` with `.json` and `.safetensors`.
     pub fn open(stem: &Path) -> Self {
-        let file = |extension: &str| stem.with_file_name(format!("{}.{extension}", stem.file_name().unwrap().to_str().unwrap()));
-        let read = |extension| std::fs::read(file(extension)).unwrap_or_else(|e| panic!("{}: {e}", stem.display()));
+        let file = |extension: &str| {
+            stem.with_file_name(format!("{}.{extension}", stem.file_name().unwrap().to_str().unwrap()))
+        };
+        let read =
+            |extension| std::fs::read(file(extension)).unwrap_or_else(|e| panic!("{}: {e}", stem.display()));
         Self { json: serde_json::from_slice(&read("json")).unwrap(), bytes: read("safetensors") }
     }
 
     /// The recorded tensor `name` of an f32 tensor.
     pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
         let (shape, data) = self.f32(name);
-        let shape: [usize; D] = shape.try_into().unwrap_or_else(|shape| panic!("`{name}` has shape {shape:?}"));
+        let shape: [usize; D] =
+            shape.try_into().unwrap_or_else(|shape| panic!("`{name}` has shape {shape:?}"));
         Tensor::from_data(TensorData::new(data, shape), (&device(), DType::F32))
     }
 

@@ -128,8 +128,13 @@ fn transformer_with_padding_and_mask() {
 fn autoencoder() {
     for name in CASES {
         let case = Case::load(name);
-        let (_, vae) =
-            component(&case, "vae", "diffusion_pytorch_model", AutoencoderKlConfig::read, AutoencoderKl::load);
+        let (_, vae) = component(
+            &case,
+            "vae",
+            "diffusion_pytorch_model",
+            AutoencoderKlConfig::read,
+            AutoencoderKl::load,
+        );
         let decoded = vae.decode_scaled(case.tensor("latents"));
         assert_close(&format!("{name}: decode"), &decoded, &case.tensor("vae.decoded"), TOLERANCE);
         let moments = vae.encode(case.tensor("vae.pixels"));
@@ -148,5 +153,8 @@ fn tiled_decoding() {
     let decoded = tiling.decode(z.clone(), |tile| vae.decode(tile));
     assert_close("tiled", &decoded, &case.tensor("decoded"), TOLERANCE);
     let at_once = vae.decode(z);
-    assert!(relative_l2(&at_once, &decoded) > 1e-3, "tiling changes the picture: the test would see it missing");
+    assert!(
+        relative_l2(&at_once, &decoded) > 1e-3,
+        "tiling changes the picture: the test would see it missing"
+    );
 }

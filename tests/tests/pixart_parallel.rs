@@ -109,7 +109,7 @@ fn exact_methods_equal_serial() {
 fn pipefusion_depends_on_patches_and_warmup_only() {
     let mut pipeline = open(&goldens().join("pixart-alpha-256"));
     let with = |mesh, patches, warmup_steps| Request {
-        parallel: ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks: None },
+        parallel: ParallelConfig { mesh, patches: Some(patches), warmup_steps, ..ParallelConfig::default() },
         ..request()
     };
     let serial = latents(&mut *pipeline, &request());
@@ -133,9 +133,64 @@ fn pipefusion_depends_on_patches_and_warmup_only() {
 fn pipefusion_with_all_steps_synchronous_equals_serial() {
     let mut pipeline = open(&goldens().join("pixart-alpha-256"));
     let serial = latents(&mut *pipeline, &request());
-    let parallel =
-        ParallelConfig { mesh: mesh(&[(Pp, 2)]), patches: Some(4), warmup_steps: 9, stage_blocks: Some(vec![1, 3]) };
+    let parallel = ParallelConfig {
+        mesh: mesh(&[(Pp, 2)]),
+        patches: Some(4),
+        warmup_steps: 9,
+        stage_blocks: Some(vec![1, 3]),
+        ..ParallelConfig::default()
+    };
     assert_close("pp 2", &latents(&mut *pipeline, &Request { parallel, ..request() }), &serial, TOLERANCE);
+}
+
+/// DistriFusion on the ring axis, against one rank that runs as many patches.
+#[test]
+fn distrifusion_equals_one_rank_with_its_patches() {
+    let mut pipeline = open(&goldens().join("pixart-alpha-256"));
+    let serial = latents(&mut *pipeline, &request());
+    for (ranks, warmup_steps) in [(2, 0), (2, 1), (3, 0), (5, 1)] {
+        let with = |mesh, patches| Request {
+            parallel: ParallelConfig {
+                mesh,
+                patches: Some(patches),
+                warmup_steps,
+                distrifusion: true,
+                ..ParallelConfig::default()
+            },
+            ..request()
+        };
+        let oracle = latents(&mut *pipeline, &with(Mesh::default(), ranks));
+        let stale = relative_l2(&oracle, &serial);
+        println!("{ranks} strips, {warmup_steps} warm-up steps: {stale:.1e} from serial");
+        assert!(stale > 1e-4, "keys of the step before must show");
+        let fusion = Request {
+            parallel: ParallelConfig { patches: Some(ranks), warmup_steps, ..ParallelConfig::default() },
+            ..request()
+        };
+        let pipefusion = latents(&mut *pipeline, &fusion);
+        assert!(relative_l2(&oracle, &pipefusion) > 1e-4, "they are not PipeFusion's");
+        for others in
+            [vec![], vec![(Ulysses, 2)], vec![(Cfg, 2)], vec![(Tp, 2)], vec![(Cfg, 2), (Ulysses, 2)]]
+        {
+            let mesh = mesh(&others).with(Ring, ranks);
+            let actual = latents(&mut *pipeline, &with(mesh, 1));
+            assert_close(&format!("{mesh}, W = {warmup_steps}"), &actual, &oracle, TOLERANCE);
+        }
+    }
+}
+
+/// All steps of DistriFusion synchronous.
+#[test]
+fn distrifusion_with_all_steps_synchronous_equals_serial() {
+    let mut pipeline = open(&goldens().join("pixart-alpha-256"));
+    let serial = latents(&mut *pipeline, &request());
+    let parallel = ParallelConfig {
+        mesh: mesh(&[(Ring, 3)]),
+        warmup_steps: 9,
+        distrifusion: true,
+        ..ParallelConfig::default()
+    };
+    assert_close("ring 3", &latents(&mut *pipeline, &Request { parallel, ..request() }), &serial, TOLERANCE);
 }
 
 /// What the real xDiT computes, where it is right.

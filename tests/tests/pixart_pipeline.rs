@@ -81,7 +81,8 @@ fn every_recorded_call() {
         };
         let mut pipeline = xdit_models::open(&checkpoint(&case, scratch.path()), &options)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let made = pipeline.generate(&request(&case), &mut ()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let made =
+            pipeline.generate(&request(&case), &mut ()).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_close(&name, &made.latents, &case.tensor("latents"), TOLERANCE);
         let expected = case.integers("image");
         let actual: Vec<i64> =

@@ -36,6 +36,8 @@ Examples:
 pub enum Command {
     /// Generate pictures from prompts.
     Generate(Box<GenerateArgs>),
+    /// Show which rank would do what for `xdit generate` with the same options, without loading anything.
+    Plan(Box<GenerateArgs>),
     /// Show what a checkpoint consists of and the memory it needs.
     Inspect(InspectArgs),
     /// Write a small checkpoint with random weights, to try the program without a download.

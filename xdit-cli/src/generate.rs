@@ -60,6 +60,18 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
 }
 
+/// Carries `xdit plan` out: checks everything as a run would, and shows who would do what.
+///
+/// # Errors
+/// If the run could not be carried out.
+pub fn plan(args: &GenerateArgs) -> Result<()> {
+    let job = Job::resolve(args)?;
+    let mut progress = Progress::new(job.request.images(), args.quiet);
+    let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
+    let resolved = xdit_models::open(&folder, &job.load)?.resolve(&job.request)?;
+    print(&resolved.plan.to_string())
+}
+
 /// The bytes of each file.
 fn contents(output_type: OutputType, generated: &Generated, parameters: &[Parameters]) -> Vec<Vec<u8>> {
     match output_type {

@@ -50,9 +50,12 @@ pub struct Settings {
     /// Patches that followed each other through the pipeline, if the picture shows it.
     #[serde(default)]
     pub num_pipeline_patch: Option<usize>,
-    /// Synchronous steps before that.
+    /// Steps of warm-up before that.
     #[serde(default)]
     pub warmup_steps: Option<usize>,
+    /// Whether the patches were those of DistriFusion.
+    #[serde(default)]
+    pub distrifusion: bool,
     /// The version of this program.
     pub version: String,
 }

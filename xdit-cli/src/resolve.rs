@@ -61,6 +61,7 @@ impl Job {
         if let (None, Some(steps)) = (args.parallel.warmup_steps, old.and_then(|s| s.warmup_steps)) {
             parallel.warmup_steps = steps;
         }
+        parallel.distrifusion |= old.is_some_and(|s| s.distrifusion);
         let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_default();
         // Revision and variant belong to a model: another model does not inherit them.
         let same_model = old.filter(|_| args.model.is_none());
@@ -139,8 +140,9 @@ impl Job {
             use_resolution_binning: self.request.use_resolution_binning,
             vae_tiling: self.request.vae_tiling,
             init_latents: self.init_latents.as_ref().map(|path| path.display().to_string()),
-            num_pipeline_patch: stale.then_some(plan.patches.len()),
-            warmup_steps: stale.then_some(plan.synchronous_steps),
+            num_pipeline_patch: stale.then_some(plan.stale_patches()),
+            warmup_steps: stale.then_some(self.request.parallel.warmup_steps),
+            distrifusion: stale && plan.distrifusion,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -65,8 +65,7 @@ impl Attention for Local {
         };
         let (n_text, n_image) = (text.q.dims()[1], image.q.dims()[1]);
         let join = |text, image| Tensor::cat(vec![text, image], 1);
-        let out =
-            attention(join(text.q, image.q), join(text.k, image.k), join(text.v, image.v), None, scale);
+        let out = attention(join(text.q, image.q), join(text.k, image.k), join(text.v, image.v), None, scale);
         (out.clone().narrow(1, n_text, n_image), Some(out.narrow(1, 0, n_text)))
     }
 }

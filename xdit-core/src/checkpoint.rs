@@ -174,7 +174,10 @@ fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
     if handle.metadata().map_err(open)?.len() == 0 {
         return Err(Error::failure(format!("`{}` is empty", path.display())).hint("download the file again"));
     }
-    #[expect(unsafe_code, reason = "mapping a file has no safe form; it is what makes loading by the slice cheap")]
+    #[expect(
+        unsafe_code,
+        reason = "mapping a file has no safe form; it is what makes loading by the slice cheap"
+    )]
     // SAFETY: the mapping is private and read-only. Should another process truncate the file while it is mapped,
     // a read faults and ends this process; that is the accepted price of a mapping, as in every safetensors reader.
     let map = unsafe { memmap2::Mmap::map(&handle) }.map_err(open)?;

@@ -65,8 +65,14 @@ impl Config {
         match self.options.remove(name) {
             Some(value) if !value.is_null() && !supported.contains(&value) => {
                 let list: Vec<_> = supported.iter().map(|value| format!("`{value}`")).collect();
-                Err(Error::failure(format!("option `{name}` = `{value}` in `{}` is not supported", self.path.display()))
-                    .hint(format!("supported: {}", if list.is_empty() { "none".into() } else { list.join(", ") })))
+                Err(Error::failure(format!(
+                    "option `{name}` = `{value}` in `{}` is not supported",
+                    self.path.display()
+                ))
+                .hint(format!(
+                    "supported: {}",
+                    if list.is_empty() { "none".into() } else { list.join(", ") }
+                )))
             }
             _ => Ok(()),
         }

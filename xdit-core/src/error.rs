@@ -36,6 +36,12 @@ impl Error {
         Self { kind: ErrorKind::Failure, message: message.into(), hint: None }
     }
 
+    /// The same error, met while carrying a request out: what was asked for is not to blame.
+    #[must_use]
+    pub fn into_failure(self) -> Self {
+        Self { kind: ErrorKind::Failure, ..self }
+    }
+
     /// Adds the way out.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -17,7 +17,8 @@ pub struct Positions {
 impl Positions {
     /// All tokens of an image of `rows` × `columns` tokens, row by row.
     pub fn grid(rows: usize, columns: usize) -> Self {
-        let ids = (0..rows as u32).flat_map(|row| (0..columns as u32).map(move |column| [row, column])).collect();
+        let ids =
+            (0..rows as u32).flat_map(|row| (0..columns as u32).map(move |column| [row, column])).collect();
         Self { grid: [rows, columns], ids }
     }
 
@@ -62,10 +63,11 @@ impl Tokens {
 pub fn pack(latents: Tensor<4>, patch: usize) -> Tokens {
     let [b, c, height, width] = latents.dims();
     let (rows, columns) = (height / patch, width / patch);
-    let x = latents
-        .reshape([b, c, rows, patch, columns, patch])
-        .permute([0, 2, 4, 1, 3, 5])
-        .reshape([b, rows * columns, c * patch * patch]);
+    let x = latents.reshape([b, c, rows, patch, columns, patch]).permute([0, 2, 4, 1, 3, 5]).reshape([
+        b,
+        rows * columns,
+        c * patch * patch,
+    ]);
     Tokens { x, positions: Positions::grid(rows, columns) }
 }
 
@@ -78,9 +80,10 @@ pub fn unpack(tokens: Tokens, patch: usize) -> Tensor<4> {
     let [rows, columns] = tokens.positions.extent();
     assert_eq!(n, rows * columns, "unpacking needs all tokens of the image");
     let c = features / (patch * patch);
-    tokens
-        .x
-        .reshape([b, rows, columns, c, patch, patch])
-        .permute([0, 3, 1, 4, 2, 5])
-        .reshape([b, c, rows * patch, columns * patch])
+    tokens.x.reshape([b, rows, columns, c, patch, patch]).permute([0, 3, 1, 4, 2, 5]).reshape([
+        b,
+        c,
+        rows * patch,
+        columns * patch,
+    ])
 }

@@ -108,7 +108,12 @@ impl Weights {
 
     /// Some rows (of the first dimension) of the tensor called `name`, which must have exactly this shape. Only
     /// they are read.
-    fn rows<const D: usize>(&self, name: &str, mut shape: [usize; D], rows: Range<usize>) -> Result<Tensor<D>> {
+    fn rows<const D: usize>(
+        &self,
+        name: &str,
+        mut shape: [usize; D],
+        rows: Range<usize>,
+    ) -> Result<Tensor<D>> {
         let entry = self.entry(name, &shape)?;
         let Source { device, dtype, check_only, .. } = &*self.source;
         let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);

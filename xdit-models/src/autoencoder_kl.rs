@@ -111,7 +111,10 @@ impl AutoencoderKl {
         let this = Self {
             encoder: Encoder::load(config, &weights.at("encoder"))?,
             quant_conv: config.use_quant_conv.then(|| pointwise("quant_conv", 2 * z)).transpose()?,
-            post_quant_conv: config.use_post_quant_conv.then(|| pointwise("post_quant_conv", z)).transpose()?,
+            post_quant_conv: config
+                .use_post_quant_conv
+                .then(|| pointwise("post_quant_conv", z))
+                .transpose()?,
             decoder: Decoder::load(config, &weights.at("decoder"))?,
             config: config.clone(),
         };
@@ -362,7 +365,8 @@ impl PixelAttention {
         let normed = norm_act(x.clone(), &self.group_norm.affine(&x), false);
         let tokens = normed.reshape([b, c, rows * cols]).swap_dims(1, 2);
         let head = |x: Tensor<3>| x.unsqueeze_dim::<4>(2);
-        let (q, k, v) = (self.q.forward(tokens.clone()), self.k.forward(tokens.clone()), self.v.forward(tokens));
+        let (q, k, v) =
+            (self.q.forward(tokens.clone()), self.k.forward(tokens.clone()), self.v.forward(tokens));
         let y = attention(head(q), head(k), head(v), None, 1.0 / (c as f32).sqrt());
         let y = self.out.forward(y.squeeze_dim::<3>(2));
         x + y.swap_dims(1, 2).reshape([b, c, rows, cols])

@@ -50,7 +50,9 @@ impl ModelIndex {
     /// If it is absent or of another class.
     pub fn folder(&self, name: &str, classes: &[&str]) -> Result<PathBuf> {
         let index = self.dir.join("model_index.json");
-        let supported = || format!("supported: {}", classes.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "));
+        let supported = || {
+            format!("supported: {}", classes.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "))
+        };
         match self.components.get(name) {
             Some(class) if classes.contains(&class.as_str()) => Ok(self.dir.join(name)),
             Some(class) => Err(Error::failure(format!(
@@ -58,7 +60,10 @@ impl ModelIndex {
                 index.display()
             ))
             .hint(supported())),
-            None => Err(Error::failure(format!("`{}` has no component `{name}`", index.display())).hint(supported())),
+            None => {
+                Err(Error::failure(format!("`{}` has no component `{name}`", index.display()))
+                    .hint(supported()))
+            }
         }
     }
 }

@@ -244,9 +244,20 @@ impl Transformer for PixArt {
         Hidden { image: latents.with(x), text: None }
     }
 
-    fn block(&self, index: usize, hidden: Hidden, context: &Context, attention: &mut dyn Attention) -> Hidden {
+    fn block(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        context: &Context,
+        attention: &mut dyn Attention,
+    ) -> Hidden {
         let Hidden { image: Tokens { x, positions }, text } = hidden;
-        let x = self.blocks[index - self.first_block].forward(Site { block: index, layer: 0 }, x, context, attention);
+        let x = self.blocks[index - self.first_block].forward(
+            Site { block: index, layer: 0 },
+            x,
+            context,
+            attention,
+        );
         Hidden { image: Tokens { x, positions }, text }
     }
 
@@ -284,7 +295,13 @@ impl Block {
         })
     }
 
-    fn forward(&self, site: Site, x: Tensor<3>, context: &Context, attention: &mut dyn Attention) -> Tensor<3> {
+    fn forward(
+        &self,
+        site: Site,
+        x: Tensor<3>,
+        context: &Context,
+        attention: &mut dyn Attention,
+    ) -> Tensor<3> {
         let heads = self.heads;
         let [shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff] =
             rows(self.scale_shift_table.clone() + context.modulation.clone());

@@ -23,6 +23,9 @@ use crate::resolution::nearest_size;
 use crate::t5::{T5Config, T5Encoder};
 use crate::tokenizer::T5Tokenizer;
 
+/// Steps of the noise scheduler where none are asked for.
+const DEFAULT_STEPS: usize = 20;
+
 /// Pixels of the longest side that is accepted.
 const MAX_SIDE: usize = 16_384;
 
@@ -58,11 +61,11 @@ impl PixArtPipeline {
     }
 
     fn open(index: &ModelIndex, options: &LoadOptions, default_sequence_length: usize) -> Result<Self> {
-        let schedulers =
-            ["DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler"];
+        let schedulers = ["DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler"];
         let scheduler_config =
             read_json(&index.folder("scheduler", &schedulers)?.join("scheduler_config.json"))?;
-        scheduler(&scheduler_config, 20)?;
+        // Whatever is wrong with it, the checkpoint is to blame.
+        scheduler(&scheduler_config, DEFAULT_STEPS).map_err(Error::into_failure)?;
         let this = Self {
             options: options.clone(),
             default_sequence_length,
@@ -131,7 +134,8 @@ impl PixArtPipeline {
             let embedding = match done.iter().find(|(other, _)| *other == text) {
                 Some((_, embedding)) => embedding.clone(),
                 None => {
-                    let caption = if request.clean_caption { clean_caption(text) } else { plain_caption(text) };
+                    let caption =
+                        if request.clean_caption { clean_caption(text) } else { plain_caption(text) };
                     let encoding = self.tokenizer.encode(&caption, resolved.max_sequence_length);
                     if let Some(dropped) = encoding.dropped {
                         observer.warn(&format!(
@@ -163,7 +167,8 @@ impl PixArtPipeline {
         }
         let [height, width] = self.latent_size(resolved.generated_size);
         let shape = [1, self.transformer.config.spec.channels, height, width];
-        let noise = Generator::from_seed(request.seed.wrapping_add(image as u64)).randn(shape.iter().product());
+        let noise =
+            Generator::from_seed(request.seed.wrapping_add(image as u64)).randn(shape.iter().product());
         Tensor::from_data(TensorData::new(noise, shape), (&self.options.device, DType::F32))
     }
 }
@@ -197,7 +202,7 @@ impl Pipeline for PixArtPipeline {
         if max_sequence_length == 0 {
             return Err(Error::usage("a maximum sequence length of `0` leaves no prompt"));
         }
-        let num_inference_steps = request.num_inference_steps.unwrap_or(20);
+        let num_inference_steps = request.num_inference_steps.unwrap_or(DEFAULT_STEPS);
         let guidance_scale = request.guidance_scale.unwrap_or(4.5);
         let steps = scheduler(&self.scheduler, num_inference_steps)?.timesteps().len();
         let [rows, columns] = self.latent_size(generated_size).map(|side| side / spec.patch);

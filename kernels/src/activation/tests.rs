@@ -7,7 +7,8 @@ use crate::{
     reference,
 };
 
-const ALL: [Activation; 4] = [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu];
+const ALL: [Activation; 4] =
+    [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu];
 
 #[test]
 fn agree_with_the_reference_at_every_level_and_length() {

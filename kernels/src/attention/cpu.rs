@@ -26,7 +26,8 @@ pub(super) fn attention_lse(
     assert_eq!(v.dims(), [b, nk, h, d], "values of the shape of the keys");
     let (q, k, v) = (Heads::new(q), Heads::new(k), Heads::new(v));
     let bias = bias.map(|bias| Bias::new(bias, [b, h, nq, nk]));
-    let (mut out, mut lse) = (Vec::<f32>::with_capacity(b * nq * h * d), Vec::<f32>::with_capacity(b * nq * h));
+    let (mut out, mut lse) =
+        (Vec::<f32>::with_capacity(b * nq * h * d), Vec::<f32>::with_capacity(b * nq * h));
     let results = (PerTask(out.as_mut_ptr()), PerTask(lse.as_mut_ptr()));
     // Few queries are cut finer to keep all threads busy. The results do not depend on the cut.
     let per_task = (b * h * nq).div_ceil(4 * rayon::current_num_threads()).next_multiple_of(48).min(QUERIES);
@@ -127,13 +128,16 @@ impl Bias {
         let fits = dims.iter().zip(shape).all(|(&dim, size)| dim == 1 || dim == size);
         assert!(fits, "a bias of {dims:?} for scores of {shape:?}");
         let tensor = strided(bias);
-        let strides = [0, 1, 2, 3].map(|i: usize| if dims[i] == 1 { 0 } else { tensor.layout().strides()[i] });
+        let strides =
+            [0, 1, 2, 3].map(|i: usize| if dims[i] == 1 { 0 } else { tensor.layout().strides()[i] });
         Self { tensor, strides }
     }
 
     fn head(&self, image: usize, head: usize) -> HeadBias<'_> {
         let [of_image, of_head, stride_q, stride_k] = self.strides;
-        let start = self.tensor.layout().start_offset() as isize + image as isize * of_image + head as isize * of_head;
+        let start = self.tensor.layout().start_offset() as isize
+            + image as isize * of_image
+            + head as isize * of_head;
         HeadBias { data: self.tensor.storage(), start: start as usize, stride_q, stride_k }
     }
 }

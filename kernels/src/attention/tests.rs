@@ -11,11 +11,7 @@ use crate::{
 const TOLERANCE: f64 = 1e-6;
 
 /// Attention and log-sum-exp in f64. `bias` is called with image, head, query and key.
-fn truth(
-    [q, k, v]: [&Tensor<4>; 3],
-    scale: f32,
-    bias: impl Fn([usize; 4]) -> f32,
-) -> (Vec<f64>, Vec<f64>) {
+fn truth([q, k, v]: [&Tensor<4>; 3], scale: f32, bias: impl Fn([usize; 4]) -> f32) -> (Vec<f64>, Vec<f64>) {
     let ([b, nq, h, d], nk) = (q.dims(), k.dims()[1]);
     let [q, k, v] = [q, k, v].map(|x| values(x.clone()).into_iter().map(f64::from).collect::<Vec<_>>());
     let (mut out, mut lse) = (Vec::new(), Vec::new());
@@ -31,7 +27,9 @@ fn truth(
         let max = scores.iter().copied().fold(f64::MIN, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
         lse.push(max + sum.ln());
-        out.extend((0..d).map(|f| (0..nk).map(|j| (scores[j] - max).exp() / sum * v[row(j) + f]).sum::<f64>()));
+        out.extend(
+            (0..d).map(|f| (0..nk).map(|j| (scores[j] - max).exp() / sum * v[row(j) + f]).sum::<f64>()),
+        );
     }
     (out, lse)
 }
@@ -92,8 +90,10 @@ fn views_of_a_fused_projection_are_read_as_they_lie() {
     let fused = random(4, [2, 70, 9, 20]);
     let view = |i: usize| fused.clone().slice([0..2, 0..70, 3 * i..3 * i + 3, 0..20]);
     let contiguous = |i: usize| tensor(values(view(i)), [2, 70, 3, 20]);
-    let heads_first = |i: usize| tensor(values(contiguous(i).swap_dims(1, 2)), [2, 3, 70, 20]).swap_dims(1, 2);
-    let features_apart = |i: usize| tensor(values(contiguous(i).swap_dims(1, 3)), [2, 20, 3, 70]).swap_dims(1, 3);
+    let heads_first =
+        |i: usize| tensor(values(contiguous(i).swap_dims(1, 2)), [2, 3, 70, 20]).swap_dims(1, 2);
+    let features_apart =
+        |i: usize| tensor(values(contiguous(i).swap_dims(1, 3)), [2, 20, 3, 70]).swap_dims(1, 3);
     let (out, lse) = attention_lse(contiguous(0), contiguous(1), contiguous(2), None, 0.2);
     for same in [
         attention_lse(view(0), view(1), view(2), None, 0.2),
@@ -109,7 +109,9 @@ fn views_of_a_fused_projection_are_read_as_they_lie() {
 fn a_bias_is_repeated_where_its_size_is_one() {
     let [b, h, nq, nk] = [2, 3, 50, 70];
     let (q, k, v) = (random(1, [b, nq, h, 24]), random(2, [b, nk, h, 24]), random(3, [b, nk, h, 24]));
-    for (level, sizes) in Level::available().iter().flat_map(|&level| (0..16).map(move |sizes| (level, sizes))) {
+    for (level, sizes) in
+        Level::available().iter().flat_map(|&level| (0..16).map(move |sizes| (level, sizes)))
+    {
         let shape = [b, h, nq, nk];
         let shape: [usize; 4] = std::array::from_fn(|dim| if sizes >> dim & 1 == 1 { shape[dim] } else { 1 });
         let bias = random(5, shape);
@@ -134,7 +136,10 @@ fn masked_keys_do_not_count_even_a_block_of_them() {
             let expected = truth([&q, &part(&k), &part(&v)], 0.2, |_| 0.0);
             for &level in Level::available() {
                 let bias = Some(bias.clone());
-                check(cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), bias, 0.2), expected.clone());
+                check(
+                    cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), bias, 0.2),
+                    expected.clone(),
+                );
             }
         }
     }

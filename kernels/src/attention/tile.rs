@@ -230,7 +230,15 @@ fn pack_bias(bias: HeadBias, queries: Range<usize>, keys: Range<usize>, w: usize
 /// The results of a tile, divided by the sums and transposed to where they belong. A query with every key masked
 /// gets zeros and a log-sum-exp of -inf, the neutral element of merging.
 #[inline(always)]
-fn unpack_out(from: &[f32], max: &[f32], sum: &[f32], w: usize, queries: Range<usize>, d: usize, to: HeadOut) {
+fn unpack_out(
+    from: &[f32],
+    max: &[f32],
+    sum: &[f32],
+    w: usize,
+    queries: Range<usize>,
+    d: usize,
+    to: HeadOut,
+) {
     let from = &from[..d * w];
     for (lane, n) in queries.enumerate() {
         let inverse = if sum[lane] == 0.0 { 0.0 } else { 1.0 / sum[lane] };

@@ -21,8 +21,15 @@ fn polynomial<V: Lanes, const N: usize>(x: V, coefficients: [f32; N]) -> V {
 /// `2ˣ`, right to 1.5 ulp where the result is normal. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp2<V: Lanes>(x: V) -> V {
-    const FIT: [f32; 7] =
-        [1.0, std::f32::consts::LN_2, 0.240_226_5, 0.055_502_997, 0.009_618_294, 0.001_340_923_1, 1.539_410_4e-4];
+    const FIT: [f32; 7] = [
+        1.0,
+        std::f32::consts::LN_2,
+        0.240_226_5,
+        0.055_502_997,
+        0.009_618_294,
+        0.001_340_923_1,
+        1.539_410_4e-4,
+    ];
     // Beyond these bounds the result is 0 or infinity anyway.
     let x = x.clamp(-160.0, 160.0);
     let whole = x.round();

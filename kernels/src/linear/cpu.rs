@@ -117,8 +117,12 @@ fn stream(level: Level, x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> 
     } else {
         columns.par_chunks_mut(chunk).enumerate().for_each(task);
     }
-    let add = |row: usize, output: usize| columns[output * rows.len() + row] + bias.map_or(0.0, |b| b[output]);
-    (0..rows.len()).flat_map(|row| (0..c_out).map(move |output| (row, output))).map(|(r, o)| add(r, o)).collect()
+    let add =
+        |row: usize, output: usize| columns[output * rows.len() + row] + bias.map_or(0.0, |b| b[output]);
+    (0..rows.len())
+        .flat_map(|row| (0..c_out).map(move |output| (row, output)))
+        .map(|(r, o)| add(r, o))
+        .collect()
 }
 
 /// The dot product of each row of the weight with each row of `x`: `columns[output, row]`.

@@ -14,7 +14,10 @@ fn truth(x: &[f32], weight: &[f32], bias: Option<&[f32]>, c_in: usize) -> Vec<f6
     let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
     x.chunks(c_in)
         .flat_map(|x| {
-            weight.chunks(c_in).enumerate().map(move |(o, w)| dot(x, w) + bias.map_or(0.0, |bias| f64::from(bias[o])))
+            weight
+                .chunks(c_in)
+                .enumerate()
+                .map(move |(o, w)| dot(x, w) + bias.map_or(0.0, |bias| f64::from(bias[o])))
         })
         .collect()
 }
@@ -55,7 +58,11 @@ fn views_are_read_as_they_lie() {
         let x = x.clone().slice([0..3, from..to, c_in..2 * c_in]);
         let expected = linear(contiguous(&x), tensor(values(part.clone()), [c_out, c_in]), None);
         assert_close(linear(x.clone(), part.clone(), None), expected.clone(), TOLERANCE);
-        assert_close(linear(x.swap_dims(0, 1), transposed.clone(), None), expected.swap_dims(0, 1), TOLERANCE);
+        assert_close(
+            linear(x.swap_dims(0, 1), transposed.clone(), None),
+            expected.swap_dims(0, 1),
+            TOLERANCE,
+        );
     }
 }
 

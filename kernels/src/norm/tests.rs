@@ -74,7 +74,8 @@ fn rms_norm_agrees_with_f64() {
 #[test]
 fn modulation_goes_by_image() {
     for (level, images) in Level::available().iter().flat_map(|&level| [(level, 1), (level, 3)]) {
-        let (x, shift, scale) = (random(1, [3, 7, 100]), random(2, [images, 1, 100]), random(3, [images, 1, 100]));
+        let (x, shift, scale) =
+            (random(1, [3, 7, 100]), random(2, [images, 1, 100]), random(3, [images, 1, 100]));
         let actual = values(cpu::layer_norm_modulate(level, x.clone(), shift.clone(), scale.clone(), 1e-6));
         let expected = values(reference::layer_norm_modulate(x, shift, scale, 1e-6));
         assert!(relative_error(&actual, expected.into_iter().map(f64::from)) < 2.0 * TOLERANCE);

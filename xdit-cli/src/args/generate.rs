@@ -141,7 +141,7 @@ pub struct ParallelArgs {
     /// Decode on all ranks (not available yet).
     #[arg(long)]
     pub use_parallel_vae: bool,
-    /// Patches with the other ranks' keys and values of the step before (not available yet).
+    /// Ranks of the ring axis own a strip each and use the others' keys and values of the step before.
     #[arg(long)]
     pub distrifusion: bool,
 }

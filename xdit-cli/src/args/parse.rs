@@ -137,7 +137,9 @@ mod tests {
     fn names_of_xdit_in_python_are_understood() {
         let out = cli(&["--output_type", "pil", "--use_split_batch", "--warmup_steps", "3"]);
         assert!(
-            out.contains("Png") && out.contains("use_cfg_parallel: true") && out.contains("warmup_steps: Some("),
+            out.contains("Png")
+                && out.contains("use_cfg_parallel: true")
+                && out.contains("warmup_steps: Some("),
             "{out}"
         );
     }

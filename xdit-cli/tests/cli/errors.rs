@@ -134,12 +134,19 @@ fn plans_that_cannot_be() {
         (&["--pipefusion-parallel-degree", "9"], "pipeline degree `9` is more than the model's"),
         (&["--data-parallel-degree", "2"], "data-parallel degree `2` for 1 pictures leaves ranks idle"),
         (&["--use-cfg-parallel", "--guidance-scale", "1"], "but guidance is off"),
-        (&["--pipefusion-parallel-degree", "2", "--attn-layer-num-for-pp", "10", "18"], "blocks of the stages"),
+        (
+            &["--pipefusion-parallel-degree", "2", "--attn-layer-num-for-pp", "10", "18"],
+            "blocks of the stages",
+        ),
         (&["--num-pipeline-patch", "0"], "`0` pipeline patches"),
         (&["--ring-degree", "100000000000"], "ranks are more than"),
         (&["--split-scheme", "column"], "`--split-scheme column` is not available"),
-        (&["--use-parallel-vae", "--ring-degree", "2"], "`--use-parallel-vae` is not available in this version"),
-        (&["--distrifusion"], "`--distrifusion` is not available in this version"),
+        (
+            &["--use-parallel-vae", "--ring-degree", "2"],
+            "`--use-parallel-vae` is not available in this version",
+        ),
+        (&["--distrifusion"], "DistriFusion with one patch has nobody to exchange keys with"),
+        (&["--distrifusion", "--pipefusion-parallel-degree", "2"], "and has no pipeline"),
     ] {
         let error = error(&workspace, options);
         assert!(error.starts_with("2\nerror: ") && error.contains(expected), "{options:?}: {error}");
@@ -405,7 +412,7 @@ fn broken_checkpoints() {
     hint: the weights and the `config.json` beside them do not describe the same model
     ");
     insta::assert_snapshot!(broken("scheduler/scheduler_config.json", &replace("epsilon", "telepathy")), @r"
-    2
+    1
     error: option `prediction_type` of `DPMSolverMultistepScheduler` is `telepathy`
     hint: expected one of `epsilon`, `sample`, `v_prediction`, `flow_prediction`
     ");

@@ -214,7 +214,8 @@ fn many_ranks_make_the_picture_of_one() {
         a.2.len() == b.2.len() && a.2.iter().zip(&b.2).all(|(a, b)| a.abs_diff(*b) <= 1)
     };
     let one = run("one", &[]);
-    let exact = ["--ulysses_degree", "2", "--ring_degree", "2", "--use_cfg_parallel", "--num_pipeline_patch", "1"];
+    let exact =
+        ["--ulysses_degree", "2", "--ring_degree", "2", "--use_cfg_parallel", "--num_pipeline_patch", "1"];
     assert!(near(&one, &run("exact", &exact)));
 
     let hybrid = ["--pipefusion_parallel_degree", "2", "--ulysses_degree", "2", "--use_cfg_parallel"];
@@ -224,4 +225,20 @@ fn many_ranks_make_the_picture_of_one() {
     assert!(near(&hybrid, &oracle), "the mesh does not");
     workspace.ok(&["generate", "--from", "hybrid.png", "--output", "again.png", "--quiet"]);
     assert!(near(&hybrid, &pixels(&workspace.path("again.png"))), "nor does replaying on one rank");
+}
+
+#[test]
+fn a_plan_is_shown_and_nothing_is_made() {
+    let workspace = Workspace::with_demo();
+    let options = ["--pipefusion-parallel-degree", "2", "--ulysses-degree", "2", "--num-pipeline-patch", "3"];
+    let plan = workspace.ok(&[&["plan", "--model", "demo", "--prompt", "a"], &options[..]].concat());
+    insta::assert_snapshot!(plan, @r"
+    pp 2 × ulysses 2: 3 patches, 1 of 20 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1      0..1       129
+       1    0   0   0    0       1   0      0..1      0..1       127
+       2    0   0   1    0       0   0      0..1      1..2       129
+       3    0   0   1    0       1   0      0..1      1..2       127
+    ");
+    assert_eq!(workspace.files(), ["demo"]);
 }

@@ -43,6 +43,8 @@ fn the_first_page() {
 
     Commands:
       generate         Generate pictures from prompts
+      plan             Show which rank would do what for `xdit generate` with the same options, without
+                       loading anything
       inspect          Show what a checkpoint consists of and the memory it needs
       demo-checkpoint  Write a small checkpoint with random weights, to try the program without a
                        download

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use xdit_kernels::attention;
 
 use crate::attention::{Attention, Qkv, Site};
+use crate::parallel::distrifusion::{DistriFusion, Exchange};
 use crate::parallel::mesh::Axis;
 use crate::parallel::pipefusion::KvCache;
 use crate::parallel::plan::Plan;
@@ -16,10 +17,21 @@ use crate::parallel::ulysses::Ulysses;
 /// What one pass through the blocks computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pass {
+    /// Index of the step.
+    pub step: usize,
     /// Patches whose tokens go through: all of them in a synchronous step, one in any other.
     pub patches: Range<usize>,
     /// Index of the guidance branch.
     pub branch: usize,
+}
+
+/// How the ranks of the ring axis see each other's keys and values.
+#[derive(Debug)]
+pub enum KeyExchange {
+    /// All of this step, passed round.
+    Ring(Ring),
+    /// Of the step before.
+    DistriFusion(DistriFusion),
 }
 
 /// Ulysses around PipeFusion's cache around the ring around the kernel, each where the plan has it.
@@ -31,21 +43,26 @@ pub struct ParallelAttention {
     /// Where this rank is along ring and ulysses.
     ring_coordinate: usize,
     ulysses: Option<Ulysses>,
-    ring: Option<Ring>,
-    /// Of each guidance branch, if any step is asynchronous.
+    exchange: Option<KeyExchange>,
+    /// Of each guidance branch, if patches of this rank follow each other in an asynchronous step.
     caches: Vec<KvCache>,
     pass: Pass,
 }
 
 impl ParallelAttention {
     /// The attention of a rank at `ring_coordinate`.
-    pub fn new(plan: Plan, ring_coordinate: usize, ulysses: Option<Ulysses>, ring: Option<Ring>) -> Self {
-        let caches = match plan.synchronous_steps < plan.steps {
+    pub fn new(
+        plan: Plan,
+        ring_coordinate: usize,
+        ulysses: Option<Ulysses>,
+        exchange: Option<KeyExchange>,
+    ) -> Self {
+        let caches = match plan.synchronous_steps < plan.steps && plan.patches.len() > 1 {
             true => vec![KvCache::default(); plan.branches],
             false => Vec::new(),
         };
-        let pass = Pass { patches: 0..plan.patches.len(), branch: 0 };
-        Self { plan, ring_coordinate, ulysses, ring, caches, pass }
+        let pass = Pass { step: 0, patches: 0..plan.patches.len(), branch: 0 };
+        Self { plan, ring_coordinate, ulysses, exchange, caches, pass }
     }
 
     /// Says what the next calls compute.
@@ -107,7 +124,9 @@ impl Attention for ParallelAttention {
         let scale = 1.0 / (image.q.dims()[3] as f32).sqrt();
         let tokens = self.tokens();
         let (image, text) = match &self.ulysses {
-            Some(ulysses) => (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text))),
+            Some(ulysses) => {
+                (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text)))
+            }
             None => (image, text),
         };
 
@@ -117,7 +136,12 @@ impl Attention for ParallelAttention {
         };
         let fresh = Kv { k: image.k, v: image.v };
         let runs = self.runs();
+        let synchronous = self.pass.step < self.plan.synchronous_steps;
         let (kv, text_kv, known) = match self.caches.get_mut(self.pass.branch) {
+            Some(cache) if self.plan.distrifusion && !synchronous => {
+                let kv = cache.displace(site, fresh, self.pass.patches.start);
+                (kv, cache.refresh_text(site, text_kv), 0..cache.patches(site))
+            }
             Some(cache) => {
                 let kv = cache.refresh(site, &fresh, self.pass.patches.clone(), &runs);
                 (kv, cache.refresh_text(site, text_kv), 0..cache.patches(site))
@@ -131,12 +155,19 @@ impl Attention for ParallelAttention {
             Some(text) => Tensor::cat(vec![text, image.q], 1),
             None => image.q,
         };
-        let out = match &self.ring {
-            Some(ring) => ring.attend(q, kv, text_kv, &self.ring_tokens(known), scale),
-            None => {
-                let all = Kv::cat(text_kv.into_iter().chain([kv]).collect());
-                attention(q, all.k, all.v, None, scale)
+        let tokens_of_keys = self.ring_tokens(known);
+        let attend = |kv: Kv, text: Option<Kv>, q| {
+            let all = Kv::cat(text.into_iter().chain([kv]).collect());
+            attention(q, all.k, all.v, None, scale)
+        };
+        let out = match &mut self.exchange {
+            Some(KeyExchange::Ring(ring)) => ring.attend(q, kv, text_kv, &tokens_of_keys, scale),
+            Some(KeyExchange::DistriFusion(strips)) => {
+                let exchange = Exchange { synchronous, send: self.pass.step + 1 < self.plan.steps };
+                let kv = strips.gather(self.pass.branch, site, kv, &tokens_of_keys, exchange);
+                attend(kv, text_kv, q)
             }
+            None => attend(kv, text_kv, q),
         };
 
         let text_out = (text_tokens > 0).then(|| out.clone().narrow(1, 0, text_tokens));

@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 use xdit_comm::{Buffer, Comm, Pending};
 
 use crate::error::{Error, Result};
-use crate::parallel::attention::{ParallelAttention, Pass};
+use crate::parallel::attention::{KeyExchange, ParallelAttention, Pass};
+use crate::parallel::distrifusion::DistriFusion;
 use crate::parallel::failure::wait;
 use crate::parallel::mesh::Axis;
 use crate::parallel::plan::Plan;
@@ -148,7 +149,10 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 plan.clone(),
                 plan.mesh.coordinate(groups.rank, Axis::Ring),
                 several(&groups.ulysses).map(Ulysses::new),
-                several(&groups.ring).map(Ring::new),
+                several(&groups.ring).map(|comm| match plan.distrifusion {
+                    true => KeyExchange::DistriFusion(DistriFusion::new(comm)),
+                    false => KeyExchange::Ring(Ring::new(comm)),
+                }),
             ),
             positions: noise.positions.clone(),
             latents: ([b, c], Place::of(&noise.x)),
@@ -233,7 +237,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 self.hidden = Some(transformer.embed(Tokens { x, positions }, context));
             }
             Action::Blocks { step, blocks, patches, branch } => {
-                self.attention.begin(Pass { patches: patches.clone(), branch: *branch });
+                self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
                 self.context(*step, *branch);
                 // Not through the borrow that made it: attention is borrowed beside it.
                 let (_, context) = self.contexts[*branch].as_ref().expect("just made");
@@ -311,8 +315,9 @@ impl<'a, T: Transformer> Walker<'a, T> {
         let [b, c] = self.latents.0;
         let shards_of = |coordinate| (0..plan.patches.len()).map(move |patch| plan.shard(patch, coordinate));
         let mine = Tensor::cat(self.samples, 1);
-        let lens: Vec<usize> =
-            (0..sequence.size()).map(|rank| b * c * shards_of(rank).map(|shard| shard.len()).sum::<usize>()).collect();
+        let lens: Vec<usize> = (0..sequence.size())
+            .map(|rank| b * c * shards_of(rank).map(|shard| shard.len()).sum::<usize>())
+            .collect();
         let arrived = wait(sequence.all_gather(buffer(mine), &lens));
         let mut pieces = Vec::new();
         for (coordinate, part) in arrived.iter().enumerate() {

@@ -97,9 +97,9 @@ impl Mesh {
     /// The ranks that differ from `rank` along `axes` only, in rank order.
     pub fn group(&self, rank: usize, axes: &[Axis]) -> Group {
         let same = |other: usize| {
-            Axis::ALL
-                .into_iter()
-                .all(|axis| axes.contains(&axis) || self.coordinate(other, axis) == self.coordinate(rank, axis))
+            Axis::ALL.into_iter().all(|axis| {
+                axes.contains(&axis) || self.coordinate(other, axis) == self.coordinate(rank, axis)
+            })
         };
         let label = axes.iter().map(|axis| axis.name()).collect::<Vec<_>>().join("x");
         Group::new(label, (0..self.size()).filter(|&other| same(other)))

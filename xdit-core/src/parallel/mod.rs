@@ -2,6 +2,7 @@
 //! ([`execute`], on all ranks by [`run`]). The methods that touch attention have a file each.
 
 pub mod attention;
+pub mod distrifusion;
 pub mod execute;
 mod failure;
 pub mod mesh;

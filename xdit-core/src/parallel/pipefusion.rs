@@ -1,5 +1,7 @@
 //! PipeFusion's cache: keys and values of patches whose turn has not come yet are those of the step before.
 //!
+//! On one rank it also serves for DistriFusion, where those of all other patches are.
+//!
 //! Source: PipeFusion (Fang et al. 2024).
 
 use std::collections::HashMap;
@@ -13,13 +15,21 @@ use crate::parallel::ring::Kv;
 pub struct KvCache {
     image: HashMap<Site, Vec<Option<Kv>>>,
     text: HashMap<Site, Kv>,
+    /// What waits for the end of the step, if other patches must not see it earlier.
+    held_back: HashMap<Site, Vec<Kv>>,
 }
 
 impl KvCache {
     /// Puts in what was just computed and returns all there is, patch by patch.
     ///
     /// `fresh` holds the tokens of `patches`, where `runs` says: for each of them, runs of tokens in order.
-    pub fn refresh(&mut self, site: Site, fresh: &Kv, patches: Range<usize>, runs: &[Vec<Range<usize>>]) -> Kv {
+    pub fn refresh(
+        &mut self,
+        site: Site,
+        fresh: &Kv,
+        patches: Range<usize>,
+        runs: &[Vec<Range<usize>>],
+    ) -> Kv {
         let cached = self.image.entry(site).or_default();
         if cached.len() < patches.end {
             cached.resize(patches.end, None);
@@ -29,6 +39,23 @@ impl KvCache {
             cached[patch] = Some(Kv::cat(parts));
         }
         Kv::cat(cached.iter().flatten().cloned().collect())
+    }
+
+    /// What patch `patch` attends to in DistriFusion: its `fresh` keys, and the other patches' of the step before.
+    ///
+    /// # Panics
+    /// If there was no step before.
+    pub fn displace(&mut self, site: Site, fresh: Kv, patch: usize) -> Kv {
+        let cached = self.image.get_mut(&site).expect("the first step is synchronous");
+        let before = cached.iter().flatten().enumerate();
+        let seen =
+            before.map(|(other, kv)| if other == patch { fresh.clone() } else { kv.clone() }).collect();
+        let held = self.held_back.entry(site).or_default();
+        held.push(fresh);
+        if held.len() == cached.len() {
+            *cached = held.drain(..).map(Some).collect();
+        }
+        Kv::cat(seen)
     }
 
     /// How many patches have been here at `site`. The first pass brings them in order, so they are the first ones.

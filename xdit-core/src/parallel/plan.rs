@@ -19,12 +19,21 @@ pub struct ParallelConfig {
     pub warmup_steps: usize,
     /// Blocks of each stage; evenly split if not given.
     pub stage_blocks: Option<Vec<usize>>,
+    /// Let the ranks of the ring axis use each other's keys of the step before (DistriFusion), rather than pass
+    /// fresh ones round. On one rank with several patches it computes the same.
+    pub distrifusion: bool,
 }
 
 impl Default for ParallelConfig {
     /// One rank.
     fn default() -> Self {
-        Self { mesh: Mesh::default(), patches: None, warmup_steps: 1, stage_blocks: None }
+        Self {
+            mesh: Mesh::default(),
+            patches: None,
+            warmup_steps: 1,
+            stage_blocks: None,
+            distrifusion: false,
+        }
     }
 }
 
@@ -52,7 +61,9 @@ pub struct Plan {
     pub stages: Vec<Range<usize>>,
     /// Tokens of each patch.
     pub patches: Vec<Range<usize>>,
-    /// Steps that run the image as a whole.
+    /// Whether other patches' keys are all of the step before, not only those whose turn has not come yet.
+    pub distrifusion: bool,
+    /// Steps at the start in which nothing is of an earlier step.
     pub synchronous_steps: usize,
     /// Steps of the noise scheduler.
     pub steps: usize,
@@ -71,6 +82,7 @@ impl Plan {
         let mesh = config.mesh;
         let Work { spec, tokens, steps, guided, images } = work;
         let pipeline = mesh.degree(Axis::Pipeline);
+        let distrifusion = config.distrifusion;
         let patches = config.patches.unwrap_or(pipeline);
         let sequence = mesh.sequence_degree();
         let usage = |message: String, hint: String| Err(Error::usage(message).hint(hint));
@@ -84,12 +96,18 @@ impl Plan {
                 );
             }
             (degree, _) => {
-                return usage(format!("CFG degree `{degree}` is not 1 or 2"), "guidance has two branches".into());
+                return usage(
+                    format!("CFG degree `{degree}` is not 1 or 2"),
+                    "guidance has two branches".into(),
+                );
             }
         }
         if mesh.degree(Axis::Data) > *images {
             return usage(
-                format!("data-parallel degree `{}` for {images} pictures leaves ranks idle", mesh.degree(Axis::Data)),
+                format!(
+                    "data-parallel degree `{}` for {images} pictures leaves ranks idle",
+                    mesh.degree(Axis::Data)
+                ),
                 format!("use at most `{images}`, or ask for more pictures"),
             );
         }
@@ -98,6 +116,18 @@ impl Plan {
             return usage(
                 format!("ulysses × tensor degree `{shards}` is more than the model's {} heads", spec.heads),
                 "spread the tokens over the ring axis instead".into(),
+            );
+        }
+        if distrifusion && (pipeline > 1 || (patches > 1 && mesh.degree(Axis::Ring) > 1)) {
+            return usage(
+                "DistriFusion gives every rank of the ring axis one patch, and has no pipeline".into(),
+                "use the ring degree for its ranks, and leave pipeline degree and patches out".into(),
+            );
+        }
+        if distrifusion && patches * mesh.degree(Axis::Ring) == 1 {
+            return usage(
+                "DistriFusion with one patch has nobody to exchange keys with".into(),
+                "give its number of ranks as the ring degree".into(),
             );
         }
         if patches == 0 {
@@ -113,12 +143,23 @@ impl Plan {
             mesh,
             stages: stages(config, spec.blocks)?,
             patches: split::even(*tokens, patches),
-            // One patch is the whole image: nothing in it is ever of an earlier step.
-            synchronous_steps: if patches == 1 { *steps } else { config.warmup_steps.min(*steps) },
+            distrifusion,
+            synchronous_steps: match (distrifusion, patches) {
+                // The first step has no earlier one, warm-up or not.
+                (true, _) => config.warmup_steps.saturating_add(1).min(*steps),
+                // One patch is the whole image: nothing in it is ever of an earlier step.
+                (false, 1) => *steps,
+                (false, _) => config.warmup_steps.min(*steps),
+            },
             steps: *steps,
             branches: if *guided { 2 } else { 1 },
             images: split::even(*images, mesh.degree(Axis::Data)),
         })
+    }
+
+    /// Patches that see keys of an earlier step of each other: on one rank, as many compute the same.
+    pub fn stale_patches(&self) -> usize {
+        if self.distrifusion { self.patches.len() * self.mesh.degree(Axis::Ring) } else { self.patches.len() }
     }
 
     /// The stage of `rank`.
@@ -131,11 +172,15 @@ impl Plan {
         split::even(self.branches, self.mesh.degree(Axis::Cfg))[self.mesh.coordinate(rank, Axis::Cfg)].clone()
     }
 
-    /// The tokens of `patch` that the rank at `sequence_coordinate` holds.
+    /// The tokens of `patch` that the rank at `sequence_coordinate` holds: a part of its ring rank's strip.
     pub fn shard(&self, patch: usize, sequence_coordinate: usize) -> Range<usize> {
-        let patch = &self.patches[patch];
-        let shard = split::even(patch.len(), self.mesh.sequence_degree())[sequence_coordinate].clone();
-        patch.start + shard.start..patch.start + shard.end
+        let ulysses = self.mesh.degree(Axis::Ulysses);
+        let part = |of: &Range<usize>, parts, index: usize| {
+            let part = split::even(of.len(), parts)[index].clone();
+            of.start + part.start..of.start + part.end
+        };
+        let strip = part(&self.patches[patch], self.mesh.degree(Axis::Ring), sequence_coordinate / ulysses);
+        part(&strip, ulysses, sequence_coordinate % ulysses)
     }
 }
 
@@ -151,9 +196,8 @@ fn stages(config: &ParallelConfig, blocks: usize) -> Result<Vec<Range<usize>>> {
         return Ok(split::even(blocks, degree));
     };
     if lengths.len() != degree || lengths.iter().sum::<usize>() != blocks || lengths.contains(&0) {
-        return Err(Error::usage(format!("blocks of the stages `{lengths:?}` do not fit")).hint(format!(
-            "give {degree} positive numbers that add up to the model's {blocks} blocks"
-        )));
+        return Err(Error::usage(format!("blocks of the stages `{lengths:?}` do not fit"))
+            .hint(format!("give {degree} positive numbers that add up to the model's {blocks} blocks")));
     }
     Ok(split::consecutive(lengths))
 }
@@ -169,16 +213,28 @@ impl fmt::Display for Plan {
             self.synchronous_steps,
             self.steps
         )?;
-        writeln!(f, "{:>4}  {:>3} {:>3} {:>3} {:>4} {:>7} {:>3}  {:>8}  {:>8}  {:>8}", "rank", "dp", "cfg", "pp",
-            "ring", "ulysses", "tp", "pictures", "blocks", "tokens")?;
+        writeln!(
+            f,
+            "{:>4}  {:>3} {:>3} {:>3} {:>4} {:>7} {:>3}  {:>8}  {:>8}  {:>8}",
+            "rank", "dp", "cfg", "pp", "ring", "ulysses", "tp", "pictures", "blocks", "tokens"
+        )?;
         for rank in 0..self.mesh.size() {
             let at = |axis| self.mesh.coordinate(rank, axis);
             let sequence = self.mesh.sequence_coordinate(rank);
             let tokens: usize = (0..self.patches.len()).map(|patch| self.shard(patch, sequence).len()).sum();
             let span = |range: Range<usize>| format!("{}..{}", range.start, range.end);
-            writeln!(f, "{rank:>4}  {:>3} {:>3} {:>3} {:>4} {:>7} {:>3}  {:>8}  {:>8}  {tokens:>8}",
-                at(Axis::Data), at(Axis::Cfg), at(Axis::Pipeline), at(Axis::Ring), at(Axis::Ulysses),
-                at(Axis::Tensor), span(self.images[at(Axis::Data)].clone()), span(self.stage(rank)))?;
+            writeln!(
+                f,
+                "{rank:>4}  {:>3} {:>3} {:>3} {:>4} {:>7} {:>3}  {:>8}  {:>8}  {tokens:>8}",
+                at(Axis::Data),
+                at(Axis::Cfg),
+                at(Axis::Pipeline),
+                at(Axis::Ring),
+                at(Axis::Ulysses),
+                at(Axis::Tensor),
+                span(self.images[at(Axis::Data)].clone()),
+                span(self.stage(rank))
+            )?;
         }
         Ok(())
     }

@@ -7,7 +7,10 @@ use crate::parallel::plan::Plan;
 
 /// One thing a rank does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each action names the step, the patches, the blocks and the guidance branch it is for")]
+#[expect(
+    missing_docs,
+    reason = "each action names the step, the patches, the blocks and the guidance branch it is for"
+)]
 pub enum Action {
     /// Take from the last stage what the step before made of `patches`.
     ReceiveLatents { patches: Range<usize> },
@@ -65,7 +68,9 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
         }
     }
     if first && stages > 1 {
-        actions.extend(passes(plan, plan.steps - 1).into_iter().map(|patches| Action::ReceiveLatents { patches }));
+        actions.extend(
+            passes(plan, plan.steps - 1).into_iter().map(|patches| Action::ReceiveLatents { patches }),
+        );
     }
     actions
 }
@@ -73,5 +78,9 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
 /// The patches that go through the blocks together at `step`.
 fn passes(plan: &Plan, step: usize) -> Vec<Range<usize>> {
     let count = plan.patches.len();
-    if step < plan.synchronous_steps { vec![0..count] } else { (0..count).map(|patch| patch..patch + 1).collect() }
+    if step < plan.synchronous_steps {
+        vec![0..count]
+    } else {
+        (0..count).map(|patch| patch..patch + 1).collect()
+    }
 }

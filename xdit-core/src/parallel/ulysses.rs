@@ -38,10 +38,8 @@ impl Ulysses {
         let [b, _, h, d] = qkv.q.dims();
         let heads = self.heads(h);
         let stacked = Tensor::cat(vec![qkv.q, qkv.k, qkv.v], 0);
-        let parts: Vec<Buffer> = heads
-            .iter()
-            .map(|heads| buffer(stacked.clone().narrow(2, heads.start, heads.len())))
-            .collect();
+        let parts: Vec<Buffer> =
+            heads.iter().map(|heads| buffer(stacked.clone().narrow(2, heads.start, heads.len()))).collect();
         let mine = heads[self.comm.rank()].len();
         let lens: Vec<usize> = tokens.iter().map(|n| 3 * b * n * mine * d).collect();
         let arrived = wait(self.comm.all_to_all(parts, &lens));

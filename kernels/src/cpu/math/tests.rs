@@ -127,7 +127,8 @@ fn activations_are_right_to_one_part_in_eight_million() {
     const TOLERANCE: f64 = 1.25e-7;
     let x = arguments(30.0);
     let swish = |slope: f64| move |x: f64| x / (1.0 + (-slope * x).exp());
-    let tanh = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+    let tanh =
+        |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
     assert!(worst(Silu, &x, swish(1.0), of_argument) < TOLERANCE);
     assert!(worst(QuickGelu, &x, swish(1.702), of_argument) < TOLERANCE);
     assert!(worst(GeluTanh, &x, tanh, of_argument) < TOLERANCE);
