@@ -8,6 +8,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use xdit_kernels::{Affine, Conv2d, conv2d, group_norm_moments, norm_act, reference};
 
 /// Name, input and output channels, input size, kernel, upsampling, norm and residual.
+#[expect(clippy::type_complexity, reason = "a table, read once")]
 const CONVOLUTIONS: [(&str, [usize; 2], usize, usize, bool, bool); 11] = [
     ("4to512_128", [4, 512], 128, 3, false, false),
     ("512_64", [512, 512], 64, 3, false, false),

@@ -63,7 +63,7 @@ impl PixArtPipeline {
     fn open(index: &ModelIndex, options: &LoadOptions, default_sequence_length: usize) -> Result<Self> {
         let schedulers = ["DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler"];
         let scheduler_config =
-            read_json(&index.folder("scheduler", &schedulers)?.join("scheduler_config.json"))?;
+            read_json(index.folder("scheduler", &schedulers)?.join("scheduler_config.json"))?;
         // Whatever is wrong with it, the checkpoint is to blame.
         scheduler(&scheduler_config, DEFAULT_STEPS).map_err(Error::into_failure)?;
         let this = Self {

@@ -29,7 +29,7 @@ impl Algorithm {
     pub(super) fn choose(conv: &Conv2d, x: &Tensor<4>) -> Self {
         let [_, c_in, rows, cols] = x.dims();
         let [_, _, ky, kx] = conv.weight.dims();
-        let pixels = rows * cols << (2 * u32::from(conv.upsample));
+        let pixels = (rows * cols) << (2 * u32::from(conv.upsample));
         if [ky, kx] == [3, 3] && conv.stride == 1 && c_in >= 16 && pixels >= 512 {
             Self::Winograd
         } else {

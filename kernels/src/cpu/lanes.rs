@@ -144,10 +144,11 @@ impl Level {
         {
             const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            if avx2 && is_x86_feature_detected!("avx512f") {
-                return &ALL;
+            match (avx2, is_x86_feature_detected!("avx512f")) {
+                (true, true) => &ALL,
+                (true, false) => &ALL[..2],
+                (false, _) => &ALL[..1],
             }
-            return if avx2 { &ALL[..2] } else { &ALL[..1] };
         }
         #[cfg(not(target_arch = "x86_64"))]
         &[Level::Portable]

@@ -210,7 +210,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
     fn context(&mut self, step: usize, branch: usize) -> &T::Context {
         let slot = &mut self.contexts[branch];
         if slot.as_ref().is_none_or(|(of, _)| *of != step) {
-            let timestep = self.scheduler.timesteps()[step] as f32;
+            let timestep = self.scheduler.timesteps()[step];
             *slot = Some((step, self.transformer.context(&self.guidance.branches[branch], timestep)));
         }
         &slot.as_ref().expect("just made").1

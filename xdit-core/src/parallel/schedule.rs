@@ -75,12 +75,9 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
     actions
 }
 
-/// The patches that go through the blocks together at `step`.
+/// The patches that go through the blocks together at `step`: all of them, or one after the other.
 fn passes(plan: &Plan, step: usize) -> Vec<Range<usize>> {
     let count = plan.patches.len();
-    if step < plan.synchronous_steps {
-        vec![0..count]
-    } else {
-        (0..count).map(|patch| patch..patch + 1).collect()
-    }
+    let together = if step < plan.synchronous_steps { count } else { 1 };
+    (0..count).step_by(together).map(|first| first..first + together).collect()
 }
