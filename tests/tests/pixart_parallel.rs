@@ -109,7 +109,7 @@ fn exact_methods_equal_serial() {
 fn pipefusion_depends_on_patches_and_warmup_only() {
     let mut pipeline = open(&goldens().join("pixart-alpha-256"));
     let with = |mesh, patches, warmup_steps| Request {
-        parallel: ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks: None },
+        parallel: ParallelConfig { mesh, patches: Some(patches), warmup_steps, ..ParallelConfig::default() },
         ..request()
     };
     let serial = latents(&mut *pipeline, &request());

@@ -39,10 +39,8 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
         return Err(Error::usage(format!("`--split-scheme {}` is not available", args.split_scheme))
             .hint("patches are runs of rows: `row`"));
     }
-    let unavailable =
-        [("use-parallel-vae", args.use_parallel_vae && ranks > 1), ("distrifusion", args.distrifusion)];
-    if let Some((name, _)) = unavailable.iter().find(|(_, on)| *on) {
-        return Err(Error::usage(format!("`--{name}` is not available in this version"))
+    if args.distrifusion {
+        return Err(Error::usage("`--distrifusion` is not available in this version")
             .hint("leave it out; the other methods combine freely"));
     }
     Ok(ParallelConfig {
@@ -50,5 +48,6 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
         patches: args.num_pipeline_patch,
         warmup_steps: args.warmup_steps.unwrap_or(1),
         stage_blocks: (!args.attn_layer_num_for_pp.is_empty()).then(|| args.attn_layer_num_for_pp.clone()),
+        parallel_vae: args.use_parallel_vae,
     })
 }

@@ -138,7 +138,6 @@ fn plans_that_cannot_be() {
         (&["--num-pipeline-patch", "0"], "`0` pipeline patches"),
         (&["--ring-degree", "100000000000"], "ranks are more than"),
         (&["--split-scheme", "column"], "`--split-scheme column` is not available"),
-        (&["--use-parallel-vae", "--ring-degree", "2"], "`--use-parallel-vae` is not available in this version"),
         (&["--distrifusion"], "`--distrifusion` is not available in this version"),
     ] {
         let error = error(&workspace, options);

@@ -19,12 +19,14 @@ pub struct ParallelConfig {
     pub warmup_steps: usize,
     /// Blocks of each stage; evenly split if not given.
     pub stage_blocks: Option<Vec<usize>>,
+    /// Whether all ranks decode each picture, some rows each.
+    pub parallel_vae: bool,
 }
 
 impl Default for ParallelConfig {
     /// One rank.
     fn default() -> Self {
-        Self { mesh: Mesh::default(), patches: None, warmup_steps: 1, stage_blocks: None }
+        Self { mesh: Mesh::default(), patches: None, warmup_steps: 1, stage_blocks: None, parallel_vae: false }
     }
 }
 
@@ -60,6 +62,8 @@ pub struct Plan {
     pub branches: usize,
     /// Pictures of each data-parallel share.
     pub images: Vec<Range<usize>>,
+    /// Between how many ranks the rows of a picture are split as it is decoded.
+    pub decoding_shares: usize,
 }
 
 impl Plan {
@@ -118,6 +122,7 @@ impl Plan {
             steps: *steps,
             branches: if *guided { 2 } else { 1 },
             images: split::even(*images, mesh.degree(Axis::Data)),
+            decoding_shares: if config.parallel_vae { mesh.size() } else { 1 },
         })
     }
 
