@@ -127,7 +127,7 @@ fn encoding_equals_serial() {
 }
 
 /// One thing that a rank might do by itself although it must not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Alone {
     Conv,
     Moments,
@@ -139,20 +139,29 @@ struct Mutant<'a> {
     alone: Alone,
 }
 
+impl Mutant<'_> {
+    fn rows(&self, part: Alone) -> &dyn Rows {
+        if self.alone == part { &Whole } else { self.rows }
+    }
+}
+
 impl Rows for Mutant<'_> {
-    fn conv(&self, conv: &Conv2d, x: Tensor<4>, norm: Option<&Affine>, residual: Option<Tensor<4>>) -> Tensor<4> {
-        let rows = if matches!(self.alone, Alone::Conv) { &Whole } else { self.rows };
-        rows.conv(conv, x, norm, residual)
+    fn conv(
+        &self,
+        conv: &Conv2d,
+        x: Tensor<4>,
+        norm: Option<&Affine>,
+        residual: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        self.rows(Alone::Conv).conv(conv, x, norm, residual)
     }
 
     fn moments(&self, x: Tensor<4>, groups: usize) -> Moments {
-        let rows = if matches!(self.alone, Alone::Moments) { &Whole } else { self.rows };
-        rows.moments(x, groups)
+        self.rows(Alone::Moments).moments(x, groups)
     }
 
     fn attend(&self, pixels: Qkv) -> Tensor<4> {
-        let rows = if matches!(self.alone, Alone::Attend) { &Whole } else { self.rows };
-        rows.attend(pixels)
+        self.rows(Alone::Attend).attend(pixels)
     }
 }
 
