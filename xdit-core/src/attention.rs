@@ -70,6 +70,7 @@ impl Attention for Local {
     }
 }
 
-fn scale(q: &Tensor<4>) -> f32 {
+/// What scores are multiplied by: 1 / √d.
+pub(crate) fn scale(q: &Tensor<4>) -> f32 {
     1.0 / (q.dims()[3] as f32).sqrt()
 }

@@ -14,6 +14,7 @@ pub mod parallel;
 pub mod picture;
 pub mod pipeline;
 pub mod placement;
+pub mod rows;
 pub mod scheduler;
 pub mod tokens;
 pub mod transformer;

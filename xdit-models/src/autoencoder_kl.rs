@@ -4,11 +4,13 @@
 
 use burn::tensor::Tensor;
 use serde_json::json;
+use xdit_core::attention::Qkv;
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
+use xdit_core::rows::{Rows, Whole};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
-use xdit_kernels::{Affine, Conv2d, attention, conv2d, group_norm_affine, group_norm_moments, norm_act};
+use xdit_kernels::{Affine, Conv2d, group_norm_affine, norm_act};
 
 use crate::tiling::Tiling;
 
@@ -127,15 +129,20 @@ impl AutoencoderKl {
     /// # Shapes
     /// `[b, latent_channels, y, x]` to `[b, 3, y · scale, x · scale]`, values about -1 to 1.
     pub fn decode_scaled(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decode(latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor))
+        self.decode(self.unscale(latents))
     }
 
     /// As [`decode_scaled`](Self::decode_scaled), tile by tile where the picture is larger than the ones the
     /// autoencoder was trained on.
     pub fn decode_scaled_tiled(&self, latents: Tensor<4>) -> Tensor<4> {
-        let z = latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor);
+        let z = self.unscale(latents);
         let tiling = Tiling { tile: self.config.sample_size, scale: self.config.scale() };
         if tiling.applies(&z) { tiling.decode(z, |tile| self.decode(tile)) } else { self.decode(z) }
+    }
+
+    /// A latent from what the diffusion model works on.
+    pub fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
+        latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor)
     }
 
     /// A picture from a latent.
@@ -143,11 +150,19 @@ impl AutoencoderKl {
     /// # Shapes
     /// As [`decode_scaled`](Self::decode_scaled).
     pub fn decode(&self, z: Tensor<4>) -> Tensor<4> {
+        self.decode_rows(z, &Whole)
+    }
+
+    /// Some rows of a picture from those of its latent; `rows` knows of the others.
+    ///
+    /// # Shapes
+    /// As [`decode_scaled`](Self::decode_scaled).
+    pub fn decode_rows(&self, z: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
         let z = match &self.post_quant_conv {
-            Some(conv) => conv2d(conv, z, None, None),
+            Some(conv) => rows.conv(conv, z, None, None),
             None => z,
         };
-        self.decoder.forward(z)
+        self.decoder.forward(z, rows)
     }
 
     /// Mean and log-variance of the latents of a picture.
@@ -156,9 +171,17 @@ impl AutoencoderKl {
     /// `[b, 3, y, x]` with multiples of [`scale`](AutoencoderKlConfig::scale) to
     /// `[b, 2 · latent_channels, y / scale, x / scale]`.
     pub fn encode(&self, image: Tensor<4>) -> Tensor<4> {
-        let moments = self.encoder.forward(image);
+        self.encode_rows(image, &Whole)
+    }
+
+    /// As [`encode`](Self::encode), of some rows of a picture; `rows` knows of the others.
+    ///
+    /// # Shapes
+    /// As [`encode`](Self::encode).
+    pub fn encode_rows(&self, image: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        let moments = self.encoder.forward(image, rows);
         match &self.quant_conv {
-            Some(conv) => conv2d(conv, moments, None, None),
+            Some(conv) => rows.conv(conv, moments, None, None),
             None => moments,
         }
     }
@@ -207,17 +230,17 @@ impl Encoder {
         })
     }
 
-    fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        let mut x = conv2d(&self.conv_in, image, None, None);
+    fn forward(&self, image: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        let mut x = rows.conv(&self.conv_in, image, None, None);
         for (resnets, down) in &self.down_blocks {
-            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x));
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, rows));
             if let Some(down) = down {
-                x = conv2d(down, x, None, None);
+                x = rows.conv(down, x, None, None);
             }
         }
-        let x = self.mid.forward(x);
-        let norm = self.conv_norm_out.affine(&x);
-        conv2d(&self.conv_out, x, Some(&norm), None)
+        let x = self.mid.forward(x, rows);
+        let norm = self.conv_norm_out.affine(&x, rows);
+        rows.conv(&self.conv_out, x, Some(&norm), None)
     }
 }
 
@@ -260,16 +283,16 @@ impl Decoder {
         })
     }
 
-    fn forward(&self, z: Tensor<4>) -> Tensor<4> {
-        let mut x = self.mid.forward(conv2d(&self.conv_in, z, None, None));
+    fn forward(&self, z: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        let mut x = self.mid.forward(rows.conv(&self.conv_in, z, None, None), rows);
         for (resnets, up) in &self.up_blocks {
-            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x));
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, rows));
             if let Some(up) = up {
-                x = conv2d(up, x, None, None);
+                x = rows.conv(up, x, None, None);
             }
         }
-        let norm = self.conv_norm_out.affine(&x);
-        conv2d(&self.conv_out, x, Some(&norm), None)
+        let norm = self.conv_norm_out.affine(&x, rows);
+        rows.conv(&self.conv_out, x, Some(&norm), None)
     }
 }
 
@@ -292,12 +315,12 @@ impl Mid {
         })
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut x = self.first.forward(x);
+    fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        let mut x = self.first.forward(x, rows);
         if let Some(attention) = &self.attention {
-            x = attention.forward(x);
+            x = attention.forward(x, rows);
         }
-        self.second.forward(x)
+        self.second.forward(x, rows)
     }
 }
 
@@ -323,15 +346,15 @@ impl Resnet {
         })
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let norm = self.norm1.affine(&x);
-        let y = conv2d(&self.conv1, x.clone(), Some(&norm), None);
+    fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        let norm = self.norm1.affine(&x, rows);
+        let y = rows.conv(&self.conv1, x.clone(), Some(&norm), None);
         let x = match &self.conv_shortcut {
-            Some(shortcut) => conv2d(shortcut, x, None, None),
+            Some(shortcut) => rows.conv(shortcut, x, None, None),
             None => x,
         };
-        let norm = self.norm2.affine(&y);
-        conv2d(&self.conv2, y, Some(&norm), Some(x))
+        let norm = self.norm2.affine(&y, rows);
+        rows.conv(&self.conv2, y, Some(&norm), Some(x))
     }
 }
 
@@ -360,16 +383,15 @@ impl PixelAttention {
         })
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, c, rows, cols] = x.dims();
-        let normed = norm_act(x.clone(), &self.group_norm.affine(&x), false);
-        let tokens = normed.reshape([b, c, rows * cols]).swap_dims(1, 2);
+    fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        let [b, c, height, width] = x.dims();
+        let normed = norm_act(x.clone(), &self.group_norm.affine(&x, rows), false);
+        let tokens = normed.reshape([b, c, height * width]).swap_dims(1, 2);
         let head = |x: Tensor<3>| x.unsqueeze_dim::<4>(2);
-        let (q, k, v) =
-            (self.q.forward(tokens.clone()), self.k.forward(tokens.clone()), self.v.forward(tokens));
-        let y = attention(head(q), head(k), head(v), None, 1.0 / (c as f32).sqrt());
+        let (q, k, v) = (self.q.forward(tokens.clone()), self.k.forward(tokens.clone()), self.v.forward(tokens));
+        let y = rows.attend(Qkv { q: head(q), k: head(k), v: head(v) });
         let y = self.out.forward(y.squeeze_dim::<3>(2));
-        x + y.swap_dims(1, 2).reshape([b, c, rows, cols])
+        x + y.swap_dims(1, 2).reshape([b, c, height, width])
     }
 }
 
@@ -387,8 +409,8 @@ impl GroupNorm {
     }
 
     /// What the norm does to each channel of `x`.
-    fn affine(&self, x: &Tensor<4>) -> Affine {
-        let moments = group_norm_moments(x.clone(), self.groups);
+    fn affine(&self, x: &Tensor<4>, rows: &dyn Rows) -> Affine {
+        let moments = rows.moments(x.clone(), self.groups);
         group_norm_affine(moments, self.weight.clone(), self.bias.clone(), EPS)
     }
 }

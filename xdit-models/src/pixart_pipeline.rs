@@ -9,6 +9,7 @@ use xdit_core::noise::Generator;
 use xdit_core::parallel::execute::Guidance;
 use xdit_core::parallel::plan::{Plan, Work};
 use xdit_core::parallel::run::{Job, run};
+use xdit_core::parallel::vae::split_rows;
 use xdit_core::picture::{resize_and_crop, to_picture};
 use xdit_core::pipeline::{Generated, LoadOptions, Observer, Phase, Pipeline, Request, Resolved, check};
 use xdit_core::scheduler::scheduler;
@@ -268,13 +269,16 @@ impl Pipeline for PixArtPipeline {
                     pack(noise.mul_scalar(scheduler.init_noise_sigma()), patch)
                 })
                 .collect(),
-            plan: resolved.plan,
+            plan: resolved.plan.clone(),
             scheduler,
         };
         let latents: Vec<_> = run(job, observer)?.into_iter().map(|tokens| unpack(tokens, patch)).collect();
 
         let mut pictures = Vec::new();
         if request.decode {
+            if request.vae_tiling && resolved.plan.decoding_shares > 1 {
+                observer.warn("tiles are decoded one after the other: the parallel VAE is left out");
+            }
             observer.begin(Phase::Load("vae"));
             let vae = AutoencoderKl::load(&self.vae.config, &self.vae.weights(&self.options))?;
             observer.end(Phase::Load("vae"));
@@ -282,7 +286,10 @@ impl Pipeline for PixArtPipeline {
                 observer.begin(Phase::Decode { image });
                 let decoded = match request.vae_tiling {
                     true => vae.decode_scaled_tiled(latents.clone()),
-                    false => vae.decode_scaled(latents.clone()),
+                    false => {
+                        let (z, vae) = (vae.unscale(latents.clone()), vae.clone());
+                        split_rows(resolved.plan.decoding_shares, z, move |z, rows| vae.decode_rows(z, rows))?
+                    }
                 };
                 pictures.push(to_picture(&resize_and_crop(decoded, resolved.size), 0));
                 observer.end(Phase::Decode { image });

@@ -138,7 +138,7 @@ pub struct ParallelArgs {
     /// Run the two branches of guidance on two ranks.
     #[arg(long, alias = "use-split-batch")]
     pub use_cfg_parallel: bool,
-    /// Decode on all ranks (not available yet).
+    /// Decode each picture on all ranks, some rows each.
     #[arg(long)]
     pub use_parallel_vae: bool,
     /// Ranks of the ring axis own a strip each and use the others' keys and values of the step before.

@@ -39,15 +39,12 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
         return Err(Error::usage(format!("`--split-scheme {}` is not available", args.split_scheme))
             .hint("patches are runs of rows: `row`"));
     }
-    if args.use_parallel_vae && ranks > 1 {
-        return Err(Error::usage("`--use-parallel-vae` is not available in this version")
-            .hint("leave it out; the other methods combine freely"));
-    }
     Ok(ParallelConfig {
         mesh,
         patches: args.num_pipeline_patch,
         warmup_steps: args.warmup_steps.unwrap_or(1),
         distrifusion: args.distrifusion,
         stage_blocks: (!args.attn_layer_num_for_pp.is_empty()).then(|| args.attn_layer_num_for_pp.clone()),
+        parallel_vae: args.use_parallel_vae,
     })
 }

@@ -141,10 +141,6 @@ fn plans_that_cannot_be() {
         (&["--num-pipeline-patch", "0"], "`0` pipeline patches"),
         (&["--ring-degree", "100000000000"], "ranks are more than"),
         (&["--split-scheme", "column"], "`--split-scheme column` is not available"),
-        (
-            &["--use-parallel-vae", "--ring-degree", "2"],
-            "`--use-parallel-vae` is not available in this version",
-        ),
         (&["--distrifusion"], "DistriFusion with one patch has nobody to exchange keys with"),
         (&["--distrifusion", "--pipefusion-parallel-degree", "2"], "and has no pipeline"),
     ] {

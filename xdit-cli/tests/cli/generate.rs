@@ -217,6 +217,8 @@ fn many_ranks_make_the_picture_of_one() {
     let exact =
         ["--ulysses_degree", "2", "--ring_degree", "2", "--use_cfg_parallel", "--num_pipeline_patch", "1"];
     assert!(near(&one, &run("exact", &exact)));
+    let decoded = [&exact[..], &["--use_parallel_vae"]].concat();
+    assert!(near(&one, &run("decoded", &decoded)));
 
     let hybrid = ["--pipefusion_parallel_degree", "2", "--ulysses_degree", "2", "--use_cfg_parallel"];
     let hybrid = run("hybrid", &[&hybrid[..], &["--warmup_steps", "0"]].concat());

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use xdit_comm::Pending;
+use xdit_comm::{Cause, Pending, RunError};
 
 use crate::error::{Error, Result};
 
@@ -25,5 +25,13 @@ pub fn catch<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
             Ok(failed) => Err(Error::failure(failed.0.to_string())),
             Err(payload) => resume_unwind(payload),
         },
+    }
+}
+
+/// What made a run of ranks fail.
+pub fn first_cause(error: RunError<Error>) -> Error {
+    match &error.cause {
+        Cause::Failed(cause) => cause.clone(),
+        _ => Error::failure(error.to_string()),
     }
 }

@@ -13,6 +13,7 @@ pub mod run;
 pub mod schedule;
 pub mod split;
 pub mod ulysses;
+pub mod vae;
 mod wire;
 
 pub use failure::catch;

@@ -22,6 +22,8 @@ pub struct ParallelConfig {
     /// Let the ranks of the ring axis use each other's keys of the step before (DistriFusion), rather than pass
     /// fresh ones round. On one rank with several patches it computes the same.
     pub distrifusion: bool,
+    /// Whether all ranks decode each picture, some rows each.
+    pub parallel_vae: bool,
 }
 
 impl Default for ParallelConfig {
@@ -33,6 +35,7 @@ impl Default for ParallelConfig {
             warmup_steps: 1,
             stage_blocks: None,
             distrifusion: false,
+            parallel_vae: false,
         }
     }
 }
@@ -71,6 +74,8 @@ pub struct Plan {
     pub branches: usize,
     /// Pictures of each data-parallel share.
     pub images: Vec<Range<usize>>,
+    /// Between how many ranks the rows of a picture are split as it is decoded.
+    pub decoding_shares: usize,
 }
 
 impl Plan {
@@ -154,6 +159,7 @@ impl Plan {
             steps: *steps,
             branches: if *guided { 2 } else { 1 },
             images: split::even(*images, mesh.degree(Axis::Data)),
+            decoding_shares: if config.parallel_vae { mesh.size() } else { 1 },
         })
     }
 

@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
-use xdit_comm::{Cause, Comm, Options, RunError, local, run_ranks};
+use xdit_comm::{Comm, Options, local, run_ranks};
 
 use crate::error::{Error, Result};
 use crate::parallel::catch;
 use crate::parallel::execute::{Groups, Guidance, denoise};
+use crate::parallel::failure::first_cause;
 use crate::parallel::mesh::Axis;
 use crate::parallel::plan::Plan;
 use crate::pipeline::{Observer, Phase};
@@ -79,13 +80,6 @@ where
     heard.into_iter().for_each(&mut tell);
     let latents = ranks.join().map_err(|_| Error::failure("the launcher of the ranks panicked"))?;
     Ok(latents.map_err(first_cause)?.concat())
-}
-
-fn first_cause(error: RunError<Error>) -> Error {
-    match &error.cause {
-        Cause::Failed(cause) => cause.clone(),
-        _ => Error::failure(error.to_string()),
-    }
 }
 
 /// What one rank does. Returns latents on the first rank of each data-parallel share only.

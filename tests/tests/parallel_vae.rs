@@ -1,0 +1,227 @@
+//! The autoencoder on many ranks equals the autoencoder on one.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use xdit_comm::{Options, Sim, run_ranks};
+use xdit_core::attention::Qkv;
+use xdit_core::checkpoint::Checkpoint;
+use xdit_core::config::Config;
+use xdit_core::noise::Generator;
+use xdit_core::parallel::catch;
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::ParallelConfig;
+use xdit_core::parallel::vae::{SplitRows, split_rows};
+use xdit_core::pipeline::{LoadOptions, Picture, Request};
+use xdit_core::rows::{Rows, Whole};
+use xdit_core::weights::Weights;
+use xdit_kernels::{Affine, Conv2d, Moments};
+use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use xdit_tests::{assert_close, device, goldens, relative_l2};
+
+/// Other orders of summation, through the whole decoder.
+const TOLERANCE: f64 = 1e-5;
+
+const CHECKPOINTS: [&str; 2] = ["pixart-alpha-256", "pixart-sigma-512"];
+
+fn autoencoder(checkpoint: &str) -> Arc<AutoencoderKl> {
+    let dir = goldens().join(checkpoint).join("vae");
+    let config = AutoencoderKlConfig::read(Config::read(&dir.join("config.json")).unwrap()).unwrap();
+    let checkpoint = Checkpoint::open(&dir, "diffusion_pytorch_model", None).unwrap();
+    Arc::new(AutoencoderKl::load(&config, &Weights::new(checkpoint, &device(), DType::F32)).unwrap())
+}
+
+/// Noise of `shape` that is brighter at the bottom: parts of it have other moments than the whole.
+fn image(shape: [usize; 4]) -> Tensor<4> {
+    let mut values = Generator::from_seed(shape[2] as u64).randn(shape.iter().product());
+    for (index, value) in values.iter_mut().enumerate() {
+        *value += (index / shape[3] % shape[2]) as f32 / shape[2] as f32;
+    }
+    Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
+}
+
+fn decode(vae: &Arc<AutoencoderKl>, ranks: usize, z: &Tensor<4>) -> Tensor<4> {
+    let vae = vae.clone();
+    split_rows(ranks, z.clone(), move |z, rows| vae.decode_rows(z, rows)).unwrap()
+}
+
+fn bits(x: &Tensor<4>) -> Vec<u32> {
+    x.to_data().try_to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn decoding_equals_serial() {
+    for checkpoint in CHECKPOINTS {
+        let vae = autoencoder(checkpoint);
+        for height in (1..=9).chain([13]) {
+            let z = image([1, 4, height, 3 + height % 4]);
+            let serial = vae.decode(z.clone());
+            assert_eq!(bits(&decode(&vae, 1, &z)), bits(&serial), "one rank computes what no ranks compute");
+            for ranks in 2..=8 {
+                let what = format!("{checkpoint}: {height} rows on {ranks} ranks");
+                let parallel = decode(&vae, ranks, &z);
+                assert_close(&what, &parallel, &serial, TOLERANCE);
+                assert_eq!(bits(&decode(&vae, ranks, &z)), bits(&parallel), "{what}: again");
+            }
+        }
+    }
+}
+
+/// Several images at a time, large enough for all algorithms of the kernels.
+#[test]
+fn a_batch_equals_serial() {
+    let vae = autoencoder(CHECKPOINTS[0]);
+    let z = image([2, 4, 21, 30]);
+    let serial = vae.decode(z.clone());
+    for ranks in [2, 3, 5] {
+        assert_close(&format!("{ranks} ranks"), &decode(&vae, ranks, &z), &serial, TOLERANCE);
+    }
+}
+
+/// What `work` makes of `image`, with rows as `shares` says, over a network that `seed` delays and reorders.
+fn simulated<F>(seed: u64, shares: Vec<usize>, image: Tensor<4>, work: F) -> Tensor<4>
+where
+    F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
+{
+    let ranks = shares.len();
+    let rank = move |comm: xdit_comm::Comm| {
+        let (start, own) = (shares[..comm.rank()].iter().sum(), shares[comm.rank()]);
+        let rows = SplitRows::new(comm, shares.clone());
+        catch(|| Ok(work(image.clone().narrow(2, start, own), &rows)))
+    };
+    let parts = run_ranks(ranks, &Options::default().sim(Sim::new(seed)), rank);
+    Tensor::cat(parts.unwrap_or_else(|error| panic!("seed {seed}: {error}")), 2)
+}
+
+#[test]
+fn neither_uneven_shares_nor_delays_matter() {
+    let vae = autoencoder(CHECKPOINTS[1]);
+    let z = image([1, 4, 12, 5]);
+    let serial = vae.decode(z.clone());
+    for shares in [vec![1, 11], vec![11, 1], vec![1, 1, 10], vec![7, 1, 4], vec![2, 5, 1, 1, 3]] {
+        let run = |seed| {
+            let vae = vae.clone();
+            simulated(seed, shares.clone(), z.clone(), move |z, rows| vae.decode_rows(z, rows))
+        };
+        let first = run(0);
+        assert_close(&format!("{shares:?}"), &first, &serial, TOLERANCE);
+        for seed in 1..4 {
+            assert_eq!(bits(&run(seed)), bits(&first), "{shares:?}, seed {seed}");
+        }
+    }
+}
+
+/// The way back goes through the same seam. Each share is a multiple of what becomes one row of the latent.
+#[test]
+fn encoding_equals_serial() {
+    for checkpoint in CHECKPOINTS {
+        let vae = autoencoder(checkpoint);
+        let picture = image([1, 3, 72, 40]);
+        let serial = vae.encode(picture.clone());
+        for shares in [vec![72], vec![40, 32], vec![8, 48, 16], vec![8; 9]] {
+            let (what, vae) = (format!("{checkpoint}: {shares:?}"), vae.clone());
+            let parallel = simulated(0, shares, picture.clone(), move |x, rows| vae.encode_rows(x, rows));
+            assert_close(&what, &parallel, &serial, TOLERANCE);
+        }
+    }
+}
+
+/// One thing that a rank might do by itself although it must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alone {
+    Conv,
+    Moments,
+    Attend,
+}
+
+struct Mutant<'a> {
+    rows: &'a dyn Rows,
+    alone: Alone,
+}
+
+impl Mutant<'_> {
+    fn rows(&self, part: Alone) -> &dyn Rows {
+        if self.alone == part { &Whole } else { self.rows }
+    }
+}
+
+impl Rows for Mutant<'_> {
+    fn conv(
+        &self,
+        conv: &Conv2d,
+        x: Tensor<4>,
+        norm: Option<&Affine>,
+        residual: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        self.rows(Alone::Conv).conv(conv, x, norm, residual)
+    }
+
+    fn moments(&self, x: Tensor<4>, groups: usize) -> Moments {
+        self.rows(Alone::Moments).moments(x, groups)
+    }
+
+    fn attend(&self, pixels: Qkv) -> Tensor<4> {
+        self.rows(Alone::Attend).attend(pixels)
+    }
+}
+
+/// What these tests would see if a part of the seam were missing: each outweighs the tolerance a hundred times.
+#[test]
+fn what_is_not_shared_shows() {
+    for checkpoint in CHECKPOINTS {
+        let vae = autoencoder(checkpoint);
+        let z = image([1, 4, 9, 6]);
+        let serial = vae.decode(z.clone());
+        for alone in [Alone::Conv, Alone::Moments, Alone::Attend] {
+            let vae = vae.clone();
+            let wrong =
+                split_rows(2, z.clone(), move |z, rows| vae.decode_rows(z, &Mutant { rows, alone })).unwrap();
+            let error = relative_l2(&wrong, &serial);
+            println!("{checkpoint}: {alone:?} alone is off by {error:.1e}");
+            assert!(error > 1e-3, "{checkpoint}: {alone:?} alone is off by {error:.1e} only");
+        }
+    }
+}
+
+/// The others wait for the rows of a rank that is gone, and learn it.
+#[test]
+fn a_failing_rank_ends_all() {
+    let vae = autoencoder(CHECKPOINTS[0]);
+    let z = image([1, 4, 7, 4]);
+    let error = split_rows(3, z, move |z, rows| {
+        assert_ne!(z.dims()[2], 3, "the first of three ranks has a row more");
+        vae.decode_rows(z, rows)
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("rank 0 panicked") && error.contains("a row more"), "{error}");
+}
+
+/// From prompt to pixels.
+#[test]
+fn pictures_equal_serial() {
+    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let mut pipeline = xdit_models::open(&goldens().join("pixart-sigma-512"), &options).unwrap();
+    let mut pictures = |mesh, parallel_vae| -> Vec<Picture> {
+        let request = Request {
+            height: Some(112),
+            width: Some(80),
+            num_inference_steps: Some(2),
+            use_resolution_binning: false,
+            images_per_prompt: 2,
+            parallel: ParallelConfig { mesh, patches: Some(1), parallel_vae, ..ParallelConfig::default() },
+            ..Request::new("a photo of a cat, sitting on the red sofa")
+        };
+        pipeline.generate(&request, &mut ()).unwrap().pictures
+    };
+    let serial = pictures(Mesh::default(), false);
+    assert_eq!(pictures(Mesh::default(), true), serial, "one rank");
+    let mesh = Mesh::default().with(Axis::Cfg, 2);
+    for mesh in [mesh, mesh.with(Axis::Ulysses, 2), mesh.with(Axis::Data, 2).with(Axis::Ring, 2)] {
+        for (parallel, serial) in pictures(mesh, true).iter().zip(&serial) {
+            assert_eq!([parallel.height, parallel.width], [112, 80]);
+            let apart = |(a, b): (&u8, &u8)| a.abs_diff(*b);
+            let worst = parallel.rgb.iter().zip(&serial.rgb).map(apart).max().unwrap();
+            assert!(worst <= 1, "{mesh}: a pixel is off by {worst} of 255");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Parallel VAE: each rank has some rows of an image, from the latent to the picture.
+//!
+//! Nothing is approximated. Convolutions take the neighbours' rows where a rank's own end, and zeros at the border of
+//! the image only; group norms merge the moments of all ranks; attention passes keys and values round.
+
+use burn::tensor::Tensor;
+use xdit_comm::{Buffer, Comm, Options, run_ranks};
+use xdit_kernels::{Affine, Conv2d, Moments};
+
+use crate::attention::{Qkv, scale};
+use crate::error::Result;
+use crate::parallel::failure::{catch, first_cause, wait};
+use crate::parallel::ring::{Kv, Ring};
+use crate::parallel::split;
+use crate::parallel::wire::{Place, buffer};
+use crate::rows::{Rows, Whole};
+
+/// Gives some rows of `image` to each of at most `ranks` ranks, and puts together what `work` makes of them.
+///
+/// Ranks are threads of this process. There are no more of them than rows; with one, this thread is it.
+///
+/// # Shapes
+/// `image`: `[b, c, y, x]`; the result is as `work` makes it, its rows in the same order.
+///
+/// # Errors
+/// The first cause, if a rank fails.
+pub fn split_rows<F>(ranks: usize, image: Tensor<4>, work: F) -> Result<Tensor<4>>
+where
+    F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
+{
+    let [_, _, rows, _] = image.dims();
+    let ranks = ranks.min(rows);
+    if ranks <= 1 {
+        return Ok(work(image, &Whole));
+    }
+    let shares = split::even(rows, ranks);
+    let rank = move |comm: Comm| {
+        let own = shares[comm.rank()].clone();
+        let rows = SplitRows::new(comm, shares.iter().map(ExactSizeIterator::len).collect());
+        catch(|| Ok(work(image.clone().narrow(2, own.start, own.len()), &rows)))
+    };
+    let parts = run_ranks(ranks, &Options::default(), rank).map_err(first_cause)?;
+    Ok(Tensor::cat(parts, 2))
+}
+
+/// The rows of one rank among those of the ranks of a communicator, the first of which has the topmost.
+#[derive(Clone, Debug)]
+pub struct SplitRows {
+    comm: Comm,
+    ring: Ring,
+    /// Rows of each rank, at the resolution of the input.
+    shares: Vec<usize>,
+}
+
+impl SplitRows {
+    /// Over the ranks of `comm`, of which each has as many rows as `shares` says.
+    ///
+    /// # Panics
+    /// If there is not a share for each rank, or one without rows.
+    pub fn new(comm: Comm, shares: Vec<usize>) -> Self {
+        assert_eq!(shares.len(), comm.size(), "a share for each rank");
+        assert!(!shares.contains(&0), "a rank without rows has none to give to its neighbours: {shares:?}");
+        Self { ring: Ring::new(comm.clone()), comm, shares }
+    }
+
+    /// How many of something each rank has, where this rank has `own` and each row as many as any other.
+    fn of_each(&self, own: usize) -> Vec<usize> {
+        let share = self.shares[self.comm.rank()];
+        self.shares.iter().map(|theirs| own * theirs / share).collect()
+    }
+
+    /// `x` between the last `above` rows of the rank above and the first `below` rows of the one below, where there
+    /// are such ranks.
+    fn with_halo(&self, x: Tensor<4>, [above, below]: [usize; 2]) -> Tensor<4> {
+        let place = Place::of(&x);
+        let [b, c, rows, cols] = x.dims();
+        assert!(rows >= above.max(below), "{rows} rows are too few to give {above} and {below} of them");
+        let [up, down] = self.neighbours();
+        let (mut sends, mut recvs) = (Vec::new(), Vec::new());
+        for (neighbour, taken, given) in [(up, above, 0..below), (down, below, rows - above..rows)] {
+            let Some(neighbour) = neighbour else { continue };
+            if !given.is_empty() {
+                sends.push((neighbour, buffer(x.clone().narrow(2, given.start, given.len()))));
+            }
+            if taken > 0 {
+                recvs.push((neighbour, [b, c, taken, cols]));
+            }
+        }
+        let specs = recvs.iter().map(|&(from, shape)| (from, place.spec(shape))).collect();
+        let arrived = wait(self.comm.send_recv(sends, specs));
+        let mut parts = vec![x];
+        for (&(from, shape), part) in recvs.iter().zip(&arrived) {
+            let part = place.tensor(part, shape);
+            if up == Some(from) { parts.insert(0, part) } else { parts.push(part) }
+        }
+        Tensor::cat(parts, 2)
+    }
+
+    /// The ranks above and below.
+    fn neighbours(&self) -> [Option<usize>; 2] {
+        let rank = self.comm.rank();
+        [rank.checked_sub(1), Some(rank + 1).filter(|&below| below < self.comm.size())]
+    }
+}
+
+impl Rows for SplitRows {
+    /// # Panics
+    /// If the convolution neither keeps rows nor divides or doubles their number, or if it upsamples and adds a
+    /// residual.
+    fn conv(
+        &self,
+        conv: &Conv2d,
+        x: Tensor<4>,
+        norm: Option<&Affine>,
+        residual: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let [top, bottom, left, right] = conv.padding;
+        let [_, _, kernel, _] = conv.weight.dims();
+        let doubled = if conv.upsample { 2 } else { 1 };
+        let rows = x.dims()[2] * doubled;
+        assert_eq!(top + bottom + conv.stride, kernel, "a convolution that keeps rows, but for its stride");
+        assert!(rows.is_multiple_of(conv.stride), "{rows} rows in steps of {}", conv.stride);
+        assert!(residual.is_none() || !conv.upsample, "no autoencoder adds a residual as it upsamples");
+        if [top, bottom] == [0, 0] {
+            return Whole.conv(conv, x, norm, residual);
+        }
+        // Where there is a neighbour, its rows stand for the padding. They double, too, so there may be more than
+        // the padding had, and the result has rows that are the neighbour's.
+        let halo = [top, bottom].map(|padding| padding.div_ceil(doubled));
+        let [up, down] = self.neighbours();
+        let padding = [up.map_or(top, |_| 0), down.map_or(bottom, |_| 0), left, right];
+        let y = Whole.conv(&Conv2d { padding, ..conv.clone() }, self.with_halo(x, halo), norm, residual);
+        if !conv.upsample {
+            return y;
+        }
+        y.narrow(2, up.map_or(0, |_| halo[0] * doubled - top), rows)
+    }
+
+    fn moments(&self, x: Tensor<4>, groups: usize) -> Moments {
+        let Moments { count, mean, deviation } = Whole.moments(x, groups);
+        let place = Place::of(&mean);
+        let [b, groups] = mean.dims();
+        let lens = vec![2 * b * groups; self.comm.size()];
+        let arrived = wait(self.comm.all_gather(buffer(Tensor::cat(vec![mean, deviation], 0)), &lens));
+        let of_rank = |(part, count): (&Buffer, usize)| {
+            let both: Tensor<2> = place.tensor(part, [2 * b, groups]);
+            Moments { count, mean: both.clone().narrow(0, 0, b), deviation: both.narrow(0, b, b) }
+        };
+        let moments = arrived.iter().zip(self.of_each(count)).map(of_rank);
+        moments.reduce(Moments::merge).expect("the moments of this rank at least")
+    }
+
+    fn attend(&self, pixels: Qkv) -> Tensor<4> {
+        let (scale, tokens) = (scale(&pixels.q), self.of_each(pixels.k.dims()[1]));
+        self.ring.attend(pixels.q, Kv { k: pixels.k, v: pixels.v }, None, &tokens, scale)
+    }
+}
