@@ -388,7 +388,8 @@ impl PixelAttention {
         let normed = norm_act(x.clone(), &self.group_norm.affine(&x, rows), false);
         let tokens = normed.reshape([b, c, height * width]).swap_dims(1, 2);
         let head = |x: Tensor<3>| x.unsqueeze_dim::<4>(2);
-        let (q, k, v) = (self.q.forward(tokens.clone()), self.k.forward(tokens.clone()), self.v.forward(tokens));
+        let (q, k, v) =
+            (self.q.forward(tokens.clone()), self.k.forward(tokens.clone()), self.v.forward(tokens));
         let y = rows.attend(Qkv { q: head(q), k: head(k), v: head(v) });
         let y = self.out.forward(y.squeeze_dim::<3>(2));
         x + y.swap_dims(1, 2).reshape([b, c, height, width])
