@@ -89,25 +89,33 @@ fn meshes() -> Vec<Mesh> {
     .collect()
 }
 
-/// Every mesh, with the image in one patch, against one rank.
+/// Every mesh, with the image in one patch, against one rank: with and without micro-conditions, α and Σ.
 #[test]
 fn exact_methods_equal_serial() {
-    let mut pipeline = open(&goldens().join("pixart-alpha-256"));
-    let serial = latents(&mut *pipeline, &Request { images_per_prompt: 3, ..request() });
-    for mesh in meshes() {
-        // Only meshes of data parallelism need several pictures.
-        let images_per_prompt = if mesh.degree(Data) > 1 { 3 } else { 1 };
-        let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
-        let actual = latents(&mut *pipeline, &Request { images_per_prompt, parallel, ..request() });
-        let expected = serial.clone().narrow(0, 0, images_per_prompt);
-        assert_close(&mesh.to_string(), &actual, &expected, TOLERANCE);
+    for checkpoint in ["pixart-alpha-256", "pixart-alpha-1024", "pixart-sigma-512"] {
+        let mut pipeline = open(&goldens().join(checkpoint));
+        let serial = latents(&mut *pipeline, &Request { images_per_prompt: 3, ..request() });
+        for mesh in meshes() {
+            // Only meshes of data parallelism need several pictures.
+            let images_per_prompt = if mesh.degree(Data) > 1 { 3 } else { 1 };
+            let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
+            let actual = latents(&mut *pipeline, &Request { images_per_prompt, parallel, ..request() });
+            let expected = serial.clone().narrow(0, 0, images_per_prompt);
+            assert_close(&format!("{checkpoint}, {mesh}"), &actual, &expected, TOLERANCE);
+        }
     }
 }
 
 /// Every mesh, with several patches, against one rank with the same patches and warm-up.
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
-    let mut pipeline = open(&goldens().join("pixart-alpha-256"));
+    for checkpoint in ["pixart-alpha-256", "pixart-sigma-512"] {
+        pipefusion_on(checkpoint);
+    }
+}
+
+fn pipefusion_on(checkpoint: &str) {
+    let mut pipeline = open(&goldens().join(checkpoint));
     let with = |mesh, patches, warmup_steps| Request {
         parallel: ParallelConfig { mesh, patches: Some(patches), warmup_steps, ..ParallelConfig::default() },
         ..request()
@@ -123,7 +131,12 @@ fn pipefusion_depends_on_patches_and_warmup_only() {
                 continue;
             }
             let actual = latents(&mut *pipeline, &with(mesh, patches, warmup_steps));
-            assert_close(&format!("{mesh}, M = {patches}, W = {warmup_steps}"), &actual, &oracle, TOLERANCE);
+            assert_close(
+                &format!("{checkpoint}, {mesh}, M = {patches}, W = {warmup_steps}"),
+                &actual,
+                &oracle,
+                TOLERANCE,
+            );
         }
     }
 }
