@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use serde_json::Value;
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_tests::{Case, assert_close, device, goldens};
 
@@ -90,6 +92,32 @@ fn every_recorded_call() {
         assert_eq!(actual.len(), expected.len(), "{name}: the pictures' size");
         let worst = actual.iter().zip(&expected).map(|(a, e)| (a - e).abs()).max().unwrap();
         assert!(worst <= 1, "{name}: a pixel is off by {worst} of 255");
+    }
+}
+
+/// Half precision, on one rank and on a pipeline of two: the picture of f32 to what eight or eleven bits can tell.
+#[test]
+fn half_precision() {
+    let request = Request {
+        height: Some(64),
+        width: Some(96),
+        num_inference_steps: Some(3),
+        use_resolution_binning: false,
+        ..Request::new("a photo of a cat")
+    };
+    let made = |dtype, parallel| {
+        let options = LoadOptions { device: device(), dtype, variant: None };
+        let mut pipeline = xdit_models::open(&goldens().join("pixart-alpha-256"), &options).unwrap();
+        pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap()
+    };
+    let expected = made(DType::F32, ParallelConfig::default()).latents;
+    for (dtype, tolerance) in [(DType::BF16, 3e-2), (DType::F16, 5e-3)] {
+        let one = made(dtype, ParallelConfig::default());
+        assert_eq!(one.latents.dtype(), DType::F32);
+        assert_close(&format!("{dtype:?}"), &one.latents, &expected, tolerance);
+        let mesh = Mesh::default().with(Axis::Pipeline, 2).with(Axis::Ulysses, 2);
+        let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
+        assert_close(&format!("{dtype:?}, {mesh}"), &made(dtype, parallel).latents, &expected, tolerance);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a diffusion transformer is to the executor.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::attention::Attention;
 use crate::tokens::Tokens;
@@ -48,6 +48,9 @@ pub trait Transformer {
 
     /// The model's sizes.
     fn spec(&self) -> &Spec;
+
+    /// The type of what goes from block to block.
+    fn dtype(&self) -> DType;
 
     /// Makes the conditions ready for `timestep`.
     fn context(&self, conditions: &Self::Conditions, timestep: f32) -> Self::Context;

@@ -142,7 +142,8 @@ impl AutoencoderKl {
 
     /// A latent from what the diffusion model works on.
     pub fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
-        latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor)
+        let z = latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor);
+        z.cast(self.decoder.conv_in.weight.dtype())
     }
 
     /// A picture from a latent.

@@ -5,7 +5,7 @@
 //!
 //! Source: PixArt-α (Chen et al. 2023) §2.2; diffusers' `PixArtTransformer2DModel` and `BasicTransformerBlock`.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::config::Config;
@@ -218,14 +218,19 @@ impl Transformer for PixArt {
         &self.spec
     }
 
+    fn dtype(&self) -> DType {
+        self.scale_shift_table.dtype()
+    }
+
     fn context(&self, conditions: &Conditions, timestep: f32) -> Context {
-        let device = conditions.text.device();
-        let mut embedded = self.timestep_embedder.forward(sinusoids(&[timestep], &device));
+        let (device, dtype) = (conditions.text.device(), self.dtype());
+        let sinusoids = |values: &[f32]| sinusoids(values, &device).cast(dtype);
+        let mut embedded = self.timestep_embedder.forward(sinusoids(&[timestep]));
         let dim = embedded.dims()[1];
         if let Some([resolution, aspect_ratio]) = &self.micro {
             let [height, width] = conditions.size.expect("a model with micro-conditions is told the size");
-            let size = resolution.forward(sinusoids(&[height as f32, width as f32], &device));
-            let ratio = aspect_ratio.forward(sinusoids(&[(height as f64 / width as f64) as f32], &device));
+            let size = resolution.forward(sinusoids(&[height as f32, width as f32]));
+            let ratio = aspect_ratio.forward(sinusoids(&[(height as f64 / width as f64) as f32]));
             embedded = embedded + Tensor::cat(vec![size, ratio], 0).reshape([1, dim]);
         }
         let modulation = self.adaln_linear.forward(activate(Activation::Silu, embedded.clone()));
@@ -239,8 +244,9 @@ impl Transformer for PixArt {
     }
 
     fn embed(&self, latents: Tokens, _: &Context) -> Hidden {
-        let position = self.position.embed(&latents.positions, &latents.x.device());
-        let x = self.patch_embedding.forward(latents.x.clone()) + position;
+        let dtype = self.dtype();
+        let position = self.position.embed(&latents.positions, &latents.x.device()).cast(dtype);
+        let x = self.patch_embedding.forward(latents.x.clone().cast(dtype)) + position;
         Hidden { image: latents.with(x), text: None }
     }
 
@@ -263,7 +269,7 @@ impl Transformer for PixArt {
 
     fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
         let [shift, scale] = rows(self.scale_shift_table.clone() + context.timestep.clone());
-        self.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, 1e-6))
+        self.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, 1e-6)).cast(DType::F32)
     }
 }
 
