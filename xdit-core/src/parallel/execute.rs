@@ -117,6 +117,8 @@ struct Walker<'a, T: Transformer> {
     positions: Positions,
     /// Batch and features of packed latents, and where they are.
     latents: ([usize; 2], Place),
+    /// Where hidden states are: of the model's type, not the latents'.
+    hidden_place: Place,
     /// This rank's tokens of each patch.
     shards: Vec<Range<usize>>,
     /// The sample at those tokens, of each patch: what the first stage embeds and the last one advances.
@@ -127,7 +129,8 @@ struct Walker<'a, T: Transformer> {
     hidden: Option<Hidden>,
     predictions: Vec<Option<Tensor<3>>>,
     posted: usize,
-    arriving: VecDeque<Pending<Buffer>>,
+    /// Receives that were posted, and the tensors they will be.
+    arriving: VecDeque<(Pending<Buffer>, Place, [usize; 3])>,
     sending: Vec<Pending<()>>,
 }
 
@@ -154,6 +157,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
                     false => KeyExchange::Ring(Ring::new(comm)),
                 }),
             ),
+            hidden_place: Place { dtype: transformer.dtype(), ..Place::of(&noise.x) },
             positions: noise.positions.clone(),
             latents: ([b, c], Place::of(&noise.x)),
             samples: shards.iter().map(|shard| noise.x.clone().narrow(1, shard.start, shard.len())).collect(),
@@ -187,23 +191,43 @@ impl<'a, T: Transformer> Walker<'a, T> {
         [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
     }
 
+    /// The text that `branch` has beside `patches`. It goes once a step, with the first patch; the others see its
+    /// keys and values in the cache.
+    fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
+        let text = self.transformer.text_shape(&self.guidance.branches[branch]);
+        text.filter(|_| patches.start == 0)
+    }
+
     /// Posts the receives of `actions` that have not been posted yet.
     fn post(&mut self, actions: &[Action]) {
-        let pipeline = &self.groups.pipeline;
         for action in &actions[self.posted..] {
-            let (from, shape) = match action {
-                Action::ReceiveLatents { patches } => (pipeline.size() - 1, self.latents_shape(patches)),
-                Action::ReceiveHidden { patches, .. } => (pipeline.rank() - 1, self.hidden_shape(patches)),
-                _ => continue,
-            };
-            self.arriving.push_back(pipeline.recv(from, self.latents.1.spec(shape)));
+            match action {
+                Action::ReceiveLatents { patches } => {
+                    let last = self.groups.pipeline.size() - 1;
+                    self.expect(last, self.latents.1.clone(), self.latents_shape(patches));
+                }
+                Action::ReceiveHidden { patches, branch } => {
+                    let before = self.groups.pipeline.rank() - 1;
+                    let shapes = [Some(self.hidden_shape(patches)), self.text_shape(patches, *branch)];
+                    for shape in shapes.into_iter().flatten() {
+                        self.expect(before, self.hidden_place.clone(), shape);
+                    }
+                }
+                _ => {}
+            }
         }
         self.posted = self.posted.max(actions.len());
     }
 
-    fn receive(&mut self, shape: [usize; 3]) -> Tensor<3> {
-        let pending = self.arriving.pop_front().expect("receives are posted ahead of their turn");
-        self.latents.1.wait(pending, shape)
+    fn expect(&mut self, from: usize, place: Place, shape: [usize; 3]) {
+        let pending = self.groups.pipeline.recv(from, place.spec(shape));
+        self.arriving.push_back((pending, place, shape));
+    }
+
+    fn receive(&mut self) -> Tensor<3> {
+        let (pending, place, shape) =
+            self.arriving.pop_front().expect("receives are posted ahead of their turn");
+        place.wait(pending, shape)
     }
 
     /// The context of `branch` at `step`, made when first asked for.
@@ -220,13 +244,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
     fn walk(&mut self, action: &Action) -> Option<usize> {
         match action {
             Action::ReceiveLatents { patches } => {
-                let x = self.receive(self.latents_shape(patches));
+                let x = self.receive();
                 self.keep(patches, x);
             }
-            Action::ReceiveHidden { patches, .. } => {
-                let x = self.receive(self.hidden_shape(patches));
+            Action::ReceiveHidden { patches, branch } => {
+                let x = self.receive();
+                let text = self.text_shape(patches, *branch).map(|_| self.receive());
                 let positions = self.positions.select(&self.shards[patches.clone()]);
-                self.hidden = Some(Hidden { image: Tokens { x, positions }, text: None });
+                self.hidden = Some(Hidden { image: Tokens { x, positions }, text });
             }
             Action::Embed { step, patches, branch } => {
                 let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
@@ -234,7 +259,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let positions = self.positions.select(&self.shards[patches.clone()]);
                 let transformer = self.transformer;
                 let context = self.context(*step, *branch);
-                self.hidden = Some(transformer.embed(Tokens { x, positions }, context));
+                let Hidden { image, text } = transformer.embed(Tokens { x, positions }, context);
+                self.hidden = Some(Hidden { image, text: text.filter(|_| patches.start == 0) });
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
@@ -247,10 +273,18 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 }
                 self.hidden = Some(hidden);
             }
-            Action::SendHidden { .. } => {
-                let hidden = self.hidden.take().expect("blocks ran before");
+            Action::SendHidden { patches, branch } => {
+                let Hidden { image, text } = self.hidden.take().expect("blocks ran before");
+                let expected = self.text_shape(patches, *branch);
+                assert_eq!(
+                    text.as_ref().map(Tensor::dims),
+                    expected,
+                    "the next stage knows the text's shape"
+                );
                 let pipeline = &self.groups.pipeline;
-                self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(hidden.image.x)));
+                for x in [Some(image.x), text].into_iter().flatten() {
+                    self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(x)));
+                }
             }
             Action::Finish { step, branch, .. } => {
                 let hidden = self.hidden.take().expect("blocks ran before");
