@@ -1,10 +1,14 @@
-//! What the integration tests share: golden cases, and how far two tensors are apart.
+//! What the integration tests share: golden cases, a toy transformer with its oracle, and how far two tensors are
+//! apart.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+
+pub mod oracle;
+pub mod toy;
 
 /// The folder of the golden data.
 pub fn goldens() -> PathBuf {

@@ -33,7 +33,7 @@ pub struct TensorShare {
 
 impl TensorShare {
     /// This rank's part of `features`, cut only between units.
-    pub(crate) fn part(&self, features: usize, unit: usize) -> Range<usize> {
+    pub fn part(&self, features: usize, unit: usize) -> Range<usize> {
         let part = split::even(features / unit, self.comm.size())[self.comm.rank()].clone();
         part.start * unit..part.end * unit
     }

@@ -32,7 +32,8 @@ impl Spec {
 pub struct Hidden {
     /// The image's tokens.
     pub image: Tokens,
-    /// The text's tokens `[b, n, c]`, in models whose blocks change them.
+    /// The text's tokens `[b, n, c]`, in models whose blocks change them. Where the image goes through the blocks
+    /// patch by patch, the text goes with the first patch only, and this is `None` for the others.
     pub text: Option<Tensor<3>>,
 }
 
@@ -51,6 +52,12 @@ pub trait Transformer {
 
     /// The type of what goes from block to block.
     fn dtype(&self) -> DType;
+
+    /// The shape `[b, n, c]` of the [text](Hidden::text) between blocks, in models whose blocks change it. It must
+    /// be known without computing: ranks that wait for the text ask, too.
+    fn text_shape(&self, _conditions: &Self::Conditions) -> Option<[usize; 3]> {
+        None
+    }
 
     /// Makes the conditions ready for `timestep`.
     fn context(&self, conditions: &Self::Conditions, timestep: f32) -> Self::Context;

@@ -187,16 +187,26 @@ impl<'a, T: Transformer> Walker<'a, T> {
         [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
     }
 
+    /// The text that `branch` has beside `patches`. It goes once a step, with the first patch; the others see its
+    /// keys and values in the cache.
+    fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
+        let text = self.transformer.text_shape(&self.guidance.branches[branch]);
+        text.filter(|_| patches.start == 0)
+    }
+
     /// Posts the receives of `actions` that have not been posted yet.
     fn post(&mut self, actions: &[Action]) {
         let pipeline = &self.groups.pipeline;
         for action in &actions[self.posted..] {
-            let (from, shape) = match action {
-                Action::ReceiveLatents { patches } => (pipeline.size() - 1, self.latents_shape(patches)),
-                Action::ReceiveHidden { patches, .. } => (pipeline.rank() - 1, self.hidden_shape(patches)),
+            let (from, shapes) = match action {
+                Action::ReceiveLatents { patches } => (pipeline.size() - 1, [Some(self.latents_shape(patches)), None]),
+                Action::ReceiveHidden { patches, branch } => {
+                    (pipeline.rank() - 1, [Some(self.hidden_shape(patches)), self.text_shape(patches, *branch)])
+                }
                 _ => continue,
             };
-            self.arriving.push_back(pipeline.recv(from, self.latents.1.spec(shape)));
+            let specs = shapes.into_iter().flatten().map(|shape| self.latents.1.spec(shape));
+            self.arriving.extend(specs.map(|spec| pipeline.recv(from, spec)));
         }
         self.posted = self.posted.max(actions.len());
     }
@@ -223,10 +233,11 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let x = self.receive(self.latents_shape(patches));
                 self.keep(patches, x);
             }
-            Action::ReceiveHidden { patches, .. } => {
+            Action::ReceiveHidden { patches, branch } => {
                 let x = self.receive(self.hidden_shape(patches));
+                let text = self.text_shape(patches, *branch).map(|shape| self.receive(shape));
                 let positions = self.positions.select(&self.shards[patches.clone()]);
-                self.hidden = Some(Hidden { image: Tokens { x, positions }, text: None });
+                self.hidden = Some(Hidden { image: Tokens { x, positions }, text });
             }
             Action::Embed { step, patches, branch } => {
                 let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
@@ -234,7 +245,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let positions = self.positions.select(&self.shards[patches.clone()]);
                 let transformer = self.transformer;
                 let context = self.context(*step, *branch);
-                self.hidden = Some(transformer.embed(Tokens { x, positions }, context));
+                let Hidden { image, text } = transformer.embed(Tokens { x, positions }, context);
+                self.hidden = Some(Hidden { image, text: text.filter(|_| patches.start == 0) });
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
@@ -247,10 +259,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 }
                 self.hidden = Some(hidden);
             }
-            Action::SendHidden { .. } => {
-                let hidden = self.hidden.take().expect("blocks ran before");
+            Action::SendHidden { patches, branch } => {
+                let Hidden { image, text } = self.hidden.take().expect("blocks ran before");
+                let expected = self.text_shape(patches, *branch);
+                assert_eq!(text.as_ref().map(Tensor::dims), expected, "the next stage knows the text's shape");
                 let pipeline = &self.groups.pipeline;
-                self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(hidden.image.x)));
+                for x in [Some(image.x), text].into_iter().flatten() {
+                    self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(x)));
+                }
             }
             Action::Finish { step, branch, .. } => {
                 let hidden = self.hidden.take().expect("blocks ran before");

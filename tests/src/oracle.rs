@@ -1,0 +1,162 @@
+//! What a run with patches and warm-up means, on one device and without the engine: plain tensors, token by token.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use burn::tensor::activation::softmax;
+use burn::tensor::Tensor;
+use xdit_core::attention::{Attention, Qkv, Site};
+use xdit_core::parallel::execute::Guidance;
+use xdit_core::parallel::split;
+use xdit_core::scheduler::{History, Scheduler};
+use xdit_core::tokens::Tokens;
+use xdit_core::transformer::Transformer;
+
+/// A mistake that others have made, for tests to show that they would notice it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The text's keys are there twice, as if two ranks had each brought them.
+    TextTwice,
+    /// Keys are not in the order of their values.
+    KeysMoved,
+    /// A key of zeros is attended to.
+    PaddingSeen,
+    /// Nothing of other patches is kept.
+    CacheLost,
+    /// The patches after the first one do not see the text.
+    TextLost,
+    /// Every patch takes itself for the first one.
+    PositionsLost,
+}
+
+/// Attention of some tokens to the latest keys of all tokens that have been seen.
+#[derive(Default)]
+struct Remembering {
+    /// The tokens of this pass.
+    tokens: Range<usize>,
+    image: HashMap<Site, [Tensor<4>; 2]>,
+    text: HashMap<Site, [Tensor<4>; 2]>,
+    fault: Option<Fault>,
+}
+
+impl Remembering {
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// `before` with the tokens of this pass replaced by `fresh`.
+    fn replace(&self, before: &Tensor<4>, fresh: Tensor<4>) -> Tensor<4> {
+        let Range { start, end } = self.tokens;
+        let mut parts = vec![fresh];
+        if start > 0 {
+            parts.insert(0, before.clone().narrow(1, 0, start));
+        }
+        if end < before.dims()[1] {
+            parts.push(before.clone().narrow(1, end, before.dims()[1] - end));
+        }
+        Tensor::cat(parts, 1)
+    }
+}
+
+impl Attention for Remembering {
+    fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
+        let mut kv = [image.k, image.v];
+        if let Some([k, v]) = self.image.get(&site).filter(|_| !self.has(Fault::CacheLost)) {
+            let [fresh_k, fresh_v] = kv;
+            kv = [self.replace(k, fresh_k), self.replace(v, fresh_v)];
+        }
+        self.image.insert(site, kv.clone());
+        if self.has(Fault::KeysMoved) {
+            let n = kv[0].dims()[1];
+            let [first, rest] = [kv[0].clone().narrow(1, 0, 1), kv[0].clone().narrow(1, 1, n - 1)];
+            kv[0] = Tensor::cat(vec![rest, first], 1);
+        }
+
+        let n_text = text.as_ref().map_or(0, |text| text.q.dims()[1]);
+        let mut q = image.q;
+        if let Some(text) = text {
+            q = Tensor::cat(vec![text.q, q], 1);
+            self.text.insert(site, [text.k, text.v]);
+        }
+        let lost = self.has(Fault::TextLost) && n_text == 0;
+        let copies = if self.has(Fault::TextTwice) { 2 } else { 1 };
+        for [k, v] in self.text.get(&site).filter(|_| !lost).into_iter().cycle().take(copies) {
+            let [image_k, image_v] = kv;
+            kv = [Tensor::cat(vec![k.clone(), image_k], 1), Tensor::cat(vec![v.clone(), image_v], 1)];
+        }
+        if self.has(Fault::PaddingSeen) {
+            kv = kv.map(|x| Tensor::cat(vec![x.clone(), x.narrow(1, 0, 1).zeros_like()], 1));
+        }
+
+        let out = attention(q, kv);
+        let [_, n, ..] = out.dims();
+        let of_text = (n_text > 0).then(|| out.clone().narrow(1, 0, n_text));
+        (out.narrow(1, n_text, n - n_text), of_text)
+    }
+}
+
+/// `softmax(q kᵀ / √d) v` of `[b, n, h, d]`.
+fn attention(q: Tensor<4>, [k, v]: [Tensor<4>; 2]) -> Tensor<4> {
+    let d = q.dims()[3] as f32;
+    let [q, k, v] = [q, k, v].map(|x| x.swap_dims(1, 2));
+    let scores = q.matmul(k.swap_dims(2, 3)).div_scalar(d.sqrt());
+    softmax(scores, 3).matmul(v).swap_dims(1, 2)
+}
+
+/// Denoises one picture: whole in the first `warmup_steps` steps, then as `patches` patches that take turns. One
+/// patch is the serial model.
+///
+/// # Shapes
+/// `noise` and the result: `[b, n, c]`.
+pub fn denoise<T: Transformer>(
+    transformer: &T,
+    scheduler: &dyn Scheduler,
+    guidance: &Guidance<T::Conditions>,
+    noise: &Tokens,
+    (patches, warmup_steps): (usize, usize),
+    fault: Option<Fault>,
+) -> Tensor<3> {
+    let spans = split::even(noise.x.dims()[1], patches);
+    let whole = |span: &Range<usize>| noise.x.clone().narrow(1, span.start, span.len());
+    let mut samples: Vec<_> = spans.iter().map(whole).collect();
+    let mut histories = vec![History::default(); patches];
+    let new = |_: &_| Remembering { fault, ..Remembering::default() };
+    let mut attentions: Vec<_> = guidance.branches.iter().map(new).collect();
+    for (step, &timestep) in scheduler.timesteps().iter().enumerate() {
+        let turns = if step < warmup_steps { 1 } else { patches };
+        for turn in split::even(patches, turns) {
+            let tokens = spans[turn.start].start..spans[turn.end - 1].end;
+            let sample = Tensor::cat(samples[turn.clone()].to_vec(), 1);
+            let branches = guidance.branches.iter().zip(&mut attentions).map(|(conditions, attention)| {
+                attention.tokens = tokens.clone();
+                let context = transformer.context(conditions, timestep);
+                let x = scheduler.scale_model_input(sample.clone(), step);
+                let seen = if fault == Some(Fault::PositionsLost) { 0..tokens.len() } else { tokens.clone() };
+                let positions = noise.positions.select(&[seen]);
+                let mut hidden = transformer.embed(Tokens { x, positions }, &context);
+                if tokens.start > 0 {
+                    hidden.text = None;
+                }
+                for block in 0..transformer.spec().blocks {
+                    hidden = transformer.block(block, hidden, &context, attention);
+                }
+                transformer.finish(hidden, &context)
+            });
+            let predictions: Vec<_> = branches.collect();
+            let prediction = match &predictions[..] {
+                [negative, positive] => {
+                    let difference = positive.clone() - negative.clone();
+                    negative.clone() + difference.mul_scalar(guidance.scale)
+                }
+                _ => predictions[0].clone(),
+            };
+            for patch in turn {
+                let span = &spans[patch];
+                let prediction = prediction.clone().narrow(1, span.start - tokens.start, span.len());
+                let sample = samples[patch].clone();
+                samples[patch] = scheduler.step(step, &mut histories[patch], prediction, sample);
+            }
+        }
+    }
+    Tensor::cat(samples, 1)
+}

@@ -1,0 +1,331 @@
+//! A small random transformer for what needs no checkpoint. Hardly any of its sizes divide.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use serde_json::json;
+use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
+use xdit_core::linear::Linear;
+use xdit_core::parallel::execute::Guidance;
+use xdit_core::parallel::plan::{Plan, Work};
+use xdit_core::parallel::run::{Job, Share};
+use xdit_core::placement::{Placement, TensorShare};
+use xdit_core::scheduler::{Scheduler, scheduler};
+use xdit_core::tokens::{Positions, Tokens};
+use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_kernels::{Activation, activate, layer_norm};
+
+use crate::device;
+
+/// Features of a text token.
+const TEXT_DIM: usize = 6;
+
+/// How the text takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Not at all.
+    Alone,
+    /// Image tokens attend to it; it stays as it is.
+    Cross,
+    /// Image and text attend to each other, and every block but the last one changes both.
+    Joint,
+}
+
+/// A toy transformer and what it is asked to draw.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// How the text takes part.
+    pub kind: Kind,
+    /// The transformer's sizes.
+    pub spec: Spec,
+    /// Rows and columns of the picture, in tokens.
+    pub grid: [usize; 2],
+    /// Text tokens of each guidance branch.
+    pub text_tokens: Vec<usize>,
+    /// Steps of the noise scheduler.
+    pub steps: usize,
+}
+
+impl Subject {
+    /// A model of `kind` that draws a picture with guidance.
+    pub fn new(kind: Kind) -> Self {
+        let (heads, blocks, grid) = match kind {
+            Kind::Alone => (5, 4, [5, 7]),
+            Kind::Cross => (7, 3, [3, 9]),
+            Kind::Joint => (6, 5, [1, 37]),
+        };
+        let spec = Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4 };
+        Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3 }
+    }
+
+    /// Image tokens.
+    pub fn tokens(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+
+    /// What a plan is made for.
+    pub fn work(&self) -> Work {
+        let (spec, guided) = (self.spec.clone(), self.text_tokens.len() == 2);
+        Work { spec, tokens: self.tokens(), steps: self.steps, guided, images: 1 }
+    }
+
+    /// What the picture is conditioned on.
+    pub fn guidance(&self) -> Guidance<Tensor<3>> {
+        let texts = self.text_tokens.iter().enumerate();
+        let branches = texts.map(|(branch, &n)| random(&format!("text {branch}"), [1, n, TEXT_DIM])).collect();
+        Guidance { branches, scale: 2.5 }
+    }
+
+    /// The initial latents.
+    pub fn noise(&self) -> Tokens {
+        let [rows, columns] = self.grid;
+        let x = random("noise", [1, rows * columns, self.spec.channels]);
+        Tokens { x, positions: Positions::grid(rows, columns) }
+    }
+
+    /// A scheduler that remembers earlier predictions, so that they can be mixed up.
+    pub fn scheduler(&self) -> Box<dyn Scheduler> {
+        let config = json!({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 2});
+        scheduler(&config, self.steps).unwrap()
+    }
+
+    /// A rank's share of the model.
+    pub fn load(&self, share: &Share) -> Toy {
+        Toy::new(self, share)
+    }
+
+    /// The run of `plan`.
+    pub fn job(&self, plan: Plan) -> Job<Toy> {
+        let subject = self.clone();
+        Job {
+            plan,
+            load: Box::new(move |share| Ok(subject.load(&share))),
+            scheduler: self.scheduler(),
+            guidance: vec![self.guidance()],
+            noise: vec![self.noise()],
+        }
+    }
+}
+
+/// Values of unit variance that depend on `name` only.
+///
+/// # Source
+/// FNV-1a makes a seed of the name, SplitMix64 numbers of the seed.
+pub fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let uniform = ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32;
+        (2.0 * uniform - 1.0) * 3.0_f32.sqrt()
+    };
+    tensor((0..shape.iter().product()).map(|_| next()).collect(), shape)
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
+}
+
+/// The transformer: blocks of normalised attention and feed-forward, each shifted by the timestep.
+pub struct Toy {
+    kind: Kind,
+    spec: Spec,
+    image_in: Linear,
+    text_in: Linear,
+    image_out: Linear,
+    /// Those of this rank.
+    blocks: Vec<Block>,
+    first_block: usize,
+}
+
+/// The conditions at one timestep.
+pub struct Context {
+    /// `[1, 1, dim]`
+    timestep: Tensor<3>,
+    /// `[1, n, dim]`
+    text: Tensor<3>,
+}
+
+impl Toy {
+    /// The part of the subject's model in `share`.
+    fn new(subject: &Subject, share: &Share) -> Self {
+        let (kind, spec) = (subject.kind, subject.spec.clone());
+        let whole = Layers { path: "model".into(), tensor: None };
+        let block = |index| {
+            let layers = Layers { path: format!("block {index}"), tensor: share.tensor.as_ref() };
+            Block {
+                image: Stream::new(&layers.at("image"), &spec),
+                cross: (kind == Kind::Cross).then(|| Projections::new(&layers.at("cross"), &spec)),
+                text: (kind == Kind::Joint).then(|| Stream::new(&layers.at("text"), &spec)),
+            }
+        };
+        Self {
+            kind,
+            image_in: whole.linear("image in", spec.channels, spec.dim(), None),
+            text_in: whole.linear("text in", TEXT_DIM, spec.dim(), None),
+            image_out: whole.linear("image out", spec.dim(), spec.channels, None),
+            blocks: share.blocks.clone().map(block).collect(),
+            first_block: share.blocks.start,
+            spec,
+        }
+    }
+
+    /// All of the subject's model.
+    pub fn whole(subject: &Subject) -> Self {
+        Self::new(subject, &Share { blocks: 0..subject.spec.blocks, tensor: None })
+    }
+}
+
+impl Transformer for Toy {
+    /// The text `[1, n, TEXT_DIM]`.
+    type Conditions = Tensor<3>;
+    type Context = Context;
+
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn text_shape(&self, text: &Tensor<3>) -> Option<[usize; 3]> {
+        (self.kind == Kind::Joint).then(|| [1, text.dims()[1], self.spec.dim()])
+    }
+
+    fn context(&self, text: &Tensor<3>, timestep: f32) -> Context {
+        let dim = self.spec.dim();
+        let waves = (0..dim).map(|index| (timestep / 1000.0 * (index + 1) as f32).sin()).collect();
+        Context { timestep: tensor(waves, [1, 1, dim]), text: self.text_in.forward(text.clone()) }
+    }
+
+    fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
+        let (dim, ids) = (self.spec.dim(), latents.positions.ids());
+        let wave = |[row, column]: [u32; 2], index| ((0.9 * row as f32 + 0.4 * column as f32) * index as f32).sin();
+        let waves = ids.iter().flat_map(|&id| (0..dim).map(move |index| wave(id, index + 1))).collect();
+        let x = self.image_in.forward(latents.x.clone()) + tensor(waves, [1, ids.len(), dim]);
+        Hidden { image: latents.with(x), text: (self.kind == Kind::Joint).then(|| context.text.clone()) }
+    }
+
+    fn block(&self, index: usize, hidden: Hidden, context: &Context, attention: &mut dyn Attention) -> Hidden {
+        let Hidden { image, text } = hidden;
+        let block = &self.blocks[index - self.first_block];
+        let stream = |stream: &Stream, x: &Tensor<3>| {
+            stream.attention.qkv(norm(x.clone() + context.timestep.clone()), self.spec.head_dim)
+        };
+        let text_qkv = text.as_ref().zip(block.text.as_ref()).map(|(x, of)| stream(of, x));
+        let (y, text_y) = attention.attend(Site { block: index, layer: 0 }, stream(&block.image, &image.x), text_qkv);
+
+        let mut x = image.x.clone() + block.image.attention.join(y);
+        if let Some(cross) = &block.cross {
+            let Qkv { q, .. } = cross.qkv(norm(x.clone()), self.spec.head_dim);
+            let Qkv { k, v, .. } = cross.qkv(context.text.clone(), self.spec.head_dim);
+            x = x + cross.join(cross_attention(q, k, v, None));
+        }
+        let text = text.zip(text_y).zip(block.text.as_ref()).filter(|_| index + 1 < self.spec.blocks);
+        let text = text.map(|((x, y), stream)| stream.feed_forward(x + stream.attention.join(y)));
+        Hidden { image: image.with(block.image.feed_forward(x)), text }
+    }
+
+    fn finish(&self, hidden: Hidden, _: &Context) -> Tensor<3> {
+        self.image_out.forward(norm(hidden.image.x))
+    }
+}
+
+fn norm(x: Tensor<3>) -> Tensor<3> {
+    layer_norm(x, None, None, 1e-5)
+}
+
+struct Block {
+    image: Stream,
+    cross: Option<Projections>,
+    text: Option<Stream>,
+}
+
+/// What a block does to one stream of tokens.
+struct Stream {
+    attention: Projections,
+    ff: [Linear; 2],
+}
+
+impl Stream {
+    fn new(layers: &Layers<'_>, spec: &Spec) -> Self {
+        // More than heads, and no multiple of anything.
+        let (dim, wide) = (spec.dim(), 2 * spec.dim() + 3);
+        Self {
+            attention: Projections::new(&layers.at("attention"), spec),
+            ff: [
+                layers.linear("ff in", dim, wide, Some(Placement::Outputs { unit: 1 })),
+                layers.linear("ff out", wide, dim, Some(Placement::Inputs { unit: 1 })),
+            ],
+        }
+    }
+
+    fn feed_forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let wide = activate(Activation::GeluTanh, self.ff[0].forward(norm(x.clone())));
+        x + self.ff[1].forward(wide)
+    }
+}
+
+/// The linear layers around an attention.
+struct Projections {
+    qkv: [Linear; 3],
+    out: Linear,
+}
+
+impl Projections {
+    fn new(layers: &Layers<'_>, spec: &Spec) -> Self {
+        let (dim, unit) = (spec.dim(), spec.head_dim);
+        Self {
+            qkv: ["q", "k", "v"].map(|name| layers.linear(name, dim, dim, Some(Placement::Outputs { unit }))),
+            out: layers.linear("out", dim, dim, Some(Placement::Inputs { unit })),
+        }
+    }
+
+    fn qkv(&self, x: Tensor<3>, head_dim: usize) -> Qkv {
+        let [q, k, v] = self.qkv.each_ref().map(|layer| {
+            let y = layer.forward(x.clone());
+            let [b, n, c] = y.dims();
+            y.reshape([b, n, c / head_dim, head_dim])
+        });
+        Qkv { q, k, v }
+    }
+
+    fn join(&self, y: Tensor<4>) -> Tensor<3> {
+        let [b, n, h, d] = y.dims();
+        self.out.forward(y.reshape([b, n, h * d]))
+    }
+}
+
+/// Makes the layers below a path.
+struct Layers<'a> {
+    path: String,
+    tensor: Option<&'a TensorShare>,
+}
+
+impl Layers<'_> {
+    fn at(&self, name: &str) -> Self {
+        Self { path: format!("{}, {name}", self.path), ..*self }
+    }
+
+    /// This rank's part of a layer whose weights depend on its path only.
+    fn linear(&self, name: &str, c_in: usize, c_out: usize, placement: Option<Placement>) -> Linear {
+        let path = format!("{}, {name}", self.path);
+        let weight = random(&path, [c_out, c_in]).div_scalar((c_in as f32).sqrt());
+        let bias = random(&format!("{path}, bias"), [c_out]).mul_scalar(0.1);
+        let rows = |of: Range<usize>| (of.start, of.len());
+        match (self.tensor, placement) {
+            (Some(share), Some(Placement::Outputs { unit })) => {
+                let (start, len) = rows(share.part(c_out, unit));
+                Linear::new(weight.narrow(0, start, len), Some(bias.narrow(0, start, len)))
+            }
+            (Some(share), Some(Placement::Inputs { unit })) => {
+                let (start, len) = rows(share.part(c_in, unit));
+                Linear::new(weight.narrow(1, start, len), Some(bias)).summed_over(share.comm.clone())
+            }
+            _ => Linear::new(weight, Some(bias)),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Every mesh of up to eight ranks × patches × warm-up computes what the oracle computes, and the oracle's likely
+//! mistakes would show.
+
+use std::collections::HashSet;
+
+use burn::tensor::Tensor;
+use xdit_comm::{Comm, Options, run_ranks};
+use xdit_core::Result;
+use xdit_core::parallel::execute::{Groups, denoise};
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::{ParallelConfig, Plan};
+use xdit_core::parallel::run::{Share, run};
+use xdit_core::placement::TensorShare;
+use xdit_tests::oracle::{self, Fault};
+use xdit_tests::toy::{Kind, Subject, Toy};
+use xdit_tests::{assert_close, relative_l2};
+
+/// Of final latents: f32 sums in another order, through all blocks and steps.
+const TOLERANCE: f64 = 1e-5;
+/// What a mistake makes at least: a hundred times more.
+const VISIBLE: f64 = 1e-3;
+const MAX_RANKS: usize = 8;
+const PATCHES: [usize; 5] = [1, 2, 3, 4, 8];
+
+/// All meshes of up to `max_ranks` ranks without data parallelism, which does not touch a picture.
+fn meshes(max_ranks: usize) -> Vec<Mesh> {
+    let axes = [Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor];
+    axes.iter().fold(vec![Mesh::default()], |meshes, &axis| {
+        let degrees = if axis == Axis::Cfg { 1..=2 } else { 1..=max_ranks };
+        let longer = |mesh: &Mesh| degrees.clone().map(|degree| mesh.with(axis, degree)).collect::<Vec<_>>();
+        meshes.iter().flat_map(longer).filter(|mesh| mesh.size() <= max_ranks).collect()
+    })
+}
+
+/// Blocks of each stage, the longest stage last: the opposite of an even split.
+fn uneven(blocks: usize, stages: usize) -> Option<Vec<usize>> {
+    let mut lengths = vec![1; stages];
+    lengths[stages - 1] = blocks.checked_sub(stages - 1).filter(|&last| last > 0)?;
+    Some(lengths)
+}
+
+fn latents(subject: &Subject, plan: &Plan) -> Tensor<3> {
+    let pictures = run(subject.job(plan.clone()), &mut ()).unwrap_or_else(|error| panic!("{plan}{error}"));
+    let [picture] = <[_; 1]>::try_from(pictures).expect("one picture");
+    picture.x
+}
+
+fn expected(subject: &Subject, patches: usize, warmup_steps: usize, fault: Option<Fault>) -> Tensor<3> {
+    let (toy, turns) = (Toy::whole(subject), (patches, warmup_steps));
+    oracle::denoise(&toy, &*subject.scheduler(), &subject.guidance(), &subject.noise(), turns, fault)
+}
+
+/// Runs every legal plan of `subject` once and says how far the worst one is from the oracle.
+fn check_all(subject: &Subject) {
+    let serial = expected(subject, 1, 0, None);
+    let (mut ran, mut refused, mut repeated) = (0, 0, 0);
+    let (mut worst, mut seen, mut wrong) = (0.0_f64, HashSet::new(), Vec::new());
+    for patches in PATCHES {
+        for warmup_steps in 0..=subject.steps {
+            let oracle = expected(subject, patches, warmup_steps, None);
+            let stale = relative_l2(&oracle, &serial);
+            if patches == 1 || warmup_steps == subject.steps {
+                assert!(stale <= TOLERANCE, "M = {patches}, W = {warmup_steps}: {stale:.1e} from serial");
+            } else {
+                println!("{:?}, M = {patches}, W = {warmup_steps}: {stale:.1e} from serial", subject.kind);
+                assert!(stale > VISIBLE, "M = {patches}, W = {warmup_steps}: keys of an earlier step must show");
+            }
+            for (index, mesh) in meshes(MAX_RANKS).into_iter().enumerate() {
+                let [pipeline, ulysses, tensor] =
+                    [Axis::Pipeline, Axis::Ulysses, Axis::Tensor].map(|axis| mesh.degree(axis));
+                let blocks = subject.spec.blocks;
+                let stage_blocks = uneven(blocks, pipeline).filter(|_| (index + patches) % 2 == 0);
+                let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks };
+                let plan = Plan::new(&config, &subject.work());
+                let legal = pipeline <= blocks
+                    && ulysses * tensor <= subject.spec.heads
+                    && patches * mesh.sequence_degree() <= subject.tokens();
+                assert_eq!(plan.is_ok(), legal, "{mesh}, M = {patches}: {plan:?}");
+                let Ok(plan) = plan else {
+                    refused += 1;
+                    continue;
+                };
+                // One patch makes the same plan whatever the warm-up.
+                if !seen.insert(format!("{plan:?}")) {
+                    continue;
+                }
+                ran += 1;
+                let actual = latents(subject, &plan);
+                let error = relative_l2(&actual, &oracle);
+                worst = worst.max(error);
+                if error > TOLERANCE {
+                    wrong.push(format!("{mesh}, M = {patches}, W = {warmup_steps}: {error:.1e}"));
+                }
+                if ran % 40 == 0 {
+                    repeated += 1;
+                    let again = latents(subject, &plan).into_data();
+                    assert_eq!(actual.into_data(), again, "{mesh}, M = {patches}: two runs differ");
+                }
+            }
+        }
+    }
+    println!("{:?}: {ran} plans, worst {worst:.1e}; {refused} refused, {repeated} run twice", subject.kind);
+    assert!(ran > 300, "only {ran} plans");
+    assert!(wrong.is_empty(), "{} of {ran} plans are wrong:\n  {}", wrong.len(), wrong.join("\n  "));
+}
+
+#[test]
+fn self_attention_on_every_mesh() {
+    check_all(&Subject::new(Kind::Alone));
+}
+
+#[test]
+fn cross_attention_on_every_mesh() {
+    check_all(&Subject::new(Kind::Cross));
+}
+
+#[test]
+fn joint_attention_on_every_mesh() {
+    check_all(&Subject::new(Kind::Joint));
+}
+
+/// What the comparisons above would say to mistakes.
+#[test]
+fn mistakes_would_show() {
+    let faults = [
+        (Fault::TextTwice, vec![Kind::Joint]),
+        (Fault::TextLost, vec![Kind::Joint]),
+        (Fault::KeysMoved, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
+        (Fault::PaddingSeen, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
+        (Fault::CacheLost, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
+        (Fault::PositionsLost, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
+    ];
+    for (fault, kinds) in faults {
+        for kind in kinds {
+            let subject = Subject::new(kind);
+            let error = relative_l2(&expected(&subject, 3, 1, Some(fault)), &expected(&subject, 3, 1, None));
+            println!("{kind:?}, {fault:?}: relative L2 error {error:.1e}");
+            assert!(error > VISIBLE, "{kind:?}: {fault:?} makes {error:.1e} only");
+        }
+    }
+}
+
+/// Four ranks carry out requests of other sizes, warm-ups and meshes in a row, in one world.
+#[test]
+fn a_request_leaves_nothing_behind() {
+    use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
+    let request = |grid, axes: [Axis; 2], patches, warmup_steps| {
+        let subject = Subject { grid, ..Subject::new(Kind::Joint) };
+        let mesh = axes.iter().fold(Mesh::default(), |mesh, &axis| mesh.with(axis, 2));
+        let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks: None };
+        let plan = Plan::new(&config, &subject.work()).unwrap();
+        (subject, plan)
+    };
+    let requests = [
+        request([1, 37], [Pipeline, Ulysses], 4, 0),
+        request([5, 5], [Ring, Tensor], 3, 1),
+        request([1, 23], [Cfg, Pipeline], 2, 0),
+        request([5, 5], [Pipeline, Ring], 3, 2),
+        request([1, 37], [Pipeline, Ulysses], 4, 0),
+    ];
+    let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
+    let in_a_row = requests.clone();
+    let ranks = run_ranks(4, &Options::default(), move |world: Comm| -> Result<_> {
+        let pictures = in_a_row.iter().map(|(subject, plan)| {
+            let groups = Groups::new(&world, plan)?;
+            let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
+            let toy = subject.load(&Share { blocks: plan.stage(world.rank()), tensor });
+            let (scheduler, guidance, noise) = (subject.scheduler(), subject.guidance(), subject.noise());
+            Ok(denoise(plan, &groups, &toy, &*scheduler, &guidance, &noise, &mut |_| {}))
+        });
+        pictures.collect()
+    });
+    let ranks: Vec<Vec<_>> = ranks.unwrap_or_else(|error| panic!("{error}"));
+    for (index, ((subject, plan), alone)) in requests.iter().zip(alone).enumerate() {
+        let picture = ranks[0][index].clone().expect("rank 0 is of the first stage").x;
+        assert_eq!(picture.clone().into_data(), alone.into_data(), "request {index} is not what it is alone");
+        let oracle = expected(subject, plan.patches.len(), plan.synchronous_steps, None);
+        assert_close(&format!("request {index}"), &picture, &oracle, TOLERANCE);
+    }
+}
