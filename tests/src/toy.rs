@@ -85,7 +85,7 @@ impl Subject {
 
     /// A scheduler that remembers earlier predictions, so that they can be mixed up.
     pub fn scheduler(&self) -> Box<dyn Scheduler> {
-        let config = json!({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 2});
+        let config = json!({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "v_prediction", "timestep_spacing": "trailing"});
         scheduler(&config, self.steps).unwrap()
     }
 
