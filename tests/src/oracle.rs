@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use burn::tensor::activation::softmax;
 use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::parallel::execute::Guidance;
 use xdit_core::parallel::split;

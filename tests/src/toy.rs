@@ -72,7 +72,8 @@ impl Subject {
     /// What the picture is conditioned on.
     pub fn guidance(&self) -> Guidance<Tensor<3>> {
         let texts = self.text_tokens.iter().enumerate();
-        let branches = texts.map(|(branch, &n)| random(&format!("text {branch}"), [1, n, TEXT_DIM])).collect();
+        let branches =
+            texts.map(|(branch, &n)| random(&format!("text {branch}"), [1, n, TEXT_DIM])).collect();
         Guidance { branches, scale: 2.5 }
     }
 
@@ -85,7 +86,12 @@ impl Subject {
 
     /// A scheduler that remembers earlier predictions, so that they can be mixed up.
     pub fn scheduler(&self) -> Box<dyn Scheduler> {
-        let config = json!({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "v_prediction", "timestep_spacing": "trailing"});
+        let config = json!({
+            "_class_name": "DPMSolverMultistepScheduler",
+            // So that no step is small: a mistake in any of them is to show.
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+        });
         scheduler(&config, self.steps).unwrap()
     }
 
@@ -203,20 +209,28 @@ impl Transformer for Toy {
 
     fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
         let (dim, ids) = (self.spec.dim(), latents.positions.ids());
-        let wave = |[row, column]: [u32; 2], index| ((0.9 * row as f32 + 0.4 * column as f32) * index as f32).sin();
+        let wave =
+            |[row, column]: [u32; 2], index| ((0.9 * row as f32 + 0.4 * column as f32) * index as f32).sin();
         let waves = ids.iter().flat_map(|&id| (0..dim).map(move |index| wave(id, index + 1))).collect();
         let x = self.image_in.forward(latents.x.clone()) + tensor(waves, [1, ids.len(), dim]);
         Hidden { image: latents.with(x), text: (self.kind == Kind::Joint).then(|| context.text.clone()) }
     }
 
-    fn block(&self, index: usize, hidden: Hidden, context: &Context, attention: &mut dyn Attention) -> Hidden {
+    fn block(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        context: &Context,
+        attention: &mut dyn Attention,
+    ) -> Hidden {
         let Hidden { image, text } = hidden;
         let block = &self.blocks[index - self.first_block];
         let stream = |stream: &Stream, x: &Tensor<3>| {
             stream.attention.qkv(norm(x.clone() + context.timestep.clone()), self.spec.head_dim)
         };
         let text_qkv = text.as_ref().zip(block.text.as_ref()).map(|(x, of)| stream(of, x));
-        let (y, text_y) = attention.attend(Site { block: index, layer: 0 }, stream(&block.image, &image.x), text_qkv);
+        let (y, text_y) =
+            attention.attend(Site { block: index, layer: 0 }, stream(&block.image, &image.x), text_qkv);
 
         let mut x = image.x.clone() + block.image.attention.join(y);
         if let Some(cross) = &block.cross {

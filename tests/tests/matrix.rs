@@ -63,7 +63,10 @@ fn check_all(subject: &Subject) {
                 assert!(stale <= TOLERANCE, "M = {patches}, W = {warmup_steps}: {stale:.1e} from serial");
             } else {
                 println!("{:?}, M = {patches}, W = {warmup_steps}: {stale:.1e} from serial", subject.kind);
-                assert!(stale > VISIBLE, "M = {patches}, W = {warmup_steps}: keys of an earlier step must show");
+                assert!(
+                    stale > VISIBLE,
+                    "M = {patches}, W = {warmup_steps}: keys of an earlier step must show"
+                );
             }
             for (index, mesh) in meshes(MAX_RANKS).into_iter().enumerate() {
                 let [pipeline, ulysses, tensor] =
@@ -140,23 +143,25 @@ fn mistakes_would_show() {
     }
 }
 
-/// Four ranks carry out requests of other sizes, warm-ups and meshes in a row, in one world.
+/// Four ranks carry out requests of other sizes, texts, warm-ups and meshes in a row, in one world.
 #[test]
 fn a_request_leaves_nothing_behind() {
     use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
-    let request = |grid, axes: [Axis; 2], patches, warmup_steps| {
-        let subject = Subject { grid, ..Subject::new(Kind::Joint) };
+    let request = |grid, text_tokens: &[usize], axes: [Axis; 2], patches, warmup_steps| {
+        let text_tokens = text_tokens.to_vec();
+        let subject = Subject { grid, text_tokens, ..Subject::new(Kind::Joint) };
         let mesh = axes.iter().fold(Mesh::default(), |mesh, &axis| mesh.with(axis, 2));
         let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks: None };
         let plan = Plan::new(&config, &subject.work()).unwrap();
         (subject, plan)
     };
     let requests = [
-        request([1, 37], [Pipeline, Ulysses], 4, 0),
-        request([5, 5], [Ring, Tensor], 3, 1),
-        request([1, 23], [Cfg, Pipeline], 2, 0),
-        request([5, 5], [Pipeline, Ring], 3, 2),
-        request([1, 37], [Pipeline, Ulysses], 4, 0),
+        request([1, 37], &[3, 5], [Pipeline, Ulysses], 4, 0),
+        request([5, 5], &[2, 2], [Ring, Tensor], 3, 1),
+        request([1, 23], &[5, 3], [Cfg, Pipeline], 2, 0),
+        // Without guidance.
+        request([5, 5], &[4], [Pipeline, Ring], 3, 0),
+        request([1, 37], &[3, 5], [Pipeline, Ulysses], 4, 0),
     ];
     let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
     let in_a_row = requests.clone();

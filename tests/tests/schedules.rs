@@ -76,18 +76,27 @@ impl<'a> World<'a> {
                 let queue = self.queues.entry((pipeline[stage - 1], at)).or_default();
                 let Some(message) = queue.pop_front() else { return false };
                 let Message::Hidden { step, .. } = message else { panic!("rank {at} gets {message:?}") };
-                assert_eq!(message, Message::Hidden { step, patches, branch, block: first_block }, "rank {at}");
+                assert_eq!(
+                    message,
+                    Message::Hidden { step, patches, branch, block: first_block },
+                    "rank {at}"
+                );
                 assert_eq!(self.ranks[at].hidden.replace(message), None);
             }
             Action::Embed { step, patches, branch } => {
-                assert!(self.ranks[at].samples[patches.clone()].iter().all(|&steps| steps == step), "rank {at}");
+                assert!(
+                    self.ranks[at].samples[patches.clone()].iter().all(|&steps| steps == step),
+                    "rank {at}"
+                );
                 let message = Message::Hidden { step, patches, branch, block: 0 };
                 assert_eq!(self.ranks[at].hidden.replace(message), None);
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 let before = Message::Hidden { step, patches: patches.clone(), branch, block: blocks.start };
                 assert_eq!(self.ranks[at].hidden, Some(before), "rank {at}");
-                for (patch, block) in patches.clone().flat_map(|patch| blocks.clone().map(move |b| (patch, b))) {
+                for (patch, block) in
+                    patches.clone().flat_map(|patch| blocks.clone().map(move |b| (patch, b)))
+                {
                     *self.computed[at].entry((step, patch, branch, block)).or_default() += 1;
                 }
                 self.ranks[at].hidden = Some(Message::Hidden { step, patches, branch, block: blocks.end });
