@@ -73,7 +73,13 @@ fn check_all(subject: &Subject) {
                     [Axis::Pipeline, Axis::Ulysses, Axis::Tensor].map(|axis| mesh.degree(axis));
                 let blocks = subject.spec.blocks;
                 let stage_blocks = uneven(blocks, pipeline).filter(|_| (index + patches) % 2 == 0);
-                let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks };
+                let config = ParallelConfig {
+                    mesh,
+                    patches: Some(patches),
+                    warmup_steps,
+                    stage_blocks,
+                    ..Default::default()
+                };
                 let plan = Plan::new(&config, &subject.work());
                 let legal = pipeline <= blocks
                     && ulysses * tensor <= subject.spec.heads
@@ -151,7 +157,7 @@ fn a_request_leaves_nothing_behind() {
         let text_tokens = text_tokens.to_vec();
         let subject = Subject { grid, text_tokens, ..Subject::new(Kind::Joint) };
         let mesh = axes.iter().fold(Mesh::default(), |mesh, &axis| mesh.with(axis, 2));
-        let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks: None };
+        let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, ..Default::default() };
         let plan = Plan::new(&config, &subject.work()).unwrap();
         (subject, plan)
     };

@@ -177,7 +177,13 @@ fn plans() -> Vec<Plan> {
                 for inner in [Mesh::default(), Mesh::default().with(Axis::Ring, 2).with(Axis::Tensor, 2)] {
                     let mesh = inner.with(Axis::Cfg, cfg).with(Axis::Pipeline, stage_blocks.len());
                     let stage_blocks = Some(stage_blocks.clone());
-                    let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, stage_blocks };
+                    let config = ParallelConfig {
+                        mesh,
+                        patches: Some(patches),
+                        warmup_steps,
+                        stage_blocks,
+                        ..Default::default()
+                    };
                     let work = Work { spec: spec.clone(), tokens: 23, steps, guided, images: 1 };
                     plans.push(Plan::new(&config, &work).unwrap());
                 }

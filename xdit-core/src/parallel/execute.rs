@@ -187,6 +187,11 @@ impl<'a, T: Transformer> Walker<'a, T> {
         [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
     }
 
+    /// Where and as what arrives what goes from block to block: its type need not be that of latents.
+    fn hidden_place(&self) -> Place {
+        Place { dtype: self.transformer.dtype(), ..self.latents.1.clone() }
+    }
+
     /// The text that `branch` has beside `patches`. It goes once a step, with the first patch; the others see its
     /// keys and values in the cache.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
@@ -198,22 +203,27 @@ impl<'a, T: Transformer> Walker<'a, T> {
     fn post(&mut self, actions: &[Action]) {
         let pipeline = &self.groups.pipeline;
         for action in &actions[self.posted..] {
-            let (from, shapes) = match action {
-                Action::ReceiveLatents { patches } => (pipeline.size() - 1, [Some(self.latents_shape(patches)), None]),
-                Action::ReceiveHidden { patches, branch } => {
-                    (pipeline.rank() - 1, [Some(self.hidden_shape(patches)), self.text_shape(patches, *branch)])
+            match action {
+                Action::ReceiveLatents { patches } => {
+                    let spec = self.latents.1.spec(self.latents_shape(patches));
+                    self.arriving.push_back(pipeline.recv(pipeline.size() - 1, spec));
                 }
-                _ => continue,
-            };
-            let specs = shapes.into_iter().flatten().map(|shape| self.latents.1.spec(shape));
-            self.arriving.extend(specs.map(|spec| pipeline.recv(from, spec)));
+                Action::ReceiveHidden { patches, branch } => {
+                    let place = self.hidden_place();
+                    let shapes = [Some(self.hidden_shape(patches)), self.text_shape(patches, *branch)];
+                    for shape in shapes.into_iter().flatten() {
+                        self.arriving.push_back(pipeline.recv(pipeline.rank() - 1, place.spec(shape)));
+                    }
+                }
+                _ => {}
+            }
         }
         self.posted = self.posted.max(actions.len());
     }
 
-    fn receive(&mut self, shape: [usize; 3]) -> Tensor<3> {
+    fn receive(&mut self, place: &Place, shape: [usize; 3]) -> Tensor<3> {
         let pending = self.arriving.pop_front().expect("receives are posted ahead of their turn");
-        self.latents.1.wait(pending, shape)
+        place.wait(pending, shape)
     }
 
     /// The context of `branch` at `step`, made when first asked for.
@@ -230,12 +240,13 @@ impl<'a, T: Transformer> Walker<'a, T> {
     fn walk(&mut self, action: &Action) -> Option<usize> {
         match action {
             Action::ReceiveLatents { patches } => {
-                let x = self.receive(self.latents_shape(patches));
+                let x = self.receive(&self.latents.1.clone(), self.latents_shape(patches));
                 self.keep(patches, x);
             }
             Action::ReceiveHidden { patches, branch } => {
-                let x = self.receive(self.hidden_shape(patches));
-                let text = self.text_shape(patches, *branch).map(|shape| self.receive(shape));
+                let place = self.hidden_place();
+                let x = self.receive(&place, self.hidden_shape(patches));
+                let text = self.text_shape(patches, *branch).map(|shape| self.receive(&place, shape));
                 let positions = self.positions.select(&self.shards[patches.clone()]);
                 self.hidden = Some(Hidden { image: Tokens { x, positions }, text });
             }
@@ -262,7 +273,11 @@ impl<'a, T: Transformer> Walker<'a, T> {
             Action::SendHidden { patches, branch } => {
                 let Hidden { image, text } = self.hidden.take().expect("blocks ran before");
                 let expected = self.text_shape(patches, *branch);
-                assert_eq!(text.as_ref().map(Tensor::dims), expected, "the next stage knows the text's shape");
+                assert_eq!(
+                    text.as_ref().map(Tensor::dims),
+                    expected,
+                    "the next stage knows the text's shape"
+                );
                 let pipeline = &self.groups.pipeline;
                 for x in [Some(image.x), text].into_iter().flatten() {
                     self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(x)));
