@@ -86,7 +86,12 @@ impl Subject {
 
     /// A scheduler that remembers earlier predictions, so that they can be mixed up.
     pub fn scheduler(&self) -> Box<dyn Scheduler> {
-        let config = json!({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 2});
+        let config = json!({
+            "_class_name": "DPMSolverMultistepScheduler",
+            // So that no step is small: a mistake in any of them is to show.
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+        });
         scheduler(&config, self.steps).unwrap()
     }
 

@@ -78,7 +78,7 @@ fn check_all(subject: &Subject) {
                     patches: Some(patches),
                     warmup_steps,
                     stage_blocks,
-                    ..ParallelConfig::default()
+                    ..Default::default()
                 };
                 let plan = Plan::new(&config, &subject.work());
                 let legal = pipeline <= blocks
@@ -149,24 +149,25 @@ fn mistakes_would_show() {
     }
 }
 
-/// Four ranks carry out requests of other sizes, warm-ups and meshes in a row, in one world.
+/// Four ranks carry out requests of other sizes, texts, warm-ups and meshes in a row, in one world.
 #[test]
 fn a_request_leaves_nothing_behind() {
     use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
-    let request = |grid, axes: [Axis; 2], patches, warmup_steps| {
-        let subject = Subject { grid, ..Subject::new(Kind::Joint) };
+    let request = |grid, text_tokens: &[usize], axes: [Axis; 2], patches, warmup_steps| {
+        let text_tokens = text_tokens.to_vec();
+        let subject = Subject { grid, text_tokens, ..Subject::new(Kind::Joint) };
         let mesh = axes.iter().fold(Mesh::default(), |mesh, &axis| mesh.with(axis, 2));
-        let config =
-            ParallelConfig { mesh, patches: Some(patches), warmup_steps, ..ParallelConfig::default() };
+        let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, ..Default::default() };
         let plan = Plan::new(&config, &subject.work()).unwrap();
         (subject, plan)
     };
     let requests = [
-        request([1, 37], [Pipeline, Ulysses], 4, 0),
-        request([5, 5], [Ring, Tensor], 3, 1),
-        request([1, 23], [Cfg, Pipeline], 2, 0),
-        request([5, 5], [Pipeline, Ring], 3, 2),
-        request([1, 37], [Pipeline, Ulysses], 4, 0),
+        request([1, 37], &[3, 5], [Pipeline, Ulysses], 4, 0),
+        request([5, 5], &[2, 2], [Ring, Tensor], 3, 1),
+        request([1, 23], &[5, 3], [Cfg, Pipeline], 2, 0),
+        // Without guidance.
+        request([5, 5], &[4], [Pipeline, Ring], 3, 0),
+        request([1, 37], &[3, 5], [Pipeline, Ulysses], 4, 0),
     ];
     let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
     let in_a_row = requests.clone();

@@ -182,7 +182,7 @@ fn plans() -> Vec<Plan> {
                         patches: Some(patches),
                         warmup_steps,
                         stage_blocks,
-                        ..ParallelConfig::default()
+                        ..Default::default()
                     };
                     let work = Work { spec: spec.clone(), tokens: 23, steps, guided, images: 1 };
                     plans.push(Plan::new(&config, &work).unwrap());

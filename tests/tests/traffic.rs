@@ -38,7 +38,7 @@ fn subject() -> Subject {
 
 /// What all ranks together sent in the groups labelled `label`.
 fn traffic(subject: &Subject, mesh: Mesh, patches: usize, label: &str) -> Count {
-    let config = ParallelConfig { mesh, patches: Some(patches), ..ParallelConfig::default() };
+    let config = ParallelConfig { mesh, patches: Some(patches), ..Default::default() };
     let plan = Plan::new(&config, &subject.work()).unwrap();
     let subject = subject.clone();
     let report = launch(mesh.size(), &Options::default(), move |world: Comm| -> Result<()> {
