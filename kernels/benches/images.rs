@@ -7,20 +7,34 @@ use burn_flex::{Flex, FlexTensor, Layout};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use xdit_kernels::{Affine, Conv2d, conv2d, group_norm_moments, norm_act, reference};
 
-/// Name, input and output channels, input size, kernel, upsampling, norm and residual.
-#[expect(clippy::type_complexity, reason = "a table, read once")]
-const CONVOLUTIONS: [(&str, [usize; 2], usize, usize, bool, bool); 11] = [
-    ("4to512_128", [4, 512], 128, 3, false, false),
-    ("512_64", [512, 512], 64, 3, false, false),
-    ("512_64_norm_residual", [512, 512], 64, 3, false, true),
-    ("512_128_1x1", [512, 512], 128, 1, false, false),
-    ("256_256", [256, 256], 256, 3, false, false),
-    ("256_256_norm_residual", [256, 256], 256, 3, false, true),
-    ("256_128_upsample", [256, 256], 128, 3, true, false),
-    ("128_512", [128, 128], 512, 3, false, false),
-    ("64_1024", [64, 64], 1024, 3, false, false),
-    ("128to64_1024", [128, 64], 1024, 3, false, false),
-    ("64to3_1024", [64, 3], 1024, 3, false, false),
+/// A convolution of a square image.
+struct Case {
+    name: &'static str,
+    /// Of input and output.
+    channels: [usize; 2],
+    size: usize,
+    kernel: usize,
+    upsample: bool,
+    /// Whether norm, SiLU and a residual are around it.
+    block: bool,
+}
+
+const fn case(name: &'static str, channels: [usize; 2], size: usize) -> Case {
+    Case { name, channels, size, kernel: 3, upsample: false, block: false }
+}
+
+const CONVOLUTIONS: [Case; 11] = [
+    case("4to512_128", [4, 512], 128),
+    case("512_64", [512, 512], 64),
+    Case { block: true, ..case("512_64_block", [512, 512], 64) },
+    Case { kernel: 1, ..case("512_128_1x1", [512, 512], 128) },
+    case("256_256", [256, 256], 256),
+    Case { block: true, ..case("256_256_block", [256, 256], 256) },
+    Case { upsample: true, ..case("256_128_upsample", [256, 256], 128) },
+    case("128_512", [128, 128], 512),
+    case("64_1024", [64, 64], 1024),
+    case("128to64_1024", [128, 64], 1024),
+    case("64to3_1024", [64, 3], 1024),
 ];
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
@@ -37,7 +51,7 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
 }
 
 fn convolutions(criterion: &mut Criterion) {
-    for (name, [c_in, c_out], size, kernel, upsample, around) in CONVOLUTIONS {
+    for Case { name, channels: [c_in, c_out], size, kernel, upsample, block } in CONVOLUTIONS {
         let conv = Conv2d {
             weight: random([c_out, c_in, kernel, kernel]),
             bias: Some(random([c_out])),
@@ -46,7 +60,7 @@ fn convolutions(criterion: &mut Criterion) {
             upsample,
         };
         let x = random([1, c_in, size, size]);
-        let norm = around.then(|| Affine { scale: random([1, c_in]), shift: random([1, c_in]) });
+        let norm = block.then(|| Affine { scale: random([1, c_in]), shift: random([1, c_in]) });
         let mut group = criterion.benchmark_group(name);
         group.sample_size(10);
         type Function = fn(&Conv2d, Tensor<4>, Option<&Affine>, Option<Tensor<4>>) -> Tensor<4>;
@@ -54,7 +68,7 @@ fn convolutions(criterion: &mut Criterion) {
         {
             group.bench_function(which, |bencher| {
                 bencher.iter_batched(
-                    || around.then(|| random([1, c_out, size, size])),
+                    || block.then(|| random([1, c_out, size, size])),
                     |residual| function(&conv, x.clone(), norm.as_ref(), residual),
                     BatchSize::PerIteration,
                 );

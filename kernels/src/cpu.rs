@@ -8,6 +8,7 @@ use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(crate) mod lanes;
 pub(crate) mod math;
+pub(crate) mod memory;
 mod rows;
 pub(crate) mod silu;
 pub(crate) mod workers;

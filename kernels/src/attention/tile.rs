@@ -14,7 +14,7 @@ use std::ops::Range;
 use crate::cpu::{
     lanes::{Job, Lanes},
     math::exp2,
-    workers::Scratch,
+    memory::Scratch,
 };
 
 /// Keys in a block: their scores for a tile, and their V, stay in the first-level cache.

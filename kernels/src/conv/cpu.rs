@@ -7,8 +7,9 @@ use super::Conv2d;
 use super::image::{Source, Target};
 use super::patches::{self, Patches};
 use super::winograd::{self, Winograd};
-use crate::cpu::lanes::{Job, Lanes, Level};
-use crate::cpu::workers::{Scratch, for_each};
+use crate::cpu::lanes::Level;
+use crate::cpu::memory::{Scratch, zeros};
+use crate::cpu::workers::for_each;
 use crate::cpu::{contiguous, is_f32, slice, tensor};
 use crate::group_norm::Affine;
 
@@ -102,8 +103,7 @@ pub(super) fn conv2d(
     let convolve = |target: Target| match algorithm {
         Algorithm::Winograd => {
             assert_eq!(([ky, kx], conv.stride), ([3, 3], 1), "Winograd's kernel and stride");
-            let lanes = level.run(CountLanes);
-            let sizes = Winograd { batch, c_in, c_out, rows_out, cols_out, lanes };
+            let sizes = Winograd::new(level, [batch, c_in, c_out, rows_out, cols_out]);
             let weights = sizes.weights(level, slice(&weight));
             let weights = weights.as_slice();
             for_each(
@@ -116,7 +116,7 @@ pub(super) fn conv2d(
             );
         }
         Algorithm::Patches => {
-            let lanes = level.run(CountLanes);
+            let lanes = level.lanes();
             let sizes =
                 Patches { batch, c_in, c_out, kernel: [ky, kx], stride: conv.stride, rows_out, cols_out };
             let weights = sizes.weights(slice(&weight));
@@ -132,7 +132,7 @@ pub(super) fn conv2d(
         }
     };
     let Some(residual) = residual else {
-        let mut y = vec![0.0; shape.iter().product()];
+        let mut y = zeros(shape.iter().product());
         convolve(target(y.as_mut_ptr(), std::ptr::null()));
         return tensor(y, shape);
     };
@@ -143,18 +143,7 @@ pub(super) fn conv2d(
         convolve(target(sum, sum));
         return Tensor::from_primitive::<Flex>(residual);
     }
-    let mut y = vec![0.0; shape.iter().product()];
+    let mut y = zeros(shape.iter().product());
     convolve(target(y.as_mut_ptr(), slice(&residual).as_ptr()));
     tensor(y, shape)
-}
-
-struct CountLanes;
-
-impl Job for CountLanes {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) -> usize {
-        V::N
-    }
 }

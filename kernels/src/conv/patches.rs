@@ -1,10 +1,12 @@
 //! Convolution of any kernel size and stride: a product of the weights and the patches under the kernel, a few
 //! output rows at a time.
 
+use rayon::prelude::*;
+
 use super::gemm::{PANEL, Product};
 use super::image::{Source, Target};
 use crate::cpu::lanes::{Job, Lanes};
-use crate::cpu::workers::Scratch;
+use crate::cpu::memory::Scratch;
 
 /// Sizes of a convolution and how it is cut into blocks of `rows × packs` output pixels.
 #[derive(Clone, Copy)]
@@ -43,13 +45,13 @@ impl Patches {
     pub(super) fn weights(&self, weight: &[f32]) -> Scratch {
         let depth = self.c_in * self.taps();
         let mut packed = Scratch::new(self.panels() * depth * PANEL);
-        for (panel, to) in packed.as_mut_slice().chunks_exact_mut(depth * PANEL).enumerate() {
+        packed.as_mut_slice().par_chunks_exact_mut(depth * PANEL).enumerate().for_each(|(panel, to)| {
             for (m, from) in weight[panel * PANEL * depth..].chunks_exact(depth).take(PANEL).enumerate() {
                 for k in 0..depth {
                     to[k * PANEL + m] = from[k];
                 }
             }
-        }
+        });
         packed
     }
 

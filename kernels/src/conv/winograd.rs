@@ -11,7 +11,7 @@ use super::gemm::{PANEL, Product};
 use super::image::{Source, Target};
 use super::transforms::{IN, OUT, filter, input, output};
 use crate::cpu::lanes::{Job, Lanes, Level};
-use crate::cpu::workers::Scratch;
+use crate::cpu::memory::Scratch;
 
 /// Values of a tile.
 const POINTS: usize = IN * IN;
@@ -25,16 +25,31 @@ const PANELS: usize = 4;
 /// Sizes of a convolution and how it is cut into blocks of tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Winograd {
-    pub batch: usize,
-    pub c_in: usize,
-    pub c_out: usize,
-    pub rows_out: usize,
-    pub cols_out: usize,
+    batch: usize,
+    c_in: usize,
+    c_out: usize,
+    rows_out: usize,
+    cols_out: usize,
     /// Tiles in a pack.
-    pub lanes: usize,
+    lanes: usize,
+    /// Tile rows, and packs in a row, of a block.
+    block: [usize; 2],
 }
 
 impl Winograd {
+    /// From `[batch, c_in, c_out, rows_out, cols_out]`.
+    pub(super) fn new(level: Level, [batch, c_in, c_out, rows_out, cols_out]: [usize; 5]) -> Self {
+        let lanes = level.lanes();
+        let packs = cols_out.div_ceil(OUT * lanes).min(2);
+        let tile_rows = rows_out.div_ceil(OUT);
+        let beside = batch * cols_out.div_ceil(packs * OUT * lanes);
+        // As many blocks as keep all threads busy to the end. A tile's result is the same in whatever block.
+        let threads = rayon::current_num_threads();
+        let rounds = (beside * tile_rows.div_ceil(BLOCK / packs)).div_ceil(threads);
+        let rows = tile_rows.div_ceil((rounds * threads).div_ceil(beside));
+        Self { batch, c_in, c_out, rows_out, cols_out, lanes, block: [rows, packs] }
+    }
+
     fn panels(&self) -> usize {
         self.c_out.div_ceil(PANEL)
     }
@@ -51,20 +66,14 @@ impl Winograd {
         transformed
     }
 
-    /// Tile rows, and packs in a row, of a block.
-    fn block(&self) -> [usize; 2] {
-        let packs = self.cols_out.div_ceil(OUT * self.lanes).min(2);
-        [(BLOCK / packs).min(self.rows_out.div_ceil(OUT)), packs]
-    }
-
     /// How many blocks there are.
     pub(super) fn blocks(&self) -> usize {
-        let [rows, packs] = self.block();
+        let [rows, packs] = self.block;
         self.batch * self.rows_out.div_ceil(rows * OUT) * self.cols_out.div_ceil(packs * OUT * self.lanes)
     }
 
     fn layout(&self) -> Layout {
-        let [rows, packs] = self.block();
+        let [rows, packs] = self.block;
         let n = self.lanes;
         // A vector more than needed: points at multiples of 4 KiB would share the cache's sets.
         let v_point = rows * packs * self.c_in * n + n;
@@ -115,7 +124,7 @@ impl Job for TransformWeights<'_> {
                     taps[tap / 3][tap % 3][m] = f64::from(from[c * 9 + tap]);
                 }
             }
-            let [a, b, c_] = taps.map(filter);
+            let [a, b, c_] = [filter(taps[0]), filter(taps[1]), filter(taps[2])];
             for x in 0..IN {
                 let column = filter([a[x], b[x], c_[x]]);
                 for y in 0..IN {
@@ -147,7 +156,7 @@ impl Job for Block<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let Self { sizes, index, source, target, weights, scratch } = self;
-        let [rows, packs] = sizes.block();
+        let [rows, packs] = sizes.block;
         let across = sizes.cols_out.div_ceil(packs * OUT * V::N);
         let down = sizes.rows_out.div_ceil(rows * OUT);
         let x = index % across * packs * OUT * V::N;
@@ -246,10 +255,15 @@ fn transform_rows<V: Lanes>(
         for pack in 0..packs {
             // SAFETY: as above; a tile's fifth and sixth pixel are the next one's first and second.
             unsafe {
-                let at = |phase: usize, tile: usize| {
-                    V::load(phases.as_ptr().add(phase * phase_len + pack * V::N + tile))
-                };
-                let points = input([at(0, 0), at(1, 0), at(2, 0), at(3, 0), at(0, 1), at(1, 1)]);
+                let from = phases.as_ptr().add(pack * V::N);
+                let points = input([
+                    V::load(from),
+                    V::load(from.add(phase_len)),
+                    V::load(from.add(2 * phase_len)),
+                    V::load(from.add(3 * phase_len)),
+                    V::load(from.add(1)),
+                    V::load(from.add(phase_len + 1)),
+                ]);
                 for point in 0..IN {
                     points[point].store(to.as_mut_ptr().add(point * tiles + pack * V::N));
                 }
@@ -278,8 +292,7 @@ fn transform_columns<V: Lanes>(
                     &mut v[x * v_point + (row * packs + pack) * v_pack..][..(IN - 1) * IN * v_point + V::N];
                 // SAFETY: the slices reach as far as the last of the six.
                 unsafe {
-                    let at = |y: usize| V::load(from.as_ptr().add(y * x_line));
-                    let points = input([at(0), at(1), at(2), at(3), at(4), at(5)]);
+                    let points = input(load_points::<V>(from.as_ptr(), x_line));
                     for y in 0..IN {
                         points[y].store(to.as_mut_ptr().add(y * IN * v_point));
                     }
@@ -305,15 +318,31 @@ unsafe fn transform_output<V: Lanes>(
     let mut columns = [[V::splat(0.0); OUT]; IN];
     for i in 0..IN {
         // SAFETY: the slice reaches as far as the last of the 36.
-        let at = |j: usize| unsafe { V::load(m.as_ptr().add((j * IN + i) * m_point)) };
-        columns[i] = output([at(0), at(1), at(2), at(3), at(4), at(5)]);
+        columns[i] = output(unsafe { load_points::<V>(m.as_ptr().add(i * m_point), IN * m_point) });
     }
     for r in 0..OUT {
-        let [a, b, c, d, e, f] = columns.map(|column| column[r]);
-        let pixels = V::interleave(output([a, b, c, d, e, f]));
+        let mut row = [V::splat(0.0); IN];
+        for i in 0..IN {
+            row[i] = columns[i][r];
+        }
+        let pixels = V::interleave(output(row));
         for part in 0..OUT {
             // SAFETY: the caller's promise.
             unsafe { target.write(plane, y + r, x + part * V::N, pixels[part]) };
         }
     }
+}
+
+/// Six vectors, `step` elements apart.
+///
+/// # Safety
+/// `from` must be valid for reading `5 · step + N` elements.
+#[inline(always)]
+unsafe fn load_points<V: Lanes>(from: *const f32, step: usize) -> [V; IN] {
+    let mut points = [V::splat(0.0); IN];
+    for i in 0..IN {
+        // SAFETY: the caller's promise.
+        points[i] = unsafe { V::load(from.add(i * step)) };
+    }
+    points
 }

@@ -2,6 +2,9 @@
 
 use std::ops::{Add, Mul, Sub};
 
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 /// A vector of [`N`](Self::N) f32.
 ///
 /// Code over it is generic and `#[inline(always)]` down from [`Job::run`], which [`Level::run`] compiles once an
@@ -95,7 +98,14 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
             }
         }
         // SAFETY: each row has 16 elements, at least `N`.
-        unsafe { [0, 1, 2, 3].map(|phase: usize| Self::load(phases[phase].as_ptr())) }
+        unsafe {
+            [
+                Self::load(phases[0].as_ptr()),
+                Self::load(phases[1].as_ptr()),
+                Self::load(phases[2].as_ptr()),
+                Self::load(phases[3].as_ptr()),
+            ]
+        }
     }
 
     /// The inverse of [`load_deinterleaved`](Self::load_deinterleaved): the `4N` elements in order.
@@ -111,14 +121,22 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
             }
         }
         // SAFETY: `4N ≤ 64`.
-        unsafe { [0, 1, 2, 3].map(|part: usize| Self::load(together.as_ptr().add(part * Self::N))) }
+        unsafe {
+            let from = together.as_ptr();
+            [
+                Self::load(from),
+                Self::load(from.add(Self::N)),
+                Self::load(from.add(2 * Self::N)),
+                Self::load(from.add(3 * Self::N)),
+            ]
+        }
     }
 }
 
 /// Work over any [`Lanes`].
 pub(crate) trait Job {
     type Output;
-    /// Does the work. Must be `#[inline(always)]`, and so must all that it calls.
+    /// Does the work. Must be `#[inline(always)]`, and so must all that it calls; closures cannot be.
     fn run<V: Lanes>(self) -> Self::Output;
 }
 
@@ -152,6 +170,17 @@ impl Level {
         }
         #[cfg(not(target_arch = "x86_64"))]
         &[Level::Portable]
+    }
+
+    /// Elements of a vector of this level.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            Self::Portable => Portable::N,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86::Avx2::N,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => x86::Avx512::N,
+        }
     }
 
     /// Runs `job` with the vectors of this level.
@@ -247,216 +276,5 @@ impl Lanes for Portable {
     #[inline(always)]
     fn exp2_integer(self) -> Self {
         Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32)))
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-    use std::ops::{Add, Mul, Sub};
-
-    use super::{Job, Lanes};
-
-    /// # Safety
-    /// The processor must have AVX2 and FMA.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn run_avx2<J: Job>(job: J) -> J::Output {
-        job.run::<Avx2>()
-    }
-
-    /// # Safety
-    /// The processor must have AVX-512F, AVX2 and FMA.
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    pub(super) unsafe fn run_avx512<J: Job>(job: J) -> J::Output {
-        job.run::<Avx512>()
-    }
-
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(__m256);
-
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
-
-    macro_rules! operators {
-        ($type:ident, $add:ident, $sub:ident, $mul:ident) => {
-            impl Add for $type {
-                type Output = Self;
-                #[inline(always)]
-                fn add(self, other: Self) -> Self {
-                    // SAFETY: only jobs under this type's level have such vectors; so throughout this module.
-                    Self(unsafe { $add(self.0, other.0) })
-                }
-            }
-            impl Sub for $type {
-                type Output = Self;
-                #[inline(always)]
-                fn sub(self, other: Self) -> Self {
-                    // SAFETY: as for `add`.
-                    Self(unsafe { $sub(self.0, other.0) })
-                }
-            }
-            impl Mul for $type {
-                type Output = Self;
-                #[inline(always)]
-                fn mul(self, other: Self) -> Self {
-                    // SAFETY: as for `add`.
-                    Self(unsafe { $mul(self.0, other.0) })
-                }
-            }
-        };
-    }
-    operators!(Avx2, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps);
-    operators!(Avx512, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps);
-
-    impl Lanes for Avx2 {
-        const N: usize = 8;
-        const REGISTERS: usize = 16;
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: the caller's promise.
-            Self(unsafe { _mm256_loadu_ps(from) })
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller's promise.
-            unsafe { _mm256_storeu_ps(to, self.0) }
-        }
-        #[inline(always)]
-        fn splat(value: f32) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm256_set1_ps(value) })
-        }
-        #[inline(always)]
-        fn div(self, by: Self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm256_div_ps(self.0, by.0) })
-        }
-        #[inline(always)]
-        fn mul_add(self, a: Self, b: Self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm256_fmadd_ps(self.0, a.0, b.0) })
-        }
-        #[inline(always)]
-        fn max(self, other: Self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm256_max_ps(self.0, other.0) })
-        }
-        #[inline(always)]
-        fn clamp(self, low: f32, high: f32) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), self.0)) })
-        }
-        #[inline(always)]
-        fn round(self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-        }
-        #[inline(always)]
-        fn exp2_integer(self) -> Self {
-            // SAFETY: as for `add`.
-            unsafe {
-                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
-            }
-        }
-    }
-
-    impl Avx512 {
-        /// Elements `index` of the 32 of `low` and `high`.
-        #[inline(always)]
-        fn pick(low: Self, index: [i32; 16], high: Self) -> Self {
-            // SAFETY: as for `add`; `index` has the 64 bytes that are read.
-            unsafe {
-                let index = _mm512_loadu_si512(index.as_ptr().cast());
-                Self(_mm512_permutex2var_ps(low.0, index, high.0))
-            }
-        }
-    }
-
-    impl Lanes for Avx512 {
-        const N: usize = 16;
-        const REGISTERS: usize = 32;
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: the caller's promise.
-            Self(unsafe { _mm512_loadu_ps(from) })
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller's promise.
-            unsafe { _mm512_storeu_ps(to, self.0) }
-        }
-        #[inline(always)]
-        fn splat(value: f32) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_set1_ps(value) })
-        }
-        #[inline(always)]
-        fn div(self, by: Self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_div_ps(self.0, by.0) })
-        }
-        #[inline(always)]
-        fn mul_add(self, a: Self, b: Self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_fmadd_ps(self.0, a.0, b.0) })
-        }
-        #[inline(always)]
-        fn max(self, other: Self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_max_ps(self.0, other.0) })
-        }
-        #[inline(always)]
-        fn clamp(self, low: f32, high: f32) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), self.0)) })
-        }
-        #[inline(always)]
-        fn round(self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-        }
-        #[inline(always)]
-        fn exp2_integer(self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), self.0) })
-        }
-        #[inline(always)]
-        fn scale(self, n: Self) -> Self {
-            // SAFETY: as for `add`.
-            Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
-        }
-
-        #[inline(always)]
-        unsafe fn load_deinterleaved(from: *const f32) -> [Self; 4] {
-            const EVEN: [i32; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30];
-            const ODD: [i32; 16] = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31];
-            // SAFETY: the caller promises `4N = 64` elements.
-            let [a, b, c, d] = unsafe { [0, 16, 32, 48].map(|i: usize| Self::load(from.add(i))) };
-            let (even_low, even_high) = (Self::pick(a, EVEN, b), Self::pick(c, EVEN, d));
-            let (odd_low, odd_high) = (Self::pick(a, ODD, b), Self::pick(c, ODD, d));
-            [
-                Self::pick(even_low, EVEN, even_high),
-                Self::pick(odd_low, EVEN, odd_high),
-                Self::pick(even_low, ODD, even_high),
-                Self::pick(odd_low, ODD, odd_high),
-            ]
-        }
-
-        #[inline(always)]
-        fn interleave([a, b, c, d]: [Self; 4]) -> [Self; 4] {
-            const LOW: [i32; 16] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23];
-            const HIGH: [i32; 16] = [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31];
-            let (even_low, even_high) = (Self::pick(a, LOW, c), Self::pick(a, HIGH, c));
-            let (odd_low, odd_high) = (Self::pick(b, LOW, d), Self::pick(b, HIGH, d));
-            [
-                Self::pick(even_low, LOW, odd_low),
-                Self::pick(even_low, HIGH, odd_low),
-                Self::pick(even_high, LOW, odd_high),
-                Self::pick(even_high, HIGH, odd_high),
-            ]
-        }
     }
 }

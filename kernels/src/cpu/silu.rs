@@ -2,7 +2,16 @@
 
 use super::{lanes::Lanes, math::silu};
 
-/// `silu(x · scale + shift)` of `from` into `to`.
+/// `x · scale + shift`, then SiLU if `act`.
+///
+/// Not a closure: those cannot be `#[inline(always)]`, and once one is left out of line, so is every instruction in it.
+#[inline(always)]
+fn apply<V: Lanes>(x: V, scale: V, shift: V, act: bool) -> V {
+    let y = x.mul_add(scale, shift);
+    if act { silu(y) } else { y }
+}
+
+/// [`apply`] of `from` into `to`.
 ///
 /// # Safety
 /// `from` must be valid for reading and `to` for writing `len` elements; they may be the same, but not overlap
@@ -17,15 +26,11 @@ pub(crate) unsafe fn norm_act<V: Lanes>(
     act: bool,
 ) {
     let (scale, shift) = (V::splat(scale), V::splat(shift));
-    let apply = |x: V| {
-        let y = x.mul_add(scale, shift);
-        if act { silu(y) } else { y }
-    };
     let whole = len / V::N * V::N;
     let mut i = 0;
     while i < whole {
         // SAFETY: `i + N ≤ len`.
-        unsafe { apply(V::load(from.add(i))).store(to.add(i)) };
+        unsafe { apply(V::load(from.add(i)), scale, shift, act).store(to.add(i)) };
         i += V::N;
     }
     if whole < len {
@@ -33,7 +38,7 @@ pub(crate) unsafe fn norm_act<V: Lanes>(
         // SAFETY: the rest is shorter than `N ≤ 16`.
         unsafe {
             std::ptr::copy_nonoverlapping(from.add(whole), rest.as_mut_ptr(), len - whole);
-            apply(V::load(rest.as_ptr())).store(rest.as_mut_ptr());
+            apply(V::load(rest.as_ptr()), scale, shift, act).store(rest.as_mut_ptr());
             std::ptr::copy_nonoverlapping(rest.as_ptr(), to.add(whole), len - whole);
         }
     }

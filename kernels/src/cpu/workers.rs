@@ -38,27 +38,3 @@ impl<T> PerTask<T> {
         self.0
     }
 }
-
-/// Zeros that start on a cache line.
-pub(crate) struct Scratch {
-    data: Vec<f32>,
-    start: usize,
-    len: usize,
-}
-
-impl Scratch {
-    pub(crate) fn new(len: usize) -> Self {
-        let data = vec![0.0f32; len + 15];
-        // Not a multiple of four bytes only if `Vec` were misaligned.
-        let start = data.as_ptr().align_offset(64).min(15);
-        Self { data, start, len }
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut self.data[self.start..][..self.len]
-    }
-
-    pub(crate) fn as_slice(&self) -> &[f32] {
-        &self.data[self.start..][..self.len]
-    }
-}

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::{Affine, Moments};
 use crate::cpu::lanes::{Job, Lanes, Level};
+use crate::cpu::memory::zeros;
 use crate::cpu::{contiguous, silu, slice, tensor};
 
 /// [`group_norm_moments`](super::group_norm_moments) at `level`.
@@ -49,7 +50,7 @@ pub(super) fn norm_act(level: Level, x: Tensor<4>, affine: &Affine, act: bool) -
         });
         return Tensor::from_primitive::<Flex>(x);
     }
-    let mut y = vec![0.0f32; b * c * rows * cols];
+    let mut y = zeros(b * c * rows * cols);
     let from = slice(&x).par_chunks_exact(plane_len);
     y.par_chunks_exact_mut(plane_len).zip(from).enumerate().for_each(|(plane, (to, from))| {
         let (from, to, len) = (from.as_ptr(), to.as_mut_ptr(), to.len());

@@ -1,0 +1,52 @@
+//! Memory for results and intermediate values.
+
+/// From how many bytes on a vector asks for huge pages.
+const HUGE: usize = 4 << 20;
+
+/// A vector of zeros.
+///
+/// A large one asks the kernel for huge pages: an image's worth of pages of 4 KiB takes up to half as long to bring in
+/// as it takes to convolve.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    let data = vec![0.0f32; len];
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let bytes = size_of_val(data.as_slice());
+        let start = data.as_ptr().cast::<u8>();
+        let skip = start.align_offset(PAGE);
+        if bytes >= HUGE && skip < bytes {
+            // SAFETY: the range lies within `data`; the advice changes how its pages are brought in, not what they
+            // hold. If it is not taken, all works as before.
+            unsafe {
+                let whole_pages = (bytes - skip) / PAGE * PAGE;
+                libc::madvise(start.add(skip).cast_mut().cast(), whole_pages, libc::MADV_HUGEPAGE);
+            }
+        }
+    }
+    data
+}
+
+/// Zeros that start on a cache line.
+pub(crate) struct Scratch {
+    data: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Scratch {
+    pub(crate) fn new(len: usize) -> Self {
+        let data = zeros(len + 15);
+        // At most 15 elements ahead, `data` being aligned to its elements.
+        let start = data.as_ptr().align_offset(64).min(15);
+        Self { data, start, len }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut self.data[self.start..][..self.len]
+    }
+
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        &self.data[self.start..][..self.len]
+    }
+}
