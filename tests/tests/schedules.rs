@@ -137,7 +137,7 @@ impl<'a> World<'a> {
     }
 
     fn run(&mut self) {
-        while (0..self.ranks.len()).fold(false, |moved, at| self.walk(at) || moved) {}
+        while (0..self.ranks.len()).any(|at| self.walk(at)) {}
     }
 
     fn check_end(&self) {
