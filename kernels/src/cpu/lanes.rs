@@ -62,7 +62,15 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         let mut whole = [0.0f32; 16];
         // SAFETY: `N ≤ 16`.
         unsafe { self.store(whole.as_mut_ptr()) };
-        to.copy_from_slice(&whole[..to.len()]);
+        // By powers of two and not by a mask: rows are often stored one right after the other, and a masked write
+        // would hold up the read of the next row, whose memory it covers without writing to it.
+        let mut at = 0;
+        for len in [8, 4, 2, 1] {
+            if to.len() & len != 0 {
+                to[at..at + len].copy_from_slice(&whole[at..at + len]);
+                at += len;
+            }
+        }
     }
 
     /// The sum of the elements, by halves.
@@ -362,6 +370,12 @@ mod x86 {
         }
     }
 
+    /// The mask of the first `len` of 16 lanes, for `len` below 16.
+    #[inline(always)]
+    fn first(len: usize) -> u16 {
+        (1 << len) - 1
+    }
+
     impl Avx512 {
         /// Elements `index` of the 32 of `low` and `high`.
         #[inline(always)]
@@ -427,6 +441,20 @@ mod x86 {
         fn scale(self, n: Self) -> Self {
             // SAFETY: as for `add`.
             Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
+        }
+        #[inline(always)]
+        fn load_or(from: &[f32], fill: f32) -> Self {
+            if from.len() >= 16 {
+                // SAFETY: just checked.
+                return unsafe { Self::load(from.as_ptr()) };
+            }
+            // SAFETY: as for `add`; lanes beyond the slice are masked out of the read.
+            Self(unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(from.len()), from.as_ptr()) })
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            // SAFETY: as for `add`.
+            unsafe { _mm512_reduce_add_ps(self.0) }
         }
 
         #[inline(always)]
