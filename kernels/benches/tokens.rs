@@ -37,7 +37,7 @@ fn compare<I, O>(
     reference: impl Fn(I) -> O,
 ) {
     let mut group = criterion.benchmark_group(name);
-    group.sample_size(10).warm_up_time(std::time::Duration::from_millis(200));
+    group.sample_size(20).warm_up_time(std::time::Duration::from_millis(200));
     group.measurement_time(std::time::Duration::from_secs(1));
     group.bench_function("fast", |bencher| bencher.iter_batched(&input, &fast, BatchSize::PerIteration));
     group.bench_function("reference", |bencher| {

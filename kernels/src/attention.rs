@@ -1,6 +1,7 @@
 //! Scaled dot-product attention, with the log-sum-exp that lets partial results be merged.
 
 mod cpu;
+mod merge;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -70,7 +71,7 @@ pub fn reference_attention_lse(
 /// FlashAttention (Dao et al. 2022), the rescaling of §3.1 applied to whole partial results.
 pub fn merge_lse(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {
     if is_f32(&a.0) && is_f32(&a.1) && is_f32(&b.0) && is_f32(&b.1) {
-        return cpu::merge_lse(a, b);
+        return merge::merge_lse(Level::detect(), a, b);
     }
     reference_merge_lse(a, b)
 }

@@ -5,9 +5,8 @@ use burn_flex::FlexTensor;
 
 use super::tile::{Attend, Head, HeadBias, HeadOut, QUERIES, scratch};
 use crate::cpu::{
-    Rows,
     lanes::Level,
-    map_rows, strided, tensor,
+    strided, tensor,
     workers::{self, PerTask},
 };
 
@@ -60,42 +59,6 @@ pub(super) fn attention_lse(
         lse.set_len(b * nq * h);
     }
     (tensor(out, [b, nq, h, d]), tensor(lse, [b, nq, h]))
-}
-
-/// [`merge_lse`](super::merge_lse) in one pass over the results.
-pub(super) fn merge_lse(
-    (out_a, lse_a): (Tensor<4>, Tensor<3>),
-    (out_b, lse_b): (Tensor<4>, Tensor<3>),
-) -> (Tensor<4>, Tensor<3>) {
-    assert_eq!(out_a.dims(), out_b.dims(), "partial results of the same queries");
-    let [b, n, h, d] = out_a.dims();
-    let (a, other) = (Rows::new(lse_a.reshape([b, n * h, 1])), Rows::new(lse_b.reshape([b, n * h, 1])));
-    let lse_of = |row: usize| (a.row(row)[0], other.row(row)[0]);
-    let out_b = Rows::new(out_b);
-    let out = map_rows(out_a, |first, rows| {
-        for (row, out) in (first..).zip(rows.chunks_exact_mut(d)) {
-            let (lse_a, lse_b) = lse_of(row);
-            let (share_a, share_b, _) = shares(lse_a, lse_b);
-            for (out, &other) in out.iter_mut().zip(out_b.row(row)) {
-                *out = *out * share_a + other * share_b;
-            }
-        }
-    });
-    let lse = (0..b * n * h).map(|row| {
-        let (lse_a, lse_b) = lse_of(row);
-        shares(lse_a, lse_b).2
-    });
-    (out, tensor(lse.collect(), [b, n, h]))
-}
-
-/// The weights of two partial results, and the log-sum-exp of both. Where both saw no key, all are neutral.
-fn shares(lse_a: f32, lse_b: f32) -> (f32, f32, f32) {
-    let max = lse_a.max(lse_b);
-    if max == f32::NEG_INFINITY {
-        return (0.0, 0.0, max);
-    }
-    let (a, b) = ((lse_a - max).exp(), (lse_b - max).exp());
-    (a / (a + b), b / (a + b), max + (a + b).ln())
 }
 
 /// A `[b, n, h, d]` tensor whose `d` floats of a head lie together.

@@ -194,12 +194,21 @@ impl Attend<'_> {
 fn pack_queries(q: Head, queries: Range<usize>, w: usize, scale: f32, to: &mut [f32]) {
     let scale = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
     let to = &mut to[..q.d * w];
-    if queries.len() < w {
-        to.fill(0.0);
-    }
-    for (lane, n) in queries.enumerate() {
-        for (to, &x) in to[lane..].iter_mut().step_by(w).zip(q.row(n)) {
-            *to = x * scale;
+    for lane in (0..w).step_by(4) {
+        // Four rows at a time, so that what is written lies together.
+        let row = |i| if lane + i < queries.len() { q.row(queries.start + lane + i) } else { &[] };
+        let rows = [row(0), row(1), row(2), row(3)];
+        if let [&[_, ..], &[_, ..], &[_, ..], &[_, ..]] = rows {
+            let [a, b, c, d] = rows.map(|row| &row[..q.d]);
+            for i in 0..q.d {
+                let four = [a[i] * scale, b[i] * scale, c[i] * scale, d[i] * scale];
+                to[i * w + lane..][..4].copy_from_slice(&four);
+            }
+        } else {
+            for i in 0..q.d {
+                let four = rows.map(|row| row.get(i).map_or(0.0, |x| x * scale));
+                to[i * w + lane..][..4].copy_from_slice(&four);
+            }
         }
     }
 }
@@ -240,15 +249,27 @@ fn unpack_out(
     to: HeadOut,
 ) {
     let from = &from[..d * w];
-    for (lane, n) in queries.enumerate() {
-        let inverse = if sum[lane] == 0.0 { 0.0 } else { 1.0 / sum[lane] };
-        // SAFETY: the row belongs to this task alone, see `Attend::out`.
-        unsafe {
-            let row = to.out.add(n * to.stride);
-            for (i, x) in from[lane..].iter().step_by(w).enumerate() {
-                row.add(i).write(x * inverse);
+    for lane in (0..queries.len()).step_by(4) {
+        let mut inverses = [0.0; 4];
+        let lanes = queries.len().min(lane + 4) - lane;
+        for i in 0..lanes {
+            let (max, sum) = (max[lane + i], sum[lane + i]);
+            inverses[i] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            let lse = max * std::f32::consts::LN_2 + sum.ln();
+            // SAFETY: the place belongs to this task alone, see `Attend::out`.
+            unsafe { to.lse.add((queries.start + lane + i) * to.lse_stride).write(lse) };
+        }
+        for f in 0..d {
+            // Four queries at a time, so that what is read lies together.
+            let four = &from[f * w + lane..][..4];
+            for i in 0..4 {
+                if i < lanes {
+                    // SAFETY: as above.
+                    unsafe {
+                        to.out.add((queries.start + lane + i) * to.stride + f).write(four[i] * inverses[i])
+                    };
+                }
             }
-            to.lse.add(n * to.lse_stride).write(max[lane] * std::f32::consts::LN_2 + sum[lane].ln());
         }
     }
 }

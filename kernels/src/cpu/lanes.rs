@@ -65,7 +65,15 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         let mut whole = [0.0f32; 16];
         // SAFETY: `N ≤ 16`.
         unsafe { self.store(whole.as_mut_ptr()) };
-        to.copy_from_slice(&whole[..to.len()]);
+        // By powers of two and not by a mask: rows are often stored one right after the other, and a masked write
+        // would hold up the read of the next row, whose memory it covers without writing to it.
+        let mut at = 0;
+        for len in [8, 4, 2, 1] {
+            if to.len() & len != 0 {
+                to[at..at + len].copy_from_slice(&whole[at..at + len]);
+                at += len;
+            }
+        }
     }
 
     /// The sum of the elements, by halves.

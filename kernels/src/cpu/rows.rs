@@ -1,5 +1,7 @@
 //! Tensors as rows of features, wherever the rows lie.
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::{DType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 use rayon::prelude::*;
@@ -66,16 +68,41 @@ impl Rows {
         }
     }
 
+    /// The first element of row 0; from here the other rows can be reached, too.
+    ///
+    /// # Panics
+    /// If the first or the last row is not within the memory of the tensor.
+    pub(crate) fn as_ptr(&self) -> *const f32 {
+        let (first, last) = (self.offset(0), self.offset(self.count() - 1));
+        let storage = self.tensor.storage::<f32>();
+        assert!(first.max(last) + self.len <= storage.len());
+        storage.as_ptr().wrapping_add(first)
+    }
+
     /// Row number `index`, counting in the order of the leading dimensions.
     #[inline]
-    pub(crate) fn row(&self, mut index: usize) -> &[f32] {
+    pub(crate) fn row(&self, index: usize) -> &[f32] {
+        &self.tensor.storage()[self.offset(index)..][..self.len]
+    }
+
+    fn offset(&self, mut index: usize) -> usize {
         let mut offset = self.tensor.layout().start_offset() as isize;
         for (dim, &(size, stride)) in self.leading.iter().enumerate().rev() {
             let at = if dim == 0 { index } else { index % size };
             index /= size.max(1);
             offset += at as isize * stride;
         }
-        &self.tensor.storage::<f32>()[offset as usize..][..self.len]
+        offset as usize
+    }
+
+    /// Writes rows from number `first` on to `to`, as many as it has room for.
+    fn copy_to(&self, first: usize, to: &mut [MaybeUninit<f32>]) {
+        // Rows that follow each other are one.
+        let joined = if self.stride() == Some(self.len as isize) { to.len() / self.len } else { 1 };
+        for (i, to) in to.chunks_exact_mut(joined * self.len).enumerate() {
+            let start = self.offset(first + i * joined);
+            to.write_copy_of_slice(&self.tensor.storage()[start..start + to.len()]);
+        }
     }
 
     /// Whether the memory can be written without anyone noticing.
@@ -122,9 +149,7 @@ pub(crate) fn map_rows<const D: usize>(x: Tensor<D>, f: impl Fn(usize, &mut [f32
     }
     let mut data = Vec::with_capacity(len);
     for_each_chunk(&mut data.spare_capacity_mut()[..len], group * rows.len, |i, chunk| {
-        for (j, row) in chunk.chunks_exact_mut(rows.len).enumerate() {
-            row.write_copy_of_slice(rows.row(i * group + j));
-        }
+        rows.copy_to(i * group, chunk);
         // SAFETY: `chunk` consists of whole rows, and each was just written.
         f(i * group, unsafe { chunk.assume_init_mut() });
     });

@@ -66,8 +66,8 @@ fn multiply(x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
         + (c_in as isize - 1) * w_strides[1];
     assert!((w_end as usize) < w.len());
     let x_stride = x.stride().expect("made uniform by the caller");
-    // SAFETY: `y` has room for `rows` rows of `c_out`, and they are initialised where they are read. Rows of `x` are
-    // slices, so all of them from the first to the last lie in its storage. The last element of `w` was checked.
+    // SAFETY: `y` has room for `rows` rows of `c_out`, and they are initialised where they are read. `as_ptr` looked
+    // at the first and last row of `x`, and the last element of `w` was checked here.
     unsafe {
         gemm::gemm(
             rows,
@@ -77,7 +77,7 @@ fn multiply(x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
             1,
             c_out as isize,
             bias.is_some(),
-            x.row(0).as_ptr(),
+            x.as_ptr(),
             1,
             x_stride,
             w.as_ptr().add(weight.layout().start_offset()),

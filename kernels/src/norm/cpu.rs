@@ -54,11 +54,7 @@ fn norm<const D: usize, const CENTRE: bool>(
         scale_offset: 0.0,
         shift: bias.as_ref().map(|rows| rows.row(0)),
     };
-    map_rows(x, |_, rows| {
-        for row in rows.chunks_exact_mut(len) {
-            level.run(Norm::<CENTRE> { row, after, eps });
-        }
-    })
+    map_rows(x, |_, rows| level.run(Norm::<CENTRE> { rows, len, after, eps }))
 }
 
 pub(super) fn layer_norm_modulate(
@@ -74,14 +70,20 @@ pub(super) fn layer_norm_modulate(
         for (i, row) in rows.chunks_exact_mut(c).enumerate() {
             let image = (first + i) / n;
             let (shift, scale) = (Some(shift.row(image)), Some(scale.row(image)));
-            level.run(Norm::<true> { row, after: After { scale, scale_offset: 1.0, shift }, eps });
+            level.run(Norm::<true> {
+                rows: row,
+                len: c,
+                after: After { scale, scale_offset: 1.0, shift },
+                eps,
+            });
         }
     })
 }
 
-/// One row: layer norm if `CENTRE`, else root-mean-square norm.
+/// Rows of `len` with the same parameters: layer norm if `CENTRE`, else root-mean-square norm.
 struct Norm<'a, const CENTRE: bool> {
-    row: &'a mut [f32],
+    rows: &'a mut [f32],
+    len: usize,
     after: After<'a>,
     eps: f64,
 }
@@ -91,29 +93,35 @@ impl<const CENTRE: bool> Job for Norm<'_, CENTRE> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let Self { row, after, eps } = self;
-        let count = row.len() as f32;
-        let mean = if CENTRE { deviations::<V>(row, 0.0).0 / count } else { 0.0 };
-        // What rounding took from the mean shows in the deviations, and is taken out of both moments.
-        let (sum, sum_sq) = deviations::<V>(row, mean);
-        let rest = if CENTRE { sum / count } else { 0.0 };
-        let variance = sum_sq / count - rest * rest;
-        let inverse = (1.0 / (f64::from(variance) + eps).sqrt()) as f32;
-        let (mean, inverse, shift) = (V::splat(mean), V::splat(inverse), V::splat(-rest * inverse));
-        let offset = V::splat(after.scale_offset);
-        for at in (0..row.len()).step_by(V::N) {
-            let x = &mut row[at..];
-            let mut y = (V::load_or(x, 0.0) - mean).mul_add(inverse, shift);
-            y = match (after.scale, after.shift) {
-                (Some(scale), Some(shift)) => {
-                    y.mul_add(V::load_or(&scale[at..], 0.0) + offset, V::load_or(&shift[at..], 0.0))
-                }
-                (Some(scale), None) => y * (V::load_or(&scale[at..], 0.0) + offset),
-                (None, Some(shift)) => y + V::load_or(&shift[at..], 0.0),
-                (None, None) => y,
-            };
-            y.store_some(x);
+        for row in self.rows.chunks_exact_mut(self.len) {
+            norm_row::<V, CENTRE>(row, self.after, self.eps);
         }
+    }
+}
+
+#[inline(always)]
+fn norm_row<V: Lanes, const CENTRE: bool>(row: &mut [f32], after: After, eps: f64) {
+    let count = row.len() as f32;
+    let mean = if CENTRE { deviations::<V>(row, 0.0).0 / count } else { 0.0 };
+    // What rounding took from the mean shows in the deviations, and is taken out of both moments.
+    let (sum, sum_sq) = deviations::<V>(row, mean);
+    let rest = if CENTRE { sum / count } else { 0.0 };
+    let variance = sum_sq / count - rest * rest;
+    let inverse = (1.0 / (f64::from(variance) + eps).sqrt()) as f32;
+    let (mean, inverse, shift) = (V::splat(mean), V::splat(inverse), V::splat(-rest * inverse));
+    let offset = V::splat(after.scale_offset);
+    for at in (0..row.len()).step_by(V::N) {
+        let x = &mut row[at..];
+        let mut y = (V::load_or(x, 0.0) - mean).mul_add(inverse, shift);
+        y = match (after.scale, after.shift) {
+            (Some(scale), Some(shift)) => {
+                y.mul_add(V::load_or(&scale[at..], 0.0) + offset, V::load_or(&shift[at..], 0.0))
+            }
+            (Some(scale), None) => y * (V::load_or(&scale[at..], 0.0) + offset),
+            (None, Some(shift)) => y + V::load_or(&shift[at..], 0.0),
+            (None, None) => y,
+        };
+        y.store_some(x);
     }
 }
 

@@ -110,6 +110,12 @@ impl Lanes for Avx2 {
     }
 }
 
+/// The mask of the first `len` of 16 lanes, for `len` below 16.
+#[inline(always)]
+fn first(len: usize) -> u16 {
+    (1 << len) - 1
+}
+
 impl Avx512 {
     /// Elements `index` of the 32 of `low` and `high`.
     #[inline(always)]
@@ -175,6 +181,20 @@ impl Lanes for Avx512 {
     fn scale(self, n: Self) -> Self {
         // SAFETY: as for `add`.
         Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
+    }
+    #[inline(always)]
+    fn load_or(from: &[f32], fill: f32) -> Self {
+        if from.len() >= 16 {
+            // SAFETY: just checked.
+            return unsafe { Self::load(from.as_ptr()) };
+        }
+        // SAFETY: as for `add`; lanes beyond the slice are masked out of the read.
+        Self(unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(from.len()), from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: as for `add`.
+        unsafe { _mm512_reduce_add_ps(self.0) }
     }
 
     #[inline(always)]

@@ -1,0 +1,64 @@
+//! Merging partial results on the CPU, in one pass over them.
+
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use crate::cpu::{
+    Rows, contiguous,
+    lanes::{Job, Lanes, Level},
+    map_rows, slice, tensor,
+};
+
+/// [`merge_lse`](super::merge_lse) at `level`.
+pub(super) fn merge_lse(
+    level: Level,
+    (out_a, lse_a): (Tensor<4>, Tensor<3>),
+    (out_b, lse_b): (Tensor<4>, Tensor<3>),
+) -> (Tensor<4>, Tensor<3>) {
+    assert_eq!(out_a.dims(), out_b.dims(), "partial results of the same queries");
+    let [b, n, h, d] = out_a.dims();
+    assert_eq!((lse_a.dims(), lse_b.dims()), ([b, n, h], [b, n, h]), "a log-sum-exp for each query and head");
+    let (lse_a, lse_b, out_b) = (contiguous(lse_a), contiguous(lse_b), Rows::new(out_b));
+    let (shares, lse): (Vec<[f32; 2]>, Vec<f32>) = slice(&lse_a)
+        .par_iter()
+        .with_min_len(1024)
+        .zip(slice(&lse_b))
+        .map(|(&lse_a, &lse_b)| shares(lse_a, lse_b))
+        .unzip();
+    let out = map_rows(out_a, |first, rows| {
+        for (row, out) in (first..).zip(rows.chunks_exact_mut(d)) {
+            level.run(Mix { out, other: out_b.row(row), shares: shares[row] });
+        }
+    });
+    (out, tensor(lse, [b, n, h]))
+}
+
+/// The weights of two partial results, and the log-sum-exp of both. Where both saw no key, all are neutral.
+fn shares(lse_a: f32, lse_b: f32) -> ([f32; 2], f32) {
+    let max = lse_a.max(lse_b);
+    if max == f32::NEG_INFINITY {
+        return ([0.0, 0.0], max);
+    }
+    let [a, b] = [lse_a, lse_b].map(|lse| if lse == max { 1.0 } else { (lse - max).exp() });
+    ([a / (a + b), b / (a + b)], max + (a + b).ln())
+}
+
+/// `out · shares[0] + other · shares[1]`, in place.
+struct Mix<'a> {
+    out: &'a mut [f32],
+    other: &'a [f32],
+    shares: [f32; 2],
+}
+
+impl Job for Mix<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        for at in (0..self.out.len()).step_by(V::N) {
+            let (out, other) = (&mut self.out[at..], &self.other[at..]);
+            let mixed = V::load_or(other, 0.0) * V::splat(self.shares[1]);
+            V::load_or(out, 0.0).mul_add(V::splat(self.shares[0]), mixed).store_some(out);
+        }
+    }
+}
