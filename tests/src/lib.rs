@@ -15,6 +15,19 @@ pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
 }
 
+/// The folder of a checkpoint that was recorded elsewhere, with the real xDiT beside diffusers: `$XDIT_REFERENCE`, or
+/// one beside the project. It is not part of the project; where it is not there, this says so.
+pub fn outside_reference() -> Option<PathBuf> {
+    let folder = std::env::var_os("XDIT_REFERENCE")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference"));
+    let there = folder.join("pixart-alpha-512.expected.json").is_file();
+    if !there {
+        println!("skipped: no outside reference in `{}`; set XDIT_REFERENCE to its folder", folder.display());
+    }
+    there.then_some(folder)
+}
+
 /// The device that tests run on.
 pub fn device() -> Device {
     Device::flex()

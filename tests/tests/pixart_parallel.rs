@@ -1,6 +1,6 @@
 //! PixArt on many ranks equals PixArt on one: serially, or with the same patches and warm-up.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{DType, Tensor};
 use xdit_core::parallel::mesh::{Axis, Mesh};
@@ -209,13 +209,7 @@ fn distrifusion_with_all_steps_synchronous_equals_serial() {
 /// What the real xDiT computes, where it is right.
 #[test]
 fn outside_reference() {
-    let shared = std::env::var_os("XDIT_REFERENCE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference"));
-    if !shared.join("pixart-alpha-512.expected.json").is_file() {
-        println!("skipped: no outside reference in `{}`; set XDIT_REFERENCE to its folder", shared.display());
-        return;
-    }
+    let Some(shared) = xdit_tests::outside_reference() else { return };
     let case = Case::open(&shared.join("pixart-alpha-512.expected"));
     let mut pipeline = open(&shared.join("pixart-alpha-512"));
     let call = &case.json["call"];

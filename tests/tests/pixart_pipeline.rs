@@ -124,13 +124,7 @@ fn half_precision() {
 /// A checkpoint that was recorded elsewhere, with the real xDiT beside diffusers. It is not part of the project.
 #[test]
 fn outside_reference() {
-    let shared = std::env::var_os("XDIT_REFERENCE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference"));
-    if !shared.join("pixart-alpha-512.expected.json").is_file() {
-        println!("skipped: no outside reference in `{}`; set XDIT_REFERENCE to its folder", shared.display());
-        return;
-    }
+    let Some(shared) = xdit_tests::outside_reference() else { return };
     let case = Case::open(&shared.join("pixart-alpha-512.expected"));
     let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
     let mut pipeline = xdit_models::open(&shared.join("pixart-alpha-512"), &options).unwrap();

@@ -48,7 +48,8 @@ impl File {
 
     /// Whether it is a test and nothing else.
     fn is_test(&self) -> bool {
-        ["/tests/", "/tests.rs", "/testing.rs"].iter().any(|part| self.path.contains(part))
+        let parts = ["/tests/", "/tests.rs", "/testing.rs"];
+        self.path.starts_with("tests/") || parts.iter().any(|part| self.path.contains(part))
     }
 
     /// Number and text of each line.

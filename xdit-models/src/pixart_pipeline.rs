@@ -2,10 +2,10 @@
 //!
 //! Source: diffusers' `PixArtAlphaPipeline` and `PixArtSigmaPipeline`.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use serde_json::Value;
 use xdit_core::json::read_json;
-use xdit_core::noise::Generator;
+use xdit_core::noise;
 use xdit_core::parallel::execute::Guidance;
 use xdit_core::parallel::plan::{Plan, Work};
 use xdit_core::parallel::run::{Job, run};
@@ -168,9 +168,7 @@ impl PixArtPipeline {
         }
         let [height, width] = self.latent_size(resolved.generated_size);
         let shape = [1, self.transformer.config.spec.channels, height, width];
-        let noise =
-            Generator::from_seed(request.seed.wrapping_add(image as u64)).randn(shape.iter().product());
-        Tensor::from_data(TensorData::new(noise, shape), (&self.options.device, DType::F32))
+        noise::latents(request.seed.wrapping_add(image as u64), shape, &self.options.device)
     }
 }
 
