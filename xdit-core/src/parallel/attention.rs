@@ -70,11 +70,6 @@ impl ParallelAttention {
         self.pass = pass;
     }
 
-    /// Bytes of keys and values held from earlier passes.
-    pub fn cached_bytes(&self, element_bytes: usize) -> usize {
-        self.caches.iter().map(|cache| cache.bytes(element_bytes)).sum()
-    }
-
     /// Tokens of `patch` on each ulysses rank of the ring rank at `ring`.
     fn shards(&self, patch: usize, ring: usize) -> impl Iterator<Item = usize> {
         let degree = self.ulysses_degree();

@@ -73,11 +73,4 @@ impl KvCache {
             None => self.text.get(&site).cloned(),
         }
     }
-
-    /// Bytes of keys and values held, if an element takes `element_bytes`.
-    pub fn bytes(&self, element_bytes: usize) -> usize {
-        let elements = |kv: &Kv| kv.k.dims().iter().product::<usize>() * 2;
-        let image: usize = self.image.values().flatten().flatten().map(elements).sum();
-        (image + self.text.values().map(elements).sum::<usize>()) * element_bytes
-    }
 }
