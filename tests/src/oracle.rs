@@ -122,25 +122,30 @@ pub fn denoise<T: Transformer>(
     let mut histories = vec![History::default(); patches];
     let new = |_: &_| Remembering { fault, ..Remembering::default() };
     let mut attentions: Vec<_> = guidance.branches.iter().map(new).collect();
-    for (step, &timestep) in scheduler.timesteps().iter().enumerate() {
+    let contexts: Vec<_> = guidance
+        .branches
+        .iter()
+        .map(|conditions| transformer.contexts(conditions, scheduler.timesteps()))
+        .collect();
+    for step in 0..scheduler.timesteps().len() {
         let turns = if step < warmup_steps { 1 } else { patches };
         for turn in split::even(patches, turns) {
             let tokens = spans[turn.start].start..spans[turn.end - 1].end;
             let sample = Tensor::cat(samples[turn.clone()].to_vec(), 1);
-            let branches = guidance.branches.iter().zip(&mut attentions).map(|(conditions, attention)| {
+            let branches = contexts.iter().zip(&mut attentions).map(|(contexts, attention)| {
                 attention.tokens = tokens.clone();
-                let context = transformer.context(conditions, timestep);
+                let context = &contexts[step];
                 let x = scheduler.scale_model_input(sample.clone(), step);
                 let seen = if fault == Some(Fault::PositionsLost) { 0..tokens.len() } else { tokens.clone() };
                 let positions = noise.positions.select(&[seen]);
-                let mut hidden = transformer.embed(Tokens { x, positions }, &context);
+                let mut hidden = transformer.embed(Tokens { x, positions }, context);
                 if tokens.start > 0 {
                     hidden.text = None;
                 }
                 for block in 0..transformer.spec().blocks {
-                    hidden = transformer.block(block, hidden, &context, attention);
+                    hidden = transformer.block(block, hidden, context, attention);
                 }
-                transformer.finish(hidden, &context)
+                transformer.finish(hidden, context)
             });
             let predictions: Vec<_> = branches.collect();
             let prediction = match &predictions[..] {

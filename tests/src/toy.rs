@@ -29,6 +29,8 @@ pub enum Kind {
     Cross,
     /// Image and text attend to each other, and every block but the last one changes both.
     Joint,
+    /// Not at all, and each block of the second half also takes what its mirror image in the first half gave.
+    UShaped,
 }
 
 /// A toy transformer and what it is asked to draw.
@@ -53,8 +55,13 @@ impl Subject {
             Kind::Alone => (5, 4, [5, 7]),
             Kind::Cross => (7, 3, [3, 9]),
             Kind::Joint => (6, 5, [1, 37]),
+            Kind::UShaped => (3, 5, [4, 6]),
         };
-        let spec = Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4 };
+        let skips = match kind {
+            Kind::UShaped => (0..blocks / 2).map(|block| [block, blocks - 1 - block]).collect(),
+            _ => Vec::new(),
+        };
+        let spec = Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4, skips };
         Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3 }
     }
 
@@ -165,6 +172,8 @@ impl Toy {
                 image: Stream::new(&layers.at("image"), &spec),
                 cross: (kind == Kind::Cross).then(|| Projections::new(&layers.at("cross"), &spec)),
                 text: (kind == Kind::Joint).then(|| Stream::new(&layers.at("text"), &spec)),
+                skip: (spec.skips.iter().any(|[_, to]| *to == index))
+                    .then(|| layers.linear("skip", 2 * spec.dim(), spec.dim(), None)),
             }
         };
         Self {
@@ -197,14 +206,18 @@ impl Transformer for Toy {
         DType::F32
     }
 
-    fn text_shape(&self, text: &Tensor<3>) -> Option<[usize; 3]> {
-        (self.kind == Kind::Joint).then(|| [1, text.dims()[1], self.spec.dim()])
+    fn contexts(&self, text: &Tensor<3>, timesteps: &[f32]) -> Vec<Context> {
+        let dim = self.spec.dim();
+        let text = self.text_in.forward(text.clone());
+        let at = |timestep: &f32| {
+            let waves = (0..dim).map(|index| (timestep / 1000.0 * (index + 1) as f32).sin()).collect();
+            Context { timestep: tensor(waves, [1, 1, dim]), text: text.clone() }
+        };
+        timesteps.iter().map(at).collect()
     }
 
-    fn context(&self, text: &Tensor<3>, timestep: f32) -> Context {
-        let dim = self.spec.dim();
-        let waves = (0..dim).map(|index| (timestep / 1000.0 * (index + 1) as f32).sin()).collect();
-        Context { timestep: tensor(waves, [1, 1, dim]), text: self.text_in.forward(text.clone()) }
+    fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
+        (self.kind == Kind::Joint).then(|| context.text.dims())
     }
 
     fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
@@ -213,7 +226,7 @@ impl Transformer for Toy {
             |[row, column]: [u32; 2], index| ((0.9 * row as f32 + 0.4 * column as f32) * index as f32).sin();
         let waves = ids.iter().flat_map(|&id| (0..dim).map(move |index| wave(id, index + 1))).collect();
         let x = self.image_in.forward(latents.x.clone()) + tensor(waves, [1, ids.len(), dim]);
-        Hidden { image: latents.with(x), text: (self.kind == Kind::Joint).then(|| context.text.clone()) }
+        Hidden::new(latents.with(x), (self.kind == Kind::Joint).then(|| context.text.clone()))
     }
 
     fn block(
@@ -223,8 +236,12 @@ impl Transformer for Toy {
         context: &Context,
         attention: &mut dyn Attention,
     ) -> Hidden {
-        let Hidden { image, text } = hidden;
+        let Hidden { mut image, text, mut skips } = hidden;
         let block = &self.blocks[index - self.first_block];
+        if let Some(skip) = &block.skip {
+            let earlier = skips.remove(&index).expect("the mirror image ran before");
+            image = image.with(skip.forward(Tensor::cat(vec![image.x.clone(), earlier], 2)));
+        }
         let stream = |stream: &Stream, x: &Tensor<3>| {
             stream.attention.qkv(norm(x.clone() + context.timestep.clone()), self.spec.head_dim)
         };
@@ -240,7 +257,11 @@ impl Transformer for Toy {
         }
         let text = text.zip(text_y).zip(block.text.as_ref()).filter(|_| index + 1 < self.spec.blocks);
         let text = text.map(|((x, y), stream)| stream.feed_forward(x + stream.attention.join(y)));
-        Hidden { image: image.with(block.image.feed_forward(x)), text }
+        let x = block.image.feed_forward(x);
+        if let Some([_, to]) = self.spec.skips.iter().find(|[from, _]| *from == index) {
+            skips.insert(*to, x.clone());
+        }
+        Hidden { image: image.with(x), text, skips }
     }
 
     fn finish(&self, hidden: Hidden, _: &Context) -> Tensor<3> {
@@ -256,6 +277,7 @@ struct Block {
     image: Stream,
     cross: Option<Projections>,
     text: Option<Stream>,
+    skip: Option<Linear>,
 }
 
 /// What a block does to one stream of tokens.

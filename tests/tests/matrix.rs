@@ -128,6 +128,11 @@ fn joint_attention_on_every_mesh() {
     check_all(&Subject::new(Kind::Joint));
 }
 
+#[test]
+fn long_skip_connections_on_every_mesh() {
+    check_all(&Subject::new(Kind::UShaped));
+}
+
 /// What the comparisons above would say to mistakes.
 #[test]
 fn mistakes_would_show() {

@@ -29,6 +29,7 @@ fn component<C, M>(
     let config = read(Config::read(&dir.join("config.json")).unwrap()).unwrap();
     let weights = Weights::new(Checkpoint::open(&dir, stem, None).unwrap(), &device(), DType::F32);
     let model = load(&config, &weights).unwrap_or_else(|e| panic!("{e}"));
+    weights.finish().unwrap_or_else(|e| panic!("{e}"));
     (config, model)
 }
 
@@ -81,17 +82,18 @@ fn transformer_block_by_block() {
             let check = |part: &str, actual: &Tensor<3>, expected: &Tensor<3>| {
                 assert_close(&format!("{name}: {part}, row {row}"), actual, expected, TOLERANCE);
             };
-            let context = model.context(&branch(&case, &config, row), timestep);
+            let contexts = model.contexts(&branch(&case, &config, row), &[timestep]);
+            let context = &contexts[0];
             let latents = case.tensor::<4>("transformer.hidden_states").narrow(0, row, 1);
-            let mut hidden = model.embed(pack(latents, config.spec.patch), &context);
+            let mut hidden = model.embed(pack(latents, config.spec.patch), context);
             check("pos_embed", &hidden.image.x, &recorded("pos_embed", row));
             for block in 0..config.spec.blocks {
-                hidden = model.block(block, hidden, &context, &mut Local);
+                hidden = model.block(block, hidden, context, &mut Local);
                 let part = format!("transformer_blocks.{block}");
                 check(&part, &hidden.image.x, &recorded(&part, row));
             }
             let positions = hidden.image.clone();
-            let packed = model.finish(hidden, &context);
+            let packed = model.finish(hidden, context);
             let output = unpack(positions.with(packed), config.spec.patch);
             let expected = case.tensor::<4>("transformer.output").narrow(0, row, 1);
             // The recorded output still has the learned variance behind the prediction.

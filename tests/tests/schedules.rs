@@ -15,6 +15,8 @@ const BLOCKS: usize = 5;
 enum Message {
     /// Tokens that have been through all blocks before `block`.
     Hidden { step: usize, patches: Range<usize>, branch: usize, block: usize },
+    /// What block `from` gave for block `to`.
+    Skip { patches: Range<usize>, branch: usize, from: usize, to: usize },
     /// Samples after `steps` steps.
     Latents { patches: Range<usize>, steps: usize },
 }
@@ -25,6 +27,8 @@ struct Rank {
     /// Steps that the sample of each patch has taken.
     samples: Vec<usize>,
     hidden: Option<Message>,
+    /// Skip connections that wait for their blocks.
+    skips: BTreeSet<[usize; 2]>,
     finished: BTreeSet<usize>,
 }
 
@@ -46,6 +50,7 @@ impl<'a> World<'a> {
             actions: schedule(plan, rank).into(),
             samples: vec![0; plan.patches.len()],
             hidden: None,
+            skips: BTreeSet::new(),
             finished: BTreeSet::new(),
         };
         let ranks: Vec<_> = (0..plan.mesh.size()).map(rank).collect();
@@ -83,6 +88,12 @@ impl<'a> World<'a> {
                 );
                 assert_eq!(self.ranks[at].hidden.replace(message), None);
             }
+            Action::ReceiveSkip { patches, branch, from, to } => {
+                let queue = self.queues.entry((pipeline[self.plan.stage_of(from)], at)).or_default();
+                let Some(message) = queue.pop_front() else { return false };
+                assert_eq!(message, Message::Skip { patches, branch, from, to }, "rank {at}");
+                assert!(self.ranks[at].skips.insert([from, to]), "rank {at}");
+            }
             Action::Embed { step, patches, branch } => {
                 assert!(
                     self.ranks[at].samples[patches.clone()].iter().all(|&steps| steps == step),
@@ -99,6 +110,15 @@ impl<'a> World<'a> {
                 {
                     *self.computed[at].entry((step, patch, branch, block)).or_default() += 1;
                 }
+                for block in blocks.clone() {
+                    for skip in &self.plan.skips {
+                        if skip[1] == block {
+                            assert!(self.ranks[at].skips.remove(skip), "rank {at} has nothing of {skip:?}");
+                        } else if skip[0] == block {
+                            assert!(self.ranks[at].skips.insert(*skip), "rank {at}");
+                        }
+                    }
+                }
                 self.ranks[at].hidden = Some(Message::Hidden { step, patches, branch, block: blocks.end });
             }
             Action::SendHidden { patches, branch } => {
@@ -106,6 +126,12 @@ impl<'a> World<'a> {
                 let Message::Hidden { step, block, .. } = message else { unreachable!() };
                 assert_eq!(message, Message::Hidden { step, patches, branch, block }, "rank {at}");
                 self.queues.entry((at, pipeline[stage + 1])).or_default().push_back(message);
+            }
+            Action::SendSkip { patches, branch, from, to } => {
+                assert!(self.ranks[at].skips.remove(&[from, to]), "rank {at}");
+                let target = pipeline[self.plan.stage_of(to)];
+                let message = Message::Skip { patches, branch, from, to };
+                self.queues.entry((at, target)).or_default().push_back(message);
             }
             Action::Finish { step, patches, branch } => {
                 let end = Message::Hidden { step, patches, branch, block: BLOCKS };
@@ -145,6 +171,7 @@ impl<'a> World<'a> {
         for (at, rank) in self.ranks.iter().enumerate() {
             assert!(rank.actions.is_empty(), "{plan}rank {at} waits for ever in {:?}", rank.actions[0]);
             assert_eq!(rank.hidden, None);
+            assert!(rank.skips.is_empty(), "{plan}rank {at} kept {:?}", rank.skips);
             let stage = plan.mesh.coordinate(at, Axis::Pipeline);
             if stage == 0 || stage + 1 == plan.stages.len() {
                 assert!(rank.samples.iter().all(|&steps| steps == plan.steps), "{plan}rank {at}");
@@ -168,7 +195,8 @@ impl<'a> World<'a> {
 }
 
 fn plans() -> Vec<Plan> {
-    let spec = Spec { patch: 1, channels: 1, blocks: BLOCKS, heads: 6, head_dim: 1 };
+    let skips = vec![[0, 4], [1, 3]];
+    let spec = Spec { patch: 1, channels: 1, blocks: BLOCKS, heads: 6, head_dim: 1, skips };
     let mut plans = Vec::new();
     let stages = [vec![5], vec![3, 2], vec![1, 4], vec![2, 1, 2], vec![1, 1, 1, 2], vec![1; 5]];
     for (stage_blocks, cfg) in stages.iter().flat_map(|lengths| [1, 2].map(|cfg| (lengths, cfg))) {

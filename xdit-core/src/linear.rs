@@ -1,6 +1,9 @@
 //! The linear layer.
 
-use burn::tensor::Tensor;
+use std::fmt;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor, TensorData};
 use xdit_comm::{Comm, Reduce};
 
 use crate::parallel::{Place, buffer, wait};
@@ -8,16 +11,32 @@ use crate::parallel::{Place, buffer, wait};
 /// `x Wᵀ + b`: the only place where features sum.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
+    parameters: Parameters,
     /// Ranks that each hold some input features and a part of the sum.
     summed_over: Option<Comm>,
+}
+
+#[derive(Clone)]
+enum Parameters {
+    Held {
+        /// `[c_out, c_in]`
+        weight: Tensor<2>,
+        /// `[c_out]`
+        bias: Option<Tensor<1>>,
+    },
+    /// Read at each use and let go of after it.
+    Deferred(Arc<dyn Fn() -> Linear + Send + Sync>),
 }
 
 impl Linear {
     /// A layer from its weight `[c_out, c_in]` and bias `[c_out]`.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self { weight, bias, summed_over: None }
+        Self { parameters: Parameters::Held { weight, bias }, summed_over: None }
+    }
+
+    /// A layer that takes no memory: `read` is called at each use.
+    pub fn deferred(read: impl Fn() -> Self + Send + Sync + 'static) -> Self {
+        Self { parameters: Parameters::Deferred(Arc::new(read)), summed_over: None }
     }
 
     /// The same layer where the ranks of `comm` hold its input features between them.
@@ -29,14 +48,18 @@ impl Linear {
     /// # Shapes
     /// `x`: `[…, c_in]`, result `[…, c_out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let Some(comm) = &self.summed_over else {
-            return xdit_kernels::linear(x, self.weight.clone(), self.bias.clone());
+        let (weight, bias) = match &self.parameters {
+            Parameters::Held { weight, bias } => (weight.clone(), bias.clone()),
+            Parameters::Deferred(read) => return read().forward(x),
         };
-        let part = xdit_kernels::linear(x, self.weight.clone(), None);
+        let Some(comm) = &self.summed_over else {
+            return xdit_kernels::linear(x, weight, bias);
+        };
+        let part = xdit_kernels::linear(x, weight, None);
         let (place, shape) = (Place::of(&part), part.dims());
         let sum = place.tensor(&wait(comm.all_reduce(buffer(part), Reduce::Sum)), shape);
-        match &self.bias {
-            Some(bias) => sum + bias.clone().unsqueeze(),
+        match bias {
+            Some(bias) => sum + bias.unsqueeze(),
             None => sum,
         }
     }
@@ -45,16 +68,28 @@ impl Linear {
     ///
     /// Lets a model put the last layer's features into the order of packed latents, once, at loading.
     pub fn select_outputs(self, indices: Vec<i32>) -> Self {
-        let device = self.weight.device();
+        let (weight, bias) = match self.parameters {
+            Parameters::Held { weight, bias } => (weight, bias),
+            Parameters::Deferred(read) => {
+                return Self::deferred(move || read().select_outputs(indices.clone()));
+            }
+        };
         let count = indices.len();
-        let indices = Tensor::from_data(
-            burn::tensor::TensorData::new(indices, [count]),
-            (&device, burn::tensor::DType::I32),
-        );
-        Self {
-            weight: self.weight.select(0, indices.clone()),
-            bias: self.bias.map(|bias| bias.select(0, indices)),
-            ..self
+        let indices = TensorData::new(indices, [count]);
+        let indices = Tensor::from_data(indices, (&weight.device(), DType::I32));
+        let parameters = Parameters::Held {
+            weight: weight.select(0, indices.clone()),
+            bias: bias.map(|bias| bias.select(0, indices)),
+        };
+        Self { parameters, ..self }
+    }
+}
+
+impl fmt::Debug for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held { weight, .. } => write!(f, "{:?}", weight.dims()),
+            Self::Deferred(_) => f.write_str("deferred"),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::parallel::split;
 ///
 /// # Source
 /// Megatron-LM (Shoeybi et al. 2019) §3: outputs first, inputs second, one sum after the second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Some of the output features, in units such as a head.
     Outputs {
@@ -22,6 +22,23 @@ pub enum Placement {
         /// Features that stay together.
         unit: usize,
     },
+    /// As `Inputs`, of a layer that takes several results side by side.
+    ConcatenatedInputs(Vec<Run>),
+}
+
+/// One of several results side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Its features.
+    pub features: usize,
+    /// Features that stay together.
+    pub unit: usize,
+}
+
+/// Whether `layer` is meant by `pattern`: the end of its path, in which `*` stands for any one name.
+pub(crate) fn matches(layer: &str, pattern: &str) -> bool {
+    let mut names = layer.rsplit('.');
+    pattern.rsplit('.').all(|wanted| names.next().is_some_and(|name| wanted == "*" || wanted == name))
 }
 
 /// The ranks of tensor parallelism, seen from one of them.
@@ -36,5 +53,29 @@ impl TensorShare {
     pub fn part(&self, features: usize, unit: usize) -> Range<usize> {
         let part = split::even(features / unit, self.comm.size())[self.comm.rank()].clone();
         part.start * unit..part.end * unit
+    }
+
+    /// This rank's parts of several results side by side.
+    pub fn parts(&self, runs: &[Run]) -> Vec<Range<usize>> {
+        let lengths: Vec<_> = runs.iter().map(|run| run.features).collect();
+        let places = split::consecutive(&lengths);
+        let part = |(run, place): (&Run, Range<usize>)| {
+            let part = self.part(run.features, run.unit);
+            place.start + part.start..place.start + part.end
+        };
+        runs.iter().zip(places).map(part).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_mean_the_ends_of_paths() {
+        assert!(matches("blocks.3.attn.to_q", "to_q"));
+        assert!(matches("blocks.3.proj_out", "blocks.*.proj_out"));
+        assert!(!matches("proj_out", "blocks.*.proj_out"));
+        assert!(!matches("blocks.3.add_to_q", "to_q"));
     }
 }

@@ -1,5 +1,7 @@
 //! What a diffusion transformer is to the executor.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{DType, Tensor};
 
 use crate::attention::Attention;
@@ -18,6 +20,8 @@ pub struct Spec {
     pub heads: usize,
     /// Features of a head.
     pub head_dim: usize,
+    /// Long skip connections: `[from, to]` where block `to` also takes what block `from` gave.
+    pub skips: Vec<[usize; 2]>,
 }
 
 impl Spec {
@@ -35,16 +39,27 @@ pub struct Hidden {
     /// The text's tokens `[b, n, c]`, in models whose blocks change them. Where the image goes through the blocks
     /// patch by patch, the text goes with the first patch only, and this is `None` for the others.
     pub text: Option<Tensor<3>>,
+    /// What earlier blocks gave for later ones, by the index of the block that takes it: [`Spec::skips`].
+    pub skips: BTreeMap<usize, Tensor<3>>,
+}
+
+impl Hidden {
+    /// What goes into the first block.
+    pub fn new(image: Tokens, text: Option<Tensor<3>>) -> Self {
+        Self { image, text, skips: BTreeMap::new() }
+    }
 }
 
 /// A diffusion transformer: `embed`, a loop over `block`, `finish`.
 ///
 /// An implementation is single-device code. It may be given any run of the image's tokens, and must get all it
 /// knows of their place from their positions; it lets tokens mix only through the [`Attention`] it is handed.
+/// Where only some blocks were loaded, it need not hold what only other blocks' devices use: `embed` is called
+/// beside the first block, `finish` beside the last.
 pub trait Transformer {
     /// What one guidance branch is conditioned on: text embeddings and the like.
     type Conditions: Clone;
-    /// The conditions made ready for one timestep. Every rank makes its own.
+    /// The conditions made ready for the blocks that were loaded, at one timestep.
     type Context;
 
     /// The model's sizes.
@@ -53,14 +68,18 @@ pub trait Transformer {
     /// The type of what goes from block to block.
     fn dtype(&self) -> DType;
 
+    /// The conditions made ready for each of `timesteps`.
+    ///
+    /// It is called once before the first step, so whatever depends only on the conditions and on the timestep,
+    /// above all the modulation of every block, is computed here for all steps at once. The layers for it can be
+    /// [deferred](crate::weights::Weights::deferred): they take no memory while blocks run.
+    fn contexts(&self, conditions: &Self::Conditions, timesteps: &[f32]) -> Vec<Self::Context>;
+
     /// The shape `[b, n, c]` of the [text](Hidden::text) between blocks, in models whose blocks change it. It must
     /// be known without computing: ranks that wait for the text ask, too.
-    fn text_shape(&self, _conditions: &Self::Conditions) -> Option<[usize; 3]> {
+    fn text_shape(&self, _context: &Self::Context) -> Option<[usize; 3]> {
         None
     }
-
-    /// Makes the conditions ready for `timestep`.
-    fn context(&self, conditions: &Self::Conditions, timestep: f32) -> Self::Context;
 
     /// Packed latents to what the first block takes.
     ///
@@ -91,11 +110,13 @@ pub trait Transformer {
         timestep: f32,
         attention: &mut dyn Attention,
     ) -> Tensor<3> {
-        let context = self.context(conditions, timestep);
-        let mut hidden = self.embed(latents, &context);
+        let [context] = &self.contexts(conditions, &[timestep])[..] else {
+            panic!("one timestep has one context");
+        };
+        let mut hidden = self.embed(latents, context);
         for index in 0..self.spec().blocks {
-            hidden = self.block(index, hidden, &context, attention);
+            hidden = self.block(index, hidden, context, attention);
         }
-        self.finish(hidden, &context)
+        self.finish(hidden, context)
     }
 }

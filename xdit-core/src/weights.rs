@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, Entry};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::parallel::run::Share;
-use crate::placement::{Placement, TensorShare};
+use crate::placement::{self, Placement, Run, TensorShare};
 
 /// A place in a checkpoint from which a model takes its tensors by name.
 ///
@@ -25,6 +25,7 @@ use crate::placement::{Placement, TensorShare};
 pub struct Weights {
     source: Arc<Source>,
     prefix: String,
+    deferred: bool,
 }
 
 struct Source {
@@ -46,8 +47,8 @@ impl Weights {
         Self::with(checkpoint, device, dtype, false)
     }
 
-    /// Loads only one rank's share: some blocks, and of the layers in `placements` (named by the ends of their
-    /// names) some heads and features.
+    /// Loads only one rank's share: some blocks, and of the layers in `placements` some heads and features. A
+    /// layer is named by the end of its path, in which `*` stands for any one name.
     ///
     /// # Panics
     /// If the weights are in use already.
@@ -80,12 +81,19 @@ impl Weights {
             blocks: None,
             tensor: None,
         };
-        Self { source: Arc::new(source), prefix: String::new() }
+        Self { source: Arc::new(source), prefix: String::new(), deferred: false }
     }
 
     /// The place one level down.
     pub fn at(&self, name: impl Display) -> Self {
-        Self { source: self.source.clone(), prefix: format!("{}{name}.", self.prefix) }
+        Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
+    }
+
+    /// The same place, from which linear layers are checked now but read at each use, whole on every rank, and
+    /// let go of after it: for layers that are used once before the first step.
+    #[must_use]
+    pub fn deferred(&self) -> Self {
+        Self { deferred: true, ..self.clone() }
     }
 
     /// Whether there is a tensor called `name` here.
@@ -96,6 +104,11 @@ impl Weights {
     /// The device that tensors go to.
     pub fn device(&self) -> &Device {
         &self.source.device
+    }
+
+    /// The type that tensors are given.
+    pub fn dtype(&self) -> DType {
+        self.source.dtype
     }
 
     /// The tensor called `name`, which must have exactly this shape.
@@ -115,21 +128,41 @@ impl Weights {
         rows: Range<usize>,
     ) -> Result<Tensor<D>> {
         let entry = self.entry(name, &shape)?;
-        let Source { device, dtype, check_only, .. } = &*self.source;
         let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);
-        shape[0] = rows.len();
-        if *check_only {
-            return Ok(Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape));
-        }
         let bytes = entry.bytes.slice(rows.start * row_bytes..rows.end * row_bytes);
-        let data = match entry.dtype {
+        shape[0] = rows.len();
+        Ok(self.put(shape, || match entry.dtype {
             Dtype::F32 if bytes.as_ptr().align_offset(align_of::<f32>()) == 0 => {
                 let bytes = burn::tensor::Bytes::from_shared(bytes, AllocationProperty::File);
                 TensorData::from_bytes(bytes, shape, DType::F32)
             }
             kind => TensorData::new(widen(&bytes, kind), shape),
-        };
-        Ok(Tensor::from_data(data, (device, *dtype)))
+        }))
+    }
+
+    /// Some columns of the matrix called `name`, which must have exactly this shape. Only they are kept.
+    fn columns(&self, name: &str, shape: [usize; 2], columns: &[Range<usize>]) -> Result<Tensor<2>> {
+        let entry = self.entry(name, &shape)?;
+        let size = entry.bytes.len() / (shape[0] * shape[1]);
+        let kept = [shape[0], columns.iter().map(Range::len).sum()];
+        Ok(self.put(kept, || {
+            let mut values = Vec::with_capacity(kept[0] * kept[1]);
+            for row in entry.bytes.chunks_exact(shape[1] * size) {
+                for columns in columns {
+                    values.extend(widen(&row[columns.start * size..columns.end * size], entry.dtype));
+                }
+            }
+            TensorData::new(values, kept)
+        }))
+    }
+
+    /// What `read` gives, on the device; zeros that take no memory if the model is only being checked.
+    fn put<const D: usize>(&self, shape: [usize; D], read: impl FnOnce() -> TensorData) -> Tensor<D> {
+        let Source { device, dtype, check_only, .. } = &*self.source;
+        match check_only {
+            true => Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape),
+            false => Tensor::from_data(read(), (device, *dtype)),
+        }
     }
 
     /// The tensor called `name` if there is one.
@@ -157,28 +190,40 @@ impl Weights {
     }
 
     fn linear_here(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
+        if self.deferred {
+            self.entry("weight", &[c_out, c_in])?;
+            if bias {
+                self.entry("bias", &[c_out])?;
+            }
+            let weights = self.clone();
+            let read =
+                move || weights.whole_linear(c_in, c_out, bias).expect("it was checked when it was deferred");
+            return Ok(Linear::deferred(read));
+        }
         let layer = self.prefix.trim_end_matches('.');
         let cut = self.source.tensor.as_ref().and_then(|(share, placements)| {
-            let placed = placements.iter().find(|(name, _)| layer.ends_with(name));
-            placed.map(|(_, placement)| (share, *placement))
+            let placed = placements.iter().find(|(pattern, _)| placement::matches(layer, pattern));
+            placed.map(|(_, placement)| (share, placement))
         });
-        let whole_bias = || if bias { self.tensor("bias", [c_out]).map(Some) } else { Ok(None) };
-        match cut {
-            None => Ok(Linear::new(self.tensor("weight", [c_out, c_in])?, whole_bias()?)),
+        let (share, runs) = match cut {
+            None => return self.whole_linear(c_in, c_out, bias),
             Some((share, Placement::Outputs { unit })) => {
-                let outputs = share.part(c_out, unit);
+                let outputs = share.part(c_out, *unit);
                 let weight = self.rows("weight", [c_out, c_in], outputs.clone())?;
                 let bias = if bias { Some(self.rows("bias", [c_out], outputs)?) } else { None };
-                Ok(Linear::new(weight, bias))
+                return Ok(Linear::new(weight, bias));
             }
-            Some((share, Placement::Inputs { unit })) => {
-                let inputs = share.part(c_in, unit);
-                let weight = self.tensor("weight", [c_out, c_in])?.narrow(1, inputs.start, inputs.len());
-                // The copy lets go of the rest.
-                let weight = weight.mul_scalar(1.0);
-                Ok(Linear::new(weight, whole_bias()?).summed_over(share.comm.clone()))
-            }
-        }
+            Some((share, Placement::Inputs { unit })) => (share, &vec![Run { features: c_in, unit: *unit }]),
+            Some((share, Placement::ConcatenatedInputs(runs))) => (share, runs),
+        };
+        let weight = self.columns("weight", [c_out, c_in], &share.parts(runs))?;
+        let bias = if bias { Some(self.tensor("bias", [c_out])?) } else { None };
+        Ok(Linear::new(weight, bias).summed_over(share.comm.clone()))
+    }
+
+    fn whole_linear(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
+        let weight = self.tensor("weight", [c_out, c_in])?;
+        Ok(Linear::new(weight, if bias { Some(self.tensor("bias", [c_out])?) } else { None }))
     }
 
     /// Says that the tensor called `name` is known and deliberately not used.
@@ -186,15 +231,11 @@ impl Weights {
         self.tick(self.key(name));
     }
 
-    /// Ends loading: everything in the checkpoint must have been taken or [ignored](Self::ignore), unless only
-    /// [a share](Self::of_share) was asked for.
+    /// Ends a check: everything in the checkpoint must have been taken or [ignored](Self::ignore).
     ///
     /// # Errors
     /// If a tensor is left over. It would mean that the model is not the one the checkpoint was made for.
     pub fn finish(&self) -> Result<()> {
-        if self.source.blocks.is_some() {
-            return Ok(());
-        }
         let used = self.source.used.lock().expect("no thread panics while it holds the lock");
         let checkpoint = &self.source.checkpoint;
         let unused: Vec<_> = checkpoint.entries().filter(|(name, _)| !used.contains(*name)).collect();

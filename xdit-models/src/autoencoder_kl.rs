@@ -120,7 +120,6 @@ impl AutoencoderKl {
             decoder: Decoder::load(config, &weights.at("decoder"))?,
             config: config.clone(),
         };
-        weights.finish()?;
         Ok(this)
     }
 

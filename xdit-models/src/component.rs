@@ -94,7 +94,9 @@ impl<C> Component<C> {
         let config = read(Config::read(&folder.join("config.json"))?)?;
         let checkpoint = Checkpoint::open(folder, stem, options.variant.as_deref())?;
         let dtype = dtype(&config);
-        load(&config, &Weights::check_only(checkpoint.clone(), &options.device, dtype))?;
+        let weights = Weights::check_only(checkpoint.clone(), &options.device, dtype);
+        load(&config, &weights)?;
+        weights.finish()?;
         Ok(Self { config, checkpoint, dtype })
     }
 

@@ -79,6 +79,7 @@ impl PixArtConfig {
                 blocks: config.take("num_layers", 28)?,
                 heads,
                 head_dim,
+                skips: Vec::new(),
             },
             sample_size,
             caption_channels: config.require("caption_channels")?,
@@ -125,8 +126,10 @@ pub struct Context {
 #[derive(Clone, Debug)]
 pub struct PixArt {
     spec: Spec,
+    dtype: DType,
     position: SinCos2d,
-    patch_embedding: Linear,
+    /// Beside the first block.
+    patch_embedding: Option<Linear>,
     timestep_embedder: TimestepEmbedding,
     /// Embedders of size and aspect ratio.
     micro: Option<[TimestepEmbedding; 2]>,
@@ -136,9 +139,16 @@ pub struct PixArt {
     /// Those that were loaded, from `first_block` on.
     blocks: Vec<Block>,
     first_block: usize,
+    /// Beside the last block.
+    output: Option<Output>,
+}
+
+/// What makes a prediction of the last block's tokens.
+#[derive(Clone, Debug)]
+struct Output {
     /// `[1, 2, dim]`
     scale_shift_table: Tensor<3>,
-    proj_out: Linear,
+    proj: Linear,
 }
 
 impl PixArt {
@@ -161,45 +171,48 @@ impl PixArt {
     /// # Errors
     /// If a tensor is missing, has another shape, or is left over.
     pub fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
-        let Spec { patch, channels, blocks, .. } = config.spec;
+        let Spec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.dim();
-        let proj = weights.at("pos_embed").at("proj");
-        let kernel = proj.tensor("weight", [dim, channels, patch, patch])?;
-        let patch_embedding =
-            Linear::new(kernel.reshape([dim, channels * patch * patch]), Some(proj.tensor("bias", [dim])?));
-        let adaln = weights.at("adaln_single");
-        let emb = adaln.at("emb");
-        let micro = if config.micro_conditions {
-            let embedder = |name| TimestepEmbedding::load(&emb.at(name), SINUSOID_WIDTH, dim / 3);
-            Some([embedder("resolution_embedder")?, embedder("aspect_ratio_embedder")?])
-        } else {
-            None
+        let blocks = weights.blocks(count);
+        let patch_embedding = || {
+            let proj = weights.at("pos_embed").at("proj");
+            let kernel = proj.tensor("weight", [dim, channels, patch, patch])?;
+            let kernel = kernel.reshape([dim, channels * patch * patch]);
+            Ok(Linear::new(kernel, Some(proj.tensor("bias", [dim])?)))
         };
-        let caption = weights.at("caption_projection");
-        let proj_out = weights.linear("proj_out", dim, patch * patch * config.out_channels)?;
-        let this = Self {
+        let output = || {
+            let proj = weights.linear("proj_out", dim, patch * patch * config.out_channels)?;
+            Ok(Output {
+                scale_shift_table: weights.tensor("scale_shift_table", [2, dim])?.unsqueeze(),
+                proj: proj.select_outputs(packed_outputs(patch, channels, config.out_channels)),
+            })
+        };
+        let adaln = weights.at("adaln_single").deferred();
+        let emb = adaln.at("emb");
+        let embedder = |name, c_out| TimestepEmbedding::load(&emb.at(name), SINUSOID_WIDTH, c_out);
+        let micro =
+            || Ok([embedder("resolution_embedder", dim / 3)?, embedder("aspect_ratio_embedder", dim / 3)?]);
+        let caption = weights.at("caption_projection").deferred();
+        Ok(Self {
             spec: config.spec.clone(),
+            dtype: weights.dtype(),
             position: SinCos2d {
                 dim,
                 base_size: config.sample_size / patch,
                 interpolation_scale: config.interpolation_scale,
             },
-            patch_embedding,
-            timestep_embedder: TimestepEmbedding::load(&emb.at("timestep_embedder"), SINUSOID_WIDTH, dim)?,
-            micro,
+            patch_embedding: (blocks.start == 0).then(patch_embedding).transpose()?,
+            timestep_embedder: embedder("timestep_embedder", dim)?,
+            micro: config.micro_conditions.then(micro).transpose()?,
             adaln_linear: adaln.linear("linear", dim, 6 * dim)?,
             caption_1: caption.linear("linear_1", config.caption_channels, dim)?,
             caption_2: caption.linear("linear_2", dim, dim)?,
-            first_block: weights.blocks(blocks).start,
-            blocks: weights
-                .blocks(blocks)
+            first_block: blocks.start,
+            output: (blocks.end == count).then(output).transpose()?,
+            blocks: blocks
                 .map(|index| Block::load(config, &weights.at("transformer_blocks").at(index)))
                 .collect::<Result<_>>()?,
-            scale_shift_table: weights.tensor("scale_shift_table", [2, dim])?.unsqueeze(),
-            proj_out: proj_out.select_outputs(packed_outputs(patch, channels, config.out_channels)),
-        };
-        weights.finish()?;
-        Ok(this)
+        })
     }
 }
 
@@ -219,13 +232,13 @@ impl Transformer for PixArt {
     }
 
     fn dtype(&self) -> DType {
-        self.scale_shift_table.dtype()
+        self.dtype
     }
 
-    fn context(&self, conditions: &Conditions, timestep: f32) -> Context {
-        let (device, dtype) = (conditions.text.device(), self.dtype());
+    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
+        let (device, dtype) = (conditions.text.device(), self.dtype);
         let sinusoids = |values: &[f32]| sinusoids(values, &device).cast(dtype);
-        let mut embedded = self.timestep_embedder.forward(sinusoids(&[timestep]));
+        let mut embedded = self.timestep_embedder.forward(sinusoids(timesteps));
         let dim = embedded.dims()[1];
         if let Some([resolution, aspect_ratio]) = &self.micro {
             let [height, width] = conditions.size.expect("a model with micro-conditions is told the size");
@@ -235,19 +248,21 @@ impl Transformer for PixArt {
         }
         let modulation = self.adaln_linear.forward(activate(Activation::Silu, embedded.clone()));
         let text = activate(Activation::GeluTanh, self.caption_1.forward(conditions.text.clone()));
-        Context {
-            timestep: embedded.reshape([1, 1, dim]),
-            modulation: modulation.reshape([1, 6, dim]),
-            text: self.caption_2.forward(text),
+        let text = self.caption_2.forward(text);
+        let at = |step| Context {
+            timestep: embedded.clone().narrow(0, step, 1).reshape([1, 1, dim]),
+            modulation: modulation.clone().narrow(0, step, 1).reshape([1, 6, dim]),
+            text: text.clone(),
             bias: conditions.bias.clone(),
-        }
+        };
+        (0..timesteps.len()).map(at).collect()
     }
 
     fn embed(&self, latents: Tokens, _: &Context) -> Hidden {
-        let dtype = self.dtype();
-        let position = self.position.embed(&latents.positions, &latents.x.device()).cast(dtype);
-        let x = self.patch_embedding.forward(latents.x.clone().cast(dtype)) + position;
-        Hidden { image: latents.with(x), text: None }
+        let patch_embedding = self.patch_embedding.as_ref().expect("the first block is here");
+        let position = self.position.embed(&latents.positions, &latents.x.device()).cast(self.dtype);
+        let x = patch_embedding.forward(latents.x.clone().cast(self.dtype)) + position;
+        Hidden::new(latents.with(x), None)
     }
 
     fn block(
@@ -257,19 +272,16 @@ impl Transformer for PixArt {
         context: &Context,
         attention: &mut dyn Attention,
     ) -> Hidden {
-        let Hidden { image: Tokens { x, positions }, text } = hidden;
-        let x = self.blocks[index - self.first_block].forward(
-            Site { block: index, layer: 0 },
-            x,
-            context,
-            attention,
-        );
-        Hidden { image: Tokens { x, positions }, text }
+        let Tokens { x, positions } = hidden.image;
+        let site = Site { block: index, layer: 0 };
+        let x = self.blocks[index - self.first_block].forward(site, x, context, attention);
+        Hidden::new(Tokens { x, positions }, None)
     }
 
     fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
-        let [shift, scale] = rows(self.scale_shift_table.clone() + context.timestep.clone());
-        self.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, 1e-6)).cast(DType::F32)
+        let Output { scale_shift_table, proj } = self.output.as_ref().expect("the last block is here");
+        let [shift, scale] = rows(scale_shift_table.clone() + context.timestep.clone());
+        proj.forward(layer_norm_modulate(hidden.image.x, shift, scale, 1e-6)).cast(DType::F32)
     }
 }
 

@@ -113,7 +113,6 @@ impl T5Encoder {
                 .collect::<Result<_>>()?,
             final_norm: encoder.tensor("final_layer_norm.weight", [config.d_model])?,
         };
-        weights.finish()?;
         Ok(this)
     }
 

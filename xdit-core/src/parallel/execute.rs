@@ -1,6 +1,6 @@
 //! Walks the schedule of one rank.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use burn::tensor::Tensor;
@@ -124,9 +124,11 @@ struct Walker<'a, T: Transformer> {
     /// The sample at those tokens, of each patch: what the first stage embeds and the last one advances.
     samples: Vec<Tensor<3>>,
     histories: Vec<History>,
-    /// The latest context of each branch, and its step.
-    contexts: Vec<Option<(usize, T::Context)>>,
+    /// Of each branch that this rank computes, at each step.
+    contexts: Vec<Vec<T::Context>>,
     hidden: Option<Hidden>,
+    /// What the last pass left for blocks of other stages.
+    skips: BTreeMap<usize, Tensor<3>>,
     predictions: Vec<Option<Tensor<3>>>,
     posted: usize,
     /// Receives that were posted, and the tensors they will be.
@@ -162,8 +164,17 @@ impl<'a, T: Transformer> Walker<'a, T> {
             latents: ([b, c], Place::of(&noise.x)),
             samples: shards.iter().map(|shard| noise.x.clone().narrow(1, shard.start, shard.len())).collect(),
             histories: vec![History::default(); shards.len()],
-            contexts: (0..plan.branches).map(|_| None).collect(),
+            contexts: guidance
+                .branches
+                .iter()
+                .enumerate()
+                .map(|(branch, conditions)| match plan.branches_of(groups.rank).contains(&branch) {
+                    true => transformer.contexts(conditions, scheduler.timesteps()),
+                    false => Vec::new(),
+                })
+                .collect(),
             hidden: None,
+            skips: BTreeMap::new(),
             predictions: vec![None; plan.branches],
             posted: 0,
             arriving: VecDeque::new(),
@@ -194,8 +205,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
     /// The text that `branch` has beside `patches`. It goes once a step, with the first patch; the others see its
     /// keys and values in the cache.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
-        let text = self.transformer.text_shape(&self.guidance.branches[branch]);
-        text.filter(|_| patches.start == 0)
+        // It does not change over the steps.
+        self.transformer.text_shape(&self.contexts[branch][0]).filter(|_| patches.start == 0)
     }
 
     /// Posts the receives of `actions` that have not been posted yet.
@@ -212,6 +223,10 @@ impl<'a, T: Transformer> Walker<'a, T> {
                     for shape in shapes.into_iter().flatten() {
                         self.expect(before, self.hidden_place.clone(), shape);
                     }
+                }
+                Action::ReceiveSkip { patches, from, .. } => {
+                    let stage = self.plan.stage_of(*from);
+                    self.expect(stage, self.hidden_place.clone(), self.hidden_shape(patches));
                 }
                 _ => {}
             }
@@ -230,16 +245,6 @@ impl<'a, T: Transformer> Walker<'a, T> {
         place.wait(pending, shape)
     }
 
-    /// The context of `branch` at `step`, made when first asked for.
-    fn context(&mut self, step: usize, branch: usize) -> &T::Context {
-        let slot = &mut self.contexts[branch];
-        if slot.as_ref().is_none_or(|(of, _)| *of != step) {
-            let timestep = self.scheduler.timesteps()[step];
-            *slot = Some((step, self.transformer.context(&self.guidance.branches[branch], timestep)));
-        }
-        &slot.as_ref().expect("just made").1
-    }
-
     /// Does `action`; says how many steps are done, if it ended one.
     fn walk(&mut self, action: &Action) -> Option<usize> {
         match action {
@@ -251,30 +256,32 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let x = self.receive();
                 let text = self.text_shape(patches, *branch).map(|_| self.receive());
                 let positions = self.positions.select(&self.shards[patches.clone()]);
-                self.hidden = Some(Hidden { image: Tokens { x, positions }, text });
+                self.hidden = Some(Hidden::new(Tokens { x, positions }, text));
+            }
+            Action::ReceiveSkip { to, .. } => {
+                let x = self.receive();
+                self.hidden.as_mut().expect("received before").skips.insert(*to, x);
             }
             Action::Embed { step, patches, branch } => {
                 let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
                 let x = self.scheduler.scale_model_input(sample, *step);
                 let positions = self.positions.select(&self.shards[patches.clone()]);
-                let transformer = self.transformer;
-                let context = self.context(*step, *branch);
-                let Hidden { image, text } = transformer.embed(Tokens { x, positions }, context);
-                self.hidden = Some(Hidden { image, text: text.filter(|_| patches.start == 0) });
+                let context = &self.contexts[*branch][*step];
+                let Hidden { image, text, skips } = self.transformer.embed(Tokens { x, positions }, context);
+                self.hidden = Some(Hidden { image, text: text.filter(|_| patches.start == 0), skips });
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
-                self.context(*step, *branch);
-                // Not through the borrow that made it: attention is borrowed beside it.
-                let (_, context) = self.contexts[*branch].as_ref().expect("just made");
+                let context = &self.contexts[*branch][*step];
                 let mut hidden = self.hidden.take().expect("embedded or received before");
                 for block in blocks.clone() {
                     hidden = self.transformer.block(block, hidden, context, &mut self.attention);
                 }
+                self.skips = std::mem::take(&mut hidden.skips);
                 self.hidden = Some(hidden);
             }
             Action::SendHidden { patches, branch } => {
-                let Hidden { image, text } = self.hidden.take().expect("blocks ran before");
+                let Hidden { image, text, .. } = self.hidden.take().expect("blocks ran before");
                 let expected = self.text_shape(patches, *branch);
                 assert_eq!(
                     text.as_ref().map(Tensor::dims),
@@ -286,11 +293,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
                     self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(x)));
                 }
             }
+            Action::SendSkip { to, .. } => {
+                let x = self.skips.remove(to).expect("a block leaves what its skip connections need");
+                self.sending.push(self.groups.pipeline.send(self.plan.stage_of(*to), buffer(x)));
+            }
             Action::Finish { step, branch, .. } => {
                 let hidden = self.hidden.take().expect("blocks ran before");
-                let transformer = self.transformer;
-                let context = self.context(*step, *branch);
-                self.predictions[*branch] = Some(transformer.finish(hidden, context));
+                let context = &self.contexts[*branch][*step];
+                self.predictions[*branch] = Some(self.transformer.finish(hidden, context));
             }
             Action::Advance { step, patches } => {
                 self.advance(*step, patches);

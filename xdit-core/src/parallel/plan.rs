@@ -62,6 +62,8 @@ pub struct Plan {
     pub mesh: Mesh,
     /// Blocks of each stage.
     pub stages: Vec<Range<usize>>,
+    /// Long skip connections of the model, from block to block.
+    pub skips: Vec<[usize; 2]>,
     /// Tokens of each patch.
     pub patches: Vec<Range<usize>>,
     /// Whether other patches' keys are all of the step before, not only those whose turn has not come yet.
@@ -147,6 +149,7 @@ impl Plan {
         Ok(Self {
             mesh,
             stages: stages(config, spec.blocks)?,
+            skips: spec.skips.clone(),
             patches: split::even(*tokens, patches),
             distrifusion,
             synchronous_steps: match (distrifusion, patches) {
@@ -171,6 +174,11 @@ impl Plan {
     /// The stage of `rank`.
     pub fn stage(&self, rank: usize) -> Range<usize> {
         self.stages[self.mesh.coordinate(rank, Axis::Pipeline)].clone()
+    }
+
+    /// The stage that holds `block`.
+    pub fn stage_of(&self, block: usize) -> usize {
+        self.stages.iter().position(|blocks| blocks.contains(&block)).expect("every block is of a stage")
     }
 
     /// The guidance branches that `rank` computes.

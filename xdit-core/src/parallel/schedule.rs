@@ -16,12 +16,16 @@ pub enum Action {
     ReceiveLatents { patches: Range<usize> },
     /// Take from the stage before what its blocks made of `patches`.
     ReceiveHidden { patches: Range<usize>, branch: usize },
+    /// Take from another stage what block `from` made of `patches`, for block `to`.
+    ReceiveSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
     /// Make tokens of the latents.
     Embed { step: usize, patches: Range<usize>, branch: usize },
     /// Run the transformer's `blocks`.
     Blocks { step: usize, blocks: Range<usize>, patches: Range<usize>, branch: usize },
     /// Hand on to the next stage what came out.
     SendHidden { patches: Range<usize>, branch: usize },
+    /// Hand to the stage of block `to` what block `from` gave, past the stages between.
+    SendSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
     /// Make a prediction of what came out.
     Finish { step: usize, patches: Range<usize>, branch: usize },
     /// Combine the predictions of all guidance branches and take the noise scheduler's step.
@@ -53,11 +57,17 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
                     true => Action::Embed { step, patches: of(), branch },
                     false => Action::ReceiveHidden { patches: of(), branch },
                 });
+                for &[from, to] in plan.skips.iter().filter(|skip| enters(skip, &blocks)) {
+                    actions.push(Action::ReceiveSkip { patches: of(), branch, from, to });
+                }
                 actions.push(Action::Blocks { step, blocks: blocks.clone(), patches: of(), branch });
                 actions.push(match last {
                     true => Action::Finish { step, patches: of(), branch },
                     false => Action::SendHidden { patches: of(), branch },
                 });
+                for &[from, to] in plan.skips.iter().filter(|skip| leaves(skip, &blocks)) {
+                    actions.push(Action::SendSkip { patches: of(), branch, from, to });
+                }
             }
             if last {
                 actions.push(Action::Advance { step, patches: of() });
@@ -73,6 +83,16 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
         );
     }
     actions
+}
+
+/// Whether a skip connection comes from before `blocks` and ends in them.
+fn enters([from, to]: &[usize; 2], blocks: &Range<usize>) -> bool {
+    *from < blocks.start && blocks.contains(to)
+}
+
+/// Whether a skip connection starts in `blocks` and ends behind them.
+fn leaves([from, to]: &[usize; 2], blocks: &Range<usize>) -> bool {
+    blocks.contains(from) && *to >= blocks.end
 }
 
 /// The patches that go through the blocks together at `step`: all of them, or one after the other.
