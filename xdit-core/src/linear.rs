@@ -17,6 +17,7 @@ pub struct Linear {
 }
 
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly all layers are of the larger kind")]
 enum Parameters {
     Held {
         /// `[c_out, c_in]`

@@ -4,6 +4,7 @@
 pub mod autoencoder_kl;
 pub mod caption;
 pub mod component;
+pub mod latent_diffusion;
 pub mod pixart;
 pub mod pixart_pipeline;
 pub mod position;

@@ -17,6 +17,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
 
+use crate::latent_diffusion::Published;
 use crate::position::SinCos2d;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
@@ -151,9 +152,19 @@ struct Output {
     proj: Linear,
 }
 
-impl PixArt {
-    /// How the layers are cut where several devices share them: by heads, and by features of the feed-forward.
-    pub fn placements(config: &PixArtConfig) -> Vec<(&'static str, Placement)> {
+impl Published for PixArt {
+    type Config = PixArtConfig;
+
+    fn read(config: Config) -> Result<PixArtConfig> {
+        PixArtConfig::read(config)
+    }
+
+    fn spec_of(config: &PixArtConfig) -> &Spec {
+        &config.spec
+    }
+
+    /// By heads, and by features of the feed-forward.
+    fn placements(config: &PixArtConfig) -> Vec<(&'static str, Placement)> {
         let unit = config.spec.head_dim;
         let mut placements = vec![
             ("ff.net.0.proj", Placement::Outputs { unit: 1 }),
@@ -166,11 +177,7 @@ impl PixArt {
         placements
     }
 
-    /// Takes the model from the weights of a `transformer/` folder.
-    ///
-    /// # Errors
-    /// If a tensor is missing, has another shape, or is left over.
-    pub fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
+    fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
         let Spec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.dim();
         let blocks = weights.blocks(count);
