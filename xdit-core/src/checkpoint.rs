@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
@@ -10,6 +12,9 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::json::read_json;
+
+/// Bytes that are read at once: a multiple of every element's size.
+const PIECE: usize = 1 << 20;
 
 /// One tensor of a checkpoint: where it lies and what it is.
 #[derive(Clone, Debug)]
@@ -22,6 +27,49 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Its bytes, in the mapped file.
     pub bytes: Bytes,
+    /// The file, and where in it those bytes begin.
+    place: (Arc<File>, u64),
+}
+
+impl Entry {
+    /// Reads the bytes in `ranges` piece by piece, without the mapping: pages that were touched there count as
+    /// this process' memory, what was read here does not. No range is put together with another, and pieces of a
+    /// range are multiples of its elements.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read(
+        &self,
+        ranges: impl IntoIterator<Item = Range<usize>>,
+        mut piece: impl FnMut(&[u8]),
+    ) -> std::io::Result<()> {
+        let (file, start) = &self.place;
+        let mut buffer = Vec::new();
+        for range in ranges {
+            for from in range.clone().step_by(PIECE) {
+                buffer.resize(PIECE.min(range.end - from), 0);
+                read_exact_at(file, &mut buffer, start + from as u64)?;
+                piece(&buffer);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => (buffer, offset) = (&mut buffer[n..], offset + n as u64),
+        }
+    }
+    Ok(())
 }
 
 /// All tensors of one component (`transformer`, `vae`, …), whether its file is single or sharded.
@@ -187,12 +235,15 @@ fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
             .hint("the file is truncated or damaged: download it again")
     })?;
     let data = bytes.slice(8 + header..);
+    let handle = Arc::new(handle);
     let entries = metadata.tensors();
     Ok(entries
         .into_iter()
         .map(|(name, info)| {
-            let bytes = data.slice(info.data_offsets.0..info.data_offsets.1);
-            (name, Entry { file, dtype: info.dtype, shape: info.shape.clone(), bytes })
+            let (start, end) = info.data_offsets;
+            let place = (handle.clone(), (8 + header + start) as u64);
+            let bytes = data.slice(start..end);
+            (name, Entry { file, dtype: info.dtype, shape: info.shape.clone(), bytes, place })
         })
         .collect())
 }

@@ -1,12 +1,13 @@
 //! Weights on their way from a checkpoint into a model.
 
+mod values;
+
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
-use half::slice::HalfFloatSliceExt;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, Entry};
@@ -15,12 +16,14 @@ use crate::linear::Linear;
 use crate::parallel::run::Share;
 use crate::placement::{self, Placement, Run, TensorShare};
 
+use values::{mapped, read};
+
 /// A place in a checkpoint from which a model takes its tensors by name.
 ///
 /// Names are relative: [`at`](Self::at) goes one level down, as in `weights.at("blocks").at(3)`. Each tensor
 /// that is taken is ticked off, and [`finish`](Self::finish) reports what nobody took.
 ///
-/// An f32 tensor for the CPU is not copied: it lies in the mapped file.
+/// A tensor for the CPU that already is of the wanted type is not copied: it lies in the mapped file.
 #[derive(Clone)]
 pub struct Weights {
     source: Arc<Source>,
@@ -129,40 +132,46 @@ impl Weights {
     ) -> Result<Tensor<D>> {
         let entry = self.entry(name, &shape)?;
         let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);
-        let bytes = entry.bytes.slice(rows.start * row_bytes..rows.end * row_bytes);
+        let range = rows.start * row_bytes..rows.end * row_bytes;
         shape[0] = rows.len();
-        Ok(self.put(shape, || match entry.dtype {
-            Dtype::F32 if bytes.as_ptr().align_offset(align_of::<f32>()) == 0 => {
-                let bytes = burn::tensor::Bytes::from_shared(bytes, AllocationProperty::File);
-                TensorData::from_bytes(bytes, shape, DType::F32)
-            }
-            kind => TensorData::new(widen(&bytes, kind), shape),
-        }))
+        self.put(name, shape, || match mapped(entry, range.clone(), self.source.dtype) {
+            Some(bytes) => Ok(TensorData::from_bytes(bytes, shape, self.source.dtype)),
+            None => read(entry, [range], shape, self.source.dtype),
+        })
     }
 
-    /// Some columns of the matrix called `name`, which must have exactly this shape. Only they are kept.
+    /// Some columns of the matrix called `name`, which must have exactly this shape. Only they are read.
     fn columns(&self, name: &str, shape: [usize; 2], columns: &[Range<usize>]) -> Result<Tensor<2>> {
         let entry = self.entry(name, &shape)?;
-        let size = entry.bytes.len() / (shape[0] * shape[1]);
-        let kept = [shape[0], columns.iter().map(Range::len).sum()];
-        Ok(self.put(kept, || {
-            let mut values = Vec::with_capacity(kept[0] * kept[1]);
-            for row in entry.bytes.chunks_exact(shape[1] * size) {
-                for columns in columns {
-                    values.extend(widen(&row[columns.start * size..columns.end * size], entry.dtype));
-                }
-            }
-            TensorData::new(values, kept)
-        }))
+        let [rows, width] = shape;
+        let size = entry.bytes.len() / (rows * width);
+        let kept = [rows, columns.iter().map(Range::len).sum()];
+        self.put(name, kept, || {
+            let ranges = (0..rows).flat_map(|row| {
+                let place = move |column| (row * width + column) * size;
+                columns.iter().map(move |columns| place(columns.start)..place(columns.end))
+            });
+            read(entry, ranges, kept, self.source.dtype)
+        })
     }
 
     /// What `read` gives, on the device; zeros that take no memory if the model is only being checked.
-    fn put<const D: usize>(&self, shape: [usize; D], read: impl FnOnce() -> TensorData) -> Tensor<D> {
+    fn put<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        read: impl FnOnce() -> std::io::Result<TensorData>,
+    ) -> Result<Tensor<D>> {
         let Source { device, dtype, check_only, .. } = &*self.source;
-        match check_only {
-            true => Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape),
-            false => Tensor::from_data(read(), (device, *dtype)),
+        if *check_only {
+            return Ok(Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape));
         }
+        let data = read().map_err(|error| {
+            let key = self.key(name);
+            Error::failure(format!("cannot read tensor `{key}`: {error}"))
+                .hint("the file changed after it was opened: check the disk it is on")
+        })?;
+        Ok(Tensor::from_data(data, (device, *dtype)))
     }
 
     /// The tensor called `name` if there is one.
@@ -286,18 +295,5 @@ impl Weights {
         }
         self.tick(key);
         Ok(entry)
-    }
-}
-
-/// The values of an f32, f16 or bf16 tensor as f32, wherever its bytes lie.
-fn widen(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
-    let chunks = |size| bytes.chunks_exact(size);
-    match dtype {
-        Dtype::F16 => {
-            let halves: Vec<_> = chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
-            halves.to_f32_vec()
-        }
-        Dtype::BF16 => chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        _ => chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
 }
