@@ -14,8 +14,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 use xdit_core::{Error, Result};
 
+use super::Encoding;
 use super::config::{AddedToken, TokenizerConfig, read, read_json, unreadable};
-use super::{Encoding, tidy_spaces};
 
 /// Closes each word in the vocabulary.
 const END_OF_WORD: &str = "</w>";
@@ -40,8 +40,6 @@ pub struct ClipTokenizer {
     eos_id: u32,
     pad_id: u32,
     max_length: usize,
-    /// Whether decoded text loses the space before punctuation.
-    tidy_spaces: bool,
 }
 
 impl ClipTokenizer {
@@ -116,7 +114,6 @@ impl ClipTokenizer {
                 .model_max_length
                 .filter(|length| (2.0..1e9).contains(length))
                 .map_or(MAX_LENGTH, |n| n as usize),
-            tidy_spaces: config.clean_up_tokenization_spaces.unwrap_or(false),
             tokenizer,
         })
     }
@@ -137,11 +134,10 @@ impl ClipTokenizer {
         Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
     }
 
-    /// The text of `ids`, special tokens included.
+    /// The text of `ids`, special tokens included; unlike T5's, it keeps the spaces between words and punctuation.
     fn decode(&self, ids: &[u32]) -> String {
         let text = self.tokenizer.decode(ids, false).expect("decoding only joins bytes");
-        let text = text.replace(END_OF_WORD, " ").trim().to_owned();
-        if self.tidy_spaces { tidy_spaces(text) } else { text }
+        text.replace(END_OF_WORD, " ").trim().to_owned()
     }
 
     /// The id that fills a text up to [`max_length`](Self::max_length).

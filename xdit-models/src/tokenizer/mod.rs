@@ -31,23 +31,3 @@ impl Encoding {
         self.ids.iter().copied().chain(padding).collect()
     }
 }
-
-/// Removes the spaces that splitting put before punctuation and English contractions.
-///
-/// # Source
-/// `clean_up_tokenization` in `transformers/tokenization_utils_base.py`.
-fn tidy_spaces(text: String) -> String {
-    let rules = [
-        (" .", "."),
-        (" ?", "?"),
-        (" !", "!"),
-        (" ,", ","),
-        (" ' ", "'"),
-        (" n't", "n't"),
-        (" 'm", "'m"),
-        (" 's", "'s"),
-        (" 've", "'ve"),
-        (" 're", "'re"),
-    ];
-    rules.iter().fold(text, |text, (from, to)| text.replace(from, to))
-}

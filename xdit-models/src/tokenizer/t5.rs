@@ -12,10 +12,10 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use xdit_core::{Error, Result};
 
+use super::Encoding;
 use super::charsmap::precompiled;
 use super::config::{AddedToken, TokenizerConfig, read, read_json, unreadable};
 use super::sentencepiece::{Model, PieceKind};
-use super::{Encoding, tidy_spaces};
 
 /// `<unk>` in every T5 vocabulary, whatever the sentencepiece trainer noted.
 const UNK_ID: usize = 2;
@@ -142,6 +142,26 @@ impl T5Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
+}
+
+/// Removes the spaces that splitting put before punctuation and English contractions.
+///
+/// # Source
+/// `clean_up_tokenization` in `transformers/tokenization_utils_base.py`.
+fn tidy_spaces(text: String) -> String {
+    let rules = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    rules.iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
 
 /// What both kinds of vocabulary file say.
