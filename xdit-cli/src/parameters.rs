@@ -9,6 +9,12 @@ use crate::args::Dtype;
 pub struct Parameters {
     /// What was drawn.
     pub prompt: String,
+    /// What the second text encoder was told instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_2: Option<String>,
+    /// What the third text encoder was told instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_3: Option<String>,
     /// Of this picture's noise.
     pub seed: u64,
     /// What all pictures of the run share.
@@ -29,6 +35,12 @@ pub struct Settings {
     pub dtype: Dtype,
     /// What not to draw.
     pub negative_prompt: String,
+    /// What the second text encoder was told instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt_2: Option<String>,
+    /// What the third text encoder was told instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt_3: Option<String>,
     /// Pixels.
     pub height: usize,
     /// Pixels.
@@ -37,8 +49,14 @@ pub struct Settings {
     pub num_inference_steps: usize,
     /// Of classifier-free guidance.
     pub guidance_scale: f32,
+    /// Of classifier-free guidance, where the guidance scale is the model's input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub true_cfg_scale: Option<f32>,
     /// Tokens.
     pub max_sequence_length: usize,
+    /// Layers of CLIP that were left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<usize>,
     /// Whether prompts were cleaned.
     pub clean_caption: bool,
     /// Whether it was generated at a size the model was trained for.
@@ -66,7 +84,7 @@ impl Parameters {
     /// # Source
     /// `create_infotext` of AUTOMATIC1111's stable-diffusion-webui.
     pub fn infotext(&self) -> String {
-        let Self { prompt, seed, settings } = self;
+        let Self { prompt, seed, settings, .. } = self;
         let mut text = format!("{prompt}\n");
         if !settings.negative_prompt.is_empty() {
             text += &format!("Negative prompt: {}\n", settings.negative_prompt);

@@ -2,6 +2,8 @@
 
 mod parallel;
 mod prompts;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
@@ -41,7 +43,7 @@ impl Job {
         let mut parallel = parallel::parallel(&args.parallel)?;
         let device = device(&args.device)?;
         let stored = args.from.as_deref().map(read_parameters).transpose()?;
-        let prompts = prompts::prompts(args, stored.as_ref())?;
+        let texts = prompts::texts(args, stored.as_ref())?;
         let (seed, settings) = match stored {
             Some(Parameters { seed, settings, .. }) => (args.seed.or(Some(seed)), Some(settings)),
             None => (args.seed, None),
@@ -71,18 +73,15 @@ impl Job {
             device: device.clone(),
         };
         let request = Request {
-            negative_prompt: args
-                .negative_prompt
-                .clone()
-                .or_else(|| Some(old?.negative_prompt.clone()))
-                .unwrap_or_default(),
             height: args.height.or(old.map(|s| s.height)),
             width: args.width.or(old.map(|s| s.width)),
             num_inference_steps: args.num_inference_steps.or(old.map(|s| s.num_inference_steps)),
             guidance_scale: args.guidance_scale.or(old.map(|s| s.guidance_scale)),
+            true_cfg_scale: args.true_cfg_scale.or(old.and_then(|s| s.true_cfg_scale)),
             seed: seed.unwrap_or_default(),
             images_per_prompt: args.num_images.unwrap_or(1),
             max_sequence_length: args.max_sequence_length.or(old.map(|s| s.max_sequence_length)),
+            clip_skip: args.clip_skip.or(old.and_then(|s| s.clip_skip)),
             clean_caption: args.clean_caption.or(old.map(|s| s.clean_caption)).unwrap_or(false),
             use_resolution_binning: match args.no_use_resolution_binning {
                 Some(no) => !no,
@@ -95,8 +94,8 @@ impl Job {
                 .map(|path| decode_latents(path, &device))
                 .transpose()?,
             decode: args.output_type.unwrap_or_default() == OutputType::Png,
-            prompts,
             parallel,
+            ..texts
         };
         check(&request)?;
         let images = request.prompts.len().saturating_mul(request.images_per_prompt);
@@ -131,11 +130,15 @@ impl Job {
             variant: self.load.variant.clone(),
             dtype: self.dtype,
             negative_prompt: self.request.negative_prompt.clone(),
+            negative_prompt_2: self.request.negative_prompt_2.clone(),
+            negative_prompt_3: self.request.negative_prompt_3.clone(),
             height: resolved.size[0],
             width: resolved.size[1],
             num_inference_steps: resolved.num_inference_steps,
             guidance_scale: resolved.guidance_scale,
+            true_cfg_scale: self.request.true_cfg_scale,
             max_sequence_length: resolved.max_sequence_length,
+            clip_skip: self.request.clip_skip,
             clean_caption: self.request.clean_caption,
             use_resolution_binning: self.request.use_resolution_binning,
             vae_tiling: self.request.vae_tiling,
@@ -149,12 +152,18 @@ impl Job {
 
     /// What each picture is made with.
     pub fn parameters(&self, settings: &Settings) -> Vec<Parameters> {
-        let image = |index: usize| Parameters {
-            prompt: self.request.prompts[index / self.request.images_per_prompt].clone(),
-            seed: self.request.seed.wrapping_add(index as u64),
-            settings: settings.clone(),
+        let request = &self.request;
+        let image = |index: usize| {
+            let [prompt, second, third] = request.texts(index / request.images_per_prompt).map(str::to_owned);
+            Parameters {
+                prompt,
+                prompt_2: (!request.prompts_2.is_empty()).then_some(second),
+                prompt_3: (!request.prompts_3.is_empty()).then_some(third),
+                seed: request.seed.wrapping_add(index as u64),
+                settings: settings.clone(),
+            }
         };
-        (0..self.request.images()).map(image).collect()
+        (0..request.images()).map(image).collect()
     }
 }
 

@@ -23,8 +23,16 @@ pub struct LoadOptions {
 pub struct Request {
     /// What to draw.
     pub prompts: Vec<String>,
+    /// What the second text encoder is told in place of the prompts: one text for all, or one for each.
+    pub prompts_2: Vec<String>,
+    /// What the third text encoder is told in place of the prompts: one text for all, or one for each.
+    pub prompts_3: Vec<String>,
     /// What not to draw.
     pub negative_prompt: String,
+    /// What the second text encoder is told in place of the negative prompt.
+    pub negative_prompt_2: Option<String>,
+    /// What the third text encoder is told in place of the negative prompt.
+    pub negative_prompt_3: Option<String>,
     /// Pixels.
     pub height: Option<usize>,
     /// Pixels.
@@ -33,12 +41,17 @@ pub struct Request {
     pub num_inference_steps: Option<usize>,
     /// Strength of classifier-free guidance; 1 and below turns it off.
     pub guidance_scale: Option<f32>,
+    /// Strength of classifier-free guidance in a model whose guidance scale is an input instead; 1 and below turns
+    /// it off.
+    pub true_cfg_scale: Option<f32>,
     /// Seed of the first picture; picture `i` of the run has `seed + i`.
     pub seed: u64,
     /// Pictures of each prompt.
     pub images_per_prompt: usize,
     /// Text tokens, the end of the text included.
     pub max_sequence_length: Option<usize>,
+    /// Last layers of CLIP to leave out, beyond the one that is always left out.
+    pub clip_skip: Option<usize>,
     /// Clean the prompts of what the model's training captions did not contain.
     pub clean_caption: bool,
     /// Generate at the nearest size that the model was trained for, then resize and crop.
@@ -58,14 +71,20 @@ impl Request {
     pub fn new(prompt: impl Into<String>) -> Self {
         Self {
             prompts: vec![prompt.into()],
+            prompts_2: Vec::new(),
+            prompts_3: Vec::new(),
             negative_prompt: String::new(),
+            negative_prompt_2: None,
+            negative_prompt_3: None,
             height: None,
             width: None,
             num_inference_steps: None,
             guidance_scale: None,
+            true_cfg_scale: None,
             seed: 0,
             images_per_prompt: 1,
             max_sequence_length: None,
+            clip_skip: None,
             clean_caption: false,
             use_resolution_binning: true,
             vae_tiling: false,
@@ -78,6 +97,91 @@ impl Request {
     /// How many pictures are asked for.
     pub fn images(&self) -> usize {
         self.prompts.len() * self.images_per_prompt
+    }
+
+    /// What prompt `index` tells the first, second and third text encoder.
+    ///
+    /// # Panics
+    /// If there is no such prompt, or [`check`] would refuse the request.
+    pub fn texts(&self, index: usize) -> [&str; 3] {
+        let prompt = &self.prompts[index];
+        let row = |texts: &[String]| if texts.len() == 1 { 0 } else { index };
+        let second = self.prompts_2.get(row(&self.prompts_2));
+        let third = self.prompts_3.get(row(&self.prompts_3));
+        [prompt, or(second, prompt), or(third, prompt)]
+    }
+
+    /// What the negative prompt tells the first, second and third text encoder.
+    pub fn negative_texts(&self) -> [&str; 3] {
+        let negative = &self.negative_prompt;
+        [
+            negative,
+            or(self.negative_prompt_2.as_ref(), negative),
+            or(self.negative_prompt_3.as_ref(), negative),
+        ]
+    }
+}
+
+/// What stands in place of `prompt`; as in diffusers, an empty text does not.
+fn or<'a>(text: Option<&'a String>, prompt: &'a str) -> &'a str {
+    text.filter(|text| !text.is_empty()).map_or(prompt, String::as_str)
+}
+
+/// A part of a [`Request`] that only some pipelines know, named as in diffusers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// [`Request::prompts_2`]
+    Prompt2,
+    /// [`Request::prompts_3`]
+    Prompt3,
+    /// [`Request::negative_prompt_2`]
+    NegativePrompt2,
+    /// [`Request::negative_prompt_3`]
+    NegativePrompt3,
+    /// [`Request::true_cfg_scale`]
+    TrueCfgScale,
+    /// [`Request::clip_skip`]
+    ClipSkip,
+    /// [`Request::clean_caption`]
+    CleanCaption,
+}
+
+impl Extra {
+    /// All of them, in the order in which they are checked.
+    pub const ALL: [Self; 7] = [
+        Self::Prompt2,
+        Self::Prompt3,
+        Self::NegativePrompt2,
+        Self::NegativePrompt3,
+        Self::TrueCfgScale,
+        Self::ClipSkip,
+        Self::CleanCaption,
+    ];
+
+    /// The option that asks for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prompt2 => "prompt_2",
+            Self::Prompt3 => "prompt_3",
+            Self::NegativePrompt2 => "negative_prompt_2",
+            Self::NegativePrompt3 => "negative_prompt_3",
+            Self::TrueCfgScale => "true_cfg_scale",
+            Self::ClipSkip => "clip_skip",
+            Self::CleanCaption => "clean_caption",
+        }
+    }
+
+    /// Whether `request` has it. What says `off` in so many words is nothing that a pipeline would have to know.
+    fn is_in(self, request: &Request) -> bool {
+        match self {
+            Self::Prompt2 => !request.prompts_2.is_empty(),
+            Self::Prompt3 => !request.prompts_3.is_empty(),
+            Self::NegativePrompt2 => request.negative_prompt_2.is_some(),
+            Self::NegativePrompt3 => request.negative_prompt_3.is_some(),
+            Self::TrueCfgScale => request.true_cfg_scale.is_some_and(|scale| scale != 1.0),
+            Self::ClipSkip => request.clip_skip.is_some_and(|layers| layers != 0),
+            Self::CleanCaption => request.clean_caption,
+        }
     }
 }
 
@@ -184,5 +288,87 @@ pub fn check(request: &Request) -> Result<()> {
     if let Some(scale) = request.guidance_scale.filter(|scale| !scale.is_finite()) {
         return Err(Error::usage(format!("guidance scale `{scale}` is not a finite number")));
     }
+    if let Some(scale) = request.true_cfg_scale.filter(|scale| !scale.is_finite()) {
+        return Err(Error::usage(format!("true guidance scale `{scale}` is not a finite number")));
+    }
+    let prompts = request.prompts.len();
+    for (extra, texts) in [(Extra::Prompt2, &request.prompts_2), (Extra::Prompt3, &request.prompts_3)] {
+        if texts.len() > 1 && texts.len() != prompts {
+            let (name, texts) = (extra.name(), texts.len());
+            return Err(Error::usage(format!("`{name}` is given {texts} times for {prompts} prompts"))
+                .hint("give it once for all prompts, or once for each"));
+        }
+    }
     Ok(())
+}
+
+/// Checks that `request` has none of the [`Extra`]s but those that `pipeline` (as users call it) takes.
+///
+/// # Errors
+/// If it has one: it would be ignored.
+pub fn check_extras(request: &Request, pipeline: &str, takes: &[Extra]) -> Result<()> {
+    let unknown = |extra: &Extra| !takes.contains(extra) && extra.is_in(request);
+    let Some(extra) = Extra::ALL.into_iter().find(unknown) else { return Ok(()) };
+    let takes: Vec<_> = takes.iter().map(|extra| format!("`{}`", extra.name())).collect();
+    let hint = match takes.is_empty() {
+        true => "leave it out".to_owned(),
+        false => {
+            format!("leave it out; of the options that not all models have, it takes {}", takes.join(", "))
+        }
+    };
+    Err(Error::usage(format!("{pipeline} does not take `{}`", extra.name())).hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(prompts: &[&str]) -> Vec<String> {
+        prompts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    #[test]
+    fn further_encoders_are_told_the_prompt_unless_something_else() {
+        let mut request = Request { prompts: texts(&["a", "b"]), ..Request::new("") };
+        request.negative_prompt = "n".into();
+        assert_eq!((request.texts(1), request.negative_texts()), (["b"; 3], ["n"; 3]));
+        request.prompts_2 = texts(&["all"]);
+        request.prompts_3 = texts(&["", "d"]);
+        request.negative_prompt_3 = Some("m".into());
+        assert_eq!((request.texts(0), request.texts(1)), (["a", "all", "a"], ["b", "all", "d"]));
+        request.negative_prompt_2 = Some(String::new());
+        assert_eq!(request.negative_texts(), ["n", "n", "m"]);
+    }
+
+    #[test]
+    fn texts_of_another_number_than_prompts_are_refused() {
+        let request = Request { prompts_3: texts(&["x", "y"]), ..Request::new("a") };
+        assert_eq!(
+            check(&request).unwrap_err().to_string(),
+            "`prompt_3` is given 2 times for 1 prompts\nhint: give it once for all prompts, or once for each"
+        );
+        assert!(check(&Request { prompts: texts(&["a", "b"]), ..request }).is_ok());
+    }
+
+    #[test]
+    fn each_extra_is_refused_by_a_pipeline_that_does_not_take_it() {
+        let request = Request {
+            prompts_2: texts(&["x"]),
+            prompts_3: texts(&["x"]),
+            negative_prompt_2: Some(String::new()),
+            negative_prompt_3: Some(String::new()),
+            true_cfg_scale: Some(2.0),
+            clip_skip: Some(1),
+            clean_caption: true,
+            ..Request::new("a")
+        };
+        for extra in Extra::ALL {
+            let others: Vec<_> = Extra::ALL.into_iter().filter(|&other| other != extra).collect();
+            let error = check_extras(&request, "Toy", &others).unwrap_err();
+            assert_eq!(error.message(), format!("Toy does not take `{}`", extra.name()));
+        }
+        assert!(check_extras(&request, "Toy", &Extra::ALL).is_ok());
+        let off = Request { true_cfg_scale: Some(1.0), clip_skip: Some(0), ..Request::new("a") };
+        assert!(check_extras(&off, "Toy", &[]).is_ok());
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod autoencoder_kl;
 pub mod caption;
+pub mod clip;
 pub mod component;
 pub mod latent_diffusion;
 pub mod pixart;

@@ -4,7 +4,9 @@
 
 use burn::tensor::Tensor;
 use xdit_core::parallel::execute::Guidance;
-use xdit_core::pipeline::{Generated, LoadOptions, Observer, Phase, Pipeline, Request, Resolved, check};
+use xdit_core::pipeline::{
+    Extra, Generated, LoadOptions, Observer, Phase, Pipeline, Request, Resolved, check, check_extras,
+};
 use xdit_core::{Error, Result};
 
 use crate::caption::{clean_caption, plain_caption};
@@ -100,6 +102,7 @@ impl PixArtPipeline {
 impl Pipeline for PixArtPipeline {
     fn resolve(&self, request: &Request) -> Result<Resolved> {
         check(request)?;
+        check_extras(request, "PixArt", &[Extra::CleanCaption])?;
         let sample_size = self.diffusion.transformer.config.sample_size;
         let default = sample_size * self.diffusion.vae.config.scale();
         let size = [request.height.unwrap_or(default), request.width.unwrap_or(default)];

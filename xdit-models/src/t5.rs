@@ -118,8 +118,9 @@ impl T5Encoder {
 
     /// Hidden states of the last layer, after the final norm, for one text.
     ///
-    /// Without padding no mask is needed: what a mask makes of a padded text is, token by token, what the text
-    /// alone gives.
+    /// Every token sees all others. Where the reference masks padding, `ids` without padding give, token by token, the
+    /// same (PixArt). Where it pads without a mask, `ids` are to be [padded](crate::tokenizer::Encoding::padded) as
+    /// well, and the padding is part of the text (Stable Diffusion 3, FLUX).
     ///
     /// # Shapes
     /// Result `[1, ids, d_model]`.

@@ -28,9 +28,21 @@ pub struct GenerateArgs {
     /// A text file with one prompt a line.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
+    /// What the second text encoder is told in place of the prompt: one text for all prompts, or one for each.
+    #[arg(long = "prompt-2", num_args = 1.., value_name = "TEXT")]
+    pub prompt_2: Vec<String>,
+    /// What the third text encoder is told in place of the prompt: one text for all prompts, or one for each.
+    #[arg(long = "prompt-3", num_args = 1.., value_name = "TEXT")]
+    pub prompt_3: Vec<String>,
     /// What not to draw.
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
+    /// What the second text encoder is told in place of the negative prompt.
+    #[arg(long = "negative-prompt-2", value_name = "TEXT")]
+    pub negative_prompt_2: Option<String>,
+    /// What the third text encoder is told in place of the negative prompt.
+    #[arg(long = "negative-prompt-3", value_name = "TEXT")]
+    pub negative_prompt_3: Option<String>,
     /// Pictures of each prompt.
     #[arg(long, value_name = "COUNT")]
     pub num_images: Option<usize>,
@@ -50,6 +62,9 @@ pub struct GenerateArgs {
     /// Strength of classifier-free guidance; 1 and below turns it off.
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "How to draw it")]
     pub guidance_scale: Option<f32>,
+    /// Strength of classifier-free guidance for models whose guidance scale is an input instead; 1 and below turns it off.
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "How to draw it")]
+    pub true_cfg_scale: Option<f32>,
     /// Seed of the first picture; picture `i` has seed + `i` [default: 0].
     #[arg(long, help_heading = "How to draw it")]
     pub seed: Option<u64>,
@@ -59,6 +74,9 @@ pub struct GenerateArgs {
     /// Longest prompt in tokens; the rest is cut off with a warning.
     #[arg(long, value_name = "TOKENS", help_heading = "How to draw it")]
     pub max_sequence_length: Option<usize>,
+    /// Last layers of CLIP to leave out, beyond the one that is always left out.
+    #[arg(long, value_name = "LAYERS", help_heading = "How to draw it")]
+    pub clip_skip: Option<usize>,
     /// Clean prompts of what the model's training captions did not contain.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         hide_possible_values = true, help_heading = "How to draw it")]

@@ -112,6 +112,36 @@ fn values() {
 }
 
 #[test]
+fn options_of_other_models() {
+    let workspace = Workspace::with_demo();
+    for (option, value) in [
+        ("prompt_2", "b"),
+        ("prompt_3", "b"),
+        ("negative_prompt_2", "b"),
+        ("negative_prompt_3", "b"),
+        ("clip_skip", "1"),
+        ("true_cfg_scale", "-3.5"),
+    ] {
+        assert_eq!(
+            error(&workspace, &[&format!("--{option}"), value]),
+            format!(
+                "2\nerror: PixArt does not take `{option}`\n\
+                 hint: leave it out; of the options that not all models have, it takes `clean_caption`\n"
+            )
+        );
+    }
+    insta::assert_snapshot!(error(&workspace, &["--prompt-2", "b", "c"]), @r"
+    2
+    error: `prompt_2` is given 2 times for 1 prompts
+    hint: give it once for all prompts, or once for each
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--true-cfg-scale", "inf"]), @r"
+    2
+    error: true guidance scale `inf` is not a finite number
+    ");
+}
+
+#[test]
 fn devices() {
     let workspace = Workspace::with_demo();
     insta::assert_snapshot!(error(&workspace, &["--device", "cuda:1"]), @r"

@@ -19,6 +19,8 @@ pub(super) struct TokenizerConfig {
     #[serde(default)]
     pub pad_token: Option<AddedToken>,
     #[serde(default)]
+    pub bos_token: Option<AddedToken>,
+    #[serde(default)]
     pub eos_token: Option<AddedToken>,
     #[serde(default)]
     pub unk_token: Option<AddedToken>,
@@ -29,6 +31,8 @@ pub(super) struct TokenizerConfig {
     pub extra_ids: Option<u32>,
     #[serde(default)]
     pub clean_up_tokenization_spaces: Option<bool>,
+    #[serde(default)]
+    pub model_max_length: Option<f64>,
 }
 
 impl TokenizerConfig {
@@ -42,6 +46,7 @@ impl TokenizerConfig {
             && let Some(map) = read_json::<Self>(&dir.join("special_tokens_map.json"))?
         {
             config.pad_token = map.pad_token.or(config.pad_token);
+            config.bos_token = map.bos_token.or(config.bos_token);
             config.eos_token = map.eos_token.or(config.eos_token);
             config.unk_token = map.unk_token.or(config.unk_token);
             config.additional_special_tokens =

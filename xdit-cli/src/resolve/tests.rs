@@ -1,0 +1,82 @@
+//! What a picture remembers of options that the demo checkpoint does not take.
+
+use std::path::Path;
+
+use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
+use xdit_core::pipeline::{Picture, Request, Resolved};
+use xdit_core::transformer::Spec;
+
+use super::Job;
+use crate::args::{Command, parse};
+use crate::output::encode_png;
+
+/// The job of `xdit generate --output DIR/ ARGS`.
+fn job(dir: &Path, args: &[&str]) -> Job {
+    let output = format!("{}/", dir.display());
+    let argv = ["xdit", "generate", "--output", &output].into_iter().chain(args.iter().copied());
+    let Command::Generate(args) = parse(argv.map(Into::into)).unwrap().command else { unreachable!() };
+    Job::resolve(&args).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Writes picture `index` of `job` to `path`, as a model would that takes everything.
+fn write(job: &Job, index: usize, path: &Path) {
+    let spec = Spec { patch: 2, channels: 4, blocks: 2, heads: 2, head_dim: 8 };
+    let work = Work { spec, tokens: 64, steps: 4, guided: true, images: job.request.images() };
+    let resolved = Resolved {
+        size: [16; 2],
+        generated_size: [16; 2],
+        num_inference_steps: 4,
+        guidance_scale: 3.0,
+        max_sequence_length: 77,
+        plan: Plan::new(&ParallelConfig::default(), &work).unwrap(),
+    };
+    let parameters = job.parameters(&job.settings(&resolved));
+    let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
+    std::fs::write(path, encode_png(&picture, &parameters[index])).unwrap();
+}
+
+/// All texts of a request with one prompt.
+fn texts(request: &Request) -> [[&str; 3]; 2] {
+    assert_eq!(request.prompts.len(), 1);
+    [request.texts(0), request.negative_texts()]
+}
+
+#[test]
+fn a_picture_remembers_what_further_encoders_were_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.png");
+    let from = file.to_str().unwrap();
+    let options =
+        ["--prompt-2", "c", "d", "--prompt_3=e", "--negative-prompt", "n", "--negative-prompt-3", "m"];
+    let numbers = ["--clip-skip", "1", "--true_cfg_scale", "2.5"];
+    let first = ["--model", "m", "--prompt", "a", "b"];
+    write(&job(dir.path(), &[&first, &options[..], &numbers].concat()), 1, &file);
+
+    let again = job(dir.path(), &["--from", from]).request;
+    assert_eq!(texts(&again), [["b", "d", "e"], ["n", "n", "m"]]);
+    assert_eq!((again.clip_skip, again.true_cfg_scale), (Some(1), Some(2.5)));
+    // A picture of that picture remembers the same.
+    write(&job(dir.path(), &["--from", from]), 0, &file);
+    assert_eq!(texts(&job(dir.path(), &["--from", from]).request), texts(&again));
+
+    let changed = ["--from", from, "--prompt-2", "z", "--negative-prompt-2", "y", "--clip-skip", "0"];
+    let changed = job(dir.path(), &changed).request;
+    assert_eq!(texts(&changed), [["b", "z", "e"], ["n", "y", "m"]]);
+    assert_eq!(changed.clip_skip, Some(0));
+    // What stood beside the old prompts does not speak over new ones.
+    let new = job(dir.path(), &["--from", from, "--prompt", "x", "--negative-prompt", "w"]).request;
+    assert_eq!(texts(&new), [["x"; 3], ["w"; 3]]);
+}
+
+#[test]
+fn a_picture_says_nothing_of_options_that_were_not_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.png");
+    write(&job(dir.path(), &["--model", "m", "--prompt", "a"]), 0, &file);
+    let request = job(dir.path(), &["--from", file.to_str().unwrap()]).request;
+    assert!(request.prompts_2.is_empty() && request.prompts_3.is_empty());
+    assert_eq!((request.negative_prompt_2, request.negative_prompt_3), (None, None));
+    assert_eq!((request.clip_skip, request.true_cfg_scale), (None, None));
+    let bytes = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();
+    assert!(bytes.contains("guidance_scale") && !bytes.contains("clip_skip") && !bytes.contains("prompt_2"));
+}

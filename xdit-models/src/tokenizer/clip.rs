@@ -1,0 +1,254 @@
+//! The tokenizer of CLIP, a text encoder of Stable Diffusion 3 and FLUX.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::replace::{Replace, ReplacePattern};
+use tokenizers::normalizers::unicode::NFC;
+use tokenizers::normalizers::{Lowercase, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{SplitDelimiterBehavior, Tokenizer};
+use xdit_core::{Error, Result};
+
+use super::Encoding;
+use super::config::{AddedToken, TokenizerConfig, read, read_json, unreadable};
+
+/// Closes each word in the vocabulary.
+const END_OF_WORD: &str = "</w>";
+/// What becomes a word: contractions, runs of letters, single digits, runs of anything else but white space.
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// Tokens that a text is cut to unless the config says otherwise; what every published CLIP was trained with.
+const MAX_LENGTH: usize = 77;
+
+/// Text to CLIP's ids, equal to `transformers`' `CLIPTokenizer`.
+///
+/// Special tokens that are written out in the text are cut out first and become their ids. To them belongs the token
+/// that pads, which in the second tokenizer of Stable Diffusion 3 is `!`. What lies between is composed (NFC), put
+/// into lower case, divided into words, and each word's bytes are merged pair by pair.
+///
+/// # Source
+/// `CLIPTokenizer` in `transformers/models/clip/tokenization_clip.py` (5.23) and, for what comes from which file,
+/// `convert_to_native_format` in `tokenization_utils_tokenizers.py`.
+pub struct ClipTokenizer {
+    tokenizer: Tokenizer,
+    bos_id: u32,
+    eos_id: u32,
+    pad_id: u32,
+    max_length: usize,
+}
+
+impl ClipTokenizer {
+    /// Loads the `tokenizer` folder of a checkpoint.
+    ///
+    /// The vocabulary comes from `tokenizer.json` or, without it, from `vocab.json` and `merges.txt`; the first is
+    /// preferred because `transformers` does, and nothing else is taken from it. Special tokens come from
+    /// `tokenizer_config.json`, or from `special_tokens_map.json` where the config is too old to list them.
+    ///
+    /// # Errors
+    /// If the files are missing, truncated, malformed or larger than 64 MiB, or do not fit together.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let config = TokenizerConfig::load(dir)?;
+        let vocabulary = Vocabulary::load(dir)?;
+        let path = vocabulary.path.clone();
+        Self::build(vocabulary, config).map_err(|reason| unreadable(&path, reason))
+    }
+
+    fn build(vocabulary: Vocabulary, config: TokenizerConfig) -> Result<Self, String> {
+        vocabulary.check()?;
+        let Vocabulary { ids, merges, added, .. } = vocabulary;
+        let named =
+            |token: Option<AddedToken>, name: &str| token.unwrap_or_else(|| AddedToken::special(name));
+        let bos = named(config.bos_token, "<|startoftext|>");
+        let eos = named(config.eos_token, "<|endoftext|>");
+        let unk = named(config.unk_token, "<|endoftext|>");
+        let pad = named(config.pad_token, "<|endoftext|>");
+        if !ids.contains_key(unk.content()) {
+            return Err(format!("it has no token `{}` for what is unknown", unk.content()));
+        }
+        // In this order, and the first mention of a token decides how it strips.
+        let mut special = match config.added_tokens_decoder {
+            Some(tokens) => tokens.into_values().collect(),
+            None => added,
+        };
+        special.extend([bos.clone(), eos.clone(), unk.clone(), pad.clone()]);
+        special.extend(config.additional_special_tokens.unwrap_or_default());
+        let mut seen = HashSet::new();
+        special.retain(|token| seen.insert(token.content().to_owned()));
+
+        let model = BPE::builder()
+            .vocab_and_merges(ids.into_iter().collect::<Vocab>(), merges)
+            .unk_token(unk.content().to_owned())
+            .end_of_word_suffix(END_OF_WORD.to_owned())
+            // The cache belongs to the thread and would outlive the tokenizer.
+            .cache_capacity(0);
+        let mut tokenizer = Tokenizer::new(model.build().map_err(|error| error.to_string())?);
+        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ");
+        let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true);
+        let (spaces, words) = (spaces.expect("the pattern is valid"), words.expect("the pattern is valid"));
+        tokenizer
+            .with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))
+            .map_err(|error| error.to_string())?;
+        let bytes = ByteLevel::new(false, true, true);
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
+        tokenizer.with_decoder(Some(ByteLevel::default()));
+        let special = special.into_iter().map(|token| token.0);
+        tokenizer.add_tokens(special).map_err(|error| error.to_string())?;
+
+        let id = |token: &AddedToken| {
+            tokenizer
+                .token_to_id(token.content())
+                .ok_or_else(|| format!("it has no token `{}`", token.content()))
+        };
+        let (bos_id, eos_id, pad_id) = (id(&bos)?, id(&eos)?, id(&pad)?);
+        Ok(Self {
+            bos_id,
+            eos_id,
+            pad_id,
+            // Without a limit transformers writes a number that no text reaches.
+            max_length: config
+                .model_max_length
+                .filter(|length| (2.0..1e9).contains(length))
+                .map_or(MAX_LENGTH, |n| n as usize),
+            tokenizer,
+        })
+    }
+
+    /// The ids of `text` between those that begin and end it, cut to `max_length` with them.
+    ///
+    /// What was cut is returned as text, for the warning that every pipeline gives. With a `max_length` below 2 there
+    /// is no room for both of the ids around the text.
+    ///
+    /// # Source
+    /// `_get_clip_prompt_embeds` in `diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
+    pub fn encode(&self, text: &str, max_length: usize) -> Encoding {
+        let encoding =
+            self.tokenizer.encode_fast(text, false).expect("a model with an unknown token encodes any text");
+        let all = encoding.get_ids();
+        let (kept, cut) = all.split_at(all.len().min(max_length.saturating_sub(2)));
+        let ids = [self.bos_id].iter().chain(kept).chain([&self.eos_id]).copied().take(max_length).collect();
+        Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
+    }
+
+    /// The text of `ids`, special tokens included; unlike T5's, it keeps the spaces between words and punctuation.
+    fn decode(&self, ids: &[u32]) -> String {
+        let text = self.tokenizer.decode(ids, false).expect("decoding only joins bytes");
+        text.replace(END_OF_WORD, " ").trim().to_owned()
+    }
+
+    /// The id that fills a text up to [`max_length`](Self::max_length).
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// The most ids of a text that the model was trained with.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// How many ids there are, added tokens included; the text encoder's table may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+}
+
+/// What both kinds of vocabulary file say.
+struct Vocabulary {
+    path: PathBuf,
+    ids: HashMap<String, u32>,
+    merges: Merges,
+    /// Added tokens that count where the config lists none.
+    added: Vec<AddedToken>,
+}
+
+impl Vocabulary {
+    fn load(dir: &Path) -> Result<Self> {
+        let [json, vocab, merges] = ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| dir.join(name));
+        if let Some(TokenizerJson { model, added_tokens: added }) = read_json(&json)? {
+            let pairs = model.merges.into_iter().map(Merge::into_pair);
+            let merges = pairs.collect::<Result<_, _>>().map_err(|reason| unreadable(&json, reason))?;
+            return Ok(Self { path: json, ids: model.vocab, merges, added });
+        }
+        let Some(ids) = read_json(&vocab)? else {
+            return Err(Error::failure(format!("no CLIP vocabulary in `{}`", dir.display())).hint(
+                "the `tokenizer` folder of a checkpoint holds `vocab.json` with `merges.txt`, or `tokenizer.json`; \
+                 fetch them",
+            ));
+        };
+        let text = read(&merges)?.ok_or_else(|| unreadable(&merges, "it is missing beside `vocab.json`"))?;
+        let merges = std::str::from_utf8(&text)
+            .map_err(|_| "it is not UTF-8".to_owned())
+            .and_then(|text| text.lines().filter(|line| !line.starts_with("#version")).map(pair).collect())
+            .map_err(|reason| unreadable(&merges, reason))?;
+        Ok(Self { path: vocab, ids, merges, added: Vec::new() })
+    }
+
+    /// The builder of the model takes this for granted.
+    fn check(&self) -> Result<(), String> {
+        let mut seen = vec![false; self.ids.len()];
+        for (token, &id) in &self.ids {
+            match seen.get_mut(id as usize) {
+                Some(seen) if !*seen => *seen = true,
+                _ => {
+                    return Err(format!(
+                        "the id {id} of `{token}` is not one of {} in a row",
+                        self.ids.len()
+                    ));
+                }
+            }
+        }
+        for (left, right) in &self.merges {
+            for token in [left, right, &format!("{left}{right}")] {
+                if !self.ids.contains_key(token) {
+                    return Err(format!(
+                        "it has no token `{token}`, but `{left}` and `{right}` are to be merged"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parts of `tokenizer.json` that count.
+#[derive(Deserialize)]
+struct TokenizerJson {
+    model: JsonModel,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct JsonModel {
+    vocab: HashMap<String, u32>,
+    merges: Vec<Merge>,
+}
+
+/// A merge as older and newer versions of `tokenizers` write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Line(String),
+    Pair((String, String)),
+}
+
+impl Merge {
+    fn into_pair(self) -> Result<(String, String), String> {
+        match self {
+            Self::Line(line) => pair(&line),
+            Self::Pair(pair) => Ok(pair),
+        }
+    }
+}
+
+/// Two tokens to be merged, with a space between them.
+fn pair(line: &str) -> Result<(String, String), String> {
+    match line.split_once(' ') {
+        Some((left, right)) if !right.contains(' ') => Ok((left.to_owned(), right.to_owned())),
+        _ => Err(format!("`{line}` is not two tokens to merge")),
+    }
+}
