@@ -4,10 +4,12 @@
 pub mod autoencoder_kl;
 pub mod caption;
 pub mod component;
+pub mod layers;
 pub mod pixart;
 pub mod pixart_pipeline;
 pub mod position;
 pub mod resolution;
+pub mod sd3;
 pub mod t5;
 pub mod tiling;
 pub mod timestep;
