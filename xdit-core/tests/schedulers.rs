@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use xdit_core::json::read_json;
-use xdit_core::scheduler::{History, Scheduler, scheduler};
+use xdit_core::scheduler::{History, Scheduler, Steps, scheduler};
 
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
 
@@ -55,6 +55,18 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|b| f64::from(*b)))
 }
 
+/// `count` steps as `case` wants them laid out.
+fn steps(case: &Value, count: usize) -> Steps {
+    let mut steps = Steps::new(count);
+    if case["even_sigmas"] == true {
+        steps = steps.with_even_sigmas();
+    }
+    match case["image_tokens"].as_u64() {
+        Some(tokens) => steps.of_image(tokens as usize),
+        None => steps,
+    }
+}
+
 /// One run with the golden model outputs, and the sample it starts from.
 struct Run {
     scheduler: Box<dyn Scheduler>,
@@ -63,8 +75,8 @@ struct Run {
 }
 
 impl Run {
-    fn new(file: &SafeTensors<'_>, config: &Value, steps: usize) -> Self {
-        let scheduler = scheduler(config, steps).unwrap();
+    fn new(file: &SafeTensors<'_>, case: &Value, count: usize) -> Self {
+        let scheduler = scheduler(&case["config"], steps(case, count)).unwrap();
         let (shape, noise) = values(file, "noise");
         let (_, outputs) = values(file, "outputs");
         Self {
@@ -88,10 +100,10 @@ fn compare(kind: &str, tolerance: f64, wanted: impl Fn(&Value) -> bool) {
         }
     };
     for (i, case) in cases().iter().enumerate().filter(|(_, case)| wanted(&case["config"])) {
-        for steps in case["steps"].as_array().unwrap() {
-            let name = |part| format!("{i}/{steps}/{kind}/{part}");
+        for count in case["steps"].as_array().unwrap() {
+            let name = |part| format!("{i}/{count}/{kind}/{part}");
             let golden = |part| values(&file, &name(part));
-            let run = Run::new(&file, &case["config"], steps.as_u64().unwrap() as usize);
+            let run = Run::new(&file, case, count.as_u64().unwrap() as usize);
             check(name("timesteps"), run.scheduler.timesteps(), &golden("timesteps").1);
             check(
                 name("init_noise_sigma"),
@@ -134,10 +146,10 @@ fn samples_are_those_of_diffusers_with_rounded_functions() {
 #[test]
 fn what_diffusers_has_no_numbers_for_is_refused() {
     for case in cases() {
-        for steps in case["undefined_steps"].as_array().unwrap() {
-            let steps = steps.as_u64().unwrap() as usize;
-            let error = scheduler(&case["config"], steps).err();
-            assert!(error.is_some(), "{steps} steps: {case}");
+        for count in case["undefined_steps"].as_array().unwrap() {
+            let count = count.as_u64().unwrap() as usize;
+            let error = scheduler(&case["config"], steps(&case, count)).err();
+            assert!(error.is_some(), "{count} steps: {case}");
         }
     }
 }
@@ -147,10 +159,10 @@ fn patches_step_like_the_whole() {
     let goldens = Goldens::read();
     let file = goldens.file();
     for case in cases() {
-        let Some(steps) = case["steps"].as_array().unwrap().iter().filter_map(Value::as_u64).max() else {
+        let Some(count) = case["steps"].as_array().unwrap().iter().filter_map(Value::as_u64).max() else {
             continue;
         };
-        let run = Run::new(&file, &case["config"], steps as usize);
+        let run = Run::new(&file, &case, count as usize);
         let (mut whole, mut history) = (run.start.clone(), History::default());
         // Two steps of the whole image, then patches that take turns, one of them of one token.
         let spans = [0..2, 2..3, 3..5];
@@ -174,7 +186,7 @@ fn patches_step_like_the_whole() {
     }
 }
 
-fn refusal(config: Value, steps: usize) -> String {
+fn refusal(config: Value, steps: impl Into<Steps>) -> String {
     scheduler(&config, steps).err().expect("the config is refused").to_string()
 }
 
@@ -219,6 +231,7 @@ fn refusals_read_well() {
     };
     let ddim = |options| config("DDIMScheduler", options);
     let dpm = |options| config("DPMSolverMultistepScheduler", options);
+    let flow_match = |options| config("FlowMatchEulerDiscreteScheduler", options);
     let refusals = [
         refusal(json!({}), 4),
         refusal(config("PNDMScheduler", json!({})), 4),
@@ -233,13 +246,19 @@ fn refusals_read_well() {
         refusal(dpm(json!({"use_karras_sigmas": true, "use_lu_lambdas": true})), 4),
         refusal(dpm(json!({"num_train_timesteps": 4})), 4),
         refusal(dpm(json!({"variance_type": "learned_range"})), 4),
+        refusal(ddim(json!({})), Steps::new(4).with_even_sigmas()),
+        refusal(flow_match(json!({"use_dynamic_shifting": true})), 4),
+        refusal(flow_match(json!({"stochastic_sampling": true})), 4),
+        refusal(flow_match(json!({"use_beta_sigmas": true})), 4),
+        refusal(flow_match(json!({"time_shift_type": "cubic"})), 4),
+        refusal(flow_match(json!({"shift_terminal": 0.1})), 1),
     ];
     insta::assert_snapshot!(refusals.join("\n\n"), @r"
     the scheduler config has no `_class_name`
-    hint: it is one of `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`
+    hint: it is one of `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
 
     the scheduler `PNDMScheduler` is not supported
-    hint: supported are `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`
+    hint: supported are `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
 
     option `timestep_spacing` of `DDIMScheduler` is `random`
     hint: expected one of `linspace`, `leading`, `trailing`
@@ -273,6 +292,24 @@ fn refusals_read_well() {
 
     option `variance_type` is `learned_range`
     hint: drop the variance from the model's output and set `variance_type` to `null`
+
+    `DDIMScheduler` takes its noise levels from nobody else
+    hint: a model that sets them itself runs with `FlowMatchEulerDiscreteScheduler`
+
+    option `use_dynamic_shifting` is `true`, but the image's size is not known
+    hint: set `use_dynamic_shifting` to `false` in the scheduler config
+
+    option `stochastic_sampling` of `FlowMatchEulerDiscreteScheduler` is `true`: noise is drawn at the start alone
+    hint: set `stochastic_sampling` to `false` in the scheduler config
+
+    option `use_beta_sigmas` of `FlowMatchEulerDiscreteScheduler` is `true`: quantiles of the beta distribution are not implemented
+    hint: set `use_beta_sigmas` to `false` in the scheduler config
+
+    option `time_shift_type` of `FlowMatchEulerDiscreteScheduler` is `cubic`
+    hint: expected one of `exponential`, `linear`
+
+    noise levels of `1` steps are not finite numbers: [NaN, 0.0]
+    hint: ask for more inference steps, or correct the shifts in the scheduler config
     ");
 }
 

@@ -18,6 +18,7 @@ use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
 
 use crate::latent_diffusion::Published;
+use crate::layers::{FeedForward, Heads, packed_outputs, patch_embedding, rows};
 use crate::position::SinCos2d;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
@@ -181,17 +182,12 @@ impl Published for PixArt {
         let Spec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.dim();
         let blocks = weights.blocks(count);
-        let patch_embedding = || {
-            let proj = weights.at("pos_embed").at("proj");
-            let kernel = proj.tensor("weight", [dim, channels, patch, patch])?;
-            let kernel = kernel.reshape([dim, channels * patch * patch]);
-            Ok(Linear::new(kernel, Some(proj.tensor("bias", [dim])?)))
-        };
+        let patch_embedding = || patch_embedding(&weights.at("pos_embed.proj"), channels, patch, dim);
         let output = || {
             let proj = weights.linear("proj_out", dim, patch * patch * config.out_channels)?;
             Ok(Output {
                 scale_shift_table: weights.tensor("scale_shift_table", [2, dim])?.unsqueeze(),
-                proj: proj.select_outputs(packed_outputs(patch, channels, config.out_channels)),
+                proj: proj.select_outputs(packed_outputs(channels, patch, config.out_channels)),
             })
         };
         let adaln = weights.at("adaln_single").deferred();
@@ -221,13 +217,6 @@ impl Published for PixArt {
                 .collect::<Result<_>>()?,
         })
     }
-}
-
-/// Where the output layer keeps the features of a packed latent. It orders a token's features row, column,
-/// channel, and puts a learned variance, which no sampler here uses, behind the first `channels` channels.
-fn packed_outputs(patch: usize, channels: usize, out_channels: usize) -> Vec<i32> {
-    let place = |channel, pixel| (pixel * out_channels + channel) as i32;
-    (0..channels).flat_map(|channel| (0..patch * patch).map(move |pixel| place(channel, pixel))).collect()
 }
 
 impl Transformer for PixArt {
@@ -287,7 +276,7 @@ impl Transformer for PixArt {
 
     fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
         let Output { scale_shift_table, proj } = self.output.as_ref().expect("the last block is here");
-        let [shift, scale] = rows(scale_shift_table.clone() + context.timestep.clone());
+        let [shift, scale] = rows(&(scale_shift_table.clone() + context.timestep.clone()), 0);
         proj.forward(layer_norm_modulate(hidden.image.x, shift, scale, 1e-6)).cast(DType::F32)
     }
 }
@@ -301,22 +290,19 @@ struct Block {
     scale_shift_table: Tensor<3>,
     attn1: Projections,
     attn2: Projections,
-    ff_in: Linear,
-    ff_out: Linear,
+    ff: FeedForward,
 }
 
 impl Block {
     fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
         let dim = config.dim();
-        let ff = weights.at("ff").at("net");
         Ok(Self {
             heads: Heads { head_dim: config.spec.head_dim },
             eps: config.norm_eps,
             scale_shift_table: weights.tensor("scale_shift_table", [6, dim])?.unsqueeze(),
             attn1: Projections::load(config, &weights.at("attn1"))?,
             attn2: Projections::load(config, &weights.at("attn2"))?,
-            ff_in: ff.linear("0.proj", dim, 4 * dim)?,
-            ff_out: ff.linear("2", 4 * dim, dim)?,
+            ff: FeedForward::load(&weights.at("ff"), dim)?,
         })
     }
 
@@ -329,7 +315,7 @@ impl Block {
     ) -> Tensor<3> {
         let heads = self.heads;
         let [shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff] =
-            rows(self.scale_shift_table.clone() + context.modulation.clone());
+            rows(&(self.scale_shift_table.clone() + context.modulation.clone()), 0);
 
         let y = layer_norm_modulate(x.clone(), shift_attn, scale_attn, self.eps);
         let qkv = Qkv {
@@ -347,8 +333,7 @@ impl Block {
         let x = self.attn2.out.forward(heads.join(y)) + x;
 
         let y = layer_norm_modulate(x.clone(), shift_ff, scale_ff, self.eps);
-        let y = self.ff_out.forward(activate(Activation::GeluTanh, self.ff_in.forward(y)));
-        gated_residual(x, gate_ff, y)
+        gated_residual(x, gate_ff, self.ff.forward(y))
     }
 }
 
@@ -375,27 +360,4 @@ impl Projections {
             out: weights.linear("to_out.0", dim, dim)?,
         })
     }
-}
-
-/// Views features as heads and back. How many heads there are is left to the tensor.
-#[derive(Clone, Copy, Debug)]
-struct Heads {
-    head_dim: usize,
-}
-
-impl Heads {
-    fn split(self, x: Tensor<3>) -> Tensor<4> {
-        let [b, n, c] = x.dims();
-        x.reshape([b, n, c / self.head_dim, self.head_dim])
-    }
-
-    fn join(self, x: Tensor<4>) -> Tensor<3> {
-        let [b, n, h, d] = x.dims();
-        x.reshape([b, n, h * d])
-    }
-}
-
-/// The rows of a modulation `[b, R, c]`, each `[b, 1, c]`.
-fn rows<const R: usize>(modulation: Tensor<3>) -> [Tensor<3>; R] {
-    std::array::from_fn(|row| modulation.clone().narrow(1, row, 1))
 }

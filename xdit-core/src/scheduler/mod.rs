@@ -15,12 +15,14 @@
 mod ddim;
 mod dpm_solver_multistep;
 mod euler_discrete;
+mod flow_match_euler_discrete;
 mod grid;
 mod history;
 mod noise_schedule;
 mod options;
 mod prediction;
 mod sigmas;
+mod steps;
 mod timesteps;
 
 use burn::tensor::Tensor;
@@ -29,10 +31,12 @@ use serde_json::Value;
 use crate::{Error, Result};
 
 pub use history::History;
+pub use steps::Steps;
 
 use ddim::Ddim;
 use dpm_solver_multistep::DpmSolverMultistep;
 use euler_discrete::EulerDiscrete;
+use flow_match_euler_discrete::FlowMatchEulerDiscrete;
 use options::Options;
 
 /// A noise schedule and the solver that walks it.
@@ -69,17 +73,29 @@ pub trait Scheduler: Send + Sync {
     ) -> Tensor<3>;
 }
 
-/// Builds a scheduler from its options and the number of steps.
-type Build = fn(&mut Options<'_>, usize) -> Result<Box<dyn Scheduler>>;
+/// Builds a scheduler from its options and the steps asked for.
+type Build = fn(&mut Options<'_>, &Steps) -> Result<Box<dyn Scheduler>>;
 
 /// The schedulers, by the names that diffusers gives them in `_class_name`.
-const SCHEDULERS: [(&str, Build); 3] = [
-    ("DDIMScheduler", |options, steps| Ok(Box::new(Ddim::new(options, steps)?))),
-    ("DPMSolverMultistepScheduler", |options, steps| Ok(Box::new(DpmSolverMultistep::new(options, steps)?))),
-    ("EulerDiscreteScheduler", |options, steps| Ok(Box::new(EulerDiscrete::new(options, steps)?))),
+const SCHEDULERS: [(&str, Build); 4] = [
+    ("DDIMScheduler", |options, steps| {
+        let steps = steps.without_sigmas("DDIMScheduler")?;
+        Ok(Box::new(Ddim::new(options, steps)?))
+    }),
+    ("DPMSolverMultistepScheduler", |options, steps| {
+        let steps = steps.without_sigmas("DPMSolverMultistepScheduler")?;
+        Ok(Box::new(DpmSolverMultistep::new(options, steps)?))
+    }),
+    ("EulerDiscreteScheduler", |options, steps| {
+        let steps = steps.without_sigmas("EulerDiscreteScheduler")?;
+        Ok(Box::new(EulerDiscrete::new(options, steps)?))
+    }),
+    ("FlowMatchEulerDiscreteScheduler", |options, steps| {
+        Ok(Box::new(FlowMatchEulerDiscrete::new(options, steps)?))
+    }),
 ];
 
-/// The scheduler that a `scheduler_config.json` describes, set up for `num_inference_steps`.
+/// The scheduler that a `scheduler_config.json` describes, set up for `steps`: their number, or [`Steps`].
 ///
 /// Every option that would change the numbers is honoured or refused.
 ///
@@ -94,7 +110,8 @@ const SCHEDULERS: [(&str, Build); 3] = [
 /// assert_eq!(scheduler(&config, 4)?.timesteps(), [751.0, 501.0, 251.0, 1.0]);
 /// # Ok::<(), xdit_core::Error>(())
 /// ```
-pub fn scheduler(config: &Value, num_inference_steps: usize) -> Result<Box<dyn Scheduler>> {
+pub fn scheduler(config: &Value, steps: impl Into<Steps>) -> Result<Box<dyn Scheduler>> {
+    let steps = steps.into();
     let names = || SCHEDULERS.map(|(name, _)| format!("`{name}`")).join(", ");
     let class = config.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
         Error::usage("the scheduler config has no `_class_name`").hint(format!("it is one of {}", names()))
@@ -103,11 +120,11 @@ pub fn scheduler(config: &Value, num_inference_steps: usize) -> Result<Box<dyn S
         Error::usage(format!("the scheduler `{class}` is not supported"))
             .hint(format!("supported are {}", names()))
     })?;
-    if num_inference_steps == 0 {
+    if steps.count == 0 {
         return Err(Error::usage("the number of inference steps is `0`").hint("ask for at least one step"));
     }
     let mut options = Options::new(class, config);
-    let scheduler = build(&mut options, num_inference_steps)?;
+    let scheduler = build(&mut options, &steps)?;
     options.finish()?;
     Ok(scheduler)
 }

@@ -7,8 +7,10 @@ use crate::{Error, Result};
 
 /// Options that other schedulers of diffusers have. Configs are handed from one scheduler to another there, and a
 /// scheduler ignores what it has no use for.
-const OF_OTHER_SCHEDULERS: [&str; 34] = [
+const OF_OTHER_SCHEDULERS: [&str; 41] = [
     "algorithm_type",
+    "base_image_seq_len",
+    "base_shift",
     "clip_sample",
     "clip_sample_range",
     "disable_corrector",
@@ -17,12 +19,16 @@ const OF_OTHER_SCHEDULERS: [&str; 34] = [
     "final_sigmas_type",
     "flow_shift",
     "interpolation_type",
+    "invert_sigmas",
     "lambda_min_clipped",
     "lower_order_final",
+    "max_image_seq_len",
+    "max_shift",
     "predict_x0",
     "rescale_betas_zero_snr",
     "sample_max_value",
     "set_alpha_to_one",
+    "shift",
     "shift_terminal",
     "sigma_max",
     "sigma_min",
@@ -31,6 +37,7 @@ const OF_OTHER_SCHEDULERS: [&str; 34] = [
     "solver_p",
     "solver_type",
     "steps_offset",
+    "stochastic_sampling",
     "thresholding",
     "time_shift_type",
     "timestep_spacing",

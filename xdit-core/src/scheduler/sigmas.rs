@@ -19,19 +19,11 @@ pub(super) enum Spread {
     Flow { shift: f64 },
 }
 
-/// The options that fix the noise levels of a run.
-pub(super) struct SigmaOptions {
-    pub(super) spread: Spread,
-    sigma_min: Option<f64>,
-    sigma_max: Option<f64>,
-    /// Whether the last step ends at the smallest σ of training, not at zero.
-    ends_at_sigma_min: bool,
-}
-
-impl SigmaOptions {
-    /// Reads the options; `spreads` are those that the scheduler knows beside the timesteps' own, by option.
-    pub(super) fn new(options: &mut Options<'_>, spreads: &[(&'static str, Spread)]) -> Result<Self> {
-        let mut chosen: Vec<(&str, Spread)> = Vec::new();
+impl Spread {
+    /// The one that the options ask for; `spreads` are those that the scheduler knows beside the timesteps' own, by
+    /// option.
+    pub(super) fn chosen(options: &mut Options<'_>, spreads: &[(&'static str, Self)]) -> Result<Self> {
+        let mut chosen: Vec<(&str, Self)> = Vec::new();
         for (name, spread) in spreads {
             if options.flag(name, false)? {
                 chosen.push((name, *spread));
@@ -42,10 +34,39 @@ impl SigmaOptions {
             return Err(Error::usage(format!("options `{first}` and `{second}` are both `true`"))
                 .hint("a run has one spread of noise levels: set all but one to `false`"));
         }
+        Ok(chosen.first().map_or(Self::Timesteps, |(_, spread)| *spread))
+    }
+}
+
+/// Noise levels that are even in σ^(1/7).
+pub(super) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
+    const RHO: f64 = 7.0;
+    let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
+    linspace(0.0, 1.0, steps).into_iter().map(|ramp| (max + ramp * (min - max)).powf(RHO)).collect()
+}
+
+/// Noise levels that are even in ln σ.
+pub(super) fn exponential(max: f64, min: f64, steps: usize) -> Vec<f64> {
+    linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect()
+}
+
+/// The options that fix the noise levels of a run.
+pub(super) struct SigmaOptions {
+    pub(super) spread: Spread,
+    sigma_min: Option<f64>,
+    sigma_max: Option<f64>,
+    /// Whether the last step ends at the smallest σ of training, not at zero.
+    ends_at_sigma_min: bool,
+}
+
+impl SigmaOptions {
+    /// Reads the options; `spreads` as in [`Spread::chosen`].
+    pub(super) fn new(options: &mut Options<'_>, spreads: &[(&'static str, Spread)]) -> Result<Self> {
+        let spread = Spread::chosen(options, spreads)?;
         let ends_at_sigma_min =
             options.choice("final_sigmas_type", false, &[("zero", false), ("sigma_min", true)])?;
         Ok(Self {
-            spread: chosen.first().map_or(Spread::Timesteps, |(_, spread)| *spread),
+            spread,
             sigma_min: options.optional_number("sigma_min")?,
             sigma_max: options.optional_number("sigma_max")?,
             ends_at_sigma_min,
@@ -72,13 +93,8 @@ impl SigmaOptions {
         let min = self.sigma_min.unwrap_or(bounds.1);
         match self.spread {
             Spread::Timesteps => visited,
-            Spread::Karras => {
-                const RHO: f64 = 7.0;
-                let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
-                let ramp = linspace(0.0, 1.0, steps).into_iter();
-                ramp.map(|ramp| (max + ramp * (min - max)).powf(RHO)).collect()
-            }
-            Spread::Exponential => linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect(),
+            Spread::Karras => karras(max, min, steps),
+            Spread::Exponential => exponential(max, min, steps),
             Spread::Lu => {
                 let (max, min) = trained.bounds();
                 let ramp = linspace(0.0, 1.0, steps).into_iter();

@@ -3,7 +3,8 @@
     pip install torch==2.15.0 diffusers==0.42.1 numpy safetensors
     python make_schedulers.py
 
-`schedulers.json` holds the cases: a config as a `scheduler_config.json` would have it, and the numbers of steps.
+`schedulers.json` holds the cases: a config as a `scheduler_config.json` would have it, and the numbers of steps; for
+flow matching also the image's tokens, by which levels are shifted, and whether even noise levels are handed in.
 Where diffusers gives no finite numbers, the number of steps stands under `undefined_steps`.
 
 `schedulers.safetensors` holds `noise` and the model's `outputs` a step, shared by all cases; and for case `i` with `n`
@@ -21,7 +22,9 @@ from pathlib import Path
 from unittest import mock
 
 import diffusers
+import numpy as np
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors.torch import save_file
 
 STEPS = [1, 2, 5, 14, 20]
@@ -30,6 +33,7 @@ SHAPE = (2, 5, 3)
 DPM = {"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1"}
 DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.42.1"}
 EULER = {"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.42.1"}
+FLOW_MATCH = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.42.1"}
 
 PIXART = DPM | {
     "algorithm_type": "dpmsolver++", "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001,
@@ -53,6 +57,42 @@ DIT = DDIM | {
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+SD3 = FLOW_MATCH | {"num_train_timesteps": 1000, "shift": 3.0}
+FLUX_DEV = FLOW_MATCH | {
+    "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
+    "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True,
+}
+LINEAR = {"time_shift_type": "linear"}
+TERMINAL = {"shift_terminal": 0.1}
+
+# Each with the image's tokens, and whether noise levels are handed in as FLUX does.
+FLOW_MATCH_CASES = [
+    (SD3, None, False),
+    (SD3, None, True),
+    (FLOW_MATCH, None, False),
+    (FLOW_MATCH, None, True),
+    (SD3 | {"shift": 1.5}, None, True),
+    (SD3 | {"num_train_timesteps": 500, "shift": 0.7}, None, False),
+    (FLUX_DEV, 4096, True),
+    (FLUX_DEV, 1024, True),
+    (FLUX_DEV, 6, True),
+    (FLUX_DEV, 16384, False),
+    (FLUX_DEV | LINEAR, 1560, True),
+    (FLUX_DEV | LINEAR, 256, False),
+    (FLUX_DEV | {"base_shift": 0.25, "max_shift": 3.0, "base_image_seq_len": 16, "max_image_seq_len": 64}, 40, True),
+    (FLUX_DEV | TERMINAL, 4096, True),
+    (FLUX_DEV | TERMINAL | LINEAR, 2048, False),
+    (SD3 | TERMINAL, None, False),
+    (SD3 | {"shift_terminal": 0.0}, None, False),
+    (SD3 | {"use_karras_sigmas": True}, None, False),
+    (SD3 | {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 0.9}, None, False),
+    (FLUX_DEV | {"use_karras_sigmas": True}, 4096, True),
+    (SD3 | {"use_exponential_sigmas": True}, None, False),
+    (SD3 | {"use_exponential_sigmas": True, **TERMINAL}, None, True),
+    (SD3 | {"invert_sigmas": True}, None, False),
+    (FLUX_DEV | {"invert_sigmas": True}, 4096, True),
+]
 
 CASES = [
     PIXART,
@@ -139,17 +179,26 @@ def rounded_functions():
         yield
 
 
-def run(config, steps, noise, outputs):
+def run(case, steps, noise, outputs):
     """The timesteps, samples, model inputs and first standard deviation of one run."""
+    config = case["config"]
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    scheduler.set_timesteps(steps)
+    arguments = {}
+    if case.get("even_sigmas"):
+        arguments["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    if case.get("image_tokens"):
+        names = "base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"
+        arguments["mu"] = calculate_shift(case["image_tokens"], *(config[name] for name in names))
+    scheduler.set_timesteps(steps, **arguments)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    sigma = torch.tensor(float(scheduler.init_noise_sigma), dtype=torch.float32)
+    # Flow matching starts from plain noise and gives it to the model as it is.
+    sigma = torch.tensor(float(getattr(scheduler, "init_noise_sigma", 1.0)), dtype=torch.float32)
+    scale_model_input = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     sample = noise * sigma
     samples, inputs, scaled = [], [], False
     for timestep, output in zip(scheduler.timesteps, outputs):
-        inputs.append(scheduler.scale_model_input(sample, timestep))
+        inputs.append(scale_model_input(sample, timestep))
         scaled |= inputs[-1] is not sample
         sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
         samples.append(sample)
@@ -162,16 +211,19 @@ def main():
     noise = torch.randn(SHAPE, generator=generator)
     outputs = torch.randn((max(STEPS) + 1, *SHAPE), generator=generator)
     tensors, cases = {"noise": noise, "outputs": outputs}, []
-    for i, config in enumerate(CASES):
-        case = {"config": config, "steps": [], "undefined_steps": []}
+    configs = [{"config": config} for config in CASES]
+    for config, tokens, even_sigmas in FLOW_MATCH_CASES:
+        configs.append({"config": config, "image_tokens": tokens, "even_sigmas": even_sigmas})
+    for i, case in enumerate(configs):
+        case |= {"steps": [], "undefined_steps": []}
         for steps in STEPS:
-            published = run(config, steps, noise, outputs)
+            published = run(case, steps, noise, outputs)
             if not torch.isfinite(published["samples"]).all():
                 case["undefined_steps"].append(steps)
                 continue
             case["steps"].append(steps)
             with rounded_functions():
-                rounded = run(config, steps, noise, outputs)
+                rounded = run(case, steps, noise, outputs)
             for kind, result in {"published": published, "rounded": rounded}.items():
                 tensors |= {f"{i}/{steps}/{kind}/{name}": tensor.contiguous() for name, tensor in result.items()}
         cases.append(case)
@@ -181,7 +233,7 @@ def main():
     folder = Path(__file__).parent
     (folder / "schedulers.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
     save_file(tensors, folder / "schedulers.safetensors")
-    print(f"{len(CASES)} configs, torch {torch.__version__}, diffusers {diffusers.__version__}")
+    print(f"{len(cases)} configs, torch {torch.__version__}, diffusers {diffusers.__version__}")
 
 
 if __name__ == "__main__":

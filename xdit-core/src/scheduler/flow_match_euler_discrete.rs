@@ -1,0 +1,141 @@
+//! Euler steps along the straight path from noise to data.
+
+use burn::tensor::{DType, Tensor};
+
+use super::grid::linspace;
+use super::options::Options;
+use super::sigmas::{Spread, exponential, karras};
+use super::steps::Steps;
+use super::{History, Scheduler};
+use crate::{Error, Result};
+
+/// Euler's method for rectified flow (arXiv 2403.03206): the model predicts the flow from data to noise, and σ is the
+/// noise's share of the sample.
+///
+/// # Source
+/// diffusers 0.42.1, `FlowMatchEulerDiscreteScheduler`.
+#[derive(Debug)]
+pub(super) struct FlowMatchEulerDiscrete {
+    timesteps: Vec<f32>,
+    /// Noise levels at the beginning of each step, and at the end of the last.
+    sigmas: Vec<f32>,
+}
+
+/// How noise levels are pushed towards the noise, of which there has to be more to drown a larger image.
+#[derive(Clone, Copy)]
+enum Shift {
+    /// s σ / (1 + (s - 1) σ).
+    Fixed(f64),
+    /// a / (a + 1 / σ - 1), where a depends on the image's size.
+    BySize(f64),
+}
+
+impl Shift {
+    /// # Source
+    /// diffusers 0.42.1, `calculate_shift` of the pipelines that shift by size, for the second kind.
+    fn new(options: &mut Options<'_>, image_tokens: Option<usize>) -> Result<Self> {
+        let fixed = options.number("shift", 1.0)?;
+        let by_size = options.flag("use_dynamic_shifting", false)?;
+        let (base, max) = (options.number("base_shift", 0.5)?, options.number("max_shift", 1.15)?);
+        let base_tokens = options.count("base_image_seq_len", 256)? as f64;
+        let max_tokens = options.count("max_image_seq_len", 4096)? as f64;
+        let exponential =
+            options.choice("time_shift_type", true, &[("exponential", true), ("linear", false)])?;
+        if !by_size {
+            return Ok(Self::Fixed(fixed));
+        }
+        let tokens = image_tokens.ok_or_else(|| {
+            Error::usage("option `use_dynamic_shifting` is `true`, but the image's size is not known")
+                .hint("set `use_dynamic_shifting` to `false` in the scheduler config")
+        })?;
+        let slope = (max - base) / (max_tokens - base_tokens);
+        let mu = tokens as f64 * slope + (base - slope * base_tokens);
+        Ok(Self::BySize(if exponential { mu.exp() } else { mu }))
+    }
+
+    /// The noise level that `sigma` becomes; `round` is applied after every operation.
+    fn of(self, sigma: f64, round: impl Fn(f64) -> f64) -> f64 {
+        match self {
+            Self::Fixed(shift) => {
+                let (shift, above_one) = (round(shift), round(shift - 1.0));
+                round(round(shift * sigma) / round(1.0 + round(above_one * sigma)))
+            }
+            Self::BySize(a) => {
+                let a = round(a);
+                round(a / round(a + round(round(1.0 / sigma) - 1.0)))
+            }
+        }
+    }
+}
+
+impl FlowMatchEulerDiscrete {
+    pub(super) fn new(options: &mut Options<'_>, steps: &Steps) -> Result<Self> {
+        let trained = options.count("num_train_timesteps", 1000)? as f64;
+        let shift = Shift::new(options, steps.image_tokens)?;
+        let terminal = options.optional_number("shift_terminal")?.filter(|terminal| *terminal != 0.0);
+        let spread = Spread::chosen(
+            options,
+            &[("use_karras_sigmas", Spread::Karras), ("use_exponential_sigmas", Spread::Exponential)],
+        )?;
+        let (own_min, own_max) =
+            (options.optional_number("sigma_min")?, options.optional_number("sigma_max")?);
+        let inverted = options.flag("invert_sigmas", false)?;
+        options.refuse_flag("stochastic_sampling", "noise is drawn at the start alone")?;
+
+        // Levels that are handed in are in f32 and stay so, diffusers' own are in f64.
+        let to_f32 = |x: f64| f64::from(x as f32);
+        let in_f32 = steps.sigmas.is_some();
+        let round = |x: f64| if in_f32 { to_f32(x) } else { x };
+        let levels: Vec<f64> = match &steps.sigmas {
+            Some(sigmas) => sigmas.iter().copied().map(to_f32).collect(),
+            None => {
+                // The ends of the table of training, which has a fixed shift already.
+                let end = |sigma: f64| match shift {
+                    Shift::Fixed(_) => shift.of(to_f32(sigma), to_f32),
+                    Shift::BySize(_) => to_f32(sigma),
+                };
+                let grid = linspace(end(1.0) * trained, end(1.0 / trained) * trained, steps.count);
+                grid.into_iter().map(|timestep| timestep / trained).collect()
+            }
+        };
+        let mut levels: Vec<f64> = levels.into_iter().map(|sigma| shift.of(sigma, round)).collect();
+        let last = levels.len() - 1;
+        if let Some(terminal) = terminal {
+            let stretch = round(round(1.0 - levels[last]) / round(1.0 - terminal));
+            for sigma in &mut levels {
+                *sigma = round(1.0 - round(round(1.0 - *sigma) / stretch));
+            }
+        }
+        let (max, min) = (own_max.unwrap_or(levels[0]), own_min.unwrap_or(levels[last]));
+        let levels = match spread {
+            Spread::Karras => karras(max, min, steps.count),
+            Spread::Exponential => exponential(max, min, steps.count),
+            _ => levels,
+        };
+        let mut sigmas: Vec<f32> = levels.iter().map(|sigma| *sigma as f32).collect();
+        if inverted {
+            sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - *sigma);
+        }
+        let timesteps: Vec<f32> = sigmas.iter().map(|sigma| sigma * trained as f32).collect();
+        sigmas.push(if inverted { 1.0 } else { 0.0 });
+        if sigmas.iter().any(|sigma| !sigma.is_finite()) {
+            return Err(Error::usage(format!(
+                "noise levels of `{}` steps are not finite numbers: {sigmas:?}",
+                steps.count
+            ))
+            .hint("ask for more inference steps, or correct the shifts in the scheduler config"));
+        }
+        Ok(Self { timesteps, sigmas })
+    }
+}
+
+impl Scheduler for FlowMatchEulerDiscrete {
+    fn timesteps(&self) -> &[f32] {
+        &self.timesteps
+    }
+
+    fn step(&self, step: usize, _: &mut History, model_output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
+        sample + output * (self.sigmas[step + 1] - self.sigmas[step])
+    }
+}

@@ -1,0 +1,472 @@
+//! The transformer of Stable Diffusion 3 and 3.5.
+//!
+//! Image and text are two streams of tokens, each with weights of its own, that meet in one attention a block
+//! (MM-DiT). All modulations follow from the timestep and a pooled embedding of the text.
+//!
+//! Source: Stable Diffusion 3 (Esser et al. 2024) §4; diffusers' `SD3Transformer2DModel` and
+//! `JointTransformerBlock`.
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use xdit_core::attention::{Attention, Qkv, Site};
+use xdit_core::config::Config;
+use xdit_core::linear::Linear;
+use xdit_core::placement::Placement;
+use xdit_core::tokens::{Positions, Tokens};
+use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::weights::Weights;
+use xdit_core::{Error, Result};
+use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
+
+use crate::layers::{FeedForward, Heads, packed_outputs, patch_embedding, rows};
+use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
+
+/// Of every norm.
+const EPS: f64 = 1e-6;
+
+/// The options of `transformer/config.json`.
+#[derive(Clone, Debug)]
+pub struct Sd3Config {
+    /// Sizes the engine needs.
+    pub spec: Spec,
+    /// Latent pixels a side of the image that the model was trained for.
+    pub sample_size: usize,
+    /// Features of a text token.
+    pub joint_attention_dim: usize,
+    /// Features of the pooled text.
+    pub pooled_projection_dim: usize,
+    /// Tokens a side of the largest image that has positions.
+    pub pos_embed_max_size: usize,
+    /// Blocks with a second attention, of the image alone.
+    pub dual_attention_layers: Vec<usize>,
+    /// Whether queries and keys are normalised.
+    pub qk_norm: bool,
+}
+
+impl Sd3Config {
+    /// Takes the options from `config`.
+    ///
+    /// # Errors
+    /// If one is malformed, unknown, or has a value that is not supported.
+    pub fn read(mut config: Config) -> Result<Self> {
+        let spec = Spec {
+            patch: config.take("patch_size", 2)?,
+            channels: config.take("in_channels", 16)?,
+            blocks: config.take("num_layers", 18)?,
+            heads: config.take("num_attention_heads", 18)?,
+            head_dim: config.take("attention_head_dim", 64)?,
+            skips: Vec::new(),
+        };
+        config.only("caption_projection_dim", &[spec.dim().into()])?;
+        config.only("out_channels", &[spec.channels.into()])?;
+        let qk_norm = config.optional::<String>("qk_norm")?;
+        if let Some(norm) = qk_norm.as_deref().filter(|&norm| norm != "rms_norm") {
+            return Err(Error::failure(format!("option `qk_norm` = `{norm}` is not supported"))
+                .hint("supported: `rms_norm`, or none"));
+        }
+        let this = Self {
+            sample_size: config.take("sample_size", 128)?,
+            joint_attention_dim: config.take("joint_attention_dim", 4096)?,
+            pooled_projection_dim: config.take("pooled_projection_dim", 2048)?,
+            pos_embed_max_size: config.take("pos_embed_max_size", 96)?,
+            dual_attention_layers: config.take("dual_attention_layers", Vec::new())?,
+            qk_norm: qk_norm.is_some(),
+            spec,
+        };
+        if this.spec.blocks == 0 || this.spec.patch == 0 || this.pos_embed_max_size == 0 {
+            return Err(Error::failure(format!(
+                "a Stable Diffusion 3 transformer cannot have `num_layers` {}, `patch_size` {} and \
+                 `pos_embed_max_size` {}",
+                this.spec.blocks, this.spec.patch, this.pos_embed_max_size
+            )));
+        }
+        config.finish()?;
+        Ok(this)
+    }
+}
+
+/// What one guidance branch is conditioned on.
+#[derive(Clone, Debug)]
+pub struct Conditions {
+    /// Text embeddings `[b, nt, joint_attention_dim]`.
+    pub text: Tensor<3>,
+    /// The pooled text `[b, pooled_projection_dim]`.
+    pub pooled: Tensor<2>,
+}
+
+/// [`Conditions`] made ready for one timestep and the blocks that were loaded.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The text's tokens `[b, nt, dim]`, beside the first block.
+    text: Option<Tensor<3>>,
+    text_shape: [usize; 3],
+    blocks: Vec<Modulation>,
+    /// Scale and shift before the output, beside the last block: `[b, 2, dim]`.
+    output: Option<Tensor<3>>,
+}
+
+/// What the timestep and the pooled text make of the norms and gates of a block.
+#[derive(Clone, Debug)]
+struct Modulation {
+    /// Shift, scale and gate of attention, of the feed-forward, and of a second attention: `[b, 6 or 9, dim]`.
+    image: Tensor<3>,
+    /// Shift, scale and gate of attention and of the feed-forward `[b, 6, dim]`; in the last block, which changes
+    /// the text no more, scale and shift `[b, 2, dim]`.
+    text: Tensor<3>,
+}
+
+/// The transformer.
+#[derive(Clone, Debug)]
+pub struct Sd3 {
+    spec: Spec,
+    dtype: DType,
+    timestep_embedder: TimestepEmbedding,
+    /// Of the pooled text.
+    text_embedder: TimestepEmbedding,
+    /// Beside the first block.
+    input: Option<Input>,
+    /// Those that were loaded, from `first_block` on.
+    blocks: Vec<Block>,
+    first_block: usize,
+    /// Beside the last block.
+    output: Option<Output>,
+}
+
+/// What makes tokens of latents and of the text.
+#[derive(Clone, Debug)]
+struct Input {
+    patch_embedding: Linear,
+    position: PositionTable,
+    context_embedder: Linear,
+}
+
+/// What makes a prediction of the last block's tokens.
+#[derive(Clone, Debug)]
+struct Output {
+    /// Gives scale and shift.
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+impl Sd3 {
+    /// How the layers are cut where several devices share them: by heads, and by features of the feed-forward.
+    pub fn placements(config: &Sd3Config) -> Vec<(&'static str, Placement)> {
+        let unit = config.spec.head_dim;
+        let mut placements = Vec::new();
+        for name in ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"] {
+            placements.push((name, Placement::Outputs { unit }));
+        }
+        for name in ["to_out.0", "to_add_out"] {
+            placements.push((name, Placement::Inputs { unit }));
+        }
+        for name in ["ff.net.0.proj", "ff_context.net.0.proj"] {
+            placements.push((name, Placement::Outputs { unit: 1 }));
+        }
+        for name in ["ff.net.2", "ff_context.net.2"] {
+            placements.push((name, Placement::Inputs { unit: 1 }));
+        }
+        placements
+    }
+
+    /// Takes the model from the weights of a `transformer/` folder.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load(config: &Sd3Config, weights: &Weights) -> Result<Self> {
+        let Spec { patch, channels, blocks: count, .. } = config.spec;
+        let dim = config.spec.dim();
+        let blocks = weights.blocks(count);
+        let deferred = weights.deferred();
+        let embedder = deferred.at("time_text_embed");
+        let input = || {
+            Ok(Input {
+                patch_embedding: patch_embedding(&weights.at("pos_embed.proj"), channels, patch, dim)?,
+                position: PositionTable::load(&weights.at("pos_embed"), config.pos_embed_max_size, dim)?,
+                context_embedder: deferred.linear("context_embedder", config.joint_attention_dim, dim)?,
+            })
+        };
+        let output = || {
+            let proj_out = weights.linear("proj_out", dim, patch * patch * channels)?;
+            Ok(Output {
+                norm_out: deferred.linear("norm_out.linear", dim, 2 * dim)?,
+                proj_out: proj_out.select_outputs(packed_outputs(channels, patch, channels)),
+            })
+        };
+        Ok(Self {
+            spec: config.spec.clone(),
+            dtype: weights.dtype(),
+            timestep_embedder: TimestepEmbedding::load(
+                &embedder.at("timestep_embedder"),
+                SINUSOID_WIDTH,
+                dim,
+            )?,
+            text_embedder: TimestepEmbedding::load(
+                &embedder.at("text_embedder"),
+                config.pooled_projection_dim,
+                dim,
+            )?,
+            input: (blocks.start == 0).then(input).transpose()?,
+            first_block: blocks.start,
+            output: (blocks.end == count).then(output).transpose()?,
+            blocks: blocks
+                .map(|index| Block::load(config, index, &weights.at("transformer_blocks").at(index)))
+                .collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Transformer for Sd3 {
+    type Conditions = Conditions;
+    type Context = Context;
+
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
+        let [b, text_tokens, _] = conditions.text.dims();
+        let (steps, dim) = (timesteps.len(), self.spec.dim());
+        let sinusoids = sinusoids(timesteps, &conditions.text.device()).cast(self.dtype);
+        let timestep = self.timestep_embedder.forward(sinusoids).reshape([steps, 1, dim]);
+        let pooled = self.text_embedder.forward(conditions.pooled.clone().cast(self.dtype));
+        let embedded = (timestep + pooled.reshape([1, b, dim])).reshape([steps * b, dim]);
+        let embedded = activate(Activation::Silu, embedded);
+        // All steps in one matrix product.
+        let modulation = |layer: &Linear| {
+            let rows = layer.forward(embedded.clone());
+            let count = rows.dims()[1] / dim;
+            rows.reshape([steps, b, count, dim])
+        };
+        let blocks: Vec<_> = self
+            .blocks
+            .iter()
+            .map(|block| [modulation(&block.norm1), modulation(&block.norm1_context)])
+            .collect();
+        let output = self.output.as_ref().map(|output| modulation(&output.norm_out));
+        let text = conditions.text.clone().cast(self.dtype);
+        let text = self.input.as_ref().map(|input| input.context_embedder.forward(text));
+        let context = |step| {
+            let at_step = |all: &Tensor<4>| all.clone().narrow(0, step, 1).squeeze_dim::<3>(0);
+            let of_block =
+                |[image, text]: &[Tensor<4>; 2]| Modulation { image: at_step(image), text: at_step(text) };
+            Context {
+                text: text.clone(),
+                text_shape: [b, text_tokens, dim],
+                blocks: blocks.iter().map(of_block).collect(),
+                output: output.as_ref().map(at_step),
+            }
+        };
+        (0..steps).map(context).collect()
+    }
+
+    fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
+        Some(context.text_shape)
+    }
+
+    fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
+        let input = self.input.as_ref().expect("the first block is here");
+        let x = input.patch_embedding.forward(latents.x.clone().cast(self.dtype));
+        let x = x + input.position.embed(&latents.positions);
+        Hidden::new(latents.with(x), context.text.clone())
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        context: &Context,
+        attention: &mut dyn Attention,
+    ) -> Hidden {
+        let Tokens { x, positions } = hidden.image;
+        let place = index - self.first_block;
+        let (x, text) = self.blocks[place].forward(index, x, hidden.text, &context.blocks[place], attention);
+        Hidden::new(Tokens { x, positions }, text)
+    }
+
+    fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
+        let output = self.output.as_ref().expect("the last block is here");
+        let modulation = context.output.as_ref().expect("the last block is here");
+        let [scale, shift] = rows(modulation, 0);
+        output.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, EPS)).cast(DType::F32)
+    }
+}
+
+/// A table of positions, of which an image takes the middle.
+#[derive(Clone, Debug)]
+struct PositionTable {
+    /// `[side · side, dim]`, row by row.
+    table: Tensor<2>,
+    side: usize,
+}
+
+impl PositionTable {
+    fn load(weights: &Weights, side: usize, dim: usize) -> Result<Self> {
+        let table = weights.tensor("pos_embed", [1, side * side, dim])?.squeeze_dim(0);
+        Ok(Self { table, side })
+    }
+
+    /// # Shapes
+    /// Result `[1, n, dim]`.
+    fn embed(&self, positions: &Positions) -> Tensor<3> {
+        let [top, left] = positions.extent().map(|extent| (self.side - extent) / 2);
+        let place = |&[row, column]: &[u32; 2]| (top + row as usize) * self.side + left + column as usize;
+        let places: Vec<i32> = positions.ids().iter().map(|id| place(id) as i32).collect();
+        let places = TensorData::new(places, [positions.ids().len()]);
+        let places = Tensor::<1, Int>::from_data(places, (&self.table.device(), DType::I32));
+        self.table.clone().select(0, places).unsqueeze()
+    }
+}
+
+/// One block: modulated joint attention of image and text, in some blocks a second one of the image alone, and a
+/// modulated feed-forward for each stream.
+#[derive(Clone, Debug)]
+struct Block {
+    /// Gives the image's modulation.
+    norm1: Linear,
+    /// Gives the text's modulation.
+    norm1_context: Linear,
+    attn: Projections,
+    /// The text's part of the joint attention.
+    attn_context: Projections,
+    attn2: Option<Projections>,
+    ff: FeedForward,
+    /// Absent in the last block, where the text is only attended to.
+    ff_context: Option<FeedForward>,
+}
+
+impl Block {
+    fn load(config: &Sd3Config, index: usize, weights: &Weights) -> Result<Self> {
+        let dim = config.spec.dim();
+        let (is_dual, is_last) =
+            (config.dual_attention_layers.contains(&index), index + 1 == config.spec.blocks);
+        let modulation = |name, rows| weights.deferred().linear(format!("{name}.linear"), dim, rows * dim);
+        let image = |attn| Projections::load(config, &weights.at(attn), IMAGE_PROJECTIONS, Some("to_out.0"));
+        let text_out = (!is_last).then_some("to_add_out");
+        Ok(Self {
+            norm1: modulation("norm1", if is_dual { 9 } else { 6 })?,
+            norm1_context: modulation("norm1_context", if is_last { 2 } else { 6 })?,
+            attn: image("attn")?,
+            attn_context: Projections::load(config, &weights.at("attn"), TEXT_PROJECTIONS, text_out)?,
+            attn2: is_dual.then(|| image("attn2")).transpose()?,
+            ff: FeedForward::load(&weights.at("ff"), dim)?,
+            ff_context: (!is_last).then(|| FeedForward::load(&weights.at("ff_context"), dim)).transpose()?,
+        })
+    }
+
+    /// # Shapes
+    /// `image`: `[b, n, dim]`, `text`: `[b, nt, dim]`, as the results.
+    fn forward(
+        &self,
+        index: usize,
+        image: Tensor<3>,
+        text: Option<Tensor<3>>,
+        modulation: &Modulation,
+        attention: &mut dyn Attention,
+    ) -> (Tensor<3>, Option<Tensor<3>>) {
+        let [shift, scale, gate] = rows(&modulation.image, 0);
+        let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
+        let text_qkv = text.as_ref().map(|text| {
+            let [shift, scale] = self.text_attention_modulation(modulation);
+            self.attn_context.qkv(layer_norm_modulate(text.clone(), shift, scale, EPS))
+        });
+        let (y, text_y) = attention.attend(Site { block: index, layer: 0 }, self.attn.qkv(y), text_qkv);
+        // The second attention sees what the first one saw.
+        let second = self.attn2.as_ref().map(|attn2| {
+            let [shift, scale, gate] = rows(&modulation.image, 6);
+            let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
+            let (y, _) = attention.attend(Site { block: index, layer: 1 }, attn2.qkv(y), None);
+            (gate, attn2.out(y))
+        });
+        let mut x = gated_residual(image, gate, self.attn.out(y));
+        if let Some((gate, y)) = second {
+            x = gated_residual(x, gate, y);
+        }
+        let x = modulated_feed_forward(&self.ff, x, &modulation.image);
+
+        let text = text.zip(text_y).zip(self.ff_context.as_ref()).map(|((text, y), ff)| {
+            let [gate] = rows(&modulation.text, 2);
+            let text = gated_residual(text, gate, self.attn_context.out(y));
+            modulated_feed_forward(ff, text, &modulation.text)
+        });
+        (x, text)
+    }
+
+    /// Shift and scale of the text before attention.
+    fn text_attention_modulation(&self, modulation: &Modulation) -> [Tensor<3>; 2] {
+        match self.ff_context {
+            Some(_) => rows(&modulation.text, 0),
+            None => {
+                let [scale, shift] = rows(&modulation.text, 0);
+                [shift, scale]
+            }
+        }
+    }
+}
+
+/// A stream's feed-forward with its residual connection.
+fn modulated_feed_forward(ff: &FeedForward, x: Tensor<3>, modulation: &Tensor<3>) -> Tensor<3> {
+    let [shift, scale, gate] = rows(modulation, 3);
+    let y = ff.forward(layer_norm_modulate(x.clone(), shift, scale, EPS));
+    gated_residual(x, gate, y)
+}
+
+/// The projections of the image's stream, and the norms of its queries and keys.
+const IMAGE_PROJECTIONS: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
+
+/// Those of the text's stream.
+const TEXT_PROJECTIONS: [&str; 5] =
+    ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
+
+/// The linear layers around the attention of one stream, and the norms of its queries and keys.
+#[derive(Clone, Debug)]
+struct Projections {
+    heads: Heads,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    /// Each `[head_dim]`.
+    qk_norm: Option<[Tensor<1>; 2]>,
+    /// Absent where nobody takes the result.
+    out: Option<Linear>,
+}
+
+impl Projections {
+    fn load(
+        config: &Sd3Config,
+        weights: &Weights,
+        [q, k, v, norm_q, norm_k]: [&str; 5],
+        out: Option<&str>,
+    ) -> Result<Self> {
+        let (dim, head_dim) = (config.spec.dim(), config.spec.head_dim);
+        let norm = |name| weights.at(name).tensor("weight", [head_dim]);
+        Ok(Self {
+            heads: Heads { head_dim },
+            q: weights.linear(q, dim, dim)?,
+            k: weights.linear(k, dim, dim)?,
+            v: weights.linear(v, dim, dim)?,
+            qk_norm: config.qk_norm.then(|| Ok([norm(norm_q)?, norm(norm_k)?])).transpose()?,
+            out: out.map(|out| weights.linear(out, dim, dim)).transpose()?,
+        })
+    }
+
+    /// # Shapes
+    /// `x`: `[b, n, dim]`.
+    fn qkv(&self, x: Tensor<3>) -> Qkv {
+        let q = self.heads.split(self.q.forward(x.clone()));
+        let k = self.heads.split(self.k.forward(x.clone()));
+        let v = self.heads.split(self.v.forward(x));
+        let Some([norm_q, norm_k]) = &self.qk_norm else { return Qkv { q, k, v } };
+        let norm = |x, weight: &Tensor<1>| rms_norm(x, Some(weight.clone()), EPS);
+        Qkv { q: norm(q, norm_q), k: norm(k, norm_k), v }
+    }
+
+    /// # Shapes
+    /// `[b, n, h, d]` to `[b, n, dim]`.
+    fn out(&self, y: Tensor<4>) -> Tensor<3> {
+        let out = self.out.as_ref().expect("the result is asked for where there is a use for it");
+        out.forward(self.heads.join(y))
+    }
+}
