@@ -4,11 +4,13 @@
 pub mod autoencoder_kl;
 pub mod caption;
 pub mod component;
+pub mod flux;
 pub mod latent_diffusion;
 pub mod pixart;
 pub mod pixart_pipeline;
 pub mod position;
 pub mod resolution;
+pub mod rotary;
 pub mod t5;
 pub mod tiling;
 pub mod timestep;
