@@ -1,5 +1,5 @@
-//! What the integration tests share: golden cases, a toy transformer with its oracle, and how far two tensors are
-//! apart.
+//! What the integration tests share: golden cases, a toy transformer with its oracle and worlds to run it in, and how
+//! far two tensors are apart.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,8 @@ use xdit_core::weights::Weights;
 
 pub mod oracle;
 pub mod toy;
+pub mod watchdog;
+pub mod world;
 
 /// The folder of the golden data.
 pub fn goldens() -> PathBuf {
@@ -110,6 +112,12 @@ pub fn component<C, M>(
     let model = load(&config, &weights).unwrap_or_else(|e| panic!("{e}"));
     weights.finish().unwrap_or_else(|e| panic!("{e}"));
     (config, model)
+}
+
+/// The bits of all values: NaN is equal to itself, and 0 is not −0.
+pub fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
+    let values = tensor.to_data().try_to_vec::<f32>().expect("an f32 tensor");
+    values.into_iter().map(f32::to_bits).collect()
 }
 
 /// ‖actual − expected‖ / ‖expected‖, in f64.

@@ -51,6 +51,17 @@ enum Event {
     Step(usize),
 }
 
+impl Event {
+    /// Passes it on to who listens to a run of `steps` steps.
+    fn tell(self, observer: &mut dyn Observer, steps: usize) {
+        match self {
+            Self::Begin(phase) => observer.begin(phase),
+            Self::End(phase) => observer.end(phase),
+            Self::Step(done) => observer.step(done, steps),
+        }
+    }
+}
+
 /// Denoises all pictures of `job`; ranks are threads of this process. With one rank, this thread is it.
 ///
 /// # Errors
@@ -61,13 +72,8 @@ where
     T::Conditions: Send + Sync,
 {
     let (size, steps) = (job.plan.mesh.size(), job.scheduler.timesteps().len());
-    let mut tell = |event| match event {
-        Event::Begin(phase) => observer.begin(phase),
-        Event::End(phase) => observer.end(phase),
-        Event::Step(done) => observer.step(done, steps),
-    };
     if size == 1 {
-        return rank(&local(), &job, &mut tell);
+        return run_rank(&local(), &job, observer);
     }
     let (events, heard) = channel();
     let job = Arc::new(job);
@@ -77,12 +83,28 @@ where
         rank(&world, &job, &mut |event| drop(events.send(event)))
     };
     let ranks = std::thread::spawn(move || run_ranks(size, &Options::default(), work));
-    heard.into_iter().for_each(&mut tell);
+    heard.into_iter().for_each(|event: Event| event.tell(observer, steps));
     let latents = ranks.join().map_err(|_| Error::failure("the launcher of the ranks panicked"))?;
     Ok(latents.map_err(first_cause)?.concat())
 }
 
-/// What one rank does. Returns latents on the first rank of each data-parallel share only.
+/// Does what one rank of `world` does for `job`. Every rank calls it, wherever it runs.
+///
+/// Returns the latents of a data-parallel share's pictures on the first rank of the share, and none on the others.
+/// One rank of the world tells of its progress.
+///
+/// # Errors
+/// If the plan is for another number of ranks, the share cannot be loaded, or a transfer fails: then the error names
+/// operation, group and rank.
+pub fn run_rank<T: Transformer>(
+    world: &Comm,
+    job: &Job<T>,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Tokens>> {
+    let steps = job.scheduler.timesteps().len();
+    rank(world, job, &mut |event| event.tell(observer, steps))
+}
+
 fn rank<T: Transformer>(world: &Comm, job: &Job<T>, tell: &mut dyn FnMut(Event)) -> Result<Vec<Tokens>> {
     catch(|| {
         let plan = &job.plan;

@@ -1,0 +1,161 @@
+//! Failure injection into whole runs: under every seed each rank ends as in a sound network, bit for bit, or with an
+//! error that names its place, in bounded time.
+//!
+//! No protocol can promise that all ranks learn of a failure: the last message may be the one that is lost. So a rank
+//! whose part was complete by then may end well beside others that fail; the run as a whole does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use xdit_comm::sim::FaultKind;
+use xdit_comm::{Options, Outcome, Report, Sim, launch};
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::{ParallelConfig, Plan};
+use xdit_core::parallel::run::{Job, run_rank};
+use xdit_tests::bits;
+use xdit_tests::toy::{Kind, Subject, Toy};
+use xdit_tests::watchdog::Watchdog;
+
+const SEEDS: u64 = 1_000;
+/// On each wait, in simulated time.
+const LIMIT: Duration = Duration::from_secs(1);
+/// On a whole run, in simulated time: the longest stall, a wait, and what is under way for sound reasons.
+const BOUND: Duration = Duration::from_secs(5);
+/// On a seed, in real time: a thousand times what one takes.
+const HANGS: Duration = Duration::from_secs(60);
+
+/// What a rank may say of a failed transfer.
+const OPERATIONS: [&str; 6] = ["all_reduce(sum)", "all_gather", "all_to_all", "send", "recv", "send_recv"];
+const GROUPS: [&str; 6] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp"];
+
+/// Bits of the latents of a rank's pictures, or how it failed.
+type End = Result<Vec<Vec<u32>>, String>;
+
+/// One mesh, and how a run on it ends without faults.
+struct World {
+    name: String,
+    job: Arc<Job<Toy>>,
+    size: usize,
+    sound: Vec<End>,
+    /// Operations of the rank that has most.
+    operations: u64,
+}
+
+impl World {
+    fn new(kind: Kind, degrees: &[(Axis, usize)], patches: usize, distrifusion: bool) -> Self {
+        let text_tokens = if degrees.contains(&(Axis::Cfg, 2)) { vec![1, 2] } else { vec![2] };
+        let mut subject = Subject { grid: [3, 5], steps: 2, text_tokens, ..Subject::new(kind) };
+        subject.spec.heads = 2;
+        subject.spec.blocks = 4.min(degrees.iter().map(|(_, degree)| *degree).max().unwrap_or(1));
+        let mesh = degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree));
+        let config = ParallelConfig {
+            mesh,
+            patches: Some(patches),
+            warmup_steps: 0,
+            distrifusion,
+            ..ParallelConfig::default()
+        };
+        let plan = Plan::new(&config, &subject.work()).unwrap();
+        let name = format!("{kind:?} on {mesh}, M = {patches}, distrifusion: {distrifusion}");
+        let (size, job) = (mesh.size(), Arc::new(subject.job(plan)));
+        let mut world = Self { name, job, size, sound: Vec::new(), operations: 0 };
+        let report = world.run(Options::default());
+        world.operations = report.traffic.iter().map(|rank| rank.total().calls).max().unwrap();
+        world.sound = report.outcomes.into_iter().map(end).collect();
+        assert!(world.sound.iter().all(Result::is_ok), "{}: {:?}", world.name, world.sound);
+        world
+    }
+
+    fn run(&self, options: Options) -> Report<Vec<Vec<u32>>, xdit_core::Error> {
+        let job = self.job.clone();
+        launch(self.size, &options, move |world| {
+            Ok(run_rank(&world, &job, &mut ())?.iter().map(|latents| bits(&latents.x)).collect())
+        })
+    }
+}
+
+fn end(outcome: Outcome<Vec<Vec<u32>>, xdit_core::Error>) -> End {
+    match outcome {
+        Outcome::Done(latents) => Ok(latents),
+        Outcome::Failed(error) => Err(error.to_string()),
+        other => panic!("no rank panics or goes on for ever: {other:?}"),
+    }
+}
+
+fn worlds() -> Vec<World> {
+    use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
+    vec![
+        World::new(Kind::Joint, &[(Pipeline, 2)], 2, false),
+        World::new(Kind::Alone, &[(Pipeline, 4)], 4, false),
+        World::new(Kind::Joint, &[(Ulysses, 2)], 1, false),
+        World::new(Kind::Joint, &[(Ring, 3)], 1, false),
+        World::new(Kind::Cross, &[(Tensor, 2)], 1, false),
+        World::new(Kind::Joint, &[(Pipeline, 2), (Ulysses, 2)], 3, false),
+        World::new(Kind::Alone, &[(Cfg, 2), (Pipeline, 2)], 2, false),
+        World::new(Kind::Joint, &[(Ring, 2)], 1, true),
+        World::new(Kind::Alone, &[(Ring, 2), (Tensor, 2)], 2, false),
+        World::new(Kind::Alone, &[(Cfg, 2), (Pipeline, 2), (Ulysses, 2)], 2, false),
+    ]
+}
+
+/// Whether `error` names an operation and a group, and `rank` as the one that says so.
+fn is_named(error: &str, rank: usize) -> bool {
+    let named = || {
+        let (operation, rest) = error.strip_prefix('`')?.split_once("` over `")?;
+        let (group, rest) = rest.split_once('`')?;
+        let here = rest.strip_prefix(&format!(" on rank {rank}: "))?;
+        Some(OPERATIONS.contains(&operation) && GROUPS.contains(&group) && !here.is_empty())
+    };
+    named() == Some(true)
+}
+
+#[test]
+fn a_thousand_seeds_end_well_or_with_named_errors() {
+    let watchdog = Watchdog::new(HANGS);
+    let worlds = worlds();
+    let [mut well, mut dead, mut lost, mut late, mut beside] = [0; 5];
+    for seed in 0..SEEDS {
+        let world = &worlds[(seed % worlds.len() as u64) as usize];
+        let what = format!("seed {seed}, {}", world.name);
+        watchdog.watch(&*what);
+        let sim = Sim::hostile(seed, world.size, world.operations);
+        let run = || {
+            let report = world.run(Options::default().timeout(LIMIT).sim(sim.clone()));
+            assert!(report.elapsed <= BOUND, "{what}: took {:?}", report.elapsed);
+            assert_eq!(report.unreceived, None, "{what}");
+            (report.elapsed, report.failures, report.outcomes.into_iter().map(end).collect::<Vec<_>>())
+        };
+        let (elapsed, failures, ends) = run();
+        for (rank, (end, sound)) in ends.iter().zip(&world.sound).enumerate() {
+            match end {
+                Ok(_) => assert_eq!(end, sound, "{what}: rank {rank} computes something else"),
+                Err(error) => assert!(is_named(error, rank), "{what}: rank {rank} says: {error}"),
+            }
+        }
+        let failed = ends.iter().filter(|end| end.is_err()).count();
+        let fault = sim.faults.first();
+        match fault.map(|fault| fault.kind) {
+            _ if failed == 0 => well += 1,
+            Some(FaultKind::Die { .. }) => {
+                dead += 1;
+                assert_eq!(failures[0], fault.unwrap().rank, "{what}: the dead rank is the first cause");
+            }
+            Some(FaultKind::Stall(_)) => late += 1,
+            None => lost += 1,
+        }
+        beside += if failed > 0 { ends.len() - failed } else { 0 };
+        let harmless = match fault {
+            None => sim.loss == 0.0,
+            Some(fault) => matches!(fault.kind, FaultKind::Stall(duration) if duration < LIMIT / 2),
+        };
+        assert!(!harmless || failed == 0, "{what}: {ends:?}");
+        if seed % 8 == 3 {
+            assert_eq!(run(), (elapsed, failures, ends), "{what}: another outcome the second time");
+        }
+    }
+    println!(
+        "of {SEEDS} seeds {well} end well; with errors {dead} after a death, {lost} after a loss, {late} after a stall; \
+         {beside} ranks ended well beside a failed one"
+    );
+    assert!(well > 300 && dead > 50 && lost > 50 && late > 50);
+}
