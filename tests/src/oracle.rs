@@ -29,12 +29,26 @@ pub enum Fault {
     PositionsLost,
 }
 
+/// How the patches of a picture take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turns {
+    /// Into how many patches the picture is cut.
+    pub patches: usize,
+    /// Steps at the start in which the picture is whole.
+    pub warmup_steps: usize,
+    /// Whether patches see each other as they were a step ago (DistriFusion), rather than as they are (PipeFusion).
+    /// The first step after the warm-up is whole, too: it has no keys of an earlier one.
+    pub displaced: bool,
+}
+
 /// Attention of some tokens to the latest keys of all tokens that have been seen.
 #[derive(Default)]
 struct Remembering {
     /// The tokens of this pass.
     tokens: Range<usize>,
     image: HashMap<Site, [Tensor<4>; 2]>,
+    /// All of the step before, if that is what patches see of each other.
+    before: Option<HashMap<Site, [Tensor<4>; 2]>>,
     text: HashMap<Site, [Tensor<4>; 2]>,
     fault: Option<Fault>,
 }
@@ -60,12 +74,17 @@ impl Remembering {
 
 impl Attention for Remembering {
     fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
-        let mut kv = [image.k, image.v];
-        if let Some([k, v]) = self.image.get(&site).filter(|_| !self.has(Fault::CacheLost)) {
-            let [fresh_k, fresh_v] = kv;
-            kv = [self.replace(k, fresh_k), self.replace(v, fresh_v)];
-        }
-        self.image.insert(site, kv.clone());
+        let fresh = [image.k, image.v];
+        let beside = |others: &HashMap<Site, [Tensor<4>; 2]>| match others.get(&site) {
+            Some([k, v]) if !self.has(Fault::CacheLost) => {
+                let [fresh_k, fresh_v] = fresh.clone();
+                [self.replace(k, fresh_k), self.replace(v, fresh_v)]
+            }
+            _ => fresh.clone(),
+        };
+        let mut kv = beside(self.before.as_ref().unwrap_or(&self.image));
+        let latest = beside(&self.image);
+        self.image.insert(site, latest);
         if self.has(Fault::KeysMoved) {
             let n = kv[0].dims()[1];
             let [first, rest] = [kv[0].clone().narrow(1, 0, 1), kv[0].clone().narrow(1, 1, n - 1)];
@@ -103,8 +122,7 @@ fn attention(q: Tensor<4>, [k, v]: [Tensor<4>; 2]) -> Tensor<4> {
     softmax(scores, 3).matmul(v).swap_dims(1, 2)
 }
 
-/// Denoises one picture: whole in the first `warmup_steps` steps, then as `patches` patches that take turns. One
-/// patch is the serial model.
+/// Denoises one picture: whole at the start, then patch by patch. One patch is the serial model.
 ///
 /// # Shapes
 /// `noise` and the result: `[b, n, c]`.
@@ -113,7 +131,7 @@ pub fn denoise<T: Transformer>(
     scheduler: &dyn Scheduler,
     guidance: &Guidance<T::Conditions>,
     noise: &Tokens,
-    (patches, warmup_steps): (usize, usize),
+    Turns { patches, warmup_steps, displaced }: Turns,
     fault: Option<Fault>,
 ) -> Tensor<3> {
     let spans = split::even(noise.x.dims()[1], patches);
@@ -127,8 +145,12 @@ pub fn denoise<T: Transformer>(
         .iter()
         .map(|conditions| transformer.contexts(conditions, scheduler.timesteps()))
         .collect();
+    let whole_steps = warmup_steps + usize::from(displaced);
     for step in 0..scheduler.timesteps().len() {
-        let turns = if step < warmup_steps { 1 } else { patches };
+        let turns = if step < whole_steps { 1 } else { patches };
+        for attention in attentions.iter_mut().filter(|_| displaced) {
+            attention.before = Some(attention.image.clone());
+        }
         for turn in split::even(patches, turns) {
             let tokens = spans[turn.start].start..spans[turn.end - 1].end;
             let sample = Tensor::cat(samples[turn.clone()].to_vec(), 1);
@@ -139,7 +161,7 @@ pub fn denoise<T: Transformer>(
                 let seen = if fault == Some(Fault::PositionsLost) { 0..tokens.len() } else { tokens.clone() };
                 let positions = noise.positions.select(&[seen]);
                 let mut hidden = transformer.embed(Tokens { x, positions }, context);
-                if tokens.start > 0 {
+                if tokens.start > 0 && !displaced {
                     hidden.text = None;
                 }
                 for block in 0..transformer.spec().blocks {

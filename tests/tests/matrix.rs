@@ -11,8 +11,9 @@ use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan};
 use xdit_core::parallel::run::{Share, run};
 use xdit_core::placement::TensorShare;
-use xdit_tests::oracle::{self, Fault};
+use xdit_tests::oracle::{self, Fault, Turns};
 use xdit_tests::toy::{Kind, Subject, Toy};
+use xdit_tests::world::meshes;
 use xdit_tests::{assert_close, relative_l2};
 
 /// Of final latents: f32 sums in another order, through all blocks and steps.
@@ -21,16 +22,8 @@ const TOLERANCE: f64 = 1e-5;
 const VISIBLE: f64 = 1e-3;
 const MAX_RANKS: usize = 8;
 const PATCHES: [usize; 5] = [1, 2, 3, 4, 8];
-
-/// All meshes of up to `max_ranks` ranks without data parallelism, which does not touch a picture.
-fn meshes(max_ranks: usize) -> Vec<Mesh> {
-    let axes = [Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor];
-    axes.iter().fold(vec![Mesh::default()], |meshes, &axis| {
-        let degrees = if axis == Axis::Cfg { 1..=2 } else { 1..=max_ranks };
-        let longer = |mesh: &Mesh| degrees.clone().map(|degree| mesh.with(axis, degree)).collect::<Vec<_>>();
-        meshes.iter().flat_map(longer).filter(|mesh| mesh.size() <= max_ranks).collect()
-    })
-}
+/// Without data parallelism, which does not touch a picture.
+const AXES: [Axis; 5] = [Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor];
 
 /// Blocks of each stage, the longest stage last: the opposite of an even split.
 fn uneven(blocks: usize, stages: usize) -> Option<Vec<usize>> {
@@ -46,7 +39,7 @@ fn latents(subject: &Subject, plan: &Plan) -> Tensor<3> {
 }
 
 fn expected(subject: &Subject, patches: usize, warmup_steps: usize, fault: Option<Fault>) -> Tensor<3> {
-    let (toy, turns) = (Toy::whole(subject), (patches, warmup_steps));
+    let (toy, turns) = (Toy::whole(subject), Turns { patches, warmup_steps, displaced: false });
     oracle::denoise(&toy, &*subject.scheduler(), &subject.guidance(), &subject.noise(), turns, fault)
 }
 
@@ -68,7 +61,7 @@ fn check_all(subject: &Subject) {
                     "M = {patches}, W = {warmup_steps}: keys of an earlier step must show"
                 );
             }
-            for (index, mesh) in meshes(MAX_RANKS).into_iter().enumerate() {
+            for (index, mesh) in meshes(&AXES, MAX_RANKS).into_iter().enumerate() {
                 let [pipeline, ulysses, tensor] =
                     [Axis::Pipeline, Axis::Ulysses, Axis::Tensor].map(|axis| mesh.degree(axis));
                 let blocks = subject.spec.blocks;

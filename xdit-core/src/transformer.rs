@@ -37,7 +37,7 @@ pub struct Hidden {
     /// The image's tokens.
     pub image: Tokens,
     /// The text's tokens `[b, n, c]`, in models whose blocks change them. Where the image goes through the blocks
-    /// patch by patch, the text goes with the first patch only, and this is `None` for the others.
+    /// patch by patch, the text may go with the first patch only, and this is `None` for the others.
     pub text: Option<Tensor<3>>,
     /// What earlier blocks gave for later ones, by the index of the block that takes it: [`Spec::skips`].
     pub skips: BTreeMap<usize, Tensor<3>>,

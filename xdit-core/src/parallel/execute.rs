@@ -202,11 +202,18 @@ impl<'a, T: Transformer> Walker<'a, T> {
         [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
     }
 
-    /// The text that `branch` has beside `patches`. It goes once a step, with the first patch; the others see its
-    /// keys and values in the cache.
+    /// Whether the text goes through the blocks beside `patches`. It goes once a step, with the first patch, and the
+    /// others see its keys and values in the cache. In DistriFusion each patch stands for a rank, which has a text of
+    /// its own.
+    fn brings_text(&self, patches: &Range<usize>) -> bool {
+        patches.start == 0 || self.plan.distrifusion
+    }
+
+    /// The text that `branch` has beside `patches`.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
         // It does not change over the steps.
-        self.transformer.text_shape(&self.contexts[branch][0]).filter(|_| patches.start == 0)
+        let text = self.transformer.text_shape(&self.contexts[branch][0]);
+        text.filter(|_| self.brings_text(patches))
     }
 
     /// Posts the receives of `actions` that have not been posted yet.
@@ -268,7 +275,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let positions = self.positions.select(&self.shards[patches.clone()]);
                 let context = &self.contexts[*branch][*step];
                 let Hidden { image, text, skips } = self.transformer.embed(Tokens { x, positions }, context);
-                self.hidden = Some(Hidden { image, text: text.filter(|_| patches.start == 0), skips });
+                self.hidden = Some(Hidden { image, text: text.filter(|_| self.brings_text(patches)), skips });
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });

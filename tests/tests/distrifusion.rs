@@ -1,0 +1,148 @@
+//! DistriFusion on every mesh of up to eight ranks, and on one rank with its patches, computes what the oracle computes.
+
+use burn::tensor::Tensor;
+use xdit_comm::Options;
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
+use xdit_core::tokens::Tokens;
+use xdit_tests::oracle::{self, Turns};
+use xdit_tests::toy::{Kind, Subject, Toy};
+use xdit_tests::world::{meshes, pictures, run_in};
+use xdit_tests::{bits, relative_l2};
+
+/// Of final latents: f32 sums in another order, through all blocks and steps.
+const TOLERANCE: f64 = 1e-5;
+/// What keys of another step make at least: a hundred times more.
+const VISIBLE: f64 = 1e-3;
+const MAX_RANKS: usize = 8;
+const AXES: [Axis; 5] = [Axis::Data, Axis::Cfg, Axis::Ring, Axis::Ulysses, Axis::Tensor];
+
+/// With a step more than elsewhere: the first one after the warm-up is synchronous, too.
+fn subject(kind: Kind) -> Subject {
+    Subject { steps: 4, ..Subject::new(kind) }
+}
+
+/// Different noise for each picture.
+fn noise(subject: &Subject, picture: usize) -> Tokens {
+    let noise = subject.noise();
+    let x = noise.x.clone().mul_scalar(1.0 - 0.3 * picture as f32);
+    noise.with(x)
+}
+
+fn expected(subject: &Subject, picture: usize, turns: Turns) -> Tensor<3> {
+    let (toy, noise) = (Toy::whole(subject), noise(subject, picture));
+    oracle::denoise(&toy, &*subject.scheduler(), &subject.guidance(), &noise, turns, None)
+}
+
+/// The plan for `mesh` and a picture for each of its data-parallel shares.
+fn plan(subject: &Subject, mesh: Mesh, patches: usize, warmup_steps: usize) -> xdit_core::Result<Plan> {
+    let config = ParallelConfig {
+        mesh,
+        patches: Some(patches),
+        warmup_steps,
+        distrifusion: true,
+        ..ParallelConfig::default()
+    };
+    Plan::new(&config, &Work { images: mesh.degree(Axis::Data), ..subject.work() })
+}
+
+fn latents(subject: &Subject, plan: &Plan) -> Vec<Tensor<3>> {
+    let mut job = subject.job(plan.clone());
+    let images = plan.mesh.degree(Axis::Data);
+    job.guidance = vec![subject.guidance(); images];
+    job.noise = (0..images).map(|picture| noise(subject, picture)).collect();
+    pictures(run_in(job, &Options::default(), |world| world))
+}
+
+/// Runs every legal plan of `subject` and says how far the worst one is from the oracle.
+fn check_all(subject: &Subject) {
+    let (mut ran, mut refused, mut repeated, mut worst) = (0, 0, 0, 0.0_f64);
+    let mut wrong = Vec::new();
+    let mut check = |strips: usize, warmup_steps, oracles: &[Tensor<3>], mesh: Mesh, patches| {
+        let legal = mesh.degree(Axis::Ulysses) * mesh.degree(Axis::Tensor) <= subject.spec.heads
+            && strips * mesh.degree(Axis::Ulysses) <= subject.tokens();
+        let plan = plan(subject, mesh, patches, warmup_steps);
+        assert_eq!(plan.is_ok(), legal, "{mesh}, M = {patches}: {plan:?}");
+        let Ok(plan) = plan else {
+            refused += 1;
+            return;
+        };
+        ran += 1;
+        let actual = latents(subject, &plan);
+        assert_eq!(actual.len(), mesh.degree(Axis::Data));
+        for (actual, oracle) in actual.iter().zip(oracles) {
+            let error = relative_l2(actual, oracle);
+            worst = worst.max(error);
+            if error > TOLERANCE {
+                wrong.push(format!("{mesh}, M = {patches}, W = {warmup_steps}: {error:.1e}"));
+            }
+        }
+        if ran % 20 == 0 {
+            repeated += 1;
+            let again = latents(subject, &plan);
+            assert_eq!(
+                actual.iter().map(bits).collect::<Vec<_>>(),
+                again.iter().map(bits).collect::<Vec<_>>()
+            );
+        }
+    };
+    for strips in 2..=MAX_RANKS {
+        for warmup_steps in [0, 1, 2, subject.steps] {
+            let turns = Turns { patches: strips, warmup_steps, displaced: true };
+            let oracles: Vec<_> = (0..4).map(|picture| expected(subject, picture, turns)).collect();
+            for mesh in meshes(&AXES, MAX_RANKS) {
+                let alone = mesh.degree(Axis::Ring) == 1;
+                if mesh.degree(Axis::Ring) == strips
+                    || alone && mesh.degree(Axis::Data) == 1 && strips % 3 == 2
+                {
+                    check(strips, warmup_steps, &oracles, mesh, if alone { strips } else { 1 });
+                }
+            }
+        }
+    }
+    println!("{:?}: {ran} plans, worst {worst:.1e}; {refused} refused, {repeated} run twice", subject.kind);
+    assert!(ran > 150, "only {ran} plans");
+    assert!(wrong.is_empty(), "{} of {ran} plans are wrong:\n  {}", wrong.len(), wrong.join("\n  "));
+}
+
+#[test]
+fn self_attention_on_every_mesh() {
+    check_all(&subject(Kind::Alone));
+}
+
+#[test]
+fn cross_attention_on_every_mesh() {
+    check_all(&subject(Kind::Cross));
+}
+
+#[test]
+fn joint_attention_on_every_mesh() {
+    check_all(&subject(Kind::Joint));
+}
+
+/// What is of the step before shows, is not what PipeFusion has of it, and goes away with warm-up.
+#[test]
+fn keys_of_the_step_before_show() {
+    for kind in [Kind::Alone, Kind::Cross, Kind::Joint] {
+        let subject = subject(kind);
+        let serial = expected(&subject, 0, Turns { patches: 1, warmup_steps: 0, displaced: false });
+        for patches in 2..=MAX_RANKS {
+            for warmup_steps in 0..=subject.steps {
+                let turns = Turns { patches, warmup_steps, displaced: true };
+                let displaced = expected(&subject, 0, turns);
+                let stale = relative_l2(&displaced, &serial);
+                if warmup_steps + 1 >= subject.steps {
+                    assert!(stale <= TOLERANCE, "{kind:?}, {patches} strips: {stale:.1e} from serial");
+                    continue;
+                }
+                // Both have the same whole steps.
+                let pipefusion = Turns { warmup_steps: warmup_steps + 1, displaced: false, ..turns };
+                let other = relative_l2(&displaced, &expected(&subject, 0, pipefusion));
+                println!(
+                    "{kind:?}, {patches} strips, W = {warmup_steps}: {stale:.1e} from serial, {other:.1e} from PipeFusion"
+                );
+                assert!(stale > VISIBLE && other > VISIBLE);
+            }
+        }
+    }
+}
