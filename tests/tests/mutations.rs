@@ -1,0 +1,121 @@
+//! Mistakes inside the engine would show: what other tests compare is compared here once more, with a wrong message, or
+//! with wrong keys at one site of one rank. Each outweighs the tolerance of those tests a hundred times.
+
+mod decorators;
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use decorators::{Keys, MutantToy, Tampered, Wire};
+use xdit_comm::{Comm, Options};
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::{ParallelConfig, Plan};
+use xdit_core::parallel::run::Job;
+use xdit_tests::oracle::{self, Turns};
+use xdit_tests::relative_l2;
+use xdit_tests::toy::{Kind, Subject, Toy};
+use xdit_tests::world::{pictures, run_in};
+
+const TOLERANCE: f64 = 1e-5;
+const VISIBLE: f64 = 1e-3;
+/// Exchanges of DistriFusion in a step, with two branches and five blocks; hidden states of a pipeline are fewer.
+const STEP: usize = 10;
+
+/// A run of a toy of `kind`: everything that travels has the same size on all ranks, so that only numbers can tell.
+struct Run {
+    subject: Subject,
+    plan: Plan,
+}
+
+impl Run {
+    fn new(kind: Kind, axis: Axis, patches: usize, distrifusion: bool) -> Self {
+        let mut subject = Subject { grid: [4, 6], steps: 4, ..Subject::new(kind) };
+        subject.spec.heads = 6;
+        let mesh = Mesh::default().with(axis, 2);
+        let config = ParallelConfig {
+            mesh,
+            patches: Some(patches),
+            warmup_steps: 0,
+            distrifusion,
+            ..ParallelConfig::default()
+        };
+        let plan = Plan::new(&config, &subject.work()).unwrap();
+        Self { subject, plan }
+    }
+
+    /// How far the final latents are from the oracle's, with messages and keys as given.
+    fn error(&self, wire: Option<(&'static str, Wire)>, keys: Option<Keys>) -> f64 {
+        let Self { subject, plan } = self;
+        let turns = Turns { patches: plan.stale_patches(), warmup_steps: 0, displaced: plan.distrifusion };
+        let (toy, noise) = (Toy::whole(subject), subject.noise());
+        let expected = oracle::denoise(&toy, &*subject.scheduler(), &subject.guidance(), &noise, turns, None);
+        let of_ranks = subject.job(plan.clone());
+        let load = of_ranks.load;
+        let job = Job {
+            plan: of_ranks.plan,
+            load: Box::new(move |share| Ok(MutantToy { toy: load(share)?, keys })),
+            scheduler: of_ranks.scheduler,
+            guidance: of_ranks.guidance,
+            noise: of_ranks.noise,
+        };
+        let seen = move |world: Comm| match wire {
+            Some((group, wire)) => Arc::new(Tampered::new(world, group, wire)) as Comm,
+            None => world,
+        };
+        let [actual] = <[Tensor<3>; 1]>::try_from(pictures(run_in(job, &Options::default(), seen))).unwrap();
+        relative_l2(&actual, &expected)
+    }
+}
+
+/// What each method sends, one message in the wrong place or of the wrong time.
+#[test]
+fn wrong_messages_show() {
+    for (kind, axis, patches, distrifusion, group, wires) in [
+        (
+            Kind::Cross,
+            Axis::Ring,
+            1,
+            false,
+            "ring",
+            &[Wire::KeysMoved, Wire::ValuesFirst, Wire::Returned][..],
+        ),
+        (Kind::Joint, Axis::Ring, 1, true, "ring", &[Wire::KeysMoved, Wire::ValuesFirst, Wire::Late(STEP)]),
+        (Kind::Joint, Axis::Ulysses, 1, false, "ulysses", &[Wire::RanksMoved, Wire::Returned]),
+        (Kind::Alone, Axis::Tensor, 1, false, "tp", &[Wire::Returned]),
+        (Kind::Joint, Axis::Cfg, 1, false, "cfg", &[Wire::RanksMoved, Wire::Returned]),
+        (Kind::Joint, Axis::Pipeline, 3, false, "pp", &[Wire::Late(STEP)]),
+    ] {
+        let run = Run::new(kind, axis, patches, distrifusion);
+        let sound = run.error(Some((group, Wire::Sound)), None);
+        assert!(sound <= TOLERANCE, "{}{sound:.1e} without a mistake", run.plan);
+        for &wire in wires {
+            let error = run.error(Some((group, wire)), None);
+            println!(
+                "{kind:?}, {group}, distrifusion: {distrifusion}, {wire:?}: {error:.1e} ({sound:.0e} without)"
+            );
+            assert!(error > VISIBLE, "{group}: {wire:?} makes {error:.1e} only");
+        }
+    }
+}
+
+/// What a model hands to attention, wrong at one site, on all ranks or on one.
+#[test]
+fn wrong_keys_at_one_site_show() {
+    let all = [Keys::Moved, Keys::TextTwice, Keys::PaddingSeen, Keys::HeadsMoved];
+    for (axis, patches, distrifusion) in [
+        (Axis::Pipeline, 3, false),
+        (Axis::Ring, 1, false),
+        (Axis::Ring, 1, true),
+        (Axis::Ulysses, 2, false),
+        (Axis::Cfg, 1, false),
+    ] {
+        let run = Run::new(Kind::Joint, axis, patches, distrifusion);
+        let sound = run.error(None, None);
+        assert!(sound <= TOLERANCE, "{}{sound:.1e} without a mistake", run.plan);
+        for keys in all {
+            let error = run.error(None, Some(keys));
+            println!("{axis:?}, distrifusion: {distrifusion}, {keys:?}: {error:.1e} ({sound:.0e} without)");
+            assert!(error > VISIBLE, "{axis:?}: {keys:?} makes {error:.1e} only");
+        }
+    }
+}
