@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | Ulysses | `4 · n · hs · s · (U − 1)/U` | self-attention, guidance branch and step: queries, keys, values; the result |
 //! | ring | `2 · n · hs · s · (R − 1)` | self-attention, guidance branch and *pass*: keys and values, `R − 1` hops |
+//! | DistriFusion | `2 · n · hs · s · (R − 1)` | self-attention, guidance branch and step: keys and values; nothing in the last step, whose keys nobody will see |
 //! | PipeFusion | `(P − 1) · n · hs · s` | guidance branch and step: tokens between stages, whatever the number of blocks |
 //! | PipeFusion | `n · channels · s` | step: latents from the last stage to the first |
 //! | tensor | `2 · n · hs · s · T` | block, guidance branch and step: what ranks bring to the two sums |
@@ -15,14 +16,11 @@
 //! `T − 1` times. A synchronous step is one pass, another one a pass a patch. Only the ring counts passes: it takes
 //! keys of earlier steps round again for every patch. Patches do not change what the others send.
 
-use xdit_comm::{Comm, Count, Options, Traffic, launch};
-use xdit_core::Result;
-use xdit_core::parallel::execute::{Groups, denoise};
+use xdit_comm::{Count, Options, Traffic};
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan};
-use xdit_core::parallel::run::Share;
-use xdit_core::placement::TensorShare;
 use xdit_tests::toy::{Kind, Subject};
+use xdit_tests::world::run_in;
 
 /// For tokens and heads that do not divide.
 const TOLERANCE: f64 = 0.02;
@@ -36,22 +34,20 @@ fn subject() -> Subject {
     subject
 }
 
+/// What each rank sent.
+fn traffic_of(subject: &Subject, config: ParallelConfig) -> Vec<Traffic> {
+    let plan = Plan::new(&config, &subject.work()).unwrap();
+    let report = run_in(subject.job(plan), &Options::default(), |world| world);
+    let traffic = report.traffic.clone();
+    report.into_result().unwrap_or_else(|error| panic!("{error}"));
+    traffic
+}
+
 /// What all ranks together sent in the groups labelled `label`.
 fn traffic(subject: &Subject, mesh: Mesh, patches: usize, label: &str) -> Count {
     let config = ParallelConfig { mesh, patches: Some(patches), ..Default::default() };
-    let plan = Plan::new(&config, &subject.work()).unwrap();
-    let subject = subject.clone();
-    let report = launch(mesh.size(), &Options::default(), move |world: Comm| -> Result<()> {
-        let groups = Groups::new(&world, &plan)?;
-        let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-        let toy = subject.load(&Share { blocks: plan.stage(world.rank()), tensor });
-        let (scheduler, guidance, noise) = (subject.scheduler(), subject.guidance(), subject.noise());
-        denoise(&plan, &groups, &toy, &*scheduler, &guidance, &noise, &mut |_| {});
-        Ok(())
-    });
     let mut total = Traffic::default();
-    report.traffic.iter().for_each(|rank| total.merge(rank));
-    report.into_result().unwrap_or_else(|error| panic!("{error}"));
+    traffic_of(subject, config).iter().for_each(|rank| total.merge(rank));
     total.of_label(label)
 }
 
@@ -105,6 +101,93 @@ fn a_ring_sends_the_keys_it_knows() {
             };
             let sent = traffic(&subject, mesh, patches, "ring").sent_bytes;
             assert_bytes(&format!("ring {degree}, M = {patches}"), sent, layers * passes as f64 * image);
+        }
+    }
+}
+
+#[test]
+fn distrifusion_sends_keys_that_will_be_seen() {
+    let subject = subject();
+    let (n, hs) = (subject.tokens() as f64, subject.spec.dim() as f64);
+    let layers = subject.spec.blocks as f64 * 2.0;
+    for degree in [2, 3, 4, 5] {
+        for warmup_steps in 0..=subject.steps {
+            let mesh = Mesh::default().with(Axis::Ring, degree);
+            let config = ParallelConfig { mesh, warmup_steps, distrifusion: true, ..Default::default() };
+            let sent: u64 =
+                traffic_of(&subject, config).iter().map(|rank| rank.of_label("ring").sent_bytes).sum();
+            // A synchronous last step exchanges what it sees itself.
+            let exchanges = if warmup_steps + 1 < subject.steps { subject.steps - 1 } else { subject.steps };
+            let image = 2.0 * n * hs * S * (degree as f64 - 1.0);
+            let what = format!("distrifusion {degree}, W = {warmup_steps}");
+            assert_bytes(&what, sent, layers * exchanges as f64 * image);
+        }
+    }
+}
+
+/// One row of [`the_table_of_pipefusion`].
+struct Row {
+    method: &'static str,
+    axis: Axis,
+    label: &'static str,
+    distrifusion: bool,
+    /// Bytes a rank, a step and a guidance branch, as in the paper.
+    paper: f64,
+    /// What of it a rank sends here.
+    ours: f64,
+}
+
+/// Table 1 of PipeFusion's paper says what a step costs, with p tokens, hs features and L layers on N devices. Where
+/// that leaves out a factor, it is stated here.
+///
+/// # Source
+/// PipeFusion (Fang et al. 2024), the table of communication and memory cost.
+#[test]
+fn the_table_of_pipefusion() {
+    let mut subject = Subject { steps: 6, ..subject() };
+    (subject.spec.heads, subject.spec.blocks) = (8, 8);
+    let (p, hs, layers) = (subject.tokens() as f64, subject.spec.dim() as f64, subject.spec.blocks as f64);
+    let (steps, branches) = (subject.steps as f64, 2.0);
+    for degree in [2, 4, 8] {
+        let n = degree as f64;
+        // A rank keeps its own share of everything that it exchanges.
+        let others = (n - 1.0) / n;
+        let row = |method, axis: Axis, paper, ours| Row {
+            method,
+            axis,
+            label: axis.name(),
+            distrifusion: false,
+            paper: paper * p * hs * S,
+            ours,
+        };
+        let rows = [
+            // Two sums a block; an all-reduce in a ring sends what it is given 2(N − 1)/N times. Here each rank sends
+            // all it has to each other rank, N/2 times as much.
+            row("tensor", Axis::Tensor, 4.0 * layers, others * n / 2.0),
+            row("ring", Axis::Ring, 2.0 * layers, others),
+            // The last step sends nothing.
+            Row {
+                distrifusion: true,
+                ..row("distrifusion", Axis::Ring, 2.0 * layers, others * (steps - 1.0) / steps)
+            },
+            row("ulysses", Axis::Ulysses, 4.0 / n * layers, others),
+            // The paper counts what a stage takes and what it gives. The last stage gives latents, which are `channels`
+            // wide and serve all branches: of all ranks N − 1 give as much as they take.
+            row("pipefusion", Axis::Pipeline, 2.0, 0.5 * others),
+        ];
+        for Row { method, axis, label, distrifusion, paper, ours } in rows {
+            let mesh = Mesh::default().with(axis, degree);
+            let config = ParallelConfig { mesh, distrifusion, ..Default::default() };
+            let ranks = traffic_of(&subject, config);
+            let mut sent: Vec<_> = ranks.iter().map(|rank| rank.of_label(label).sent_bytes as f64).collect();
+            if axis == Axis::Pipeline {
+                let latents = steps * p * subject.spec.channels as f64 * S;
+                let last = sent.last_mut().expect("a last stage");
+                assert_eq!(*last, latents, "the last stage gives nothing else");
+                *last -= latents;
+            }
+            let a_step = sent.iter().sum::<f64>() / n / steps / branches;
+            assert_bytes(&format!("{method} on {degree}, a rank and step"), a_step as u64, paper * ours);
         }
     }
 }
