@@ -229,6 +229,31 @@ fn many_ranks_make_the_picture_of_one() {
     assert!(near(&hybrid, &pixels(&workspace.path("again.png"))), "nor does replaying on one rank");
 }
 
+/// As users of xDiT write it: eight ranks, and no synchronous step.
+#[test]
+fn the_hybrid_command_of_xdit() {
+    let workspace = Workspace::with_demo();
+    let steps = ["--num_inference_steps", "20", "--warmup_steps", "0"];
+    let run = |output: &str, degrees: &[&str]| {
+        let picture = ["generate", "--model", "demo", "--prompt", "a small cactus", "--output", output];
+        assert_eq!(
+            workspace.ok(&[&picture[..], &steps, degrees, &["--quiet"]].concat()),
+            format!("{output}\n")
+        );
+        pixels(&workspace.path(output))
+    };
+    let hybrid = ["--pipefusion_parallel_degree", "2", "--ulysses_degree", "2", "--use_cfg_parallel"];
+    let (width, height, hybrid) = run("hybrid.png", &hybrid);
+    // There are as many patches as stages.
+    let (.., one_rank) = run("one.png", &["--num_pipeline_patch", "2"]);
+    let (.., serial) = run("serial.png", &["--num_pipeline_patch", "1"]);
+    assert_eq!((width, height), (256, 256));
+    let apart = |other: &[u8]| hybrid.iter().zip(other).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    println!("{} from one rank, {} from the serial picture, of 255", apart(&one_rank), apart(&serial));
+    assert!(apart(&one_rank) <= 1, "the mesh shows: {} of 255", apart(&one_rank));
+    assert!(apart(&serial) > 1, "keys of an earlier step do not show");
+}
+
 #[test]
 fn a_plan_is_shown_and_nothing_is_made() {
     let workspace = Workspace::with_demo();
