@@ -120,10 +120,15 @@ fn joint_attention_on_every_mesh() {
     check_all(&subject(Kind::Joint));
 }
 
+#[test]
+fn skip_connections_on_every_mesh() {
+    check_all(&subject(Kind::UShaped));
+}
+
 /// What is of the step before shows, is not what PipeFusion has of it, and goes away with warm-up.
 #[test]
 fn keys_of_the_step_before_show() {
-    for kind in [Kind::Alone, Kind::Cross, Kind::Joint] {
+    for kind in [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped] {
         let subject = subject(kind);
         let serial = expected(&subject, 0, Turns { patches: 1, warmup_steps: 0, displaced: false });
         for patches in 2..=MAX_RANKS {

@@ -46,7 +46,9 @@ impl World {
         let text_tokens = if degrees.contains(&(Axis::Cfg, 2)) { vec![1, 2] } else { vec![2] };
         let mut subject = Subject { grid: [3, 5], steps: 2, text_tokens, ..Subject::new(kind) };
         subject.spec.heads = 2;
-        subject.spec.blocks = 4.min(degrees.iter().map(|(_, degree)| *degree).max().unwrap_or(1));
+        if kind != Kind::UShaped {
+            subject.spec.blocks = 2;
+        }
         let mesh = degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree));
         let config = ParallelConfig {
             mesh,
@@ -86,7 +88,7 @@ fn worlds() -> Vec<World> {
     use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
     vec![
         World::new(Kind::Joint, &[(Pipeline, 2)], 2, false),
-        World::new(Kind::Alone, &[(Pipeline, 4)], 4, false),
+        World::new(Kind::UShaped, &[(Pipeline, 4)], 4, false),
         World::new(Kind::Joint, &[(Ulysses, 2)], 1, false),
         World::new(Kind::Joint, &[(Ring, 3)], 1, false),
         World::new(Kind::Cross, &[(Tensor, 2)], 1, false),

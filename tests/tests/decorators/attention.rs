@@ -40,12 +40,12 @@ impl Transformer for MutantToy {
         self.toy.dtype()
     }
 
-    fn text_shape(&self, text: &Tensor<3>) -> Option<[usize; 3]> {
-        self.toy.text_shape(text)
+    fn contexts(&self, text: &Tensor<3>, timesteps: &[f32]) -> Vec<Context> {
+        self.toy.contexts(text, timesteps)
     }
 
-    fn context(&self, text: &Tensor<3>, timestep: f32) -> Context {
-        self.toy.context(text, timestep)
+    fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
+        self.toy.text_shape(context)
     }
 
     fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
