@@ -17,6 +17,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
+use crate::latent_diffusion::Published;
 use crate::layers::{FeedForward, Heads, packed_outputs, patch_embedding, rows};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
@@ -147,9 +148,19 @@ struct Output {
     proj_out: Linear,
 }
 
-impl Sd3 {
-    /// How the layers are cut where several devices share them: by heads, and by features of the feed-forward.
-    pub fn placements(config: &Sd3Config) -> Vec<(&'static str, Placement)> {
+impl Published for Sd3 {
+    type Config = Sd3Config;
+
+    fn read(config: Config) -> Result<Sd3Config> {
+        Sd3Config::read(config)
+    }
+
+    fn spec_of(config: &Sd3Config) -> &Spec {
+        &config.spec
+    }
+
+    /// By heads, and by features of the feed-forward.
+    fn placements(config: &Sd3Config) -> Vec<(&'static str, Placement)> {
         let unit = config.spec.head_dim;
         let mut placements = Vec::new();
         for name in ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"] {
@@ -167,11 +178,7 @@ impl Sd3 {
         placements
     }
 
-    /// Takes the model from the weights of a `transformer/` folder.
-    ///
-    /// # Errors
-    /// If a tensor is missing or has another shape.
-    pub fn load(config: &Sd3Config, weights: &Weights) -> Result<Self> {
+    fn load(config: &Sd3Config, weights: &Weights) -> Result<Self> {
         let Spec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.spec.dim();
         let blocks = weights.blocks(count);

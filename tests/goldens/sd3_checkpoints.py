@@ -1,0 +1,103 @@
+"""Small random checkpoints in the layout in which Stable Diffusion 3 and 3.5 are published.
+
+Components that are those of another checkpoint are links to them, as they are in the cache of `huggingface_hub`.
+"""
+
+import math
+import os
+from pathlib import Path
+
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+from checkpoints import randomize, vae_config, write_json, write_weights
+
+
+def transformer_config(**changes) -> dict:
+    """The published `transformer/config.json` of SD3 medium with smaller numbers."""
+    config = {
+        "_class_name": "SD3Transformer2DModel",
+        "_diffusers_version": "0.29.0.dev0",
+        "attention_head_dim": 8,
+        "caption_projection_dim": 32,
+        "in_channels": 16,
+        "joint_attention_dim": 32,
+        "num_attention_heads": 4,
+        "num_layers": 4,
+        "out_channels": 16,
+        "patch_size": 2,
+        "pooled_projection_dim": 28,
+        "pos_embed_max_size": 12,
+        "sample_size": 16,
+    }
+    return config | changes
+
+
+SD35 = {"_diffusers_version": "0.31.0.dev0", "qk_norm": "rms_norm"}
+
+# name -> (transformer's config, seed, shards)
+CHECKPOINTS = {
+    "sd3-medium": (transformer_config(), 11, 1),
+    # Two attentions in the first blocks, and more positions than the others.
+    "sd35-medium": (
+        transformer_config(
+            num_attention_heads=6,
+            attention_head_dim=4,
+            caption_projection_dim=24,
+            dual_attention_layers=[0, 1],
+            pos_embed_max_size=14,
+            **SD35,
+        ),
+        12,
+        1,
+    ),
+    # A head count that nothing divides, and several files.
+    "sd35-large": (
+        transformer_config(
+            num_attention_heads=3, caption_projection_dim=24, dual_attention_layers=[], num_layers=3, **SD35
+        ),
+        13,
+        2,
+    ),
+}
+
+
+def write_transformer(folder: Path, config: dict, seed: int, shards: int) -> None:
+    model = SD3Transformer2DModel.from_config(config)
+    table = model.pos_embed.pos_embed[0].numel()
+    # What attention adds is to be seen beside what it is added to; the table of positions has the size of tokens.
+    gains = {"pos_embed.pos_embed": 0.7 * math.sqrt(table), "to_out": 2.0, "to_add_out": 2.0, "net.2": 2.0}
+    state = randomize(model.state_dict(), seed, gains)
+    write_json(folder / "config.json", config)
+    write_weights(folder, "diffusion_pytorch_model", state, variant=None, shards=shards)
+
+
+def write_vae(folder: Path, seed: int) -> None:
+    config = vae_config(
+        _diffusers_version="0.29.0.dev0",
+        block_out_channels=[8, 8, 8, 16],
+        force_upcast=True,
+        latent_channels=16,
+        latents_mean=None,
+        latents_std=None,
+        sample_size=1024,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_post_quant_conv=False,
+        use_quant_conv=False,
+    )
+    # A small last convolution keeps the picture inside [-1, 1], where a difference is visible.
+    state = randomize(AutoencoderKL.from_config(config).state_dict(), seed, {"decoder.conv_out": 0.5})
+    write_json(folder / "config.json", config)
+    write_weights(folder, "diffusion_pytorch_model", state, variant=None, shards=1)
+
+
+def link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(os.path.relpath(target, path.parent))
+
+
+def write_all(root: Path) -> None:
+    for name, (config, seed, shards) in CHECKPOINTS.items():
+        write_transformer(root / name / "transformer", config, seed, shards)
+    write_vae(root / "sd3-medium/vae", 11)
