@@ -11,6 +11,7 @@ use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
 use xdit_core::weights::Weights;
 
+pub mod full_size;
 pub mod oracle;
 pub mod toy;
 pub mod watchdog;

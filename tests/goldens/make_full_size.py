@@ -1,0 +1,122 @@
+"""What the files of published checkpoints hold: names and shapes of all tensors at full size, without their values.
+
+Writes `full-size/NAME.json`. Made with torch 2.15.0, diffusers 0.42.1 and transformers 5.23.0 on their meta device; the
+configurations are the published ones, as far as they decide shapes.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from flux_checkpoints import flux_vae_config, scheduler_config, transformer_config
+
+OUT = Path(__file__).parent / "full-size"
+
+FLUX_DEV = transformer_config(
+    attention_head_dim=128,
+    axes_dims_rope=[16, 56, 56],
+    guidance_embeds=True,
+    joint_attention_dim=4096,
+    num_attention_heads=24,
+    num_layers=19,
+    num_single_layers=38,
+    pooled_projection_dim=768,
+)
+
+T5_XXL = {
+    "architectures": ["T5EncoderModel"],
+    "d_ff": 10240,
+    "d_kv": 64,
+    "d_model": 4096,
+    "feed_forward_proj": "gated-gelu",
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": 1e-6,
+    "model_type": "t5",
+    "num_heads": 64,
+    "num_layers": 24,
+    "relative_attention_num_buckets": 32,
+    "tie_word_embeddings": False,
+    "vocab_size": 32128,
+}
+
+CLIP_L = {
+    "architectures": ["CLIPTextModel"],
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+
+
+def collapse(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """`blocks.0.x`, `blocks.1.x`, … of one shape as `blocks.{0..2}.x`, by the first number in a name."""
+    groups: dict[tuple, list[int]] = {}
+    single: dict[str, list[int]] = {}
+    for name, shape in shapes.items():
+        match = re.search(r"\.(\d+)\.", name)
+        if match is None:
+            single[name] = shape
+            continue
+        before, after = name[: match.start() + 1], name[match.end() - 1 :]
+        groups.setdefault((before, after, tuple(shape)), []).append(int(match[1]))
+    for (before, after, shape), numbers in groups.items():
+        first, last = numbers[0], numbers[-1]
+        assert numbers == list(range(first, last + 1)), (before, after)
+        single[f"{before}{{{first}..{last + 1}}}{after}"] = list(shape)
+    return single
+
+
+def component(model: torch.nn.Module, config: dict, stem: str, shards: int, prefix: str = "") -> dict:
+    shapes = {prefix + name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes.pop("encoder.embed_tokens.weight", None)  # T5: the same tensor as `shared.weight`, published once
+    return {"config": config, "stem": stem, "dtype": "BF16", "shards": shards, "tensors": collapse(shapes)}
+
+
+def flux_dev() -> dict:
+    vae = flux_vae_config() | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+    vae |= {"layers_per_block": 2}
+    weights = "diffusion_pytorch_model"
+    clip = CLIPTextModel(CLIPTextConfig(**CLIP_L))
+    has_prefix = next(iter(clip.state_dict())).startswith("text_model.")
+    return {
+        "model_index": {
+            "_class_name": "FluxPipeline",
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "text_encoder_2": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "tokenizer_2": ["transformers", "T5TokenizerFast"],
+            "transformer": ["diffusers", "FluxTransformer2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "scheduler": scheduler_config(shift=3.0, use_dynamic_shifting=True),
+        "components": {
+            "transformer": component(FluxTransformer2DModel.from_config(FLUX_DEV), FLUX_DEV, weights, 3),
+            "text_encoder": component(clip, CLIP_L, "model", 1, "" if has_prefix else "text_model."),
+            "text_encoder_2": component(T5EncoderModel(T5Config(**T5_XXL)), T5_XXL, "model", 2),
+            "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
+        },
+    }
+
+
+def main() -> None:
+    OUT.mkdir(exist_ok=True)
+    with torch.device("meta"):
+        checkpoint = flux_dev()
+    text = json.dumps(checkpoint, indent=1, sort_keys=True)
+    # A shape on one line.
+    text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
+    (OUT / "flux-dev.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
