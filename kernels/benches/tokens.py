@@ -55,3 +55,12 @@ timed("layer_norm_1024", lambda: F.layer_norm(x, (FEATURES,), eps=1e-6))
 heads = x.view(1, 1024, HEADS, HEAD_DIM)
 timed("rms_norm_1024_heads", lambda: F.rms_norm(heads, (HEAD_DIM,), eps=1e-6))
 timed("gated_residual_1024", lambda: x + gate * y)
+
+
+def turned(cos, sin):
+    first, second = heads.unflatten(3, (HEAD_DIM // 2, 2)).unbind(4)
+    return heads * cos + torch.stack([-second, first], dim=4).flatten(3) * sin
+
+
+cos, sin = torch.randn(2, 1024, 1, HEAD_DIM)
+timed("rotary_1024_heads", lambda: turned(cos, sin))

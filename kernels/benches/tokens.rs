@@ -9,7 +9,7 @@ use burn_flex::{Flex, FlexTensor, Layout};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use xdit_kernels::{
     Activation, activate, attention_lse, gated_activate, gated_residual, layer_norm, layer_norm_modulate,
-    linear, merge_lse, reference, rms_norm,
+    linear, merge_lse, reference, rms_norm, rotary,
 };
 
 const HEADS: usize = 16;
@@ -137,6 +137,14 @@ fn norms(criterion: &mut Criterion) {
         || random([1, 1024, HEADS, HEAD_DIM]),
         |x| rms_norm(x, None, 1e-6),
         |x| reference::rms_norm(x, None, 1e-6),
+    );
+    let (cos, sin) = (random([1024, HEAD_DIM / 2]), random([1024, HEAD_DIM / 2]));
+    compare(
+        criterion,
+        "rotary_1024_heads",
+        || random([1, 1024, HEADS, HEAD_DIM]),
+        |x| rotary(x, cos.clone(), sin.clone()),
+        |x| reference::rotary(x, cos.clone(), sin.clone()),
     );
     let y = tokens();
     compare(

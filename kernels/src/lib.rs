@@ -15,6 +15,7 @@ mod group_norm;
 mod linear;
 mod norm;
 mod residual;
+mod rotary;
 #[cfg(test)]
 mod testing;
 
@@ -25,6 +26,7 @@ pub use group_norm::{Affine, Moments, group_norm_affine, group_norm_moments, nor
 pub use linear::linear;
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm};
 pub use residual::gated_residual;
+pub use rotary::rotary;
 
 /// Every operation in plain Burn operations: what the fast versions are compared with, and what runs on a
 /// backend that has none.
@@ -41,4 +43,5 @@ pub mod reference {
         reference_rms_norm as rms_norm,
     };
     pub use crate::residual::reference_gated_residual as gated_residual;
+    pub use crate::rotary::reference_rotary as rotary;
 }

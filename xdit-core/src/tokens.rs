@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 /// Where tokens are in the image they belong to. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Positions {
     /// Rows and columns of the whole image, in tokens.
     grid: [usize; 2],

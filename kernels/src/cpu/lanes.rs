@@ -33,6 +33,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn round(self) -> Self;
     /// `2ⁿ` of integers within `-126..=127`.
     fn exp2_integer(self) -> Self;
+    /// Each element in the place of its neighbour: `[1, 0, 3, 2, …]`.
+    fn swap_pairs(self) -> Self;
 
     /// `self · 2ⁿ` of integers `n` within `-252..=252`: in two steps, because `2ⁿ` alone may be out of range where
     /// the product is not.
@@ -284,5 +286,10 @@ impl Lanes for Portable {
     #[inline(always)]
     fn exp2_integer(self) -> Self {
         Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32)))
+    }
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        let [a, b, c, d] = self.0;
+        Self([b, a, d, c])
     }
 }

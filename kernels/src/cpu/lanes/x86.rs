@@ -108,6 +108,11 @@ impl Lanes for Avx2 {
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
         }
     }
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        // SAFETY: as for `add`.
+        Self(unsafe { _mm256_permute_ps::<0b10_11_00_01>(self.0) })
+    }
 }
 
 /// The mask of the first `len` of 16 lanes, for `len` below 16.
@@ -176,6 +181,11 @@ impl Lanes for Avx512 {
     fn exp2_integer(self) -> Self {
         // SAFETY: as for `add`.
         Self(unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), self.0) })
+    }
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        // SAFETY: as for `add`.
+        Self(unsafe { _mm512_permute_ps::<0b10_11_00_01>(self.0) })
     }
     #[inline(always)]
     fn scale(self, n: Self) -> Self {

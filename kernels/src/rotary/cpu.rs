@@ -1,0 +1,71 @@
+//! Rotary embedding on the CPU: one pass, in place where the memory is free.
+
+use burn::tensor::Tensor;
+
+use crate::cpu::{
+    Rows,
+    lanes::{Job, Lanes, Level},
+    map_rows,
+};
+
+pub(super) fn rotary(level: Level, x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
+    let [_, n, h, d] = x.dims();
+    assert!(d % 2 == 0, "{d} features are no pairs");
+    for table in [&cos, &sin] {
+        assert_eq!(table.dims(), [n, d / 2], "an angle for each token and pair");
+    }
+    let (cos, sin) = (Rows::new(cos), Rows::new(sin));
+    map_rows(x, |first, rows| {
+        let mut factors = Factors { of_self: vec![0.0; d], of_other: vec![0.0; d] };
+        let mut at = 0;
+        while at < rows.len() {
+            let row = first + at / d;
+            // The heads of a token share its angles.
+            let heads = (h - row % h).min((rows.len() - at) / d);
+            let token = row / h % n;
+            factors.set(cos.row(token), sin.row(token));
+            level.run(Turn { rows: &mut rows[at..at + heads * d], factors: &factors });
+            at += heads * d;
+        }
+    })
+}
+
+/// What each feature of a token, and the other one of its pair, are multiplied by.
+struct Factors {
+    of_self: Vec<f32>,
+    of_other: Vec<f32>,
+}
+
+impl Factors {
+    fn set(&mut self, cos: &[f32], sin: &[f32]) {
+        for (pair, &cos) in self.of_self.chunks_exact_mut(2).zip(cos) {
+            pair.fill(cos);
+        }
+        for (pair, &sin) in self.of_other.chunks_exact_mut(2).zip(sin) {
+            pair.copy_from_slice(&[-sin, sin]);
+        }
+    }
+}
+
+/// Rows of one token.
+struct Turn<'a> {
+    rows: &'a mut [f32],
+    factors: &'a Factors,
+}
+
+impl Job for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Factors { of_self, of_other } = self.factors;
+        let d = of_self.len();
+        for row in self.rows.chunks_exact_mut(d) {
+            for at in (0..d).step_by(V::N) {
+                let x = V::load_or(&row[at..], 0.0);
+                let other = x.swap_pairs() * V::load_or(&of_other[at..], 0.0);
+                x.mul_add(V::load_or(&of_self[at..], 0.0), other).store_some(&mut row[at..]);
+            }
+        }
+    }
+}

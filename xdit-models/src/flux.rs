@@ -1,0 +1,538 @@
+//! The FLUX.1 transformer.
+//!
+//! Double blocks, in which text and image have weights of their own and attend to each other, then single blocks,
+//! in which they share them and attention runs beside the feed-forward. Rotary embedding tells places apart.
+//!
+//! Source: Black Forest Labs 2024, `flux/model.py`; diffusers' `FluxTransformer2DModel`. Blocks of two streams:
+//! Esser et al. 2024 §4; attention beside the feed-forward: ViT-22B (Dehghani et al. 2023) §2.
+
+use burn::tensor::{DType, Tensor};
+use serde_json::json;
+use xdit_core::attention::{Attention, Qkv, Site};
+use xdit_core::config::Config;
+use xdit_core::linear::Linear;
+use xdit_core::placement::{Placement, Run};
+use xdit_core::tokens::Tokens;
+use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::weights::Weights;
+use xdit_core::{Error, Result};
+use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
+
+use crate::rotary::{Rotary, RotaryCache, RotaryEmbedding};
+use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
+
+/// Of every norm.
+const EPS: f64 = 1e-6;
+
+/// Side of the square of latent pixels that becomes a token. It is not in the config: the pipeline packs latents.
+const PATCH: usize = 2;
+
+/// Shift, scale and gate of attention, then of the feed-forward.
+const STREAM_ROWS: usize = 6;
+
+/// The options of `transformer/config.json`.
+#[derive(Clone, Debug)]
+pub struct FluxConfig {
+    /// Sizes the engine needs; double blocks come before single ones.
+    pub spec: Spec,
+    /// Blocks with two streams.
+    pub double_blocks: usize,
+    /// Features of a text token.
+    pub joint_attention_dim: usize,
+    /// Features of the pooled text.
+    pub pooled_projection_dim: usize,
+    /// Whether the guidance scale is a condition: true where guidance was distilled into the model.
+    pub guidance_embeds: bool,
+    /// How places turn queries and keys.
+    pub rotary: RotaryEmbedding,
+}
+
+impl FluxConfig {
+    /// Takes the options from `config`.
+    ///
+    /// # Errors
+    /// If one is missing, malformed, unknown, or has a value that is not supported.
+    pub fn read(mut config: Config) -> Result<Self> {
+        config.only("patch_size", &[json!(1)])?;
+        let features: usize = config.take("in_channels", 64)?;
+        config.only("out_channels", &[json!(features)])?;
+        let double_blocks = config.take("num_layers", 19)?;
+        let this = Self {
+            spec: Spec {
+                patch: PATCH,
+                channels: features / (PATCH * PATCH),
+                blocks: double_blocks + config.take("num_single_layers", 38)?,
+                heads: config.take("num_attention_heads", 24)?,
+                head_dim: config.take("attention_head_dim", 128)?,
+                skips: Vec::new(),
+            },
+            double_blocks,
+            joint_attention_dim: config.take("joint_attention_dim", 4096)?,
+            pooled_projection_dim: config.take("pooled_projection_dim", 768)?,
+            guidance_embeds: config.take("guidance_embeds", false)?,
+            rotary: RotaryEmbedding { dims: config.take("axes_dims_rope", [16, 56, 56])?, theta: 10_000.0 },
+        };
+        let dims = this.rotary.dims;
+        if dims.iter().sum::<usize>() != this.spec.head_dim || dims.iter().any(|dim| dim % 2 != 0) {
+            return Err(Error::failure(format!(
+                "`axes_dims_rope` {dims:?} are not even numbers with the sum `attention_head_dim` {}",
+                this.spec.head_dim
+            )));
+        }
+        if features % (PATCH * PATCH) != 0 || this.spec.blocks == 0 {
+            return Err(Error::failure(format!(
+                "a FLUX transformer cannot have {} blocks and `in_channels` {features}",
+                this.spec.blocks
+            )));
+        }
+        config.finish()?;
+        Ok(this)
+    }
+}
+
+/// What one guidance branch is conditioned on.
+#[derive(Clone, Debug)]
+pub struct Conditions {
+    /// Text embeddings `[b, n, joint_attention_dim]`.
+    pub text: Tensor<3>,
+    /// The whole text as one vector `[b, pooled_projection_dim]`.
+    pub pooled: Tensor<2>,
+    /// The guidance scale; only models with `guidance_embeds` look at it.
+    pub guidance: f32,
+}
+
+/// [`Conditions`] made ready for the blocks that were loaded, at one timestep.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Of each block: `[b, rows, dim]`.
+    modulations: Vec<Tensor<3>>,
+    /// Of the last norm: `[b, 2, dim]`.
+    norm_out: Option<Tensor<3>>,
+    /// `[b, n, dim]`, where the first block is.
+    text: Option<Tensor<3>>,
+    text_shape: [usize; 3],
+    rotary: RotaryCache,
+}
+
+/// The transformer.
+#[derive(Clone, Debug)]
+pub struct Flux {
+    spec: Spec,
+    dtype: DType,
+    rotary: RotaryEmbedding,
+    timestep_embedder: TimestepEmbedding,
+    guidance_embedder: Option<TimestepEmbedding>,
+    /// Of the pooled text.
+    text_embedder: TimestepEmbedding,
+    /// Those that were loaded, from `first_block` on.
+    blocks: Vec<Block>,
+    first_block: usize,
+    /// Beside the first block.
+    embedders: Option<Embedders>,
+    /// Beside the last block.
+    output: Option<Output>,
+}
+
+/// Layers before the first block.
+#[derive(Clone, Debug)]
+struct Embedders {
+    x: Linear,
+    context: Linear,
+}
+
+/// Layers behind the last block.
+#[derive(Clone, Debug)]
+struct Output {
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+impl Flux {
+    /// How the layers are cut where several devices share them: by heads, and by features of the feed-forward.
+    pub fn placements(config: &FluxConfig) -> Vec<(&'static str, Placement)> {
+        let (dim, unit) = (config.spec.dim(), config.spec.head_dim);
+        let mut placements = vec![
+            ("net.0.proj", Placement::Outputs { unit: 1 }),
+            ("net.2", Placement::Inputs { unit: 1 }),
+            ("proj_mlp", Placement::Outputs { unit: 1 }),
+        ];
+        for projection in ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"] {
+            placements.push((projection, Placement::Outputs { unit }));
+        }
+        for projection in ["to_out.0", "to_add_out"] {
+            placements.push((projection, Placement::Inputs { unit }));
+        }
+        let (attention, mlp) = (Run { features: dim, unit }, Run { features: 4 * dim, unit: 1 });
+        let out = Placement::ConcatenatedInputs(vec![attention, mlp]);
+        placements.push(("single_transformer_blocks.*.proj_out", out));
+        placements
+    }
+
+    /// Takes the model from the weights of a `transformer/` folder.
+    ///
+    /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape, or is left over.
+    pub fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
+        let (dim, count) = (config.spec.dim(), config.spec.blocks);
+        let (share, once) = (weights.blocks(count), weights.deferred());
+        let features = config.spec.channels * PATCH * PATCH;
+        let embed = once.at("time_text_embed");
+        let embedder = |name, c_in| TimestepEmbedding::load(&embed.at(name), c_in, dim);
+        let guidance = config.guidance_embeds.then(|| embedder("guidance_embedder", SINUSOID_WIDTH));
+        let embedders = || -> Result<_> {
+            Ok(Embedders {
+                x: weights.linear("x_embedder", features, dim)?,
+                context: once.linear("context_embedder", config.joint_attention_dim, dim)?,
+            })
+        };
+        let output = || -> Result<_> {
+            Ok(Output {
+                norm_out: once.linear("norm_out.linear", dim, 2 * dim)?,
+                proj_out: weights.linear("proj_out", dim, features)?,
+            })
+        };
+        let this = Self {
+            spec: config.spec.clone(),
+            dtype: weights.dtype(),
+            rotary: config.rotary,
+            timestep_embedder: embedder("timestep_embedder", SINUSOID_WIDTH)?,
+            guidance_embedder: guidance.transpose()?,
+            text_embedder: embedder("text_embedder", config.pooled_projection_dim)?,
+            blocks: share.clone().map(|index| Block::load(config, weights, index)).collect::<Result<_>>()?,
+            first_block: share.start,
+            embedders: (share.start == 0).then(embedders).transpose()?,
+            output: (share.end == count).then(output).transpose()?,
+        };
+        weights.finish()?;
+        Ok(this)
+    }
+
+    /// What all modulations are made from: `[steps · b, dim]`, a row for each timestep and picture.
+    fn embedding(&self, conditions: &Conditions, timesteps: &[f32]) -> Tensor<2> {
+        let device = conditions.pooled.device();
+        let sinusoids = |values: &[f32]| sinusoids(values, &device).cast(self.dtype);
+        // diffusers' pipeline divides by 1000, and its model multiplies: the rounding is theirs.
+        let timesteps: Vec<_> = timesteps.iter().map(|timestep| timestep / 1000.0 * 1000.0).collect();
+        let by_step = self.timestep_embedder.forward(sinusoids(&timesteps));
+        let mut by_picture = self.text_embedder.forward(conditions.pooled.clone().cast(self.dtype));
+        if let Some(embedder) = &self.guidance_embedder {
+            by_picture = by_picture + embedder.forward(sinusoids(&[conditions.guidance * 1000.0]));
+        }
+        let [b, dim] = by_picture.dims();
+        let sum = by_step.unsqueeze_dim::<3>(1) + by_picture.unsqueeze_dim(0);
+        activate(Activation::Silu, sum).reshape([timesteps.len() * b, dim])
+    }
+}
+
+impl Transformer for Flux {
+    type Conditions = Conditions;
+    type Context = Context;
+
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
+        let (dim, steps) = (self.spec.dim(), timesteps.len());
+        let [b, n, _] = conditions.text.dims();
+        let embedding = self.embedding(conditions, timesteps);
+        // [steps, b, rows, dim]
+        let modulation = |layers: &[&Linear]| {
+            let rows = layers.iter().map(|layer| layer.forward(embedding.clone())).collect();
+            let rows: Tensor<2> = Tensor::cat(rows, 1);
+            let count = rows.dims()[1] / dim;
+            rows.reshape([steps, b, count, dim])
+        };
+        let blocks: Vec<_> = self.blocks.iter().map(|block| modulation(&block.norms())).collect();
+        let norm_out = self.output.as_ref().map(|output| modulation(&[&output.norm_out]));
+        let text = |embedders: &Embedders| embedders.context.forward(conditions.text.clone().cast(self.dtype));
+        let text = self.embedders.as_ref().map(text);
+        let rotary = RotaryCache::new(self.rotary);
+        let context = |step| {
+            let at_step = |rows: &Tensor<4>| rows.clone().narrow(0, step, 1).squeeze_dim(0);
+            Context {
+                modulations: blocks.iter().map(at_step).collect(),
+                norm_out: norm_out.as_ref().map(at_step),
+                text: text.clone(),
+                text_shape: [b, n, dim],
+                rotary: rotary.clone(),
+            }
+        };
+        (0..steps).map(context).collect()
+    }
+
+    fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
+        Some(context.text_shape)
+    }
+
+    fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
+        let embedders = self.embedders.as_ref().expect("the first block is here");
+        let x = embedders.x.forward(latents.x.clone().cast(self.dtype));
+        Hidden { image: latents.with(x), text: context.text.clone(), skips: Default::default() }
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        hidden: Hidden,
+        context: &Context,
+        attention: &mut dyn Attention,
+    ) -> Hidden {
+        let local = index - self.first_block;
+        let rotary = context.rotary.get(&hidden.image.positions, &hidden.image.x.device());
+        let given = Given {
+            site: Site { block: index, layer: 0 },
+            modulation: &context.modulations[local],
+            rotary: &rotary,
+            is_last: index + 1 == self.spec.blocks,
+        };
+        match &self.blocks[local] {
+            Block::Double(block) => block.forward(hidden, &given, attention),
+            Block::Single(block) => block.forward(hidden, &given, attention),
+        }
+    }
+
+    fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
+        let output = self.output.as_ref().expect("the last block is here");
+        let [scale, shift] = rows(context.norm_out.as_ref().expect("the last block is here"), 0);
+        output.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, EPS)).cast(DType::F32)
+    }
+}
+
+/// A block of either kind.
+#[derive(Clone, Debug)]
+enum Block {
+    Double(Box<DoubleBlock>),
+    Single(Box<SingleBlock>),
+}
+
+/// What a block is given beside the tokens.
+struct Given<'a> {
+    site: Site,
+    /// `[b, rows, dim]`
+    modulation: &'a Tensor<3>,
+    /// Of the image's tokens. The text's are all at place 0, where nothing turns.
+    rotary: &'a Rotary,
+    /// The text ends with the last block.
+    is_last: bool,
+}
+
+impl Block {
+    fn load(config: &FluxConfig, weights: &Weights, index: usize) -> Result<Self> {
+        Ok(match index.checked_sub(config.double_blocks) {
+            None => {
+                let weights = weights.at("transformer_blocks").at(index);
+                Self::Double(Box::new(DoubleBlock::load(config, &weights)?))
+            }
+            Some(index) => {
+                let weights = weights.at("single_transformer_blocks").at(index);
+                Self::Single(Box::new(SingleBlock::load(config, &weights)?))
+            }
+        })
+    }
+
+    /// The layers that make the rows of its modulation.
+    fn norms(&self) -> Vec<&Linear> {
+        match self {
+            Self::Double(block) => vec![&block.image.norm, &block.text.norm],
+            Self::Single(block) => vec![&block.norm],
+        }
+    }
+}
+
+/// Two streams that meet in attention.
+#[derive(Clone, Debug)]
+struct DoubleBlock {
+    image: Stream,
+    text: Stream,
+}
+
+impl DoubleBlock {
+    fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
+        let image = ["norm1", "to_q", "to_k", "to_v", "norm_q", "norm_k", "to_out.0", "ff"];
+        let text = [
+            "norm1_context",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "norm_added_q",
+            "norm_added_k",
+            "to_add_out",
+            "ff_context",
+        ];
+        Ok(Self { image: Stream::load(config, weights, image)?, text: Stream::load(config, weights, text)? })
+    }
+
+    fn forward(&self, hidden: Hidden, given: &Given, attention: &mut dyn Attention) -> Hidden {
+        let Hidden { image: Tokens { x, positions }, text, skips } = hidden;
+        let image_rows = rows(given.modulation, 0);
+        let text_rows = rows(given.modulation, STREAM_ROWS);
+        let image_qkv = self.image.qkv(&x, &image_rows, Some(given.rotary));
+        let text_qkv = text.as_ref().map(|text| self.text.qkv(text, &text_rows, None));
+        let (y, text_y) = attention.attend(given.site, image_qkv, text_qkv);
+        let x = self.image.forward(x, y, image_rows);
+        let text = text.zip(text_y).filter(|_| !given.is_last);
+        let text = text.map(|(x, y)| finite(self.text.forward(x, y, text_rows)));
+        Hidden { image: Tokens { x, positions }, text, skips }
+    }
+}
+
+/// What a double block does to one stream of tokens.
+#[derive(Clone, Debug)]
+struct Stream {
+    norm: Linear,
+    projections: Projections,
+    out: Linear,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl Stream {
+    /// Takes the layers by their `names`, which differ between text and image.
+    fn load(
+        config: &FluxConfig,
+        weights: &Weights,
+        [norm, q, k, v, norm_q, norm_k, out, ff]: [&str; 8],
+    ) -> Result<Self> {
+        let dim = config.spec.dim();
+        let (attn, ff) = (weights.at("attn"), weights.at(ff).at("net"));
+        Ok(Self {
+            norm: weights.deferred().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
+            projections: Projections::load(config, &attn, [q, k, v, norm_q, norm_k])?,
+            out: attn.linear(out, dim, dim)?,
+            ff_in: ff.linear("0.proj", dim, 4 * dim)?,
+            ff_out: ff.linear("2", 4 * dim, dim)?,
+        })
+    }
+
+    fn qkv(
+        &self,
+        x: &Tensor<3>,
+        [shift, scale, ..]: &[Tensor<3>; STREAM_ROWS],
+        rotary: Option<&Rotary>,
+    ) -> Qkv {
+        self.projections.forward(layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS), rotary)
+    }
+
+    /// All that follows attention, which gave `y`.
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        y: Tensor<4>,
+        [_, _, gate_attn, shift, scale, gate]: [Tensor<3>; STREAM_ROWS],
+    ) -> Tensor<3> {
+        let x = gated_residual(x, gate_attn, self.out.forward(join(y)));
+        let y = layer_norm_modulate(x.clone(), shift, scale, EPS);
+        let y = self.ff_out.forward(activate(Activation::GeluTanh, self.ff_in.forward(y)));
+        gated_residual(x, gate, y)
+    }
+}
+
+/// Attention and feed-forward side by side, with the same weights for text and image.
+#[derive(Clone, Debug)]
+struct SingleBlock {
+    norm: Linear,
+    projections: Projections,
+    proj_mlp: Linear,
+    proj_out: Linear,
+}
+
+impl SingleBlock {
+    fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
+        let dim = config.spec.dim();
+        let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
+        Ok(Self {
+            norm: weights.deferred().linear("norm.linear", dim, 3 * dim)?,
+            projections: Projections::load(config, &weights.at("attn"), names)?,
+            proj_mlp: weights.linear("proj_mlp", dim, 4 * dim)?,
+            proj_out: weights.linear("proj_out", 5 * dim, dim)?,
+        })
+    }
+
+    fn forward(&self, hidden: Hidden, given: &Given, attention: &mut dyn Attention) -> Hidden {
+        let Hidden { image: Tokens { x, positions }, text, skips } = hidden;
+        let [shift, scale, gate] = rows(given.modulation, 0);
+        let norm = |x: &Tensor<3>| layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS);
+        let normed = norm(&x);
+        let text = text.map(|text| (norm(&text), text));
+        let image_qkv = self.projections.forward(normed.clone(), Some(given.rotary));
+        let text_qkv = text.as_ref().map(|(normed, _)| self.projections.forward(normed.clone(), None));
+        let (y, text_y) = attention.attend(given.site, image_qkv, text_qkv);
+        let x = self.out(x, normed, y, &gate);
+        let text = text.zip(text_y).filter(|_| !given.is_last);
+        let text = text.map(|((normed, x), y)| self.out(x, normed, y, &gate));
+        Hidden { image: Tokens { x, positions }, text, skips }
+    }
+
+    /// The feed-forward and all that follows attention, which gave `y`.
+    fn out(&self, x: Tensor<3>, normed: Tensor<3>, y: Tensor<4>, gate: &Tensor<3>) -> Tensor<3> {
+        let mlp = activate(Activation::GeluTanh, self.proj_mlp.forward(normed));
+        let y = self.proj_out.forward(Tensor::cat(vec![join(y), mlp], 2));
+        finite(gated_residual(x, gate.clone(), y))
+    }
+}
+
+/// The linear layers before an attention, and the norms of queries and keys.
+#[derive(Clone, Debug)]
+struct Projections {
+    head_dim: usize,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    /// `[head_dim]`, the same for all heads.
+    norm_q: Tensor<1>,
+    norm_k: Tensor<1>,
+}
+
+impl Projections {
+    fn load(config: &FluxConfig, weights: &Weights, [q, k, v, norm_q, norm_k]: [&str; 5]) -> Result<Self> {
+        let (dim, head_dim) = (config.spec.dim(), config.spec.head_dim);
+        Ok(Self {
+            head_dim,
+            q: weights.linear(q, dim, dim)?,
+            k: weights.linear(k, dim, dim)?,
+            v: weights.linear(v, dim, dim)?,
+            norm_q: weights.at(norm_q).tensor("weight", [head_dim])?,
+            norm_k: weights.at(norm_k).tensor("weight", [head_dim])?,
+        })
+    }
+
+    /// Queries and keys are turned by `rotary`, if at all.
+    fn forward(&self, x: Tensor<3>, rotary: Option<&Rotary>) -> Qkv {
+        let heads = |x: Tensor<3>| {
+            let [b, n, c] = x.dims();
+            x.reshape([b, n, c / self.head_dim, self.head_dim])
+        };
+        let turned = |layer: &Linear, norm: &Tensor<1>| {
+            let x = rms_norm(heads(layer.forward(x.clone())), Some(norm.clone()), EPS);
+            match rotary {
+                Some(rotary) => rotary.turn(x),
+                None => x,
+            }
+        };
+        let (q, k) = (turned(&self.q, &self.norm_q), turned(&self.k, &self.norm_k));
+        Qkv { q, k, v: heads(self.v.forward(x)) }
+    }
+}
+
+/// Heads side by side.
+fn join(x: Tensor<4>) -> Tensor<3> {
+    let [b, n, h, d] = x.dims();
+    x.reshape([b, n, h * d])
+}
+
+/// `R` rows of a modulation `[b, rows, c]` from row `first` on, each `[b, 1, c]`.
+fn rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> [Tensor<3>; R] {
+    std::array::from_fn(|row| modulation.clone().narrow(1, first + row, 1))
+}
+
+/// In half precision, what is too large for it becomes the largest number: some channels of FLUX grow that far.
+fn finite(x: Tensor<3>) -> Tensor<3> {
+    if x.dtype() == DType::F16 { x.clamp(-65_504.0, 65_504.0) } else { x }
+}

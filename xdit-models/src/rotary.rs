@@ -1,0 +1,94 @@
+//! Angles of rotary position embeddings.
+
+use std::sync::{Arc, Mutex};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use xdit_core::tokens::Positions;
+
+/// How the features of a head are turned by the place of their token: pair `i` of the `dim` features that belong to
+/// one direction by `place / theta^(2i/dim)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RotaryEmbedding {
+    /// Features of a head for the direction in which all tokens of a picture lie at 0, for its rows, and for its
+    /// columns. Each is even.
+    pub dims: [usize; 3],
+    /// Base of the frequencies.
+    pub theta: f64,
+}
+
+/// Cosines and sines of the angles of some tokens.
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    /// `[n, d/2]`, f32
+    cos: Tensor<2>,
+    /// `[n, d/2]`, f32
+    sin: Tensor<2>,
+}
+
+impl Rotary {
+    /// The heads of these tokens, turned.
+    ///
+    /// # Shapes
+    /// `x`: `[b, n, h, d]`.
+    pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
+        xdit_kernels::rotary(x, self.cos.clone(), self.sin.clone())
+    }
+}
+
+impl RotaryEmbedding {
+    /// The angles of the tokens at `positions`.
+    ///
+    /// # Source
+    /// diffusers' `get_1d_rotary_pos_embed` with frequencies in f64, for each direction.
+    pub fn rotary(&self, positions: &Positions, device: &Device) -> Rotary {
+        let [rows, columns] = positions.extent();
+        let [still, by_row, by_column] = self.dims;
+        let table = |of: fn(f64) -> f64| {
+            let directions = [(still, 1), (by_row, rows), (by_column, columns)];
+            let [still, by_row, by_column] = directions.map(|(dim, places)| self.table(dim, places, of));
+            let ids = positions.ids().iter();
+            let values = ids.flat_map(|&[row, column]| {
+                [&still[0], &by_row[row as usize], &by_column[column as usize]].into_iter().flatten().copied()
+            });
+            let shape = [positions.ids().len(), self.dims.iter().sum::<usize>() / 2];
+            Tensor::from_data(TensorData::new(values.collect(), shape), (device, DType::F32))
+        };
+        Rotary { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// `of` the angles at each of `places` along one direction.
+    fn table(&self, dim: usize, places: usize, of: fn(f64) -> f64) -> Vec<Vec<f32>> {
+        let frequency = |pair| 1.0 / self.theta.powf(2.0 * pair as f64 / dim as f64);
+        let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
+        let at = |place| frequencies.iter().map(|frequency| of(place as f64 * frequency) as f32).collect();
+        (0..places).map(at).collect()
+    }
+}
+
+/// Angles that were already made, by the tokens they are of.
+///
+/// All steps and blocks of a run share it: a picture has few different runs of tokens, and on a fast device making
+/// their angles anew in every block would cost more than turning by them.
+#[derive(Clone, Debug)]
+pub struct RotaryCache {
+    embedding: RotaryEmbedding,
+    made: Arc<Mutex<Vec<(Positions, Rotary)>>>,
+}
+
+impl RotaryCache {
+    /// Empty.
+    pub fn new(embedding: RotaryEmbedding) -> Self {
+        Self { embedding, made: Arc::default() }
+    }
+
+    /// The angles of the tokens at `positions`.
+    pub fn get(&self, positions: &Positions, device: &Device) -> Rotary {
+        let mut made = self.made.lock().expect("no thread panics while it holds the lock");
+        if let Some((_, rotary)) = made.iter().find(|(known, _)| known == positions) {
+            return rotary.clone();
+        }
+        let rotary = self.embedding.rotary(positions, device);
+        made.push((positions.clone(), rotary.clone()));
+        rotary
+    }
+}
