@@ -21,10 +21,10 @@ import text_cases
 import tiling_cases
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def prepare(description: str) -> Path:
+    """The folder to write to; makes runs repeatable."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent)
-    root = parser.parse_args().folder
     # Sums are then taken in one order, whatever the number of cores.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -32,7 +32,11 @@ def main() -> None:
     # Both warn of what is meant: keys of published configs that are not read any more, prompts that are cut.
     transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.set_verbosity_error()
+    return parser.parse_args().folder
 
+
+def main() -> None:
+    root = prepare(__doc__.splitlines()[0])
     checkpoints.write_all(root)
     pipeline_cases.write_all(root)
     text_cases.write_all(root)

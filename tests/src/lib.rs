@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+use xdit_core::Result;
+use xdit_core::checkpoint::Checkpoint;
+use xdit_core::config::Config;
+use xdit_core::weights::Weights;
 
 pub mod oracle;
 pub mod toy;
@@ -90,6 +94,22 @@ impl Case {
         let start = view.data().as_ptr() as usize - self.bytes.as_ptr() as usize;
         (view.shape().to_vec(), view.dtype(), &self.bytes[start..start + view.data().len()])
     }
+}
+
+/// Options and model of component `name` of the case's checkpoint; its weights are in files called `stem`.
+pub fn component<C, M>(
+    case: &Case,
+    name: &str,
+    stem: &str,
+    read: impl FnOnce(Config) -> Result<C>,
+    load: impl FnOnce(&C, &Weights) -> Result<M>,
+) -> (C, M) {
+    let dir = goldens().join(case.json["checkpoint"].as_str().unwrap()).join(name);
+    let config = read(Config::read(&dir.join("config.json")).unwrap()).unwrap();
+    let weights = Weights::new(Checkpoint::open(&dir, stem, None).unwrap(), &device(), DType::F32);
+    let model = load(&config, &weights).unwrap_or_else(|e| panic!("{e}"));
+    weights.finish().unwrap_or_else(|e| panic!("{e}"));
+    (config, model)
 }
 
 /// ‖actual − expected‖ / ‖expected‖, in f64.

@@ -2,37 +2,19 @@
 
 use burn::tensor::{DType, Tensor, TensorData};
 use xdit_core::attention::Local;
-use xdit_core::checkpoint::Checkpoint;
-use xdit_core::config::Config;
 use xdit_core::tokens::{pack, unpack};
 use xdit_core::transformer::Transformer;
-use xdit_core::weights::Weights;
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use xdit_models::latent_diffusion::Published;
 use xdit_models::pixart::{Conditions, PixArt, PixArtConfig};
 use xdit_models::t5::{T5Config, T5Encoder};
 use xdit_models::tiling::Tiling;
-use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
+use xdit_tests::{Case, assert_close, component, device, relative_l2};
 
 /// Of one module: f32 rounding, summed in another order than the reference's.
 const TOLERANCE: f64 = 1e-5;
 
 const CASES: [&str; 3] = ["alpha-256-full", "alpha-1024-full", "sigma-512-full"];
-
-fn component<C, M>(
-    case: &Case,
-    name: &str,
-    stem: &str,
-    read: impl FnOnce(Config) -> xdit_core::Result<C>,
-    load: impl FnOnce(&C, &Weights) -> xdit_core::Result<M>,
-) -> (C, M) {
-    let dir = goldens().join(case.json["checkpoint"].as_str().unwrap()).join(name);
-    let config = read(Config::read(&dir.join("config.json")).unwrap()).unwrap();
-    let weights = Weights::new(Checkpoint::open(&dir, stem, None).unwrap(), &device(), DType::F32);
-    let model = load(&config, &weights).unwrap_or_else(|e| panic!("{e}"));
-    weights.finish().unwrap_or_else(|e| panic!("{e}"));
-    (config, model)
-}
 
 fn pixart(case: &Case) -> (PixArtConfig, PixArt) {
     component(case, "transformer", "diffusion_pytorch_model", PixArtConfig::read, PixArt::load)

@@ -173,7 +173,7 @@ impl Flux {
     /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or is left over.
+    /// If a tensor is missing or has another shape.
     pub fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let (dim, count) = (config.spec.dim(), config.spec.blocks);
         let (share, once) = (weights.blocks(count), weights.deferred());
@@ -193,7 +193,7 @@ impl Flux {
                 proj_out: weights.linear("proj_out", dim, features)?,
             })
         };
-        let this = Self {
+        Ok(Self {
             spec: config.spec.clone(),
             dtype: weights.dtype(),
             rotary: config.rotary,
@@ -204,9 +204,7 @@ impl Flux {
             first_block: share.start,
             embedders: (share.start == 0).then(embedders).transpose()?,
             output: (share.end == count).then(output).transpose()?,
-        };
-        weights.finish()?;
-        Ok(this)
+        })
     }
 
     /// What all modulations are made from: `[steps · b, dim]`, a row for each timestep and picture.
@@ -274,7 +272,7 @@ impl Transformer for Flux {
     fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
         let embedders = self.embedders.as_ref().expect("the first block is here");
         let x = embedders.x.forward(latents.x.clone().cast(self.dtype));
-        Hidden { image: latents.with(x), text: context.text.clone(), skips: Default::default() }
+        Hidden::new(latents.with(x), context.text.clone())
     }
 
     fn block(
@@ -370,7 +368,7 @@ impl DoubleBlock {
     }
 
     fn forward(&self, hidden: Hidden, given: &Given, attention: &mut dyn Attention) -> Hidden {
-        let Hidden { image: Tokens { x, positions }, text, skips } = hidden;
+        let Hidden { image: Tokens { x, positions }, text, .. } = hidden;
         let image_rows = rows(given.modulation, 0);
         let text_rows = rows(given.modulation, STREAM_ROWS);
         let image_qkv = self.image.qkv(&x, &image_rows, Some(given.rotary));
@@ -379,7 +377,7 @@ impl DoubleBlock {
         let x = self.image.forward(x, y, image_rows);
         let text = text.zip(text_y).filter(|_| !given.is_last);
         let text = text.map(|(x, y)| finite(self.text.forward(x, y, text_rows)));
-        Hidden { image: Tokens { x, positions }, text, skips }
+        Hidden::new(Tokens { x, positions }, text)
     }
 }
 
@@ -456,7 +454,7 @@ impl SingleBlock {
     }
 
     fn forward(&self, hidden: Hidden, given: &Given, attention: &mut dyn Attention) -> Hidden {
-        let Hidden { image: Tokens { x, positions }, text, skips } = hidden;
+        let Hidden { image: Tokens { x, positions }, text, .. } = hidden;
         let [shift, scale, gate] = rows(given.modulation, 0);
         let norm = |x: &Tensor<3>| layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS);
         let normed = norm(&x);
@@ -467,7 +465,7 @@ impl SingleBlock {
         let x = self.out(x, normed, y, &gate);
         let text = text.zip(text_y).filter(|_| !given.is_last);
         let text = text.map(|((normed, x), y)| self.out(x, normed, y, &gate));
-        Hidden { image: Tokens { x, positions }, text, skips }
+        Hidden::new(Tokens { x, positions }, text)
     }
 
     /// The feed-forward and all that follows attention, which gave `y`.

@@ -1,0 +1,130 @@
+//! Each part of FLUX against what the reference recorded inside one forward pass.
+
+use burn::tensor::Tensor;
+use xdit_core::attention::Local;
+use xdit_core::tokens::{Positions, Tokens};
+use xdit_core::transformer::{Hidden, Transformer};
+use xdit_models::flux::{Conditions, Flux, FluxConfig};
+use xdit_tests::{Case, assert_close, component};
+
+/// Of one module: f32 rounding, summed in another order than the reference's.
+const TOLERANCE: f64 = 1e-5;
+
+const CHECKPOINTS: [&str; 2] = ["flux-schnell", "flux-dev"];
+
+/// One recorded forward pass of two pictures.
+struct Pass {
+    case: Case,
+    config: FluxConfig,
+    model: Flux,
+    conditions: Conditions,
+    positions: Positions,
+    timestep: f32,
+}
+
+impl Pass {
+    fn load(checkpoint: &str) -> Self {
+        let case = Case::load(&format!("{checkpoint}-transformer"));
+        let (config, model) =
+            component(&case, "transformer", "diffusion_pytorch_model", FluxConfig::read, Flux::load);
+        let number = |name: &str| case.json[name].as_f64().unwrap() as f32;
+        let side = |index: usize| case.json["grid"][index].as_u64().unwrap() as usize;
+        let conditions = Conditions {
+            text: case.tensor("encoder_hidden_states"),
+            pooled: case.tensor("pooled_projections"),
+            guidance: number("guidance"),
+        };
+        let (positions, timestep) = (Positions::grid(side(0), side(1)), number("timestep"));
+        Self { case, config, model, conditions, positions, timestep }
+    }
+
+    fn tokens(&self, name: &str) -> Tokens {
+        Tokens { x: self.case.tensor(name), positions: self.positions.clone() }
+    }
+
+    /// What the reference gives to block `index`, or to what follows the last one.
+    fn before(&self, index: usize) -> Hidden {
+        let doubles = self.config.double_blocks;
+        let name = match index {
+            0 => return Hidden::new(self.tokens("x_embedder"), Some(self.case.tensor("context_embedder"))),
+            _ if index <= doubles => format!("transformer_blocks.{}", index - 1),
+            _ => format!("single_transformer_blocks.{}", index - 1 - doubles),
+        };
+        let text = Some(self.case.tensor(&format!("{name}.text")));
+        Hidden::new(self.tokens(&format!("{name}.image")), text)
+    }
+}
+
+#[test]
+fn block_by_block() {
+    for checkpoint in CHECKPOINTS {
+        let pass = Pass::load(checkpoint);
+        let check = |part: &str, actual: &Tensor<3>, expected: &Tensor<3>| {
+            assert_close(&format!("{checkpoint}: {part}"), actual, expected, TOLERANCE);
+        };
+        // The timestep in question must not be mixed up with the others.
+        let contexts = pass.model.contexts(&pass.conditions, &[1000.0, pass.timestep, 3.5]);
+        let context = &contexts[1];
+        let embedded = pass.model.embed(pass.tokens("hidden_states"), context);
+        check("x_embedder", &embedded.image.x, &pass.case.tensor("x_embedder"));
+        let text = embedded.text.expect("text goes through the blocks");
+        assert_eq!(pass.model.text_shape(context), Some(text.dims()));
+        check("context_embedder", &text, &pass.case.tensor("context_embedder"));
+        let count = pass.config.spec.blocks;
+        for index in 0..count {
+            let actual = pass.model.block(index, pass.before(index), context, &mut Local);
+            let expected = pass.before(index + 1);
+            check(&format!("block {index}, image"), &actual.image.x, &expected.image.x);
+            match actual.text {
+                Some(text) => check(&format!("block {index}, text"), &text, &expected.text.unwrap()),
+                None => assert_eq!(index + 1, count, "only the last block drops the text"),
+            }
+        }
+        check("output", &pass.model.finish(pass.before(count), context), &pass.case.tensor("output"));
+    }
+}
+
+#[test]
+fn the_whole_forward_pass() {
+    for checkpoint in CHECKPOINTS {
+        let pass = Pass::load(checkpoint);
+        let forward = |conditions: &Conditions| {
+            pass.model.forward(pass.tokens("hidden_states"), conditions, pass.timestep, &mut Local)
+        };
+        let expected: Tensor<3> = pass.case.tensor("output");
+        assert_close(checkpoint, &forward(&pass.conditions), &expected, TOLERANCE);
+        // Guidance is a condition where it was distilled, and only there.
+        let stronger = forward(&Conditions { guidance: 6.0, ..pass.conditions.clone() });
+        let distance = xdit_tests::relative_l2(&stronger, &expected);
+        println!("{checkpoint}: with more guidance {distance:.1e} away");
+        assert_eq!(distance > 1e-2, pass.config.guidance_embeds);
+    }
+}
+
+/// Each token by itself: its place comes from its position, not from where it is in the tensor.
+#[test]
+fn rotary_embedding_goes_by_position() {
+    let pass = Pass::load("flux-schnell");
+    let contexts = pass.model.contexts(&pass.conditions, &[pass.timestep]);
+    let whole = pass.tokens("hidden_states");
+    // One token alone, with the text: only the difference of rows and columns to the others would show, and there
+    // are none; so two tokens from different corners.
+    let pick = |indices: &[usize]| {
+        let parts = indices.iter().map(|&index| whole.x.clone().narrow(1, index, 1)).collect();
+        let ranges: Vec<_> = indices.iter().map(|&index| index..index + 1).collect();
+        Tokens { x: Tensor::cat(parts, 1), positions: whole.positions.select(&ranges) }
+    };
+    let run = |tokens: Tokens| {
+        let mut hidden = pass.model.embed(tokens, &contexts[0]);
+        for index in 0..pass.config.spec.blocks {
+            hidden = pass.model.block(index, hidden, &contexts[0], &mut Local);
+        }
+        pass.model.finish(hidden, &contexts[0])
+    };
+    let [there, back] = [run(pick(&[3, 31])), run(pick(&[31, 3]))];
+    let swapped = Tensor::cat(vec![back.clone().narrow(1, 1, 1), back.narrow(1, 0, 1)], 1);
+    assert_close("the order of tokens", &there, &swapped, TOLERANCE);
+    let mut near = pick(&[3, 31]);
+    near.positions = Positions::grid(1, 2);
+    assert!(xdit_tests::relative_l2(&run(near), &there) > 1e-3, "places show");
+}
