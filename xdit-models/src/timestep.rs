@@ -8,6 +8,10 @@ use xdit_kernels::{Activation, activate};
 /// Width of the sinusoids that every supported model starts from.
 pub const SINUSOID_WIDTH: usize = 256;
 
+/// Frequencies that PyTorch's exponential rounds to the next number above the nearest one. It shows: FLUX embeds a
+/// thousand times its guidance scale, and angles of thousands carry the last bit of a frequency to the fourth digit.
+const ROUNDED_UP: [usize; 2] = [12, 106];
+
 /// Each value as `[cos(v f₀) … cos(v f₁₂₇), sin(v f₀) … sin(v f₁₂₇)]`, with `f_i = 10000^(-i/128)`.
 ///
 /// # Shapes
@@ -19,8 +23,11 @@ pub const SINUSOID_WIDTH: usize = 256;
 pub fn sinusoids(values: &[f32], device: &Device) -> Tensor<2> {
     let half = SINUSOID_WIDTH / 2;
     let step = -(10000f64.ln()) as f32;
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| ((step * i as f32 / half as f32) as f64).exp() as f32).collect();
+    let frequency = |i| {
+        let frequency = ((step * i as f32 / half as f32) as f64).exp() as f32;
+        if ROUNDED_UP.contains(&i) { frequency.next_up() } else { frequency }
+    };
+    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
     let mut data = Vec::with_capacity(values.len() * SINUSOID_WIDTH);
     for value in values {
         let angles = || frequencies.iter().map(|frequency| (value * frequency) as f64);
