@@ -164,8 +164,9 @@ fn models_know_nothing_of_parallelism() {
     assert!(files.iter().any(is_model));
     // What an option of a published checkpoint is called is not up to us.
     let ours = |line: &str| line.replace("axes_dims_rope", "");
-    let bad =
-        |file: &File, line: &str| is_model(file) && taboo.iter().any(|word| words(&ours(line)).contains(*word));
+    let bad = |file: &File, line: &str| {
+        is_model(file) && taboo.iter().any(|word| words(&ours(line)).contains(*word))
+    };
     none("a model is single-device code, comments included", places(&files, bad));
 }
 

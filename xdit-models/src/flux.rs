@@ -18,6 +18,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
+use crate::latent_diffusion::Published;
 use crate::rotary::{Rotary, RotaryCache, RotaryEmbedding};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
@@ -147,9 +148,19 @@ struct Output {
     proj_out: Linear,
 }
 
-impl Flux {
-    /// How the layers are cut where several devices share them: by heads, and by features of the feed-forward.
-    pub fn placements(config: &FluxConfig) -> Vec<(&'static str, Placement)> {
+impl Published for Flux {
+    type Config = FluxConfig;
+
+    fn read(config: Config) -> Result<FluxConfig> {
+        FluxConfig::read(config)
+    }
+
+    fn spec_of(config: &FluxConfig) -> &Spec {
+        &config.spec
+    }
+
+    /// By heads, and by features of the feed-forward.
+    fn placements(config: &FluxConfig) -> Vec<(&'static str, Placement)> {
         let (dim, unit) = (config.spec.dim(), config.spec.head_dim);
         let mut placements = vec![
             ("net.0.proj", Placement::Outputs { unit: 1 }),
@@ -168,13 +179,8 @@ impl Flux {
         placements
     }
 
-    /// Takes the model from the weights of a `transformer/` folder.
-    ///
     /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.
-    ///
-    /// # Errors
-    /// If a tensor is missing or has another shape.
-    pub fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
+    fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let (dim, count) = (config.spec.dim(), config.spec.blocks);
         let (share, once) = (weights.blocks(count), weights.deferred());
         let features = config.spec.channels * PATCH * PATCH;
@@ -206,7 +212,9 @@ impl Flux {
             output: (share.end == count).then(output).transpose()?,
         })
     }
+}
 
+impl Flux {
     /// What all modulations are made from: `[steps · b, dim]`, a row for each timestep and picture.
     fn embedding(&self, conditions: &Conditions, timesteps: &[f32]) -> Tensor<2> {
         let device = conditions.pooled.device();
@@ -249,7 +257,8 @@ impl Transformer for Flux {
         };
         let blocks: Vec<_> = self.blocks.iter().map(|block| modulation(&block.norms())).collect();
         let norm_out = self.output.as_ref().map(|output| modulation(&[&output.norm_out]));
-        let text = |embedders: &Embedders| embedders.context.forward(conditions.text.clone().cast(self.dtype));
+        let text =
+            |embedders: &Embedders| embedders.context.forward(conditions.text.clone().cast(self.dtype));
         let text = self.embedders.as_ref().map(text);
         let rotary = RotaryCache::new(self.rotary);
         let context = |step| {
