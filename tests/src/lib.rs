@@ -96,7 +96,7 @@ impl Case {
     }
 }
 
-/// Options and model of component `name` of the case's checkpoint; its weights are in files called `stem`.
+/// The configuration of a component of the case's checkpoint, and its model in f32.
 pub fn component<C, M>(
     case: &Case,
     name: &str,
