@@ -5,6 +5,7 @@ use xdit_core::attention::Local;
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer};
 use xdit_models::flux::{Conditions, Flux, FluxConfig};
+use xdit_models::latent_diffusion::Published;
 use xdit_tests::{Case, assert_close, component};
 
 /// Of one module: f32 rounding, summed in another order than the reference's.
@@ -101,14 +102,12 @@ fn the_whole_forward_pass() {
     }
 }
 
-/// Each token by itself: its place comes from its position, not from where it is in the tensor.
+/// Two tokens of a picture, in either order: the place of a token comes from its position alone.
 #[test]
 fn rotary_embedding_goes_by_position() {
     let pass = Pass::load("flux-schnell");
     let contexts = pass.model.contexts(&pass.conditions, &[pass.timestep]);
     let whole = pass.tokens("hidden_states");
-    // One token alone, with the text: only the difference of rows and columns to the others would show, and there
-    // are none; so two tokens from different corners.
     let pick = |indices: &[usize]| {
         let parts = indices.iter().map(|&index| whole.x.clone().narrow(1, index, 1)).collect();
         let ranges: Vec<_> = indices.iter().map(|&index| index..index + 1).collect();

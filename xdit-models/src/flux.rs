@@ -18,6 +18,8 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
+use crate::latent_diffusion::Published;
+use crate::layers::{FeedForward, Heads, rows};
 use crate::rotary::{Rotary, RotaryCache, RotaryEmbedding};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
@@ -147,9 +149,19 @@ struct Output {
     proj_out: Linear,
 }
 
-impl Flux {
-    /// How the layers are cut where several devices share them: by heads, and by features of the feed-forward.
-    pub fn placements(config: &FluxConfig) -> Vec<(&'static str, Placement)> {
+impl Published for Flux {
+    type Config = FluxConfig;
+
+    fn read(config: Config) -> Result<FluxConfig> {
+        FluxConfig::read(config)
+    }
+
+    fn spec_of(config: &FluxConfig) -> &Spec {
+        &config.spec
+    }
+
+    /// By heads, and by features of the feed-forward.
+    fn placements(config: &FluxConfig) -> Vec<(&'static str, Placement)> {
         let (dim, unit) = (config.spec.dim(), config.spec.head_dim);
         let mut placements = vec![
             ("net.0.proj", Placement::Outputs { unit: 1 }),
@@ -168,13 +180,8 @@ impl Flux {
         placements
     }
 
-    /// Takes the model from the weights of a `transformer/` folder.
-    ///
     /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.
-    ///
-    /// # Errors
-    /// If a tensor is missing or has another shape.
-    pub fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
+    fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let (dim, count) = (config.spec.dim(), config.spec.blocks);
         let (share, once) = (weights.blocks(count), weights.deferred());
         let features = config.spec.channels * PATCH * PATCH;
@@ -206,7 +213,9 @@ impl Flux {
             output: (share.end == count).then(output).transpose()?,
         })
     }
+}
 
+impl Flux {
     /// What all modulations are made from: `[steps · b, dim]`, a row for each timestep and picture.
     fn embedding(&self, conditions: &Conditions, timesteps: &[f32]) -> Tensor<2> {
         let device = conditions.pooled.device();
@@ -388,8 +397,7 @@ struct Stream {
     norm: Linear,
     projections: Projections,
     out: Linear,
-    ff_in: Linear,
-    ff_out: Linear,
+    ff: FeedForward,
 }
 
 impl Stream {
@@ -400,13 +408,12 @@ impl Stream {
         [norm, q, k, v, norm_q, norm_k, out, ff]: [&str; 8],
     ) -> Result<Self> {
         let dim = config.spec.dim();
-        let (attn, ff) = (weights.at("attn"), weights.at(ff).at("net"));
+        let attn = weights.at("attn");
         Ok(Self {
             norm: weights.deferred().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
             projections: Projections::load(config, &attn, [q, k, v, norm_q, norm_k])?,
             out: attn.linear(out, dim, dim)?,
-            ff_in: ff.linear("0.proj", dim, 4 * dim)?,
-            ff_out: ff.linear("2", 4 * dim, dim)?,
+            ff: FeedForward::load(&weights.at(ff), dim)?,
         })
     }
 
@@ -426,9 +433,8 @@ impl Stream {
         y: Tensor<4>,
         [_, _, gate_attn, shift, scale, gate]: [Tensor<3>; STREAM_ROWS],
     ) -> Tensor<3> {
-        let x = gated_residual(x, gate_attn, self.out.forward(join(y)));
-        let y = layer_norm_modulate(x.clone(), shift, scale, EPS);
-        let y = self.ff_out.forward(activate(Activation::GeluTanh, self.ff_in.forward(y)));
+        let x = gated_residual(x, gate_attn, self.out.forward(self.projections.heads.join(y)));
+        let y = self.ff.forward(layer_norm_modulate(x.clone(), shift, scale, EPS));
         gated_residual(x, gate, y)
     }
 }
@@ -472,7 +478,7 @@ impl SingleBlock {
     /// The feed-forward and all that follows attention, which gave `y`.
     fn out(&self, x: Tensor<3>, normed: Tensor<3>, y: Tensor<4>, gate: &Tensor<3>) -> Tensor<3> {
         let mlp = activate(Activation::GeluTanh, self.proj_mlp.forward(normed));
-        let y = self.proj_out.forward(Tensor::cat(vec![join(y), mlp], 2));
+        let y = self.proj_out.forward(Tensor::cat(vec![self.projections.heads.join(y), mlp], 2));
         finite(gated_residual(x, gate.clone(), y))
     }
 }
@@ -480,7 +486,7 @@ impl SingleBlock {
 /// The linear layers before an attention, and the norms of queries and keys.
 #[derive(Clone, Debug)]
 struct Projections {
-    head_dim: usize,
+    heads: Heads,
     q: Linear,
     k: Linear,
     v: Linear,
@@ -493,7 +499,7 @@ impl Projections {
     fn load(config: &FluxConfig, weights: &Weights, [q, k, v, norm_q, norm_k]: [&str; 5]) -> Result<Self> {
         let (dim, head_dim) = (config.spec.dim(), config.spec.head_dim);
         Ok(Self {
-            head_dim,
+            heads: Heads { head_dim },
             q: weights.linear(q, dim, dim)?,
             k: weights.linear(k, dim, dim)?,
             v: weights.linear(v, dim, dim)?,
@@ -504,31 +510,16 @@ impl Projections {
 
     /// Queries and keys are turned by `rotary`, if at all.
     fn forward(&self, x: Tensor<3>, rotary: Option<&Rotary>) -> Qkv {
-        let heads = |x: Tensor<3>| {
-            let [b, n, c] = x.dims();
-            x.reshape([b, n, c / self.head_dim, self.head_dim])
-        };
         let turned = |layer: &Linear, norm: &Tensor<1>| {
-            let x = rms_norm(heads(layer.forward(x.clone())), Some(norm.clone()), EPS);
+            let x = rms_norm(self.heads.split(layer.forward(x.clone())), Some(norm.clone()), EPS);
             match rotary {
                 Some(rotary) => rotary.turn(x),
                 None => x,
             }
         };
         let (q, k) = (turned(&self.q, &self.norm_q), turned(&self.k, &self.norm_k));
-        Qkv { q, k, v: heads(self.v.forward(x)) }
+        Qkv { q, k, v: self.heads.split(self.v.forward(x)) }
     }
-}
-
-/// Heads side by side.
-fn join(x: Tensor<4>) -> Tensor<3> {
-    let [b, n, h, d] = x.dims();
-    x.reshape([b, n, h * d])
-}
-
-/// `R` rows of a modulation `[b, rows, c]` from row `first` on, each `[b, 1, c]`.
-fn rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> [Tensor<3>; R] {
-    std::array::from_fn(|row| modulation.clone().narrow(1, first + row, 1))
 }
 
 /// In half precision, what is too large for it becomes the largest number: some channels of FLUX grow that far.
