@@ -12,7 +12,7 @@ use xdit_core::parallel::vae::split_rows;
 use xdit_core::picture::{resize_and_crop, to_picture};
 use xdit_core::pipeline::{Generated, LoadOptions, Observer, Phase, Picture, Request, Resolved};
 use xdit_core::placement::Placement;
-use xdit_core::scheduler::scheduler;
+use xdit_core::scheduler::{Scheduler, Steps, scheduler};
 use xdit_core::tokens::{pack, unpack};
 use xdit_core::transformer::{Spec, Transformer};
 use xdit_core::weights::Weights;
@@ -81,7 +81,7 @@ where
         let folder = index.folder("scheduler", classes.scheduler)?;
         let scheduler_config = read_json(folder.join("scheduler_config.json"))?;
         // Whatever is wrong with it, the checkpoint is to blame.
-        scheduler(&scheduler_config, 1).map_err(Error::into_failure)?;
+        scheduler(&scheduler_config, Steps::new(1).of_image(1)).map_err(Error::into_failure)?;
         let this = Self {
             options: options.clone(),
             transformer: Component::open(
@@ -123,17 +123,27 @@ where
         [1, self.spec().channels, height, width]
     }
 
+    /// Tokens of a picture of `size`.
+    fn tokens(&self, size: [usize; 2]) -> usize {
+        let [_, _, height, width] = self.latent_shape(size);
+        (height / self.spec().patch) * (width / self.spec().patch)
+    }
+
+    /// The noise scheduler for so many steps of a picture of `size`.
+    fn scheduler(&self, steps: usize, size: [usize; 2]) -> Result<Box<dyn Scheduler>> {
+        scheduler(&self.scheduler, Steps::new(steps).of_image(self.tokens(size)))
+    }
+
     /// The plan for the pictures of `request`, generated at `size`. `guided` says whether there is a negative branch.
     ///
     /// # Errors
     /// If there is none, or if the request brings latents of another shape.
     pub fn plan(&self, request: &Request, size: [usize; 2], steps: usize, guided: bool) -> Result<Plan> {
         let [_, channels, height, width] = self.latent_shape(size);
-        let patch = self.spec().patch;
         let work = Work {
             spec: self.spec().clone(),
-            tokens: (height / patch) * (width / patch),
-            steps: scheduler(&self.scheduler, steps)?.timesteps().len(),
+            tokens: self.tokens(size),
+            steps: self.scheduler(steps, size)?.timesteps().len(),
             guided,
             images: request.images(),
         };
@@ -172,7 +182,7 @@ where
         observer: &mut dyn Observer,
     ) -> Result<Generated> {
         let patch = self.spec().patch;
-        let scheduler = scheduler(&self.scheduler, resolved.num_inference_steps)?;
+        let scheduler = self.scheduler(resolved.num_inference_steps, resolved.generated_size)?;
         let (transformer, options) = (self.transformer.clone(), self.options.clone());
         let job = Job {
             load: Box::new(move |share| {
@@ -259,25 +269,13 @@ pub fn check_size([height, width]: [usize; 2], unit: usize, otherwise: &str) -> 
     Ok(())
 }
 
-/// Encodes each of `texts`; equal ones only once.
-pub fn encode_each<'a, E: Clone>(
-    texts: &[&'a str],
-    observer: &mut dyn Observer,
-    mut encode: impl FnMut(&'a str, &mut dyn Observer) -> E,
-) -> Vec<E> {
-    observer.begin(Phase::Encode);
-    let mut done: Vec<(&str, E)> = Vec::new();
-    let mut embeddings = Vec::new();
-    for (index, &text) in texts.iter().enumerate() {
-        let known = done.iter().find(|(other, _)| *other == text).map(|(_, embedding)| embedding.clone());
-        let embedding = known.unwrap_or_else(|| {
-            let embedding = encode(text, observer);
-            done.push((text, embedding.clone()));
-            embedding
-        });
-        embeddings.push(embedding);
-        observer.step(index + 1, texts.len());
-    }
-    observer.end(Phase::Encode);
-    embeddings
+/// The guidance of each picture of `request`, where `conditions` has what each prompt is to the transformer and, behind
+/// them, what the negative prompt is, if one guides.
+pub fn guidance<C: Clone>(request: &Request, scale: f32, conditions: &[C]) -> Vec<Guidance<C>> {
+    let (prompts, negative) = conditions.split_at(request.prompts.len());
+    let picture = |image: usize| {
+        let prompt = &prompts[image / request.images_per_prompt];
+        Guidance { branches: negative.iter().chain([prompt]).cloned().collect(), scale }
+    };
+    (0..request.images()).map(picture).collect()
 }

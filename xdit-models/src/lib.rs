@@ -14,7 +14,9 @@ pub mod position;
 pub mod resolution;
 pub mod rotary;
 pub mod sd3;
+pub mod sd3_pipeline;
 pub mod t5;
+pub mod text_encoder;
 pub mod tiling;
 pub mod timestep;
 pub mod tokenizer;
@@ -26,6 +28,7 @@ use xdit_core::{Error, Result};
 
 use component::ModelIndex;
 use pixart_pipeline::PixArtPipeline;
+use sd3_pipeline::Sd3Pipeline;
 
 /// A kind of checkpoint that can be run.
 pub struct Model {
@@ -39,6 +42,7 @@ pub struct Model {
 pub const MODELS: &[Model] = &[
     Model { class_name: "PixArtAlphaPipeline", open: PixArtPipeline::open_alpha },
     Model { class_name: "PixArtSigmaPipeline", open: PixArtPipeline::open_sigma },
+    Model { class_name: "StableDiffusion3Pipeline", open: Sd3Pipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.

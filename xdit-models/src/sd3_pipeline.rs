@@ -1,0 +1,171 @@
+//! Stable Diffusion 3 and 3.5, from a prompt to a picture.
+//!
+//! Source: diffusers' `StableDiffusion3Pipeline`.
+
+use burn::tensor::Tensor;
+use xdit_core::pipeline::{
+    Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
+};
+use xdit_core::{Error, Result};
+
+use crate::clip::ClipOutput;
+use crate::component::ModelIndex;
+use crate::latent_diffusion::{Classes, LatentDiffusion, check_size, guidance, must_fit};
+use crate::sd3::{Conditions, Sd3};
+use crate::text_encoder::{ClipText, Folders, T5Text};
+
+const CLASSES: Classes =
+    Classes { transformer: &["SD3Transformer2DModel"], scheduler: &["FlowMatchEulerDiscreteScheduler"] };
+
+const CLIP_L: Folders = Folders { encoder: "text_encoder", tokenizer: "tokenizer" };
+const CLIP_G: Folders = Folders { encoder: "text_encoder_2", tokenizer: "tokenizer_2" };
+const T5: Folders = Folders { encoder: "text_encoder_3", tokenizer: "tokenizer_3" };
+
+/// Of T5: the default, and the most that diffusers accepts.
+const DEFAULT_SEQUENCE_LENGTH: usize = 256;
+const MAX_SEQUENCE_LENGTH: usize = 512;
+
+/// A checkpoint of Stable Diffusion 3 or 3.5, ready to run.
+///
+/// Opening it checks all components; their weights are loaded when their phase of a run begins and released when
+/// it ends, so that no two text encoders are in memory together, nor one of them and the transformer.
+pub struct Sd3Pipeline {
+    clips: [ClipText; 2],
+    /// A checkpoint may leave it out.
+    t5: Option<T5Text>,
+    diffusion: LatentDiffusion<Sd3>,
+}
+
+impl Sd3Pipeline {
+    /// Opens a checkpoint.
+    ///
+    /// # Errors
+    /// If anything in it is missing, malformed, unknown, or does not fit together.
+    pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
+        let diffusion = LatentDiffusion::<Sd3>::open(index, options, CLASSES)?;
+        let clips =
+            [ClipText::open(index, options, CLIP_L, true)?, ClipText::open(index, options, CLIP_G, true)?];
+        let has_t5 = index.components.contains_key(T5.encoder);
+        let t5 = has_t5.then(|| T5Text::open(index, options, T5)).transpose()?;
+
+        let config = &diffusion.transformer.config;
+        let pooled = clips.iter().map(|clip| clip.config().projection_dim).sum();
+        must_fit("text encoders' and transformer's pooled features", pooled, config.pooled_projection_dim)?;
+        if let Some(t5) = &t5 {
+            let (found, wanted) = (t5.features(), config.joint_attention_dim);
+            must_fit("third text encoder's and transformer's text features", found, wanted)?;
+        }
+        // CLIP's states are side by side, and zeros fill up to the width of T5's.
+        let side_by_side = clips.iter().map(|clip| clip.config().hidden_size).sum::<usize>();
+        if side_by_side > config.joint_attention_dim {
+            return Err(Error::failure(format!(
+                "text encoders have {side_by_side} features, the transformer takes {} only",
+                config.joint_attention_dim
+            ))
+            .hint("the components of this checkpoint come from different models"));
+        }
+        Ok(Box::new(Self { clips, t5, diffusion }))
+    }
+
+    /// What the transformer is told of each text: those of each prompt, then those of the negative prompt if
+    /// `guided`.
+    fn encode(
+        &self,
+        request: &Request,
+        resolved: &Resolved,
+        guided: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Conditions>> {
+        let options = &self.diffusion.options;
+        let clip_skip = request.clip_skip.unwrap_or(0);
+        let prompts = (0..request.prompts.len()).map(|prompt| (request.texts(prompt), clip_skip));
+        // As diffusers has it, the negative prompt keeps all layers.
+        let negative = guided.then(|| (request.negative_texts(), 0));
+        let texts: Vec<_> = prompts.chain(negative).collect();
+        let of_clip = |place: usize, observer: &mut dyn Observer| {
+            let texts: Vec<_> = texts.iter().map(|(texts, skip)| (texts[place], *skip)).collect();
+            self.clips[place].encode(&texts, options, observer)
+        };
+        let clip_l = of_clip(0, observer)?;
+        let clip_g = of_clip(1, observer)?;
+        let length = resolved.max_sequence_length;
+        // It was trained without a mask, so the padding is part of the text.
+        let t5 = match &self.t5 {
+            Some(t5) => {
+                let texts: Vec<_> = texts.iter().map(|(texts, _)| texts[2]).collect();
+                t5.encode(&texts, length, true, options, observer)?
+            }
+            None => {
+                let shape = [1, length, self.diffusion.transformer.config.joint_attention_dim];
+                vec![Tensor::zeros(shape, (&options.device, options.dtype)); texts.len()]
+            }
+        };
+        let joined = clip_l.into_iter().zip(clip_g).zip(t5);
+        Ok(joined.map(|((clip_l, clip_g), t5)| conditions([clip_l, clip_g], t5)).collect())
+    }
+}
+
+/// Joins what the text encoders make of a text: CLIP's tokens with their features side by side, zeros up to T5's
+/// width, then T5's tokens.
+fn conditions([clip_l, clip_g]: [ClipOutput; 2], t5: Tensor<3>) -> Conditions {
+    let clip = Tensor::cat(vec![clip_l.hidden, clip_g.hidden], 2);
+    let ([b, n, features], width) = (clip.dims(), t5.dims()[2]);
+    let zeros = Tensor::zeros([b, n, width - features], (&clip.device(), clip.dtype()));
+    let clip = if features < width { Tensor::cat(vec![clip, zeros], 2) } else { clip };
+    Conditions {
+        text: Tensor::cat(vec![clip, t5], 1),
+        pooled: Tensor::cat(vec![clip_l.pooled, clip_g.pooled], 1),
+    }
+}
+
+impl Pipeline for Sd3Pipeline {
+    fn resolve(&self, request: &Request) -> Result<Resolved> {
+        check(request)?;
+        let mut takes = vec![Extra::Prompt2, Extra::NegativePrompt2, Extra::ClipSkip];
+        if self.t5.is_some() {
+            takes.extend([Extra::Prompt3, Extra::NegativePrompt3]);
+        }
+        check_extras(request, "Stable Diffusion 3", &takes)?;
+        if let Some(clip_skip) = request.clip_skip {
+            self.clips.iter().try_for_each(|clip| clip.config().check_clip_skip(clip_skip))?;
+        }
+        let config = &self.diffusion.transformer.config;
+        let default = config.sample_size * self.diffusion.vae.config.scale();
+        let size = [request.height.unwrap_or(default), request.width.unwrap_or(default)];
+        let unit = self.diffusion.pixels_per_token();
+        check_size(size, unit, "")?;
+        let largest = config.pos_embed_max_size * unit;
+        for (name, side) in [("height", size[0]), ("width", size[1])] {
+            if side > largest {
+                return Err(Error::usage(format!("{name} `{side}` is larger than {largest}"))
+                    .hint("the model has no positions beyond"));
+            }
+        }
+        let max_sequence_length = request.max_sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH);
+        if !(1..=MAX_SEQUENCE_LENGTH).contains(&max_sequence_length) {
+            return Err(Error::usage(format!(
+                "a maximum sequence length of `{max_sequence_length}` is not between 1 and \
+                 {MAX_SEQUENCE_LENGTH}"
+            )));
+        }
+        let num_inference_steps = request.num_inference_steps.unwrap_or(28);
+        let guidance_scale = request.guidance_scale.unwrap_or(7.0);
+        let plan = self.diffusion.plan(request, size, num_inference_steps, guidance_scale > 1.0)?;
+        Ok(Resolved {
+            size,
+            generated_size: size,
+            num_inference_steps,
+            guidance_scale,
+            max_sequence_length,
+            plan,
+        })
+    }
+
+    fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated> {
+        let resolved = self.resolve(request)?;
+        let guided = resolved.guidance_scale > 1.0;
+        let conditions = self.encode(request, &resolved, guided, observer)?;
+        let guidance = guidance(request, resolved.guidance_scale, &conditions);
+        self.diffusion.generate(request, &resolved, guidance, observer)
+    }
+}
