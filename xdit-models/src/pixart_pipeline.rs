@@ -5,24 +5,25 @@
 use burn::tensor::Tensor;
 use xdit_core::parallel::execute::Guidance;
 use xdit_core::pipeline::{
-    Extra, Generated, LoadOptions, Observer, Phase, Pipeline, Request, Resolved, check, check_extras,
+    Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
+use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
 use crate::caption::{clean_caption, plain_caption};
-use crate::component::{Component, ModelIndex};
-use crate::latent_diffusion::{Classes, LatentDiffusion, check_size, encode_each, must_fit};
+use crate::component::ModelIndex;
+use crate::latent_diffusion::{Family, LatentDiffusion, check_size, must_fit};
 use crate::pixart::{Conditions, PixArt};
 use crate::resolution::nearest_size;
-use crate::t5::{T5Config, T5Encoder};
-use crate::tokenizer::T5Tokenizer;
+use crate::text_encoders::{Folders, Padding, T5Text};
 
 /// Steps of the noise scheduler where none are asked for.
 const DEFAULT_STEPS: usize = 20;
 
-const CLASSES: Classes = Classes {
+const FAMILY: Family = Family {
     transformer: &["Transformer2DModel", "PixArtTransformer2DModel"],
     scheduler: &["DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler"],
+    steps: Steps::new,
 };
 
 /// A PixArt checkpoint, ready to run.
@@ -31,8 +32,7 @@ const CLASSES: Classes = Classes {
 /// it ends, so that the text encoder and the transformer are never in memory together.
 pub struct PixArtPipeline {
     default_sequence_length: usize,
-    tokenizer: T5Tokenizer,
-    text_encoder: Component<T5Config>,
+    t5: T5Text,
     diffusion: LatentDiffusion<PixArt>,
 }
 
@@ -54,48 +54,15 @@ impl PixArtPipeline {
     }
 
     fn open(index: &ModelIndex, options: &LoadOptions, default_sequence_length: usize) -> Result<Self> {
-        let diffusion = LatentDiffusion::<PixArt>::open(index, options, CLASSES)?;
-        let text_encoder = Component::open(
-            &index.folder("text_encoder", &["T5EncoderModel"])?,
-            "model",
-            options,
-            T5Config::read,
-            |_| options.dtype,
-            T5Encoder::load,
-        )?;
-        let tokenizer = T5Tokenizer::load(&index.folder("tokenizer", &["T5Tokenizer", "T5TokenizerFast"])?)?;
-        let (t5, pixart) = (&text_encoder.config, &diffusion.transformer.config);
-        must_fit("text encoder's and transformer's text features", t5.d_model, pixart.caption_channels)?;
-        if tokenizer.vocab_size() > t5.vocab_size {
-            must_fit("tokenizer's and text encoder's vocabulary", tokenizer.vocab_size(), t5.vocab_size)?;
-        }
-        Ok(Self { default_sequence_length, tokenizer, text_encoder, diffusion })
-    }
-
-    /// Embeddings `[1, n, d]` of each text, without padding.
-    fn encode(
-        &self,
-        texts: &[&str],
-        request: &Request,
-        resolved: &Resolved,
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<Tensor<3>>> {
-        observer.begin(Phase::Load("text_encoder"));
-        let weights = self.text_encoder.weights(&self.diffusion.options);
-        let encoder = T5Encoder::load(&self.text_encoder.config, &weights)?;
-        observer.end(Phase::Load("text_encoder"));
-        let embeddings = encode_each(texts, observer, |text, observer| {
-            let caption = if request.clean_caption { clean_caption(text) } else { plain_caption(text) };
-            let encoding = self.tokenizer.encode(&caption, resolved.max_sequence_length);
-            if let Some(dropped) = encoding.dropped {
-                observer.warn(&format!(
-                    "the prompt is longer than {} tokens, this part was cut off: `{dropped}`",
-                    resolved.max_sequence_length
-                ));
-            }
-            encoder.forward(&encoding.ids)
-        });
-        Ok(embeddings)
+        let [folders, ..] = Folders::ALL;
+        let this = Self {
+            default_sequence_length,
+            t5: T5Text::open(index, options, folders)?,
+            diffusion: LatentDiffusion::open(index, options, FAMILY)?,
+        };
+        let (text, caption) = (this.t5.features(), this.diffusion.transformer.config.caption_channels);
+        must_fit("text encoder's and transformer's text features", text, caption)?;
+        Ok(this)
     }
 }
 
@@ -129,11 +96,12 @@ impl Pipeline for PixArtPipeline {
     fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated> {
         let resolved = self.resolve(request)?;
         let guided = resolved.guidance_scale > 1.0;
-        let mut texts: Vec<&str> = request.prompts.iter().map(String::as_str).collect();
-        if guided {
-            texts.push(&request.negative_prompt);
-        }
-        let embeddings = self.encode(&texts, request, &resolved, observer)?;
+        let clean = if request.clean_caption { clean_caption } else { plain_caption };
+        let texts = request.prompts.iter().chain(guided.then_some(&request.negative_prompt));
+        let captions: Vec<String> = texts.map(|text| clean(text)).collect();
+        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+        let length = (resolved.max_sequence_length, Padding::None);
+        let embeddings = self.t5.encode(&captions, length, &self.diffusion.options, observer)?;
         let micro_conditions = self.diffusion.transformer.config.micro_conditions;
         let conditions = |text: &Tensor<3>| Conditions {
             text: text.clone(),
