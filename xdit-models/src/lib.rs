@@ -6,6 +6,7 @@ pub mod caption;
 pub mod clip;
 pub mod component;
 pub mod flux;
+pub mod flux_pipeline;
 pub mod latent_diffusion;
 pub mod layers;
 pub mod pixart;
@@ -15,6 +16,7 @@ pub mod resolution;
 pub mod rotary;
 pub mod sd3;
 pub mod t5;
+pub mod text_encoders;
 pub mod tiling;
 pub mod timestep;
 pub mod tokenizer;
@@ -25,6 +27,7 @@ use xdit_core::pipeline::{LoadOptions, Pipeline};
 use xdit_core::{Error, Result};
 
 use component::ModelIndex;
+use flux_pipeline::FluxPipeline;
 use pixart_pipeline::PixArtPipeline;
 
 /// A kind of checkpoint that can be run.
@@ -39,6 +42,7 @@ pub struct Model {
 pub const MODELS: &[Model] = &[
     Model { class_name: "PixArtAlphaPipeline", open: PixArtPipeline::open_alpha },
     Model { class_name: "PixArtSigmaPipeline", open: PixArtPipeline::open_sigma },
+    Model { class_name: "FluxPipeline", open: FluxPipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.
