@@ -48,13 +48,15 @@ pub trait Published: Transformer + Sized + 'static {
     fn load(config: &Self::Config, weights: &Weights) -> Result<Self>;
 }
 
-/// The classes that a pipeline's components may be of.
+/// What the checkpoints of a family have in common.
 #[derive(Clone, Copy, Debug)]
-pub struct Classes {
-    /// Of the transformer.
+pub struct Family {
+    /// Classes of the transformer.
     pub transformer: &'static [&'static str],
-    /// Of the noise scheduler.
+    /// Classes of the noise scheduler.
     pub scheduler: &'static [&'static str],
+    /// What so many steps ask of the scheduler.
+    pub steps: fn(usize) -> Steps,
 }
 
 /// Transformer, noise scheduler and autoencoder of a checkpoint: checked, not loaded.
@@ -67,6 +69,7 @@ pub struct LatentDiffusion<T: Published> {
     pub vae: Component<AutoencoderKlConfig>,
     /// What `scheduler_config.json` says.
     pub scheduler: Value,
+    family: Family,
 }
 
 impl<T: Published> LatentDiffusion<T>
@@ -77,15 +80,16 @@ where
     ///
     /// # Errors
     /// If anything in them is missing, malformed, unknown, or does not fit together.
-    pub fn open(index: &ModelIndex, options: &LoadOptions, classes: Classes) -> Result<Self> {
-        let folder = index.folder("scheduler", classes.scheduler)?;
+    pub fn open(index: &ModelIndex, options: &LoadOptions, family: Family) -> Result<Self> {
+        let folder = index.folder("scheduler", family.scheduler)?;
         let scheduler_config = read_json(folder.join("scheduler_config.json"))?;
         // Whatever is wrong with it, the checkpoint is to blame.
-        scheduler(&scheduler_config, Steps::new(1).of_image(1)).map_err(Error::into_failure)?;
+        let any_steps = (family.steps)(1).of_image(1);
+        scheduler(&scheduler_config, any_steps).map_err(Error::into_failure)?;
         let this = Self {
             options: options.clone(),
             transformer: Component::open(
-                &index.folder("transformer", classes.transformer)?,
+                &index.folder("transformer", family.transformer)?,
                 "diffusion_pytorch_model",
                 options,
                 T::read,
@@ -101,6 +105,7 @@ where
                 AutoencoderKl::load,
             )?,
             scheduler: scheduler_config,
+            family,
         };
         let (latents, pixels) = (this.spec().channels, this.vae.config.latent_channels);
         must_fit("transformer's and VAE's latent channels", latents, pixels)?;
@@ -129,9 +134,9 @@ where
         (height / self.spec().patch) * (width / self.spec().patch)
     }
 
-    /// The noise scheduler for so many steps of a picture of `size`.
-    fn scheduler(&self, steps: usize, size: [usize; 2]) -> Result<Box<dyn Scheduler>> {
-        scheduler(&self.scheduler, Steps::new(steps).of_image(self.tokens(size)))
+    /// The noise scheduler for a picture of `size`.
+    fn scheduler(&self, size: [usize; 2], steps: usize) -> Result<Box<dyn Scheduler>> {
+        scheduler(&self.scheduler, (self.family.steps)(steps).of_image(self.tokens(size)))
     }
 
     /// The plan for the pictures of `request`, generated at `size`. `guided` says whether there is a negative branch.
@@ -139,15 +144,15 @@ where
     /// # Errors
     /// If there is none, or if the request brings latents of another shape.
     pub fn plan(&self, request: &Request, size: [usize; 2], steps: usize, guided: bool) -> Result<Plan> {
-        let [_, channels, height, width] = self.latent_shape(size);
         let work = Work {
             spec: self.spec().clone(),
             tokens: self.tokens(size),
-            steps: self.scheduler(steps, size)?.timesteps().len(),
+            steps: self.scheduler(size, steps)?.timesteps().len(),
             guided,
             images: request.images(),
         };
         let plan = Plan::new(&request.parallel, &work)?;
+        let [_, channels, height, width] = self.latent_shape(size);
         let expected = [request.images(), channels, height, width];
         if let Some(latents) = request.init_latents.as_ref().filter(|latents| latents.dims() != expected) {
             return Err(Error::usage(format!(
@@ -182,7 +187,7 @@ where
         observer: &mut dyn Observer,
     ) -> Result<Generated> {
         let patch = self.spec().patch;
-        let scheduler = self.scheduler(resolved.num_inference_steps, resolved.generated_size)?;
+        let scheduler = self.scheduler(resolved.generated_size, resolved.num_inference_steps)?;
         let (transformer, options) = (self.transformer.clone(), self.options.clone());
         let job = Job {
             load: Box::new(move |share| {

@@ -6,6 +6,7 @@ pub mod caption;
 pub mod clip;
 pub mod component;
 pub mod flux;
+pub mod flux_pipeline;
 pub mod latent_diffusion;
 pub mod layers;
 pub mod pixart;
@@ -27,6 +28,7 @@ use xdit_core::pipeline::{LoadOptions, Pipeline};
 use xdit_core::{Error, Result};
 
 use component::ModelIndex;
+use flux_pipeline::FluxPipeline;
 use pixart_pipeline::PixArtPipeline;
 use sd3_pipeline::Sd3Pipeline;
 
@@ -43,6 +45,7 @@ pub const MODELS: &[Model] = &[
     Model { class_name: "PixArtAlphaPipeline", open: PixArtPipeline::open_alpha },
     Model { class_name: "PixArtSigmaPipeline", open: PixArtPipeline::open_sigma },
     Model { class_name: "StableDiffusion3Pipeline", open: Sd3Pipeline::open },
+    Model { class_name: "FluxPipeline", open: FluxPipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.

@@ -6,24 +6,24 @@ use burn::tensor::Tensor;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
+use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
 use crate::caption::{clean_caption, plain_caption};
 use crate::component::ModelIndex;
-use crate::latent_diffusion::{Classes, LatentDiffusion, check_size, guidance, must_fit};
+use crate::latent_diffusion::{Family, LatentDiffusion, check_size, guidance, must_fit};
 use crate::pixart::{Conditions, PixArt};
 use crate::resolution::nearest_size;
-use crate::text_encoder::{Folders, T5Text};
+use crate::text_encoder::{Folders, Padding, T5Text};
 
 /// Steps of the noise scheduler where none are asked for.
 const DEFAULT_STEPS: usize = 20;
 
-const CLASSES: Classes = Classes {
+const FAMILY: Family = Family {
     transformer: &["Transformer2DModel", "PixArtTransformer2DModel"],
     scheduler: &["DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler"],
+    steps: Steps::new,
 };
-
-const FOLDERS: Folders = Folders { encoder: "text_encoder", tokenizer: "tokenizer" };
 
 /// A PixArt checkpoint, ready to run.
 ///
@@ -53,8 +53,8 @@ impl PixArtPipeline {
     }
 
     fn open(index: &ModelIndex, options: &LoadOptions, default_sequence_length: usize) -> Result<Self> {
-        let diffusion = LatentDiffusion::<PixArt>::open(index, options, CLASSES)?;
-        let text_encoder = T5Text::open(index, options, FOLDERS)?;
+        let diffusion = LatentDiffusion::<PixArt>::open(index, options, FAMILY)?;
+        let text_encoder = T5Text::open(index, options, Folders::ALL[0])?;
         let wanted = diffusion.transformer.config.caption_channels;
         must_fit("text encoder's and transformer's text features", text_encoder.features(), wanted)?;
         Ok(Self { default_sequence_length, text_encoder, diffusion })
@@ -98,8 +98,8 @@ impl Pipeline for PixArtPipeline {
         };
         let captions: Vec<String> = request.prompts.iter().chain(negative).map(caption).collect();
         let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-        let (length, options) = (resolved.max_sequence_length, &self.diffusion.options);
-        let embeddings = self.text_encoder.encode(&captions, length, false, options, observer)?;
+        let length = (resolved.max_sequence_length, Padding::None);
+        let embeddings = self.text_encoder.encode(&captions, length, &self.diffusion.options, observer)?;
         let micro_conditions = self.diffusion.transformer.config.micro_conditions;
         let conditions = |text: Tensor<3>| Conditions {
             text,

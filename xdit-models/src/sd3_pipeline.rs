@@ -6,20 +6,20 @@ use burn::tensor::Tensor;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
+use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
 use crate::clip::ClipOutput;
 use crate::component::ModelIndex;
-use crate::latent_diffusion::{Classes, LatentDiffusion, check_size, guidance, must_fit};
+use crate::latent_diffusion::{Family, LatentDiffusion, check_size, guidance, must_fit};
 use crate::sd3::{Conditions, Sd3};
-use crate::text_encoder::{ClipText, Folders, T5Text};
+use crate::text_encoder::{ClipText, Folders, Padding, T5Text};
 
-const CLASSES: Classes =
-    Classes { transformer: &["SD3Transformer2DModel"], scheduler: &["FlowMatchEulerDiscreteScheduler"] };
-
-const CLIP_L: Folders = Folders { encoder: "text_encoder", tokenizer: "tokenizer" };
-const CLIP_G: Folders = Folders { encoder: "text_encoder_2", tokenizer: "tokenizer_2" };
-const T5: Folders = Folders { encoder: "text_encoder_3", tokenizer: "tokenizer_3" };
+const FAMILY: Family = Family {
+    transformer: &["SD3Transformer2DModel"],
+    scheduler: &["FlowMatchEulerDiscreteScheduler"],
+    steps: Steps::new,
+};
 
 /// Of T5: the default, and the most that diffusers accepts.
 const DEFAULT_SEQUENCE_LENGTH: usize = 256;
@@ -42,11 +42,12 @@ impl Sd3Pipeline {
     /// # Errors
     /// If anything in it is missing, malformed, unknown, or does not fit together.
     pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
-        let diffusion = LatentDiffusion::<Sd3>::open(index, options, CLASSES)?;
+        let diffusion = LatentDiffusion::<Sd3>::open(index, options, FAMILY)?;
+        let [first, second, third] = Folders::ALL;
         let clips =
-            [ClipText::open(index, options, CLIP_L, true)?, ClipText::open(index, options, CLIP_G, true)?];
-        let has_t5 = index.components.contains_key(T5.encoder);
-        let t5 = has_t5.then(|| T5Text::open(index, options, T5)).transpose()?;
+            [ClipText::open(index, options, first, true)?, ClipText::open(index, options, second, true)?];
+        let has_t5 = index.components.contains_key(third.encoder);
+        let t5 = has_t5.then(|| T5Text::open(index, options, third)).transpose()?;
 
         let config = &diffusion.transformer.config;
         let pooled = clips.iter().map(|clip| clip.config().projection_dim).sum();
@@ -93,7 +94,7 @@ impl Sd3Pipeline {
         let t5 = match &self.t5 {
             Some(t5) => {
                 let texts: Vec<_> = texts.iter().map(|(texts, _)| texts[2]).collect();
-                t5.encode(&texts, length, true, options, observer)?
+                t5.encode(&texts, (length, Padding::Seen), options, observer)?
             }
             None => {
                 let shape = [1, length, self.diffusion.transformer.config.joint_attention_dim];

@@ -19,6 +19,24 @@ pub struct Folders {
     pub tokenizer: &'static str,
 }
 
+impl Folders {
+    /// Those of the first, the second and the third text encoder of a checkpoint.
+    pub const ALL: [Self; 3] = [
+        Self { encoder: "text_encoder", tokenizer: "tokenizer" },
+        Self { encoder: "text_encoder_2", tokenizer: "tokenizer_2" },
+        Self { encoder: "text_encoder_3", tokenizer: "tokenizer_3" },
+    ];
+}
+
+/// What T5 is given behind a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// Nothing. What a model that masks padding sees is the same with and without it.
+    None,
+    /// Padding up to the maximum length, to which the model attends.
+    Seen,
+}
+
 /// T5 with its tokenizer.
 pub struct T5Text {
     folders: Folders,
@@ -51,15 +69,14 @@ impl T5Text {
         self.encoder.config.d_model
     }
 
-    /// States `[1, n, features]` of each text, of at most `max_length` tokens; of exactly so many if `padded`.
+    /// States `[1, n, features]` of each text, of at most `max_length` tokens before padding.
     ///
     /// # Errors
     /// If weights cannot be read.
     pub fn encode(
         &self,
         texts: &[&str],
-        max_length: usize,
-        padded: bool,
+        (max_length, padding): (usize, Padding),
         options: &LoadOptions,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Tensor<3>>> {
@@ -69,10 +86,10 @@ impl T5Text {
         Ok(encode_each(texts, observer, |&text, observer| {
             let encoding = self.tokenizer.encode(text, max_length);
             warn_of_cut(self.folders, &encoding, max_length, observer);
-            match padded {
-                true => encoder.forward(&encoding.padded(max_length, self.tokenizer.pad_id())),
-                false => encoder.forward(&encoding.ids),
-            }
+            encoder.forward(&match padding {
+                Padding::None => encoding.ids,
+                Padding::Seen => encoding.padded(max_length, self.tokenizer.pad_id()),
+            })
         }))
     }
 }

@@ -99,7 +99,7 @@ impl Plan {
             (2, false) => {
                 return usage(
                     "CFG parallelism splits two guidance branches, but guidance is off".into(),
-                    "raise the guidance scale above 1, or drop CFG parallelism".into(),
+                    "raise the scale of classifier-free guidance above 1, or drop CFG parallelism".into(),
                 );
             }
             (degree, _) => {
