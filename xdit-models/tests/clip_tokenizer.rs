@@ -39,6 +39,7 @@ fn with_old_config(dir: &Path) -> tempfile::TempDir {
 fn small_files_equal_transformers() {
     check(&data().join("files"), "files", "files");
     check(with_old_config(&data().join("files")).path(), "old", "files");
+    check(copy(&data().join("files"), &FILES[..2]).path(), "alone", "files");
 }
 
 #[test]
@@ -51,8 +52,7 @@ fn published_files_equal_transformers() {
     let Some(dir) = published("clip", "vocab.json") else { return };
     check(&dir, "published", "published");
     check(with_old_config(&dir).path(), "published, old", "published");
-    // The defaults of the class are what its publisher's config says.
-    check(copy(&dir, &FILES[..2]).path(), "published", "published");
+    check(copy(&dir, &FILES[..2]).path(), "published, alone", "published");
 }
 
 #[test]

@@ -68,12 +68,13 @@ def answers(folder: Path) -> dict:
     return {"vocab_size": len(tokenizer), "pad_id": tokenizer.pad_token_id, "ids": ids, "cuts": cuts}
 
 
-def beside(vocabulary: Path) -> dict:
-    """What the vocabulary in a folder says with the old config."""
+def beside(vocabulary: Path, *, old: bool) -> dict:
+    """What the vocabulary in a folder says with the old config, or without any."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in ["vocab.json", "merges.txt"]:
             shutil.copy(vocabulary / name, scratch)
-        write_old(Path(scratch))
+        if old:
+            write_old(Path(scratch))
         return answers(Path(scratch))
 
 
@@ -92,10 +93,12 @@ def main() -> None:
     goldens = json.loads(path.read_text())["answers"] if path.exists() else {}
     goldens["files"] = answers(HERE / "files")
     goldens["json"] = without_repetition(answers(HERE / "json"), goldens["files"])
-    goldens["old"] = without_repetition(beside(HERE / "files"), goldens["files"])
+    goldens["old"] = without_repetition(beside(HERE / "files", old=True), goldens["files"])
+    goldens["alone"] = without_repetition(beside(HERE / "files", old=False), goldens["files"])
     if len(sys.argv) > 1:
         goldens["published"] = answers(Path(sys.argv[1]))
-        goldens["published, old"] = without_repetition(beside(Path(sys.argv[1])), goldens["published"])
+        for name, old in [("published, old", True), ("published, alone", False)]:
+            goldens[name] = without_repetition(beside(Path(sys.argv[1]), old=old), goldens["published"])
     cuts = [{"text": TEXTS.index(text) if text in TEXTS else text, "max_length": n} for text, n in CUTS]
     file = {"texts": TEXTS, "cuts": cuts, "answers": goldens}
     path.write_text(json.dumps(file, separators=(",", ":")) + "\n")
