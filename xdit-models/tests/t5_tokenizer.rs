@@ -1,110 +1,29 @@
 //! `T5Tokenizer` against what transformers says, on small vocabularies and, where they are found, the published ones.
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+mod tokens;
 
-use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+use tokens::{Goldens, copy, published};
 use xdit_models::tokenizer::T5Tokenizer;
 
-#[derive(Deserialize)]
-struct Goldens {
-    texts: Vec<String>,
-    cuts: Vec<Cut>,
-    answers: std::collections::BTreeMap<String, Answers>,
-}
-
-#[derive(Deserialize)]
-struct Cut {
-    text: TextOrIndex,
-    max_length: usize,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TextOrIndex {
-    Index(usize),
-    Text(String),
-}
-
-#[derive(Deserialize)]
-struct Answers {
-    vocab_size: usize,
-    pad_id: u32,
-    ids: Vec<Option<Vec<u32>>>,
-    cuts: Vec<CutAnswer>,
-}
-
-#[derive(Deserialize)]
-struct CutAnswer {
-    ids: Vec<u32>,
-    dropped: Option<String>,
-}
-
 fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/t5")
+    tokens::data("t5")
 }
 
 fn goldens() -> Goldens {
-    serde_json::from_slice(&std::fs::read(data().join("goldens.json")).unwrap()).unwrap()
-}
-
-/// The folder of T5's published files, or a word that the test did not run.
-fn published() -> Option<PathBuf> {
-    let root = std::env::var_os("XDIT_REAL_TOKENIZERS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tokenizers"), PathBuf::from);
-    let dir = root.join("t5");
-    if dir.join("spiece.model").exists() {
-        return Some(dir);
-    }
-    eprintln!("SKIPPED: no `{}`; set XDIT_REAL_TOKENIZERS to a folder with `t5/spiece.model`", dir.display());
-    None
+    Goldens::load("t5")
 }
 
 fn load(dir: &Path) -> T5Tokenizer {
-    let start = Instant::now();
-    let tokenizer = T5Tokenizer::load(dir).unwrap_or_else(|error| panic!("{error}"));
-    eprintln!("loaded {} in {:.1} ms", dir.display(), start.elapsed().as_secs_f64() * 1e3);
-    tokenizer
+    tokens::timed(dir, T5Tokenizer::load)
 }
 
 /// Compares every text and every cut; `defaults` stands in for ids that are not written twice.
 fn check(dir: &Path, goldens: &Goldens, name: &str, defaults: &str) {
     let tokenizer = load(dir);
-    let expected = &goldens.answers[name];
-    assert_eq!(
-        (tokenizer.vocab_size(), tokenizer.pad_id()),
-        (expected.vocab_size, expected.pad_id),
-        "{name}"
-    );
-    assert!(goldens.texts.len() >= 300 && expected.ids.len() == goldens.texts.len());
-    for (i, text) in goldens.texts.iter().enumerate() {
-        let ids = expected.ids[i].as_ref().or(goldens.answers[defaults].ids[i].as_ref()).unwrap();
-        let encoding = tokenizer.encode(text, usize::MAX);
-        assert_eq!((&encoding.ids, &encoding.dropped), (ids, &None), "{name}: {text:?}");
-    }
-    assert_eq!(expected.cuts.len(), goldens.cuts.len());
-    for (cut, answer) in goldens.cuts.iter().zip(&expected.cuts) {
-        let text = match &cut.text {
-            TextOrIndex::Index(i) => &goldens.texts[*i],
-            TextOrIndex::Text(text) => text,
-        };
-        let encoding = tokenizer.encode(text, cut.max_length);
-        let context = format!("{name}: {text:?} cut to {}", cut.max_length);
-        assert_eq!(
-            (encoding.ids, encoding.dropped),
-            (answer.ids.clone(), answer.dropped.clone()),
-            "{context}"
-        );
-    }
-}
-
-/// Copies the named files, so that a folder holds nothing else.
-fn copy(from: &Path, files: &[&str]) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for file in files {
-        std::fs::copy(from.join(file), dir.path().join(file)).unwrap();
-    }
-    dir
+    let facts = (tokenizer.vocab_size(), tokenizer.pad_id());
+    goldens.check(name, defaults, facts, |text, max_length| tokenizer.encode(text, max_length));
 }
 
 #[test]
@@ -119,7 +38,7 @@ fn small_tokenizer_json_equals_transformers() {
 
 #[test]
 fn published_files_equal_transformers() {
-    let Some(dir) = published() else { return };
+    let Some(dir) = published("t5", "spiece.model") else { return };
     let goldens = goldens();
     check(&dir, &goldens, "published", "published");
     // As PixArt publishes them: no `tokenizer.json`.
