@@ -1,6 +1,6 @@
 """Times diffusers and xdit on one checkpoint, in turns, and prints the ratios.
 
-    python compare.py [--rounds 3] [--threads 2] [--steps 4] [--size 1024] [--folder FOLDER] [--xdit FILE]
+    python compare.py [--family pixart|sd3|flux] [--rounds 3] [--threads 2] [--steps 4] [--size 1024] [--folder FOLDER] [--xdit FILE]
 
 Both run with the same prompt, seed, steps, size and threads, each in a process of its own that nothing else shares.
 Figures are medians over the rounds; memory and the time of a whole process are measured from outside, alike for both.
@@ -43,13 +43,18 @@ def timed(command: list, environment: dict) -> tuple[dict, float, float]:
 
 def xdit_command(xdit: Path, args: argparse.Namespace, reference: dict) -> list:
     """The same run as the reference reports to have made."""
-    return [
+    options = [
         *(xdit, "generate", "--model", args.folder, "--quiet", "--report", "json"),
-        *("--prompt", reference["prompt"], "--negative-prompt", reference["negative_prompt"]),
-        *("--seed", reference["seed"], "--guidance-scale", reference["guidance_scale"]),
         *("--num-inference-steps", args.steps, "--height", args.size, "--width", args.size),
-        "--no-use-resolution-binning",
     ]
+    for name, value in reference["call"].items():
+        option = name.replace("_", "-")
+        if value is False:
+            # Off where it is not asked for, but for resolution binning.
+            options += ["--no-use-resolution-binning"] if name == "use_resolution_binning" else []
+        else:
+            options += [f"--{option}", value]
+    return options
 
 
 def build() -> Path:
@@ -62,7 +67,8 @@ def build() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / "target" / "bench-checkpoint")
+    parser.add_argument("--family", choices=["pixart", "sd3", "flux"], default="pixart")
+    parser.add_argument("--folder", type=Path, help="the checkpoint (default: made in the target folder)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
@@ -71,8 +77,9 @@ def main() -> None:
     args = parser.parse_args()
 
     xdit = args.xdit or build()
+    args.folder = args.folder or ROOT / "target" / "bench-checkpoints" / args.family
     if not args.folder.exists():
-        subprocess.run([sys.executable, HERE / "make_bench_checkpoint.py", args.folder], check=True)
+        subprocess.run([sys.executable, HERE / "make_bench_checkpoint.py", args.family, args.folder], check=True)
     threads = {name: str(args.threads) for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]}
     environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1"}
 
@@ -102,7 +109,7 @@ def main() -> None:
 
     versions = ", ".join(f"{name} {version}" for name, version in reference["versions"].items())
     blocks = reference["blocks"]
-    print(f"{args.size}x{args.size}, {args.steps} steps, {blocks} blocks, {args.threads} threads; {versions}\n")
+    print(f"{args.family}: {args.size}x{args.size}, {args.steps} steps, {blocks} blocks, {args.threads} threads; {versions}\n")
     print("| | diffusers | xdit | xdit / diffusers |\n|---|---:|---:|---:|")
     for name, values in rows.items():
         ours_median, theirs_median = statistics.median(values[1]), statistics.median(values[0])

@@ -19,7 +19,18 @@ import transformers
 from safetensors.torch import save_file
 
 PROMPT = "A photo of a fox, sitting on the red sofa beside a broken teapot"
-NEGATIVE_PROMPT = "blurry, low quality"
+
+# What each pipeline is called with; the other program takes the same as options.
+CALLS = {
+    "PixArtAlphaPipeline": {
+        "negative_prompt": "blurry, low quality",
+        "guidance_scale": 4.5,
+        "clean_caption": False,
+        "use_resolution_binning": False,
+    },
+    "StableDiffusion3Pipeline": {"negative_prompt": "blurry, low quality", "guidance_scale": 7.0},
+    "FluxPipeline": {"guidance_scale": 3.5, "max_sequence_length": 512},
+}
 
 
 class Stopwatch:
@@ -46,7 +57,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--size", type=int, default=1024, help="height and width in pixels")
-    parser.add_argument("--guidance-scale", type=float, default=4.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", metavar="FILE", help="a safetensors file for latents and picture")
     args = parser.parse_args()
@@ -55,9 +65,10 @@ def main() -> None:
     diffusers.utils.logging.disable_progress_bar()
     imported = time.perf_counter()
 
-    pipe = diffusers.PixArtAlphaPipeline.from_pretrained(args.folder, dtype=torch.float32)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(args.folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
+    call = CALLS[type(pipe).__name__]
 
     stopwatch, latents, step_ends = Stopwatch(), [], []
     stopwatch.wrap(pipe, "encode_prompt")
@@ -66,22 +77,23 @@ def main() -> None:
     step_starts = []
     pipe.transformer.register_forward_pre_hook(lambda _module, _inputs: step_starts.append(time.perf_counter()))
 
-    def step_ended(_step, _timestep, sample):
-        step_ends.append(time.perf_counter())
-        latents.append(sample)
+    scheduler_step = pipe.scheduler.step
 
+    def step(*args, **kwargs):
+        result = scheduler_step(*args, **kwargs)
+        step_ends.append(time.perf_counter())
+        latents.append(result[0])
+        return result
+
+    pipe.scheduler.step = step
     image = pipe(
         PROMPT,
-        negative_prompt=NEGATIVE_PROMPT,
         num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
         height=args.size,
         width=args.size,
         generator=torch.Generator().manual_seed(args.seed),
-        clean_caption=False,
-        use_resolution_binning=False,
         output_type="np",
-        callback=step_ended,
+        **call,
     ).images
     done = time.perf_counter()
 
@@ -89,12 +101,8 @@ def main() -> None:
     figures = {
         "versions": {module.__name__: module.__version__ for module in [torch, diffusers, transformers]},
         "threads": torch.get_num_threads(),
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE_PROMPT,
-        "seed": args.seed,
-        "size": args.size,
-        "guidance_scale": args.guidance_scale,
-        "blocks": pipe.transformer.config.num_layers,
+        "call": {"prompt": PROMPT, "seed": args.seed, **call},
+        "blocks": pipe.transformer.config.num_layers + pipe.transformer.config.get("num_single_layers", 0),
         "import_s": imported - PROCESS_START,
         "load_s": loaded - imported,
         "text_s": sum(stopwatch.seconds["encode_prompt"]),
@@ -107,7 +115,10 @@ def main() -> None:
     print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}))
     if args.save:
         picture = torch.from_numpy((image * 255).round().astype("uint8"))
-        save_file({"latents": latents[-1].contiguous(), "image": picture.contiguous()}, args.save)
+        final = latents[-1]
+        if final.ndim == 3:
+            final = pipe._unpack_latents(final, args.size, args.size, pipe.vae_scale_factor)
+        save_file({"latents": final.contiguous(), "image": picture.contiguous()}, args.save)
 
 
 if __name__ == "__main__":
