@@ -17,8 +17,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from clip_checkpoints import VOCAB_SIZE, make_clip_g, make_clip_l, write_clip_tokenizer
 from pipeline_cases import LONG_PROMPT, relative_distance, write_case
 
-# The second sign has the id that configs of old call the end of a text.
-TEXTS = ["", "A cat's #1 portrait, naïve!", LONG_PROMPT, "the end <|endoftext|> is not the end"]
+# The first of two `#` has the id that configs of old call the end of a text.
+TEXTS = ["", "A cat's ##1 portrait, naïve!", LONG_PROMPT, "the end <|endoftext|> is not the end"]
 # Tokens that T5 is padded to.
 T5_LENGTH = 24
 

@@ -167,7 +167,7 @@ fn rewritten(
     to
 }
 
-/// Transformers 5 writes `dtype`, and no prefix unless there is a projection beside the model.
+/// Transformers 5 writes `dtype` and, where there is no projection beside the model, no prefix.
 #[test]
 fn files_of_transformers_5_are_read() {
     for name in CASES {

@@ -14,6 +14,8 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, layer_norm};
 
+use crate::layers::Heads;
+
 /// The `eos_token_id` of configs written before transformers looked for that token. It never was the id of CLIP's
 /// end of text.
 const LEGACY_EOS_TOKEN_ID: u32 = 2;
@@ -258,14 +260,13 @@ impl Layer {
     }
 
     fn forward(&self, config: &ClipTextConfig, x: Tensor<3>, mask: Tensor<4>) -> Tensor<3> {
-        let [b, n, c] = x.dims();
+        let heads = Heads { head_dim: config.hidden_size / config.num_attention_heads };
         let y = self.layer_norm1.forward(x.clone());
-        let heads =
-            |x: Tensor<3>| x.reshape([b, n, config.num_attention_heads, c / config.num_attention_heads]);
-        let (q, k, v) =
-            (self.q_proj.forward(y.clone()), self.k_proj.forward(y.clone()), self.v_proj.forward(y));
-        let y = cross_attention(heads(q), heads(k), heads(v), Some(mask));
-        let x = self.out_proj.forward(y.reshape([b, n, c])) + x;
+        let q = heads.split(self.q_proj.forward(y.clone()));
+        let k = heads.split(self.k_proj.forward(y.clone()));
+        let v = heads.split(self.v_proj.forward(y));
+        let y = heads.join(cross_attention(q, k, v, Some(mask)));
+        let x = self.out_proj.forward(y) + x;
 
         let y = self.fc1.forward(self.layer_norm2.forward(x.clone()));
         self.fc2.forward(activate(config.activation, y)) + x
