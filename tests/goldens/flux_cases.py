@@ -5,7 +5,64 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from pipeline_cases import Recorder, relative_distance, write_case
+from pipeline_cases import (
+    LONG_PROMPT,
+    NEGATIVE,
+    PROMPT,
+    Recorder,
+    load,
+    relative_distance,
+    run_pipeline,
+    size,
+    write_case,
+)
+
+CALL = {"prompt": PROMPT, "num_inference_steps": 4, "num_images_per_prompt": 1, "max_sequence_length": 64}
+
+# name -> (checkpoint, seed of image 0, call)
+CASES = {
+    "flux-schnell-plain": (
+        "flux-schnell",
+        7,
+        size(64, 96) | {"guidance_scale": 0.0, "max_sequence_length": 256},
+    ),
+    "flux-schnell-batch": (
+        "flux-schnell",
+        11,
+        size(64, 64) | {"prompt": [PROMPT, "two dragons"], "prompt_2": ["a castle in the mist", "three owls"]},
+    ),
+    "flux-schnell-long-prompt": (
+        "flux-schnell",
+        13,
+        size(64, 48) | {"prompt": LONG_PROMPT, "num_inference_steps": 1, "max_sequence_length": 48},
+    ),
+    "flux-dev-non-square": (
+        "flux-dev",
+        17,
+        size(112, 80) | {"guidance_scale": 3.5, "num_inference_steps": 6},
+    ),
+    # Of guidance, steps and text tokens the pipeline's own.
+    "flux-dev-defaults": ("flux-dev", 0, size(48, 64) | {"num_inference_steps": None, "max_sequence_length": None}),
+    "flux-dev-images-per-prompt": (
+        "flux-dev",
+        21,
+        size(64, 64) | {"prompt": [PROMPT, "two dragons"], "num_images_per_prompt": 2, "guidance_scale": 2.0},
+    ),
+    "flux-dev-true-cfg": (
+        "flux-dev",
+        23,
+        size(64, 80)
+        | {
+            "guidance_scale": 3.0,
+            "negative_prompt": NEGATIVE,
+            "negative_prompt_2": "a broken lighthouse",
+            "prompt_2": "a castle in the mist",
+            "true_cfg_scale": 4.0,
+        },
+    ),
+    # More tokens than the scheduler's shift begins with.
+    "flux-dev-large": ("flux-dev", 29, size(240, 320) | {"guidance_scale": 5.0, "num_inference_steps": 3}),
+}
 
 
 def watch_transformer(recorder: Recorder, model: FluxTransformer2DModel) -> None:
@@ -63,6 +120,48 @@ def transformer_case(root: Path, checkpoint: str, seed: int, grid: list[int], te
     write_case(root / "cases", f"{checkpoint}-transformer", record, tensors)
 
 
+def run_case(root: Path, name: str, checkpoint: str, seed: int, call: dict) -> None:
+    """One call; what is `None` in it is left to the pipeline."""
+    call = {key: value for key, value in (CALL | call).items() if value is not None}
+    pipe, pipe64 = load(root / checkpoint), load(root / checkpoint, torch.float64)
+    recorder = Recorder()
+    prepare_latents = pipe.prepare_latents
+
+    def prepared(batch, channels, height, width, *args):
+        latents, ids = prepare_latents(batch, channels, height, width, *args)
+        shape = (1, channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+        noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        assert torch.equal(latents, pipe._pack_latents(noise, batch, channels, *shape[2:]))
+        recorder.put("init_latents", noise)
+        recorder.put("packed", latents)
+        return latents, ids
+
+    pipe.prepare_latents = prepared
+    prompts = 1 if isinstance(call["prompt"], str) else len(call["prompt"])
+    # Image i of a request uses seed + i, prompts outermost.
+    seeds = [seed + i for i in range(prompts * call["num_images_per_prompt"])]
+    tensors = run_pipeline(pipe, call, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+    # How far single precision is from double precision here: no tolerance can be below it.
+    double = run_pipeline(pipe64, call, latents=recorder.tensors.pop("packed").double())
+    rounding = {"latents": relative_distance(tensors["latents"], double["latents"])}
+    rounding["image"] = (tensors["image"].int() - double["image"].int()).abs().max().item()
+
+    tensors["latents"] = pipe._unpack_latents(tensors["latents"], call["height"], call["width"], pipe.vae_scale_factor)
+    tensors = {key: value for key, value in (recorder.tensors | tensors).items() if not key.startswith("steps.")}
+    record = {
+        "checkpoint": checkpoint,
+        "pipeline": type(pipe).__name__,
+        "call": call,
+        "seeds": seeds,
+        "timesteps": [float(t) for t in pipe.scheduler.timesteps],
+        "rounding": rounding,
+        "tensors": {key: list(tensor.shape) for key, tensor in sorted(tensors.items())},
+    }
+    write_case(root / "cases", name, record, tensors)
+
+
 def write_all(root: Path) -> None:
+    for name, (checkpoint, seed, call) in CASES.items():
+        run_case(root, name, checkpoint, seed, call)
     transformer_case(root, "flux-schnell", 51, [5, 7], 11)
     transformer_case(root, "flux-dev", 52, [6, 3], 9)

@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
 from checkpoints import randomize, t5_config, vae_config, write_json, write_weights
+from clip_checkpoints import make_clip_l, write_clip_tokenizer
 from vocabulary import write_tokenizer
 
 VERSION = {"_diffusers_version": "0.30.0.dev0"}
@@ -90,6 +91,9 @@ def write_checkpoint(folder: Path, transformer: dict, scheduler: dict, *, seed: 
     vae = flux_vae_config()
     state = randomize(AutoencoderKL.from_config(vae).state_dict(), seed, {"decoder.conv_out": 0.5})
     write_component(folder / "vae", "diffusion_pytorch_model", vae, state, shards=1)
+
+    make_clip_l(folder / "text_encoder", seed=seed, projection=False, torch_dtype="bfloat16")
+    write_clip_tokenizer(folder / "tokenizer")
 
     t5 = t5_config(torch_dtype="bfloat16")
     state = T5EncoderModel(T5Config(**t5)).state_dict()

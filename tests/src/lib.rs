@@ -13,6 +13,7 @@ use xdit_core::weights::Weights;
 
 pub mod full_size;
 pub mod oracle;
+pub mod recorded;
 pub mod toy;
 pub mod watchdog;
 pub mod world;

@@ -2,7 +2,6 @@
 //!
 //! Source: diffusers' `FluxPipeline`.
 
-use burn::tensor::Tensor;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -75,15 +74,11 @@ impl FluxPipeline {
         let first: Vec<_> = texts.iter().map(|texts| (texts[0], 0)).collect();
         let second: Vec<_> = texts.iter().map(|texts| texts[1]).collect();
         let options = &self.diffusion.options;
-        let pooled = self.clip.encode(&first, options, observer)?;
-        let length = (resolved.max_sequence_length, Padding::Seen);
-        let text = self.t5.encode(&second, length, options, observer)?;
-        let conditions = |(text, pooled): (Tensor<3>, Tensor<2>)| Conditions {
-            text,
-            pooled,
-            guidance: resolved.guidance_scale,
-        };
-        Ok(text.into_iter().zip(pooled.into_iter().map(|output| output.pooled)).map(conditions).collect())
+        let clip = self.clip.encode(&first, options, observer)?;
+        let t5 = self.t5.encode(&second, (resolved.max_sequence_length, Padding::Seen), options, observer)?;
+        let guidance = resolved.guidance_scale;
+        let pairs = clip.into_iter().zip(t5);
+        Ok(pairs.map(|(clip, text)| Conditions { text, pooled: clip.pooled, guidance }).collect())
     }
 }
 

@@ -1,0 +1,113 @@
+//! Recorded calls of the reference's pipelines, and ours in their place.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use serde_json::Value;
+use xdit_core::pipeline::{LoadOptions, Request};
+
+use crate::{Case, assert_close, device, goldens};
+
+/// The checkpoint of `case`, with the case's own scheduler where it has one: then it is put together in `scratch`.
+fn checkpoint(case: &Case, scratch: &Path) -> PathBuf {
+    let dir = goldens().join(case.json["checkpoint"].as_str().unwrap());
+    let scheduler = &case.json["scheduler"];
+    if scheduler.is_null() {
+        return dir;
+    }
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "scheduler" && entry.file_name() != "model_index.json" {
+            std::os::unix::fs::symlink(entry.path(), scratch.join(entry.file_name())).unwrap();
+        }
+    }
+    let index = std::fs::read_to_string(dir.join("model_index.json")).unwrap();
+    let mut index: Value = serde_json::from_str(&index).unwrap();
+    index["scheduler"][1] = scheduler["_class_name"].clone();
+    std::fs::write(scratch.join("model_index.json"), index.to_string()).unwrap();
+    std::fs::create_dir(scratch.join("scheduler")).unwrap();
+    std::fs::write(scratch.join("scheduler/scheduler_config.json"), scheduler.to_string()).unwrap();
+    scratch.to_owned()
+}
+
+/// What `case` asked the reference for.
+pub fn request(case: &Case) -> Request {
+    let call = &case.json["call"];
+    let number = |name: &str| call[name].as_u64().map(|n| n as usize);
+    let text = |name: &str| call[name].as_str().map(str::to_owned);
+    let texts = |name: &str| match &call[name] {
+        Value::Array(texts) => texts.iter().map(|text| text.as_str().unwrap().to_owned()).collect(),
+        text => text.as_str().map(str::to_owned).into_iter().collect(),
+    };
+    Request {
+        prompts: texts("prompt"),
+        prompts_2: texts("prompt_2"),
+        prompts_3: texts("prompt_3"),
+        negative_prompt: text("negative_prompt").unwrap_or_default(),
+        negative_prompt_2: text("negative_prompt_2"),
+        negative_prompt_3: text("negative_prompt_3"),
+        height: number("height"),
+        width: number("width"),
+        num_inference_steps: number("num_inference_steps"),
+        guidance_scale: call["guidance_scale"].as_f64().map(|g| g as f32),
+        true_cfg_scale: call["true_cfg_scale"].as_f64().map(|g| g as f32),
+        seed: case.json["seeds"][0].as_u64().or(case.json["seed_of_init_latents"].as_u64()).unwrap(),
+        images_per_prompt: number("num_images_per_prompt").unwrap_or(1),
+        max_sequence_length: number("max_sequence_length"),
+        clip_skip: number("clip_skip"),
+        clean_caption: call["clean_caption"].as_bool().unwrap_or(false),
+        use_resolution_binning: call["use_resolution_binning"].as_bool().unwrap_or(true),
+        ..Request::new("")
+    }
+}
+
+/// Compares our latents and pictures with those of each recorded call whose name begins with one of `prefixes`;
+/// there are at least `count`.
+///
+/// # Panics
+/// If latents are further than `tolerance` from the recorded ones, or a pixel is off by more than one of 255.
+pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
+    let mut checked = 0;
+    for name in names(prefixes) {
+        let case = Case::load(&name);
+        if case.json["call"].is_null() {
+            // What one module computes.
+            continue;
+        }
+        check_call(&name, &case, tolerance);
+        checked += 1;
+    }
+    assert!(checked >= count, "{checked} golden cases of {prefixes:?}, expected {count}");
+}
+
+fn names(prefixes: &[&str]) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(goldens().join("cases"))
+        .unwrap()
+        .filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let stem = name.strip_suffix(".safetensors")?;
+            prefixes.iter().any(|prefix| stem.starts_with(prefix)).then(|| stem.to_owned())
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+fn check_call(name: &str, case: &Case, tolerance: f64) {
+    let scratch = tempfile::tempdir().unwrap();
+    let options = LoadOptions {
+        device: device(),
+        dtype: DType::F32,
+        variant: case.json["checkpoint"].as_str().unwrap().contains("2k").then(|| "fp16".to_owned()),
+    };
+    let mut pipeline = xdit_models::open(&checkpoint(case, scratch.path()), &options)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let made = pipeline.generate(&request(case), &mut ()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_close(name, &made.latents, &case.tensor("latents"), tolerance);
+    let expected = case.integers("image");
+    let actual: Vec<i64> =
+        made.pictures.iter().flat_map(|picture| &picture.rgb).map(|&byte| i64::from(byte)).collect();
+    assert_eq!(actual.len(), expected.len(), "{name}: the pictures' size");
+    let worst = actual.iter().zip(&expected).map(|(a, e)| (a - e).abs()).max().unwrap();
+    assert!(worst <= 1, "{name}: a pixel is off by {worst} of 255");
+}

@@ -1,0 +1,95 @@
+//! Whole runs of FLUX, from prompt to pixels, against what diffusers gives for the same call.
+
+use burn::tensor::DType;
+use xdit_core::pipeline::{LoadOptions, Observer, Pipeline, Request};
+use xdit_tests::recorded::{check_calls, request};
+use xdit_tests::{Case, device, goldens, relative_l2};
+
+/// Of the final latents, relative to their norm.
+const TOLERANCE: f64 = 1e-4;
+
+fn pipeline(checkpoint: &str) -> Box<dyn Pipeline> {
+    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    xdit_models::open(&goldens().join(checkpoint), &options).unwrap()
+}
+
+#[test]
+fn every_recorded_call() {
+    check_calls(&["flux-"], 8, TOLERANCE);
+}
+
+/// What is left out is what diffusers takes.
+#[test]
+fn defaults() {
+    let request = Request::new("a photo of a cat");
+    for (checkpoint, guidance_scale) in [("flux-dev", 3.5), ("flux-schnell", 0.0)] {
+        let resolved = pipeline(checkpoint).resolve(&request).unwrap();
+        assert_eq!((resolved.size, resolved.generated_size), ([1024, 1024], [1024, 1024]));
+        assert_eq!((resolved.num_inference_steps, resolved.max_sequence_length), (28, 512));
+        assert_eq!(resolved.guidance_scale, guidance_scale);
+    }
+}
+
+/// Classifier-free guidance is what the true scale asks for, with or without a negative prompt.
+#[test]
+fn true_guidance() {
+    let case = Case::load("flux-dev-true-cfg");
+    let mut pipeline = pipeline("flux-dev");
+    let asked = Request { decode: false, ..request(&case) };
+    let mut latents = |request: Request| pipeline.generate(&request, &mut ()).unwrap().latents;
+    let plain = latents(Request { true_cfg_scale: None, ..asked.clone() });
+    assert_eq!(relative_l2(&latents(Request { true_cfg_scale: Some(1.0), ..asked.clone() }), &plain), 0.0);
+    let guided = latents(asked.clone());
+    assert!(relative_l2(&guided, &plain) > 1e-2);
+    let without = Request { negative_prompt: String::new(), negative_prompt_2: None, ..asked };
+    let empty = latents(without);
+    assert!(relative_l2(&empty, &plain) > 1e-2 && relative_l2(&empty, &guided) > 1e-3);
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let pipeline = pipeline("flux-schnell");
+    let message = |change: fn(&mut Request)| {
+        let mut request = Request::new("a photo of a cat");
+        change(&mut request);
+        pipeline.resolve(&request).unwrap_err().to_string()
+    };
+    assert_eq!(
+        message(|request| request.width = Some(1000)),
+        "width `1000` is not a multiple of 16\nhint: use `992`"
+    );
+    assert_eq!(
+        message(|request| request.max_sequence_length = Some(513)),
+        "a maximum sequence length of `513` is not between 1 and 512\n\
+         hint: FLUX was trained with 512 text tokens, schnell with 256"
+    );
+    let third = message(|request| request.prompts_3 = vec!["x".into()]);
+    assert!(third.starts_with("FLUX does not take `prompt_3`"), "{third}");
+}
+
+/// Collects warnings.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl Observer for Warnings {
+    fn warn(&mut self, message: &str) {
+        self.0.push(message.to_owned());
+    }
+}
+
+#[test]
+fn warnings() {
+    let long = Case::load("flux-schnell-long-prompt");
+    let warnings = |request: Request| {
+        let mut warnings = Warnings::default();
+        pipeline("flux-schnell").generate(&Request { decode: false, ..request }, &mut warnings).unwrap();
+        warnings.0
+    };
+    let cut = warnings(request(&long));
+    assert_eq!(cut.len(), 2, "CLIP and T5 both cut the prompt: {cut:?}");
+    assert!(cut.iter().all(|warning| warning.contains("cut off")), "{cut:?}");
+    let short = Request { prompts: vec!["a cat".into()], ..request(&long) };
+    assert!(warnings(short.clone()).is_empty());
+    let idle = warnings(Request { guidance_scale: Some(3.5), ..short });
+    assert_eq!(idle, ["this FLUX model was not made for guidance: the guidance scale `3.5` changes nothing"]);
+}
