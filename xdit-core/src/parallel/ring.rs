@@ -58,7 +58,7 @@ impl Ring {
         let place = Place::of(&own.k);
         let [b, _, h, d] = own.k.dims();
         let (next, previous) = ((rank + 1) % size, (rank + size - 1) % size);
-        let mut travelling = Tensor::cat(vec![own.k.clone(), own.v.clone()], 0);
+        let mut travelling = buffer(Tensor::cat(vec![own.k.clone(), own.v.clone()], 0));
         let mut present = match text {
             Some(text) => Kv::cat(vec![text, own]),
             None => own,
@@ -68,7 +68,7 @@ impl Ring {
             let transfer = (hop + 1 < size).then(|| {
                 let n = tokens[(rank + size - hop - 1) % size];
                 let shape = [2 * b, n, h, d];
-                let sends = vec![(next, buffer(travelling.clone()))];
+                let sends = vec![(next, travelling.clone())];
                 (self.comm.send_recv(sends, vec![(previous, place.spec(shape))]), shape)
             });
             let partial = attention_lse(q.clone(), present.k.clone(), present.v.clone(), None, scale);
@@ -77,8 +77,9 @@ impl Ring {
                 None => partial,
             });
             if let Some((transfer, shape)) = transfer {
-                travelling = place.tensor(&wait(transfer)[0], shape);
-                present = Kv { k: travelling.clone().narrow(0, 0, b), v: travelling.clone().narrow(0, b, b) };
+                travelling = wait(transfer).remove(0);
+                let stacked: Tensor<4> = place.tensor(&travelling, shape);
+                present = Kv { k: stacked.clone().narrow(0, 0, b), v: stacked.narrow(0, b, b) };
             }
         }
         result.expect("a ring has at least one rank").0

@@ -1,6 +1,6 @@
 //! Tensors on their way between ranks.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, DType, Device, Tensor, TensorData};
 use xdit_comm::{Buffer, DType as WireType, Pending, Spec};
 
 use crate::parallel::failure::wait;
@@ -25,10 +25,14 @@ impl Place {
         Spec::new(wire_type(self.dtype), shape.iter().product())
     }
 
-    /// The tensor of `shape` in `buffer`.
+    /// The tensor of `shape` in `buffer`. They share their memory; who changes the tensor in place, changes a copy.
     pub fn tensor<const D: usize>(&self, buffer: &Buffer, shape: [usize; D]) -> Tensor<D> {
-        let data = TensorData::from_bytes_vec(buffer.bytes().to_vec(), shape, self.dtype);
-        Tensor::from_data(data, (&self.device, self.dtype))
+        let bytes = buffer.bytes();
+        let bytes = match bytes.as_ptr().align_offset(self.dtype.size()) {
+            0 => Bytes::from_shared(bytes.clone(), AllocationProperty::Other),
+            _ => Bytes::from_bytes_vec(bytes.to_vec()),
+        };
+        Tensor::from_data(TensorData::from_bytes(bytes, shape, self.dtype), (&self.device, self.dtype))
     }
 
     /// Waits for the tensor of `shape`.
@@ -37,11 +41,16 @@ impl Place {
     }
 }
 
-/// The elements of `tensor`, row by row.
+/// The elements of `tensor`, row by row: in its own memory, if they lie there like that and nobody else holds it.
 pub fn buffer<const D: usize>(tensor: Tensor<D>) -> Buffer {
+    struct Owner(TensorData);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+    }
     let dtype = wire_type(tensor.dtype());
-    let data = tensor.into_data();
-    Buffer::from_bytes(dtype, data.as_bytes().to_vec())
+    Buffer::from_bytes(dtype, bytes::Bytes::from_owner(Owner(tensor.into_data())))
 }
 
 fn wire_type(dtype: DType) -> WireType {
@@ -50,5 +59,57 @@ fn wire_type(dtype: DType) -> WireType {
         DType::F16 => WireType::F16,
         DType::BF16 => WireType::Bf16,
         other => panic!("tensors of type {other:?} do not travel"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+        tensor.to_data().try_to_vec().expect("an f32 tensor")
+    }
+
+    fn counted() -> Tensor<2> {
+        let data = TensorData::new((0..12).map(|i| i as f32).collect(), [3, 4]);
+        Tensor::from_data(data, (&Device::flex(), DType::F32))
+    }
+
+    #[test]
+    fn nothing_is_copied_on_the_way() {
+        let place = Place::of(&counted());
+        let sent = buffer(counted());
+        let arrived: Tensor<2> = place.tensor(&sent, [3, 4]);
+        assert_eq!(buffer(arrived).bytes().as_ptr(), sent.bytes().as_ptr());
+    }
+
+    #[test]
+    fn what_one_rank_changes_in_place_no_other_sees() {
+        let place = Place::of(&counted());
+        let sent = buffer(counted());
+        let [a, b]: [Tensor<2>; 2] = [place.tensor(&sent, [3, 4]), place.tensor(&sent, [3, 4])];
+        let changed = a.mul_scalar(2.0).add_scalar(1.0);
+        assert_eq!(values(&b), values(&counted()));
+        assert_eq!(values(&changed)[3], 7.0);
+        assert_eq!(sent, buffer(counted()));
+    }
+
+    #[test]
+    fn views_travel_as_what_they_show() {
+        let place = Place::of(&counted());
+        let view = counted().narrow(1, 1, 2);
+        let arrived: Tensor<2> = place.tensor(&buffer(view.clone()), [3, 2]);
+        assert_eq!(values(&arrived), values(&view));
+        assert_eq!(values(&arrived), [1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
+    }
+
+    #[test]
+    fn misaligned_bytes_arrive_all_the_same() {
+        let place = Place::of(&counted());
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(buffer(counted()).bytes());
+        let odd = Buffer::from_bytes(WireType::F32, bytes::Bytes::from(bytes).slice(1..));
+        let arrived: Tensor<2> = place.tensor(&odd, [3, 4]);
+        assert_eq!(values(&arrived), values(&counted()));
     }
 }
