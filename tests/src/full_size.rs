@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-
-use crate::goldens;
 
 /// Bytes of a value.
 const BF16: u64 = 2;
 
-/// Writes the weights and configurations of the checkpoint `name` of `goldens/full-size` to `dir`. Every value is a
-/// zero that takes no space on disk.
+/// Writes the checkpoint `name` of `goldens/full-size` to `dir`. Every weight is a zero that takes no space on disk;
+/// the tokenizers are the small ones of the golden checkpoint of that name.
 pub fn write(name: &str, dir: &Path) {
     let json = described(name);
     write_json(&dir.join("model_index.json"), &json["model_index"]);
     write_json(&dir.join("scheduler/scheduler_config.json"), &json["scheduler"]);
+    for tokenizer in
+        json["model_index"].as_object().unwrap().keys().filter(|name| name.starts_with("tokenizer"))
+    {
+        copy_folder(&goldens().join(name).join(tokenizer), &dir.join(tokenizer));
+    }
     for (component, described) in json["components"].as_object().unwrap() {
         let folder = dir.join(component);
         write_json(&folder.join("config.json"), &described["config"]);
@@ -35,6 +38,19 @@ pub fn write_component(name: &str, component: &str, path: &Path, keep: impl Fn(&
 fn described(name: &str) -> Value {
     let path = goldens().join("full-size").join(format!("{name}.json"));
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The folder of the golden data. The program's own tests read this file, too.
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }
 
 fn write_weights(folder: &Path, described: &Value) {

@@ -81,7 +81,7 @@ impl FluxConfig {
                 this.spec.head_dim
             )));
         }
-        if features % (PATCH * PATCH) != 0 || this.spec.blocks == 0 {
+        if !features.is_multiple_of(PATCH * PATCH) || this.spec.blocks == 0 {
             return Err(Error::failure(format!(
                 "a FLUX transformer cannot have {} blocks and `in_channels` {features}",
                 this.spec.blocks

@@ -34,6 +34,8 @@ use sd3_pipeline::Sd3Pipeline;
 
 /// A kind of checkpoint that can be run.
 pub struct Model {
+    /// What people call it, with the variants that its file covers.
+    pub name: &'static str,
     /// What `model_index.json` calls the pipeline.
     pub class_name: &'static str,
     /// Checks such a checkpoint and makes it ready to run.
@@ -42,10 +44,22 @@ pub struct Model {
 
 /// Every kind of checkpoint that can be run.
 pub const MODELS: &[Model] = &[
-    Model { class_name: "PixArtAlphaPipeline", open: PixArtPipeline::open_alpha },
-    Model { class_name: "PixArtSigmaPipeline", open: PixArtPipeline::open_sigma },
-    Model { class_name: "StableDiffusion3Pipeline", open: Sd3Pipeline::open },
-    Model { class_name: "FluxPipeline", open: FluxPipeline::open },
+    Model {
+        name: "PixArt-α (256, 512, 1024)",
+        class_name: "PixArtAlphaPipeline",
+        open: PixArtPipeline::open_alpha,
+    },
+    Model {
+        name: "PixArt-Σ (256, 512, 1024, 2K)",
+        class_name: "PixArtSigmaPipeline",
+        open: PixArtPipeline::open_sigma,
+    },
+    Model {
+        name: "Stable Diffusion 3 medium, 3.5 medium, 3.5 large",
+        class_name: "StableDiffusion3Pipeline",
+        open: Sd3Pipeline::open,
+    },
+    Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: FluxPipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.

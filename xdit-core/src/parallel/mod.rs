@@ -6,6 +6,7 @@ pub mod distrifusion;
 pub mod execute;
 mod failure;
 pub mod mesh;
+pub mod methods;
 pub mod pipefusion;
 pub mod plan;
 pub mod ring;
@@ -18,4 +19,5 @@ mod wire;
 
 pub use failure::catch;
 pub(crate) use failure::wait;
+pub use methods::{METHODS, Method};
 pub(crate) use wire::{Place, buffer};

@@ -1,0 +1,47 @@
+//! The tables of the README are what the lists of models and methods say.
+
+use std::path::Path;
+
+use xdit_core::parallel::METHODS;
+use xdit_models::MODELS;
+
+/// A table in Markdown.
+fn table(head: Vec<String>, rows: Vec<Vec<String>>) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let rule = format!("|{}\n", "---|".repeat(head.len()));
+    line(&head) + &rule + &rows.iter().map(|row| line(row)).collect::<String>()
+}
+
+fn assert_in_readme(what: &str, table: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(path).unwrap();
+    assert!(readme.contains(table), "the README's table of {what} is to be\n\n{table}");
+}
+
+/// No model knows of the methods, so every model runs under every one; each family has a test of 40 meshes that holds
+/// it to that.
+#[test]
+fn models_and_methods() {
+    let head = ["model", "serial"].into_iter().chain(METHODS.iter().map(|method| method.name));
+    let row = |name: &str| {
+        let mut row = vec![name.to_owned()];
+        row.resize(METHODS.len() + 2, "✔".to_owned());
+        row
+    };
+    let rows = MODELS.iter().map(|model| row(model.name)).collect();
+    assert_in_readme("models", &table(head.map(str::to_owned).collect(), rows));
+}
+
+#[test]
+fn methods() {
+    let head = ["method", "option", "spreads over ranks", "source"].map(str::to_owned).to_vec();
+    let row = |method: &xdit_core::parallel::Method| {
+        vec![
+            method.name.to_owned(),
+            format!("`{}`", method.option),
+            method.spreads.to_owned(),
+            method.source.to_owned(),
+        ]
+    };
+    assert_in_readme("methods", &table(head, METHODS.iter().map(row).collect()));
+}
