@@ -1,0 +1,191 @@
+//! A checkpoint on many ranks computes what it computes on one: serially, or with the same patches and warm-up.
+
+use burn::tensor::{DType, Tensor};
+use xdit_core::parallel::mesh::Axis::{Cfg, Data, Pipeline as Pp, Ring, Tensor as Tp, Ulysses};
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::ParallelConfig;
+use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
+
+use crate::{assert_close, device, goldens, relative_l2};
+
+/// Of final latents: other orders of summation, over all steps.
+pub const TOLERANCE: f64 = 1e-5;
+
+/// What keys of an earlier step make at least: they outweigh rounding a hundred times.
+const VISIBLE: f64 = 1e-4;
+
+/// The mesh with these degrees.
+pub fn mesh(degrees: &[(Axis, usize)]) -> Mesh {
+    degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree))
+}
+
+/// Meshes of up to 16 ranks for at least 4 heads, 4 blocks and 35 tokens. Hardly anything divides.
+fn meshes() -> Vec<Mesh> {
+    [
+        vec![(Cfg, 2)],
+        vec![(Ulysses, 2)],
+        vec![(Ulysses, 3)],
+        vec![(Ulysses, 4)],
+        vec![(Ring, 2)],
+        vec![(Ring, 3)],
+        vec![(Ring, 5)],
+        vec![(Ring, 8)],
+        vec![(Tp, 2)],
+        vec![(Tp, 3)],
+        vec![(Tp, 4)],
+        vec![(Pp, 2)],
+        vec![(Pp, 3)],
+        vec![(Pp, 4)],
+        vec![(Data, 2)],
+        vec![(Ring, 2), (Ulysses, 2)],
+        vec![(Ring, 2), (Ulysses, 3)],
+        vec![(Ring, 3), (Ulysses, 2)],
+        vec![(Cfg, 2), (Ulysses, 2)],
+        vec![(Cfg, 2), (Ring, 2)],
+        vec![(Cfg, 2), (Tp, 2)],
+        vec![(Cfg, 2), (Pp, 2)],
+        vec![(Pp, 2), (Ulysses, 2)],
+        vec![(Pp, 2), (Ring, 2)],
+        vec![(Pp, 3), (Ring, 2)],
+        vec![(Pp, 2), (Tp, 2)],
+        vec![(Ulysses, 2), (Tp, 2)],
+        vec![(Ring, 2), (Tp, 2)],
+        vec![(Ring, 3), (Tp, 3)],
+        vec![(Data, 2), (Cfg, 2)],
+        vec![(Data, 2), (Pp, 2)],
+        vec![(Data, 3), (Ulysses, 2)],
+        vec![(Cfg, 2), (Pp, 2), (Ulysses, 2)],
+        vec![(Cfg, 2), (Pp, 2), (Ring, 2)],
+        vec![(Cfg, 2), (Ring, 2), (Ulysses, 2)],
+        vec![(Pp, 2), (Ring, 2), (Ulysses, 2)],
+        vec![(Pp, 2), (Ulysses, 2), (Tp, 2)],
+        vec![(Data, 2), (Cfg, 2), (Pp, 2), (Ring, 2)],
+        vec![(Cfg, 2), (Pp, 2), (Ring, 2), (Ulysses, 2)],
+        vec![(Data, 2), (Cfg, 2), (Ulysses, 2), (Tp, 2)],
+        vec![(Cfg, 2), (Pp, 4), (Tp, 2)],
+    ]
+    .iter()
+    .map(|degrees| mesh(degrees))
+    .collect()
+}
+
+/// A checkpoint and what it is asked to draw.
+pub struct OnRanks {
+    name: String,
+    pipeline: Box<dyn Pipeline>,
+    request: Request,
+    /// Whether the request has a negative branch.
+    guided: bool,
+}
+
+impl OnRanks {
+    /// Opens `checkpoint`, for a `request` of 35 tokens.
+    pub fn open(checkpoint: &str, request: &Request, guided: bool) -> Self {
+        let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+        let pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
+        let request = Request { decode: false, ..request.clone() };
+        Self { name: checkpoint.into(), pipeline, request, guided }
+    }
+
+    /// Final latents of `images` pictures.
+    pub fn latents(&mut self, parallel: ParallelConfig, images: usize) -> Tensor<4> {
+        let request = Request { parallel, images_per_prompt: images, ..self.request.clone() };
+        let made = self.pipeline.generate(&request, &mut ());
+        made.unwrap_or_else(|error| panic!("{}: {error}", self.name)).latents
+    }
+
+    fn meshes(&self) -> Vec<Mesh> {
+        meshes().into_iter().filter(|mesh| self.guided || mesh.degree(Cfg) == 1).collect()
+    }
+
+    fn check(&mut self, parallel: ParallelConfig, expected: &Tensor<4>) {
+        let what = format!(
+            "{}, {}, {:?} patches, {} warm-up steps",
+            self.name, parallel.mesh, parallel.patches, parallel.warmup_steps
+        );
+        let images = expected.dims()[0];
+        assert_close(&what, &self.latents(parallel, images), expected, TOLERANCE);
+    }
+
+    /// Every mesh, with the image in one patch, against one rank. Says how many meshes there were.
+    pub fn exact_methods_equal_serial(&mut self) -> usize {
+        let serial = self.latents(ParallelConfig::default(), 3);
+        let meshes = self.meshes();
+        for &mesh in &meshes {
+            // Only meshes of data parallelism need several pictures.
+            let images = if mesh.degree(Data) > 1 { 3 } else { 1 };
+            let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
+            self.check(parallel, &serial.clone().narrow(0, 0, images));
+        }
+        meshes.len()
+    }
+
+    /// Every mesh, with each of several numbers of patches and warm-up steps, against one rank with the same.
+    pub fn pipefusion_depends_on_patches_and_warmup_only(&mut self) {
+        let serial = self.latents(ParallelConfig::default(), 1);
+        for (patches, warmup_steps) in [(2, 1), (3, 0), (4, 1), (4, 2)] {
+            let with = |mesh| ParallelConfig {
+                mesh,
+                patches: Some(patches),
+                warmup_steps,
+                ..ParallelConfig::default()
+            };
+            let oracle = self.latents(with(Mesh::default()), 1);
+            self.must_differ(&oracle, &serial, &format!("{patches} patches, {warmup_steps} warm-up steps"));
+            for mesh in self.meshes() {
+                if mesh.degree(Data) == 1 && mesh.sequence_degree() * patches <= 35 {
+                    self.check(with(mesh), &oracle);
+                }
+            }
+        }
+    }
+
+    /// With uneven stages, and all steps synchronous: nothing is of an earlier step.
+    pub fn synchronous_pipefusion_equals_serial(&mut self, stage_blocks: Vec<usize>) {
+        let serial = self.latents(ParallelConfig::default(), 1);
+        let parallel = ParallelConfig {
+            mesh: mesh(&[(Pp, stage_blocks.len())]),
+            patches: Some(4),
+            warmup_steps: 9,
+            stage_blocks: Some(stage_blocks),
+            ..ParallelConfig::default()
+        };
+        self.check(parallel, &serial);
+    }
+
+    /// DistriFusion on the ring axis, against one rank that runs as many patches; it is not PipeFusion. With all steps
+    /// synchronous, against one rank without patches.
+    pub fn distrifusion_equals_one_rank_with_its_patches(&mut self) {
+        let serial = self.latents(ParallelConfig::default(), 1);
+        let with = |mesh, patches, warmup_steps| ParallelConfig {
+            mesh,
+            patches: Some(patches),
+            warmup_steps,
+            distrifusion: true,
+            ..ParallelConfig::default()
+        };
+        for (ranks, warmup_steps) in [(2, 0), (2, 1), (3, 0), (5, 1)] {
+            let oracle = self.latents(with(Mesh::default(), ranks, warmup_steps), 1);
+            self.must_differ(&oracle, &serial, &format!("{ranks} strips, {warmup_steps} warm-up steps"));
+            let pipefusion =
+                ParallelConfig { distrifusion: false, ..with(Mesh::default(), ranks, warmup_steps) };
+            let pipefusion = self.latents(pipefusion, 1);
+            self.must_differ(&oracle, &pipefusion, "DistriFusion and PipeFusion");
+            for others in
+                [vec![], vec![(Ulysses, 2)], vec![(Cfg, 2)], vec![(Tp, 2)], vec![(Cfg, 2), (Ulysses, 2)]]
+            {
+                let mesh = mesh(&others).with(Ring, ranks);
+                if self.guided || mesh.degree(Cfg) == 1 {
+                    self.check(with(mesh, 1, warmup_steps), &oracle);
+                }
+            }
+        }
+        self.check(with(mesh(&[(Ring, 3)]), 1, 9), &serial);
+    }
+
+    fn must_differ(&self, one: &Tensor<4>, other: &Tensor<4>, what: &str) {
+        let distance = relative_l2(one, other);
+        println!("{}, {what}: {distance:.1e} apart", self.name);
+        assert!(distance > VISIBLE, "keys of an earlier step must show");
+    }
+}

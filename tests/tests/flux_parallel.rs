@@ -1,0 +1,55 @@
+//! FLUX on many ranks equals FLUX on one: serially, or with the same patches and warm-up.
+
+use xdit_core::pipeline::Request;
+use xdit_tests::on_ranks::OnRanks;
+
+/// 35 image tokens beside 12 of text, which travels with the first patch.
+fn request() -> Request {
+    Request {
+        height: Some(112),
+        width: Some(80),
+        num_inference_steps: Some(4),
+        max_sequence_length: Some(12),
+        seed: 5,
+        ..Request::new("a photo of a cat, sitting on the red sofa")
+    }
+}
+
+/// Four heads, one branch.
+fn schnell() -> OnRanks {
+    OnRanks::open("flux-schnell", &request(), false)
+}
+
+/// Six heads, two branches.
+fn dev() -> OnRanks {
+    let guided =
+        Request { negative_prompt: "blurry, low quality".into(), true_cfg_scale: Some(2.5), ..request() };
+    OnRanks::open("flux-dev", &guided, true)
+}
+
+#[test]
+fn exact_methods_equal_serial() {
+    assert_eq!(schnell().exact_methods_equal_serial(), 28);
+    assert_eq!(dev().exact_methods_equal_serial(), 41);
+}
+
+#[test]
+fn pipefusion_depends_on_patches_and_warmup_only() {
+    schnell().pipefusion_depends_on_patches_and_warmup_only();
+    dev().pipefusion_depends_on_patches_and_warmup_only();
+}
+
+/// Stages that hold one kind of block alone, and stages that hold both.
+#[test]
+fn synchronous_pipefusion_equals_serial() {
+    for stages in [vec![2, 3], vec![1, 4], vec![1, 1, 1, 1, 1], vec![3, 1, 1]] {
+        schnell().synchronous_pipefusion_equals_serial(stages.clone());
+        dev().synchronous_pipefusion_equals_serial(stages);
+    }
+}
+
+#[test]
+fn distrifusion_equals_one_rank_with_its_patches() {
+    schnell().distrifusion_equals_one_rank_with_its_patches();
+    dev().distrifusion_equals_one_rank_with_its_patches();
+}
