@@ -107,7 +107,10 @@ CASES = {
 
 def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     variant = "fp16" if any(checkpoint.rglob("*.fp16.safetensors")) else None
-    pipe = DiffusionPipeline.from_pretrained(checkpoint, variant=variant, dtype=dtype)
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    # What a checkpoint leaves out is a pair of nulls there, which has to be said again.
+    absent = {name: None for name, value in index.items() if value == [None, None]}
+    pipe = DiffusionPipeline.from_pretrained(checkpoint, variant=variant, dtype=dtype, **absent)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -234,6 +237,35 @@ def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
     return ((value.double() - reference).norm() / reference.norm()).item()
 
 
+def run_both(
+    pipe: DiffusionPipeline, pipe64: DiffusionPipeline, call: dict, seed: int, recorder: Recorder
+) -> tuple[dict[str, torch.Tensor], list[int], dict]:
+    """What flows through one call in f32, the seed of each picture, and how far f64 is from it."""
+    prepare_latents = pipe.prepare_latents
+
+    def prepared(batch, channels, height, width, *args):
+        latents = prepare_latents(batch, channels, height, width, *args)
+        shape = (1, channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+        noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        # Flow matching starts from plain noise.
+        assert torch.equal(latents, noise * getattr(pipe.scheduler, "init_noise_sigma", 1.0))
+        recorder.put("init_latents", noise)
+        return latents
+
+    pipe.prepare_latents = prepared
+    prompts = 1 if isinstance(call["prompt"], str) else len(call["prompt"])
+    # Image i of a request uses seed + i, prompts outermost.
+    seeds = [seed + i for i in range(prompts * call["num_images_per_prompt"])]
+    tensors = run_pipeline(pipe, call, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+    recorder.close()
+
+    # How far single precision is from double precision here: no tolerance can be below it.
+    double = run_pipeline(pipe64, call, latents=recorder.tensors["init_latents"].double())
+    rounding = {key: relative_distance(tensors[key], double[key]) for key in ["steps.noise_pred", "latents"]}
+    rounding["image"] = (tensors["image"].int() - double["image"].int()).abs().max().item()
+    return recorder.tensors | tensors, seeds, rounding
+
+
 def run_case(
     root: Path, name: str, checkpoint: str, seed: int, call: dict, *, full: bool = False, scheduler: dict | None = None
 ) -> None:
@@ -252,30 +284,8 @@ def run_case(
         for role, value in tokens_of(pipe, call).items():
             recorder.put(role, value)
 
-    prepare_latents = pipe.prepare_latents
-
-    def prepared(batch, channels, height, width, *args):
-        latents = prepare_latents(batch, channels, height, width, *args)
-        shape = (1, channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
-        noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        assert torch.equal(latents, noise * pipe.scheduler.init_noise_sigma)
-        recorder.put("init_latents", noise)
-        return latents
-
-    pipe.prepare_latents = prepared
-    prompts = 1 if isinstance(call["prompt"], str) else len(call["prompt"])
-    # Image i of a request uses seed + i, prompts outermost.
-    seeds = [seed + i for i in range(prompts * call["num_images_per_prompt"])]
-    tensors = run_pipeline(pipe, call, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
-    recorder.close()
+    tensors, seeds, rounding = run_both(pipe, pipe64, call, seed, recorder)
     height, width = (edge * pipe.vae_scale_factor for edge in tensors["latents"].shape[2:])
-
-    # How far single precision is from double precision here: no tolerance can be below it.
-    double = run_pipeline(pipe64, call, latents=recorder.tensors["init_latents"].double())
-    rounding = {key: relative_distance(tensors[key], double[key]) for key in ["steps.noise_pred", "latents"]}
-    rounding["image"] = (tensors["image"].int() - double["image"].int()).abs().max().item()
-
-    tensors = recorder.tensors | tensors
     if full:
         negative, positive = tensors["transformer.encoder_hidden_states"].chunk(2)
         tensors["negative_prompt_embeds"], tensors["prompt_embeds"] = negative, positive

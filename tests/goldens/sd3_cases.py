@@ -3,10 +3,49 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
-from pipeline_cases import Recorder, relative_distance, write_case
+from pipeline_cases import LONG_PROMPT, NEGATIVE, PROMPT, Recorder, load, relative_distance, run_both, size, write_case
 from sd3_checkpoints import CHECKPOINTS
+
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+# Few tokens of T5: they make most of the work of so small a model.
+CALL = {"prompt": PROMPT, "num_inference_steps": 5, "num_images_per_prompt": 1, "max_sequence_length": 24}
+TWO = {"prompt": [PROMPT, "two dragons"]}
+
+# name -> (checkpoint, seed of image 0, call, scheduler in place of the checkpoint's)
+CASES = {
+    "sd3-medium-defaults": ("sd3-medium", 50, {"num_inference_steps": 28, "max_sequence_length": 256}, None),
+    "sd3-medium-negative": ("sd3-medium", 51, size(64, 96) | {"negative_prompt": NEGATIVE}, None),
+    "sd3-medium-batch": ("sd3-medium", 52, size(64, 48) | TWO | {"num_images_per_prompt": 2}, None),
+    "sd3-medium-no-guidance": ("sd3-medium", 53, size(48, 64) | {"guidance_scale": 1.0}, None),
+    "sd3-medium-long-prompt": (
+        "sd3-medium",
+        54,
+        size(48, 48) | {"prompt": LONG_PROMPT, "negative_prompt": LONG_PROMPT[100:], "max_sequence_length": 100},
+        None,
+    ),
+    "sd3-medium-texts": (
+        "sd3-medium",
+        55,
+        size(64, 64)
+        | TWO
+        | {"prompt_2": ["a fox", "a whale"], "prompt_3": ["", "golden light"], "clip_skip": 1}
+        | {"negative_prompt": "two dragons", "negative_prompt_2": "smoke", "negative_prompt_3": "rain"},
+        None,
+    ),
+    "sd3-medium-by-size": (
+        "sd3-medium",
+        56,
+        size(96, 64),
+        SCHEDULER | {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 64},
+    ),
+    "sd35-medium-portrait": ("sd35-medium", 61, size(224, 48) | {"negative_prompt": NEGATIVE}, None),
+    "sd35-medium-one-step": ("sd35-medium", 62, size(64, 64) | {"num_inference_steps": 1}, None),
+    "sd35-medium-karras": ("sd35-medium", 63, size(64, 80), SCHEDULER | {"shift": 3.0, "use_karras_sigmas": True}),
+    "sd35-large-batch": ("sd35-large", 71, size(80, 64) | TWO | {"guidance_scale": 3.5}, None),
+    "sd35-large-no-text-encoder-3": ("sd35-large", 72, size(48, 48) | {"max_sequence_length": 256}, None),
+}
 
 
 def watch_transformer(recorder: Recorder, model: torch.nn.Module) -> None:
@@ -76,7 +115,28 @@ def vae_case(root: Path) -> None:
     write_case(root / "cases", "sd3-medium-vae", {"checkpoint": "sd3-medium"}, tensors)
 
 
+def pipeline_case(root: Path, name: str, checkpoint: str, seed: int, call: dict, scheduler: dict | None) -> None:
+    """One call; what is not in it takes the pipeline's default."""
+    call = CALL | call
+    pipe, pipe64 = load(root / checkpoint), load(root / checkpoint, torch.float64)
+    if scheduler is not None:
+        for each in [pipe, pipe64]:
+            each.scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler)
+    tensors, seeds, rounding = run_both(pipe, pipe64, call, seed, Recorder())
+    record = {
+        "checkpoint": checkpoint,
+        "call": call,
+        "seeds": seeds,
+        "scheduler": scheduler,
+        "timesteps": [float(t) for t in pipe.scheduler.timesteps],
+        "rounding": rounding,
+    }
+    write_case(root / "cases", name, record, {key: tensors[key] for key in ["init_latents", "latents", "image"]})
+
+
 def write_all(root: Path) -> None:
+    for name, case in CASES.items():
+        pipeline_case(root, name, *case)
     transformer_case(root, "sd3-medium", 5, 3)
     transformer_case(root, "sd35-medium", 4, 7)
     transformer_case(root, "sd35-large", 12, 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from checkpoints import randomize, vae_config, write_json, write_weights
+from clip_checkpoints import make_clip_g, make_clip_l, write_clip_tokenizer
 
 
 def transformer_config(**changes) -> dict:
@@ -98,6 +99,51 @@ def link(path: Path, target: Path) -> None:
 
 
 def write_all(root: Path) -> None:
+    first = root / "sd3-medium"
     for name, (config, seed, shards) in CHECKPOINTS.items():
-        write_transformer(root / name / "transformer", config, seed, shards)
-    write_vae(root / "sd3-medium/vae", 11)
+        folder, version = root / name, config["_diffusers_version"]
+        write_transformer(folder / "transformer", config, seed, shards)
+        scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": version}
+        scheduler |= {"num_train_timesteps": 1000, "shift": 3.0}
+        write_json(folder / "scheduler/scheduler_config.json", scheduler)
+        write_index(folder, version, has_t5=name != "sd35-large")
+        if folder == first:
+            write_vae(folder / "vae", seed)
+            make_clip_l(
+                folder / "text_encoder", seed=seed, projection=True, hidden_size=12, intermediate_size=24,
+                num_attention_heads=3, projection_dim=12,
+            )  # fmt: skip
+            make_clip_g(
+                folder / "text_encoder_2", seed=seed, hidden_size=16, intermediate_size=32,
+                num_attention_heads=4, projection_dim=16,
+            )  # fmt: skip
+            write_clip_tokenizer(folder / "tokenizer")
+            write_clip_tokenizer(folder / "tokenizer_2", pad_token="!")
+            link(folder / "text_encoder_3", root / "pixart-alpha-256/text_encoder")
+            link(folder / "tokenizer_3", root / "pixart-alpha-256/tokenizer")
+        else:
+            for part in ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]:
+                link(folder / part, first / part)
+            if name != "sd35-large":
+                link(folder / "text_encoder_3", root / "pixart-alpha-256/text_encoder")
+                link(folder / "tokenizer_3", root / "pixart-alpha-256/tokenizer")
+
+
+def write_index(folder: Path, version: str, has_t5: bool) -> None:
+    """`model_index.json`; a text encoder that is left out is a pair of nulls, as diffusers saves it."""
+    t5 = ["transformers", "T5EncoderModel"], ["transformers", "T5TokenizerFast"]
+    text_encoder_3, tokenizer_3 = t5 if has_t5 else ([None, None], [None, None])
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "_diffusers_version": version,
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": text_encoder_3,
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": tokenizer_3,
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)

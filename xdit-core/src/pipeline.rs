@@ -103,12 +103,15 @@ impl Request {
     ///
     /// # Panics
     /// If there is no such prompt, or [`check`] would refuse the request.
-    pub fn texts(&self, index: usize) -> [&str; 3] {
-        let prompt = &self.prompts[index];
-        let row = |texts: &[String]| if texts.len() == 1 { 0 } else { index };
-        let second = self.prompts_2.get(row(&self.prompts_2));
-        let third = self.prompts_3.get(row(&self.prompts_3));
-        [prompt, or(second, prompt), or(third, prompt)]
+    pub fn texts<'a>(&'a self, index: usize) -> [&'a str; 3] {
+        let prompt: &'a str = &self.prompts[index];
+        // As in diffusers, one empty text for all stands for the prompts, but one of several is meant.
+        let further = |texts: &'a [String]| match texts {
+            [] => prompt,
+            [all] => or(Some(all), prompt),
+            each => &each[index],
+        };
+        [prompt, further(&self.prompts_2), further(&self.prompts_3)]
     }
 
     /// What the negative prompt tells the first, second and third text encoder.
@@ -335,7 +338,9 @@ mod tests {
         request.prompts_2 = texts(&["all"]);
         request.prompts_3 = texts(&["", "d"]);
         request.negative_prompt_3 = Some("m".into());
-        assert_eq!((request.texts(0), request.texts(1)), (["a", "all", "a"], ["b", "all", "d"]));
+        assert_eq!((request.texts(0), request.texts(1)), (["a", "all", ""], ["b", "all", "d"]));
+        request.prompts_3 = texts(&[""]);
+        assert_eq!(request.texts(1), ["b", "all", "b"]);
         request.negative_prompt_2 = Some(String::new());
         assert_eq!(request.negative_texts(), ["n", "n", "m"]);
     }

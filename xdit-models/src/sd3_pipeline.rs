@@ -111,8 +111,11 @@ impl Sd3Pipeline {
 fn conditions([clip_l, clip_g]: [ClipOutput; 2], t5: Tensor<3>) -> Conditions {
     let clip = Tensor::cat(vec![clip_l.hidden, clip_g.hidden], 2);
     let ([b, n, features], width) = (clip.dims(), t5.dims()[2]);
-    let zeros = Tensor::zeros([b, n, width - features], (&clip.device(), clip.dtype()));
-    let clip = if features < width { Tensor::cat(vec![clip, zeros], 2) } else { clip };
+    let zeros = |missing| Tensor::zeros([b, n, missing], (&clip.device(), clip.dtype()));
+    let clip = match width - features {
+        0 => clip,
+        missing => Tensor::cat(vec![clip.clone(), zeros(missing)], 2),
+    };
     Conditions {
         text: Tensor::cat(vec![clip, t5], 1),
         pooled: Tensor::cat(vec![clip_l.pooled, clip_g.pooled], 1),
@@ -122,10 +125,11 @@ fn conditions([clip_l, clip_g]: [ClipOutput; 2], t5: Tensor<3>) -> Conditions {
 impl Pipeline for Sd3Pipeline {
     fn resolve(&self, request: &Request) -> Result<Resolved> {
         check(request)?;
-        let mut takes = vec![Extra::Prompt2, Extra::NegativePrompt2, Extra::ClipSkip];
-        if self.t5.is_some() {
-            takes.extend([Extra::Prompt3, Extra::NegativePrompt3]);
-        }
+        let extras =
+            [Extra::Prompt2, Extra::Prompt3, Extra::NegativePrompt2, Extra::NegativePrompt3, Extra::ClipSkip];
+        let of_t5 = [Extra::Prompt3, Extra::NegativePrompt3];
+        let takes: Vec<_> =
+            extras.into_iter().filter(|extra| self.t5.is_some() || !of_t5.contains(extra)).collect();
         check_extras(request, "Stable Diffusion 3", &takes)?;
         if let Some(clip_skip) = request.clip_skip {
             self.clips.iter().try_for_each(|clip| clip.config().check_clip_skip(clip_skip))?;
