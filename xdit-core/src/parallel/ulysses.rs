@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use xdit_comm::{Buffer, Comm};
+use xdit_comm::{Buffer, Comm, Pending};
 
 use crate::attention::Qkv;
 use crate::parallel::failure::wait;
@@ -31,23 +31,28 @@ impl Ulysses {
 
     /// All tokens of this rank's heads, from all heads of this rank's tokens.
     ///
+    /// Queries, keys and values travel by themselves: to put them together first would cost a copy of each.
+    ///
     /// # Shapes
     /// `[b, tokens[rank], h, d]` to `[b, Σ tokens, h', d]`; the tokens of rank 0 come first.
     pub fn scatter_heads(&self, qkv: Qkv, tokens: &[usize]) -> Qkv {
         let place = Place::of(&qkv.q);
         let [b, _, h, d] = qkv.q.dims();
         let heads = self.heads(h);
-        let stacked = Tensor::cat(vec![qkv.q, qkv.k, qkv.v], 0);
-        let parts: Vec<Buffer> =
-            heads.iter().map(|heads| buffer(stacked.clone().narrow(2, heads.start, heads.len()))).collect();
         let mine = heads[self.comm.rank()].len();
-        let lens: Vec<usize> = tokens.iter().map(|n| 3 * b * n * mine * d).collect();
-        let arrived = wait(self.comm.all_to_all(parts, &lens));
-        let parts =
-            arrived.iter().zip(tokens).map(|(part, &n)| place.tensor(part, [3 * b, n, mine, d])).collect();
-        let stacked: Tensor<4> = Tensor::cat(parts, 1);
-        let third = |index| stacked.clone().narrow(0, index * b, b);
-        Qkv { q: third(0), k: third(1), v: third(2) }
+        let lens: Vec<usize> = tokens.iter().map(|n| b * n * mine * d).collect();
+        let send = |x: Tensor<4>| {
+            let part = |heads: &Range<usize>| buffer(x.clone().narrow(2, heads.start, heads.len()));
+            self.comm.all_to_all(heads.iter().map(part).collect(), &lens)
+        };
+        let receive = |travelling: Pending<Vec<Buffer>>| {
+            let arrived = wait(travelling);
+            let parts = arrived.iter().zip(tokens).map(|(part, &n)| place.tensor(part, [b, n, mine, d]));
+            Tensor::cat(parts.collect(), 1)
+        };
+        // All leave before any is waited for.
+        let [q, k, v] = [qkv.q, qkv.k, qkv.v].map(send).map(receive);
+        Qkv { q, k, v }
     }
 
     /// All heads of this rank's tokens, from all tokens of this rank's heads: undoes
