@@ -2,12 +2,14 @@
 //! ([`execute`], on all ranks by [`run`]). The methods that touch attention have a file each.
 
 pub mod attention;
+pub mod cost;
 pub mod distrifusion;
 pub mod execute;
 mod failure;
 pub mod mesh;
 pub mod pipefusion;
 pub mod plan;
+pub mod record;
 pub mod ring;
 pub mod run;
 pub mod schedule;
