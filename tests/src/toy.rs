@@ -8,7 +8,7 @@ use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::linear::Linear;
 use xdit_core::parallel::execute::Guidance;
 use xdit_core::parallel::plan::{Plan, Work};
-use xdit_core::parallel::run::{Job, Share};
+use xdit_core::parallel::run::{Job, Loaded, Share};
 use xdit_core::placement::{Placement, TensorShare};
 use xdit_core::scheduler::{Scheduler, scheduler};
 use xdit_core::tokens::{Positions, Tokens};
@@ -112,7 +112,7 @@ impl Subject {
         let subject = self.clone();
         Job {
             plan,
-            load: Box::new(move |share| Ok(subject.load(&share))),
+            load: Box::new(move |share| Ok(Loaded { transformer: subject.load(&share), parameter_bytes: 0 })),
             scheduler: self.scheduler(),
             guidance: vec![self.guidance()],
             noise: vec![self.noise()],

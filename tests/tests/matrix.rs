@@ -9,6 +9,7 @@ use xdit_core::Result;
 use xdit_core::parallel::execute::{Groups, denoise};
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan};
+use xdit_core::parallel::record::Recorder;
 use xdit_core::parallel::run::{Share, run};
 use xdit_core::placement::TensorShare;
 use xdit_tests::oracle::{self, Fault, Turns};
@@ -175,7 +176,8 @@ fn a_request_leaves_nothing_behind() {
             let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
             let toy = subject.load(&Share { blocks: plan.stage(world.rank()), tensor });
             let (scheduler, guidance, noise) = (subject.scheduler(), subject.guidance(), subject.noise());
-            Ok(denoise(plan, &groups, &toy, &*scheduler, &guidance, &noise, &mut |_| {}))
+            let mut recorder = Recorder::new(&world, false);
+            Ok(denoise(plan, &groups, &toy, &*scheduler, &guidance, &noise, &mut recorder, &mut |_| {}))
         });
         pictures.collect()
     });

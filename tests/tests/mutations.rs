@@ -10,7 +10,7 @@ use decorators::{Keys, MutantToy, Tampered, Wire};
 use xdit_comm::{Comm, Options};
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan};
-use xdit_core::parallel::run::Job;
+use xdit_core::parallel::run::{Job, Loaded};
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
 use xdit_tests::toy::{Kind, Subject, Toy};
@@ -53,7 +53,10 @@ impl Run {
         let load = of_ranks.load;
         let job = Job {
             plan: of_ranks.plan,
-            load: Box::new(move |share| Ok(MutantToy { toy: load(share)?, keys })),
+            load: Box::new(move |share| {
+                let Loaded { transformer: toy, parameter_bytes } = load(share)?;
+                Ok(Loaded { transformer: MutantToy { toy, keys }, parameter_bytes })
+            }),
             scheduler: of_ranks.scheduler,
             guidance: of_ranks.guidance,
             noise: of_ranks.noise,

@@ -42,7 +42,7 @@ fn image(shape: [usize; 4]) -> Tensor<4> {
 
 fn decode(vae: &Arc<AutoencoderKl>, ranks: usize, z: &Tensor<4>) -> Tensor<4> {
     let vae = vae.clone();
-    split_rows(ranks, z.clone(), move |z, rows| vae.decode_rows(z, rows)).unwrap()
+    split_rows(ranks, z.clone(), &mut (), move |z, rows| vae.decode_rows(z, rows)).unwrap()
 }
 
 fn bits(x: &Tensor<4>) -> Vec<u32> {
@@ -175,7 +175,8 @@ fn what_is_not_shared_shows() {
         for alone in [Alone::Conv, Alone::Moments, Alone::Attend] {
             let vae = vae.clone();
             let wrong =
-                split_rows(2, z.clone(), move |z, rows| vae.decode_rows(z, &Mutant { rows, alone })).unwrap();
+                split_rows(2, z.clone(), &mut (), move |z, rows| vae.decode_rows(z, &Mutant { rows, alone }))
+                    .unwrap();
             let error = relative_l2(&wrong, &serial);
             println!("{checkpoint}: {alone:?} alone is off by {error:.1e}");
             assert!(error > 1e-3, "{checkpoint}: {alone:?} alone is off by {error:.1e} only");
@@ -188,7 +189,7 @@ fn what_is_not_shared_shows() {
 fn a_failing_rank_ends_all() {
     let vae = autoencoder(CHECKPOINTS[0]);
     let z = image([1, 4, 7, 4]);
-    let error = split_rows(3, z, move |z, rows| {
+    let error = split_rows(3, z, &mut (), move |z, rows| {
         assert_ne!(z.dims()[2], 3, "the first of three ranks has a row more");
         vae.decode_rows(z, rows)
     });

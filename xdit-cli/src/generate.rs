@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use xdit_core::parallel::record::RankReport;
 use xdit_core::pipeline::{Generated, Observer, Phase};
 use xdit_core::{Error, Result};
 
@@ -11,8 +12,9 @@ use crate::output::{encode_latents, encode_png};
 use crate::parameters::Parameters;
 use crate::print;
 use crate::progress::Progress;
-use crate::report::{Output, Report, Stopwatch, peak_rss_bytes};
+use crate::report::{Output, Report, Stopwatch, peak_rss_bytes, ranks};
 use crate::resolve::Job;
+use crate::trace::Trace;
 
 /// Carries `xdit generate` out.
 ///
@@ -24,6 +26,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let mut observer = Watched {
         progress: Progress::new(job.request.images(), args.quiet),
         stopwatch: Stopwatch::default(),
+        details: job.trace.is_some(),
     };
     let folder =
         locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut observer.progress)?;
@@ -34,7 +37,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let generated = pipeline.generate(&job.request, &mut observer)?;
     job.outputs.save(&contents(job.outputs.output_type, &generated, &parameters))?;
 
-    let Watched { progress, stopwatch } = observer;
+    let Watched { progress, stopwatch, .. } = observer;
+    let mesh = resolved.plan.mesh;
+    if let Some(file) = &job.trace {
+        let (phases, ranks) = (stopwatch.phases.clone(), stopwatch.ranks.clone());
+        file.save(&Trace { start, mesh, phases, ranks })?;
+    }
     let seconds = start.elapsed().as_secs_f64();
     progress.say(&format!("done in {seconds:.2} s"));
     let outputs = parameters.into_iter().enumerate().map(|(index, Parameters { prompt, seed, .. })| {
@@ -50,6 +58,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
                 it_per_s: stopwatch.it_per_s(),
                 total_s: seconds,
                 peak_rss_bytes: peak_rss_bytes(),
+                ranks: ranks(&stopwatch.ranks, &mesh),
                 warnings: stopwatch.warnings,
                 outputs: outputs.collect(),
             };
@@ -58,18 +67,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             print(&format!("{json}\n"))
         }
     }
-}
-
-/// Carries `xdit plan` out: checks everything as a run would, and shows who would do what.
-///
-/// # Errors
-/// If the run could not be carried out.
-pub fn plan(args: &GenerateArgs) -> Result<()> {
-    let job = Job::resolve(args)?;
-    let mut progress = Progress::new(job.request.images(), args.quiet);
-    let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
-    let resolved = xdit_models::open(&folder, &job.load)?.resolve(&job.request)?;
-    print(&resolved.plan.to_string())
 }
 
 /// The bytes of each file.
@@ -89,6 +86,8 @@ fn contents(output_type: OutputType, generated: &Generated, parameters: &[Parame
 struct Watched {
     progress: Progress,
     stopwatch: Stopwatch,
+    /// Whether each activity of each rank is wanted.
+    details: bool,
 }
 
 impl Observer for Watched {
@@ -110,5 +109,13 @@ impl Observer for Watched {
     fn warn(&mut self, message: &str) {
         self.stopwatch.warn(message);
         self.progress.warn(message);
+    }
+
+    fn rank(&mut self, report: RankReport) {
+        self.stopwatch.rank(report);
+    }
+
+    fn wants_details(&self) -> bool {
+        self.details
     }
 }

@@ -11,9 +11,11 @@ mod interrupt;
 mod model;
 mod output;
 mod parameters;
+mod plan;
 mod progress;
 mod report;
 mod resolve;
+mod trace;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Generate(args) => generate::run(&args),
-        Command::Plan(args) => generate::plan(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::DemoCheckpoint(args) => demo::run(&args),
         Command::Completions { shell } => {

@@ -86,6 +86,18 @@ impl Outputs {
     }
 }
 
+/// Tries whether `path` can be written.
+///
+/// # Errors
+/// If it cannot.
+pub fn check_file(path: &Path) -> Result<()> {
+    let _writing = interrupt::writing();
+    if path.is_dir() {
+        return Err(Error::usage(format!("output `{}` is a folder", path.display())));
+    }
+    temporary(path).map(drop)
+}
+
 /// Writes files, each under its name only when all are written.
 ///
 /// # Errors

@@ -1,4 +1,6 @@
-//! How long a run took, part by part, and what came out.
+//! How long a run took, part by part and rank by rank, and what came out.
+
+mod ranks;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,9 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use xdit_core::parallel::record::RankReport;
 use xdit_core::pipeline::{Observer, Phase};
 
 use crate::parameters::Settings;
+
+pub use ranks::{Rank, ranks};
 
 /// What `--report json` prints.
 #[derive(Debug, Serialize)]
@@ -23,6 +28,8 @@ pub struct Report {
     pub total_s: f64,
     /// The most memory that was in use; unknown on some systems.
     pub peak_rss_bytes: Option<u64>,
+    /// What each rank did.
+    pub ranks: Vec<Rank>,
     /// What the user was warned of.
     pub warnings: Vec<String>,
     /// The pictures.
@@ -45,7 +52,10 @@ pub struct Output {
 pub struct Stopwatch {
     running: HashMap<Phase, Instant>,
     last_step: Option<Instant>,
-    phases: Vec<(Phase, Duration)>,
+    /// Each phase that is over: when it began and how long it took.
+    pub phases: Vec<(Phase, Instant, Duration)>,
+    /// What ranks told.
+    pub ranks: Vec<RankReport>,
     /// Of each picture.
     steps: Vec<Vec<Duration>>,
     /// What was warned of.
@@ -58,7 +68,7 @@ impl Stopwatch {
         let mut load = Map::new();
         let mut encode = 0.0;
         let (mut denoise, mut decode) = (Vec::new(), Vec::new());
-        for (phase, duration) in &self.phases {
+        for (phase, _, duration) in &self.phases {
             let seconds = duration.as_secs_f64();
             match phase {
                 Phase::Load(component) => drop(load.insert((*component).to_owned(), json!(seconds))),
@@ -92,7 +102,7 @@ impl Observer for Stopwatch {
 
     fn end(&mut self, phase: Phase) {
         if let Some(begin) = self.running.remove(&phase) {
-            self.phases.push((phase, begin.elapsed()));
+            self.phases.push((phase, begin, begin.elapsed()));
         }
         self.last_step = None;
     }
@@ -107,6 +117,10 @@ impl Observer for Stopwatch {
 
     fn warn(&mut self, message: &str) {
         self.warnings.push(message.to_owned());
+    }
+
+    fn rank(&mut self, report: RankReport) {
+        self.ranks.push(report);
     }
 }
 

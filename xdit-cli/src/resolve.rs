@@ -14,6 +14,7 @@ use xdit_core::{Error, Result};
 use crate::args::{Dtype, GenerateArgs, OutputType};
 use crate::output::{Outputs, decode_latents, read_parameters};
 use crate::parameters::{Parameters, Settings};
+use crate::trace::TraceFile;
 
 /// More pictures in one run are a typing error.
 const MAX_IMAGES: usize = 10_000;
@@ -30,6 +31,8 @@ pub struct Job {
     pub request: Request,
     /// Where it goes.
     pub outputs: Outputs,
+    /// Where what each rank did goes, if anywhere.
+    pub trace: Option<TraceFile>,
     dtype: Dtype,
     init_latents: Option<PathBuf>,
 }
@@ -113,6 +116,7 @@ impl Job {
                 images,
                 request.seed,
             )?,
+            trace: args.trace.as_deref().map(TraceFile::plan).transpose()?,
             init_latents: args.init_latents.clone(),
             dtype,
             load,

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::{Buffer, Group, Pending, Reduce, Result, Spec, Traffic};
+use crate::{Buffer, Group, Pending, Reduce, Result, Spec, Traffic, Wait};
 
 /// A communicator of any backend, shared by whoever needs it.
 pub type Comm = Arc<dyn Communicator>;
@@ -78,6 +79,13 @@ pub trait Communicator: fmt::Debug + Send + Sync {
     /// Completes once every rank of the group has come here.
     fn barrier(&self) -> Pending<()>;
 
-    /// What this rank has sent so far, in all its groups.
+    /// What this rank has sent and waited for so far, in all its groups.
     fn traffic(&self) -> Traffic;
+
+    /// This rank's waits so far, one by one, in all its groups; none unless
+    /// [they are recorded](crate::Options::record_waits).
+    fn waits(&self) -> Vec<Wait>;
+
+    /// Time since this world began: real, or simulated as this rank sees it.
+    fn now(&self) -> Duration;
 }

@@ -14,6 +14,7 @@ use crate::fabric::{Address, Channel, Fabric};
 use crate::sim::mix;
 use crate::{
     Buffer, Call, Comm, Communicator, DType, Error, Group, Operation, Pending, Reduce, Result, Spec, Traffic,
+    Wait,
 };
 
 /// One rank's end of one group.
@@ -56,7 +57,11 @@ impl Endpoint {
     }
 
     fn call(&self, operation: Operation) -> Call {
-        Call { operation, group: self.group.label().clone(), rank: self.group.ranks()[self.position] }
+        Call { operation, group: self.group.label().clone(), rank: self.world_rank() }
+    }
+
+    fn world_rank(&self) -> usize {
+        self.group.ranks()[self.position]
     }
 
     fn others(&self) -> impl Iterator<Item = usize> + use<> {
@@ -133,10 +138,18 @@ impl Endpoint {
         if let Err(error) = self.fabric.post(&call, payload_bytes, sends) {
             return Pending::ready(Err(error));
         }
+        if recvs.is_empty() {
+            return Pending::ready(Ok(Vec::new()));
+        }
         let fabric = self.fabric.clone();
         Pending::new(move || {
-            let deadline = fabric.deadline(call.rank);
-            recvs.iter().map(|(address, spec)| receive(&fabric, &call, address, *spec, deadline)).collect()
+            let begin = fabric.now(call.rank);
+            let deadline = fabric.deadline(begin);
+            let receive = |(address, spec): &(_, Spec)| receive(&fabric, &call, address, *spec, deadline);
+            let arrived = recvs.iter().map(receive).collect::<Result<_>>()?;
+            let bytes = recvs.iter().map(|(_, spec)| spec.size_bytes()).sum();
+            fabric.waited(&call, begin, bytes);
+            Ok(arrived)
         })
     }
 
@@ -292,7 +305,15 @@ impl Communicator for Endpoint {
     }
 
     fn traffic(&self) -> Traffic {
-        self.fabric.traffic(self.group.ranks()[self.position])
+        self.fabric.traffic(self.world_rank())
+    }
+
+    fn waits(&self) -> Vec<Wait> {
+        self.fabric.waits(self.world_rank())
+    }
+
+    fn now(&self) -> Duration {
+        self.fabric.now(self.world_rank())
     }
 }
 

@@ -26,11 +26,18 @@ pub struct Options {
     pub grace: Duration,
     /// Simulates time and trouble; limits on waits are then in simulated time.
     pub sim: Option<Sim>,
+    /// Keeps [each wait](crate::Communicator::waits), not only their sums.
+    pub record_waits: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(600), grace: Duration::from_secs(2), sim: None }
+        Self {
+            timeout: Duration::from_secs(600),
+            grace: Duration::from_secs(2),
+            sim: None,
+            record_waits: false,
+        }
     }
 }
 
@@ -48,6 +55,11 @@ impl Options {
     /// Runs in the simulator.
     pub fn sim(self, sim: Sim) -> Self {
         Self { sim: Some(sim), ..self }
+    }
+
+    /// Keeps each wait.
+    pub fn record_waits(self, record_waits: bool) -> Self {
+        Self { record_waits, ..self }
     }
 }
 

@@ -47,7 +47,7 @@
 //!   is [`Error::Mismatch`], which names both.
 //! - **Nobody hangs.** Each wait has a limit. A rank that returns an error or panics ends the run on all ranks with
 //!   [`Error::PeerFailed`], and the launcher reports the first cause. A message nobody took is an error, too.
-//! - **All is counted.** [`Traffic`] holds calls, messages and bytes by group label and operation.
+//! - **All is counted.** [`Traffic`] holds calls, messages, bytes and waits by group label and operation.
 //!
 //! # How device memory fits
 //!
@@ -78,8 +78,8 @@ pub use communicator::{Comm, Communicator};
 pub use error::{Call, Error, Operation, Result};
 pub use group::Group;
 pub use launch::{Cause, Options, Outcome, Report, RunError, launch, run_ranks};
-pub use local::local;
+pub use local::{ends, local};
 pub use pending::{Pending, wait_all};
 pub use reduce::Reduce;
 pub use sim::Sim;
-pub use traffic::{Count, Traffic};
+pub use traffic::{Count, Traffic, Wait};

@@ -3,7 +3,9 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::parallel::cost::Cost;
 use crate::parallel::plan::{ParallelConfig, Plan};
+use crate::parallel::record::RankReport;
 
 /// Where and how a pipeline runs.
 #[derive(Clone, Debug)]
@@ -254,6 +256,12 @@ pub trait Observer {
     fn step(&mut self, _done: usize, _of: usize) {}
     /// Something the user should know.
     fn warn(&mut self, _message: &str) {}
+    /// What a rank did, once it is done. A rank that denoises and then decodes tells twice or more.
+    fn rank(&mut self, _report: RankReport) {}
+    /// Whether these reports are to hold each activity and each wait, not only sums.
+    fn wants_details(&self) -> bool {
+        false
+    }
 }
 
 /// Hears nothing.
@@ -266,6 +274,13 @@ pub trait Pipeline {
     /// # Errors
     /// If it cannot; the error names the value and a way out.
     fn resolve(&self, request: &Request) -> Result<Resolved>;
+
+    /// What each rank of a [resolved](Self::resolve) request sends and holds, in rank order, without reading a
+    /// weight.
+    ///
+    /// # Errors
+    /// If a rank's share of the checkpoint cannot be loaded.
+    fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>>;
 
     /// Carries the request out.
     ///

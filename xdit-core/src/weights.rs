@@ -5,6 +5,7 @@ mod values;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -38,6 +39,7 @@ struct Source {
     /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
     check_only: bool,
     used: Mutex<BTreeSet<String>>,
+    taken_bytes: AtomicU64,
     /// The blocks to load, if not all.
     blocks: Option<Range<usize>>,
     /// The heads and features to load, if not all, and which layers they are of.
@@ -81,6 +83,7 @@ impl Weights {
             dtype,
             check_only,
             used: Mutex::new(BTreeSet::new()),
+            taken_bytes: AtomicU64::new(0),
             blocks: None,
             tensor: None,
         };
@@ -102,6 +105,13 @@ impl Weights {
     /// Whether there is a tensor called `name` here.
     pub fn has(&self, name: &str) -> bool {
         self.source.checkpoint.get(&self.key(name)).is_some()
+    }
+
+    /// Bytes of what was taken so far, in the type it was given; slices count as slices. A
+    /// [deferred](Self::deferred) layer counts whenever it is used, so after loading this is what the model holds.
+    /// Where nothing is read because the model is only being checked, it is what it would hold.
+    pub fn taken_bytes(&self) -> u64 {
+        self.source.taken_bytes.load(Ordering::Relaxed)
     }
 
     /// The device that tensors go to.
@@ -162,7 +172,9 @@ impl Weights {
         shape: [usize; D],
         read: impl FnOnce() -> std::io::Result<TensorData>,
     ) -> Result<Tensor<D>> {
-        let Source { device, dtype, check_only, .. } = &*self.source;
+        let Source { device, dtype, check_only, taken_bytes, .. } = &*self.source;
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        taken_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if *check_only {
             return Ok(Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape));
         }

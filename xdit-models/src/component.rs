@@ -8,7 +8,9 @@ use serde_json::Value;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
+use xdit_core::parallel::run::{Loaded, Share};
 use xdit_core::pipeline::LoadOptions;
+use xdit_core::placement::Placement;
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
@@ -103,5 +105,38 @@ impl<C> Component<C> {
     /// The weights, from which the model can be loaded.
     pub fn weights(&self, options: &LoadOptions) -> Weights {
         Weights::new(self.checkpoint.clone(), &options.device, self.dtype)
+    }
+
+    /// Loads a share of the model, whose layers are cut as `placements` says.
+    ///
+    /// # Errors
+    /// If weights cannot be read.
+    pub fn load_share<M>(
+        &self,
+        options: &LoadOptions,
+        share: Share,
+        placements: Vec<(&'static str, Placement)>,
+        load: impl FnOnce(&C, &Weights) -> Result<M>,
+    ) -> Result<Loaded<M>> {
+        let weights = self.weights(options).of_share(share, placements);
+        let transformer = load(&self.config, &weights)?;
+        Ok(Loaded { transformer, parameter_bytes: weights.taken_bytes() })
+    }
+
+    /// Bytes of the parameters that [`load_share`](Self::load_share) would load; nothing is read.
+    ///
+    /// # Errors
+    /// If `load` finds the share to be wrong.
+    pub fn share_bytes<M>(
+        &self,
+        options: &LoadOptions,
+        share: Share,
+        placements: Vec<(&'static str, Placement)>,
+        load: impl FnOnce(&C, &Weights) -> Result<M>,
+    ) -> Result<u64> {
+        let weights = Weights::check_only(self.checkpoint.clone(), &options.device, self.dtype);
+        let weights = weights.of_share(share, placements);
+        load(&self.config, &weights)?;
+        Ok(weights.taken_bytes())
     }
 }

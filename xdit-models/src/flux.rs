@@ -11,6 +11,7 @@ use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
+use xdit_core::parallel::cost::Seams;
 use xdit_core::placement::{Placement, Run};
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, Spec, Transformer};
@@ -178,6 +179,17 @@ impl Published for Flux {
         let out = Placement::ConcatenatedInputs(vec![attention, mlp]);
         placements.push(("single_transformer_blocks.*.proj_out", out));
         placements
+    }
+
+    /// Sums end attention and feed-forward of each stream, and a block with a single stream. The text ends with the
+    /// last block.
+    fn seams(config: &FluxConfig) -> Vec<Seams> {
+        let seams = |block| {
+            let image_sums = if block < config.double_blocks { 2 } else { 1 };
+            let text_sums = if block + 1 < config.spec.blocks { image_sums } else { 0 };
+            Seams { attentions: 1, image_sums, text_sums }
+        };
+        (0..config.spec.blocks).map(seams).collect()
     }
 
     /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.

@@ -2,6 +2,7 @@
 //!
 //! Source: diffusers' `FluxPipeline`.
 
+use xdit_core::parallel::cost::Cost;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -114,6 +115,10 @@ impl Pipeline for FluxPipeline {
             max_sequence_length,
             plan,
         })
+    }
+
+    fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>> {
+        self.diffusion.costs(resolved, resolved.max_sequence_length)
     }
 
     fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated> {

@@ -5,6 +5,7 @@ use serde_json::Value;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
 use xdit_core::noise;
+use xdit_core::parallel::cost::{Cost, Seams, Sizes, costs};
 use xdit_core::parallel::execute::Guidance;
 use xdit_core::parallel::plan::{Plan, Work};
 use xdit_core::parallel::run::{Job, run};
@@ -40,6 +41,9 @@ pub trait Published: Transformer + Sized + 'static {
 
     /// How the layers are cut where several devices share them.
     fn placements(config: &Self::Config) -> Vec<(&'static str, Placement)>;
+
+    /// How often each block's tokens mix, and its features are summed where several devices share its layers.
+    fn seams(config: &Self::Config) -> Vec<Seams>;
 
     /// Takes the model from the weights of a `transformer/` folder.
     ///
@@ -164,6 +168,24 @@ where
         Ok(plan)
     }
 
+    /// What each share of `resolved` sends and holds, where blocks change a text of `text_tokens` tokens, or none.
+    /// Nothing is read.
+    ///
+    /// # Errors
+    /// If a share of the checkpoint cannot be loaded.
+    pub fn costs(&self, resolved: &Resolved, text_tokens: usize) -> Result<Vec<Cost>> {
+        let (component, plan) = (&self.transformer, &resolved.plan);
+        let sizes = Sizes {
+            spec: self.spec().clone(),
+            dtype: self.options.dtype,
+            text_tokens: vec![text_tokens; plan.branches],
+            seams: T::seams(&component.config),
+        };
+        costs(plan, &sizes, |share| {
+            component.share_bytes(&self.options, share, T::placements(&component.config), T::load)
+        })
+    }
+
     /// Initial latents of picture `image`: the request's own, or noise from its seed.
     fn initial_latents(&self, request: &Request, size: [usize; 2], image: usize) -> Tensor<4> {
         match &request.init_latents {
@@ -191,8 +213,7 @@ where
         let (transformer, options) = (self.transformer.clone(), self.options.clone());
         let job = Job {
             load: Box::new(move |share| {
-                let weights = transformer.weights(&options);
-                T::load(&transformer.config, &weights.of_share(share, T::placements(&transformer.config)))
+                transformer.load_share(&options, share, T::placements(&transformer.config), T::load)
             }),
             guidance,
             noise: (0..request.images())
@@ -233,7 +254,7 @@ where
                 true => vae.decode_scaled_tiled(latents.clone()),
                 false => {
                     let (z, vae) = (vae.unscale(latents.clone()), vae.clone());
-                    split_rows(shares, z, move |z, rows| vae.decode_rows(z, rows))?
+                    split_rows(shares, z, observer, move |z, rows| vae.decode_rows(z, rows))?
                 }
             };
             pictures.push(to_picture(&resize_and_crop(decoded, resolved.size), 0));

@@ -10,6 +10,7 @@ use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
+use xdit_core::parallel::cost::Seams;
 use xdit_core::placement::Placement;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, Spec, Transformer};
@@ -176,6 +177,11 @@ impl Published for PixArt {
         }
         placements.push(("to_out.0", Placement::Inputs { unit }));
         placements
+    }
+
+    /// Sums end self-attention, cross-attention and feed-forward.
+    fn seams(config: &PixArtConfig) -> Vec<Seams> {
+        vec![Seams { attentions: 1, image_sums: 3, text_sums: 0 }; config.spec.blocks]
     }
 
     fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {

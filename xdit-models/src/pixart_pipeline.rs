@@ -3,6 +3,7 @@
 //! Source: diffusers' `PixArtAlphaPipeline` and `PixArtSigmaPipeline`.
 
 use burn::tensor::Tensor;
+use xdit_core::parallel::cost::Cost;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -86,6 +87,11 @@ impl Pipeline for PixArtPipeline {
         let guidance_scale = request.guidance_scale.unwrap_or(4.5);
         let plan = self.diffusion.plan(request, generated_size, num_inference_steps, guidance_scale > 1.0)?;
         Ok(Resolved { size, generated_size, num_inference_steps, guidance_scale, max_sequence_length, plan })
+    }
+
+    fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>> {
+        // Image tokens look at the text, which stays as it is.
+        self.diffusion.costs(resolved, 0)
     }
 
     fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated> {

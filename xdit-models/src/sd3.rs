@@ -10,6 +10,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
+use xdit_core::parallel::cost::Seams;
 use xdit_core::placement::Placement;
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Spec, Transformer};
@@ -176,6 +177,16 @@ impl Published for Sd3 {
             placements.push((name, Placement::Inputs { unit: 1 }));
         }
         placements
+    }
+
+    /// Sums end each attention and feed-forward, but those of the text in the last block.
+    fn seams(config: &Sd3Config) -> Vec<Seams> {
+        let seams = |block| {
+            let attentions = if config.dual_attention_layers.contains(&block) { 2 } else { 1 };
+            let text_sums = if block + 1 < config.spec.blocks { 2 } else { 0 };
+            Seams { attentions, image_sums: attentions + 1, text_sums }
+        };
+        (0..config.spec.blocks).map(seams).collect()
     }
 
     fn load(config: &Sd3Config, weights: &Weights) -> Result<Self> {

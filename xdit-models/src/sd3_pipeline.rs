@@ -3,6 +3,7 @@
 //! Source: diffusers' `StableDiffusion3Pipeline`.
 
 use burn::tensor::Tensor;
+use xdit_core::parallel::cost::Cost;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -164,6 +165,10 @@ impl Pipeline for Sd3Pipeline {
             max_sequence_length,
             plan,
         })
+    }
+
+    fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>> {
+        self.diffusion.costs(resolved, self.clips[0].text_tokens() + resolved.max_sequence_length)
     }
 
     fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated> {

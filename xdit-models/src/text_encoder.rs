@@ -139,6 +139,11 @@ impl ClipText {
         &self.encoder.config
     }
 
+    /// Tokens of each text, padding included.
+    pub fn text_tokens(&self) -> usize {
+        self.tokenizer.max_length()
+    }
+
     /// What the model makes of each text, padded to the length that it was trained with; of each text so many layers
     /// are skipped as stands beside it.
     ///

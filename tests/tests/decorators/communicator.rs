@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use xdit_comm::{Buffer, Comm, Communicator, Group, Pending, Reduce, Result, Spec, Traffic};
+use xdit_comm::{Buffer, Comm, Communicator, Group, Pending, Reduce, Result, Spec, Traffic, Wait};
 
 /// What is wrong with what arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,5 +133,13 @@ impl Communicator for Tampered {
 
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
+    }
+
+    fn waits(&self) -> Vec<Wait> {
+        self.inner.waits()
+    }
+
+    fn now(&self) -> Duration {
+        self.inner.now()
     }
 }

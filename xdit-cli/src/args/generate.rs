@@ -97,7 +97,10 @@ pub struct GenerateArgs {
     /// PNG files, or one safetensors file with the final latents [default: png].
     #[arg(long, value_enum, help_heading = "Output")]
     pub output_type: Option<OutputType>,
-    /// Print timings and outputs to standard output.
+    /// Write what each rank did when: `.json` for trace viewers such as Perfetto, `.svg` as a picture.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub trace: Option<PathBuf>,
+    /// Print timings, what each rank did, and outputs to standard output.
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Output")]
     pub report: Option<ReportFormat>,
     /// Say nothing but warnings and errors.

@@ -9,4 +9,5 @@ mod help;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;
+mod trace;
 mod workspace;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::traffic::Count;
-use crate::{Buffer, Call, Error, Operation, Options, Result, Sim, Traffic};
+use crate::{Buffer, Call, Error, Operation, Options, Result, Sim, Traffic, Wait};
 pub(crate) use state::{Address, Channel};
 use state::{Exit, Failure, Letter, State};
 
@@ -23,6 +23,8 @@ pub(crate) struct Fabric {
     limit: Duration,
     started: Instant,
     sim: Option<Sim>,
+    /// Whether each wait is kept, not only their sums.
+    record_waits: bool,
 }
 
 impl Fabric {
@@ -33,6 +35,7 @@ impl Fabric {
             limit: options.timeout,
             started: Instant::now(),
             sim: options.sim.clone(),
+            record_waits: options.record_waits,
         })
     }
 
@@ -44,14 +47,27 @@ impl Fabric {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When a wait that begins now on `rank` is over, on the clock of the fabric.
-    pub(crate) fn deadline(&self, rank: usize) -> Duration {
-        self.now(&self.lock(), rank).saturating_add(self.limit)
+    /// Time since the start: real, or simulated as `rank` sees it.
+    pub(crate) fn now(&self, rank: usize) -> Duration {
+        if self.sim.is_some() { self.lock().ranks[rank].clock } else { self.started.elapsed() }
     }
 
-    /// Time since the start: real, or simulated as `rank` sees it.
-    fn now(&self, state: &State, rank: usize) -> Duration {
-        if self.sim.is_some() { state.ranks[rank].clock } else { self.started.elapsed() }
+    /// When a wait that begins at `begin` is given up.
+    pub(crate) fn deadline(&self, begin: Duration) -> Duration {
+        begin.saturating_add(self.limit)
+    }
+
+    /// Counts the time from `begin` until now as a wait for `received_bytes`.
+    pub(crate) fn waited(&self, call: &Call, begin: Duration, received_bytes: usize) {
+        let end = self.now(call.rank);
+        let (group, operation) = (&call.group, call.operation);
+        let mut state = self.lock();
+        let rank = &mut state.ranks[call.rank];
+        rank.traffic.add_wait(group, operation, end - begin);
+        if self.record_waits {
+            let received_bytes = received_bytes as u64;
+            rank.waits.push(Wait { group: group.clone(), operation, begin, end, received_bytes });
+        }
     }
 
     /// Issues an operation: counts it, and hands over its messages without waiting for anybody.
@@ -155,7 +171,7 @@ impl Fabric {
     }
 
     fn leave(&self, state: &mut State, rank: usize, exit: Exit) {
-        let at = self.now(state, rank);
+        let at = if self.sim.is_some() { state.ranks[rank].clock } else { self.started.elapsed() };
         state.ranks[rank].exit.get_or_insert((exit, at));
         if self.sim.is_some() {
             state.release_receivers_from(rank);
@@ -183,6 +199,10 @@ impl Fabric {
 
     pub(crate) fn traffic(&self, rank: usize) -> Traffic {
         self.lock().ranks[rank].traffic.clone()
+    }
+
+    pub(crate) fn waits(&self, rank: usize) -> Vec<Wait> {
+        self.lock().ranks[rank].waits.clone()
     }
 
     /// How long the run has taken: real time, or what the slowest rank saw of simulated time.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Buffer, Call, Error, Result, Traffic};
+use crate::{Buffer, Call, Error, Result, Traffic, Wait};
 
 /// Collectives and point-to-point messages are ordered separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +60,8 @@ pub(super) struct Waiting {
 #[derive(Default)]
 pub(super) struct RankState {
     pub traffic: Traffic,
+    /// One by one, if they are recorded.
+    pub waits: Vec<Wait>,
     /// How and when the rank left.
     pub exit: Option<(Exit, Duration)>,
     /// Simulated time as this rank sees it.

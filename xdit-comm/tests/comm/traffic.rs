@@ -1,6 +1,8 @@
 //! Every message and byte is counted, where it belongs.
 
-use xdit_comm::{Buffer, Count, DType, Error, Group, Operation, Options, Reduce, Spec};
+use std::time::Duration;
+
+use xdit_comm::{Buffer, Count, DType, Error, Group, Operation, Options, Reduce, Sim, Spec, Wait};
 
 use crate::watchdog::launch;
 
@@ -57,4 +59,46 @@ fn counts_follow_from_sizes_and_degrees() {
     let table = all.to_string();
     assert!(table.lines().any(|line| line.starts_with("ulysses") && line.contains("all_to_all")), "{table}");
     report.into_result().unwrap();
+}
+
+#[test]
+fn waits_last_until_the_last_message_is_there() {
+    let latency = Duration::from_millis(1);
+    let sim = Sim { latency, jitter: Duration::ZERO, bytes_per_s: 1e6, ..Sim::new(0) };
+    let options = Options::default().sim(sim).record_waits(true);
+    let report = launch(2, &options, |world| {
+        let bytes = |len: usize| Buffer::from_vec(vec![0u8; len]);
+        if world.rank() == 0 {
+            world.send(1, bytes(4_000)).wait()?;
+            world.send(1, bytes(500)).wait()?;
+        } else {
+            let spec = |len| (0, Spec::new(DType::U8, len));
+            let both = world.send_recv(Vec::new(), vec![spec(4_000), spec(500)]);
+            assert_eq!(world.now(), Duration::ZERO, "nothing was waited for yet");
+            both.wait()?;
+            assert_eq!(world.now(), Duration::from_millis(5));
+        }
+        Ok::<_, Error>(world.waits())
+    });
+    let [sender, receiver] = &report.traffic[..] else { panic!("two ranks") };
+    assert_eq!(sender.total_waited(), Duration::ZERO, "a message that leaves holds nobody up");
+    assert_eq!(receiver.waited("world", Operation::SendRecv), Duration::from_millis(5));
+    let wait = Wait {
+        group: "world".into(),
+        operation: Operation::SendRecv,
+        begin: Duration::ZERO,
+        end: Duration::from_millis(5),
+        received_bytes: 4_500,
+    };
+    assert_eq!(report.into_result().unwrap(), [vec![], vec![wait]]);
+}
+
+#[test]
+fn waits_are_kept_one_by_one_only_if_asked_for() {
+    let report = launch(2, &Options::default(), |world| {
+        world.barrier().wait()?;
+        Ok::<_, Error>(world.waits())
+    });
+    assert!(report.traffic.iter().all(|traffic| traffic.total_waited() > Duration::ZERO));
+    assert_eq!(report.into_result().unwrap(), [vec![], vec![]]);
 }

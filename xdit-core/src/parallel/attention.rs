@@ -70,6 +70,15 @@ impl ParallelAttention {
         self.pass = pass;
     }
 
+    /// Bytes of the keys and values that are kept for later calls.
+    pub fn kv_bytes(&self) -> u64 {
+        let exchanged = match &self.exchange {
+            Some(KeyExchange::DistriFusion(strips)) => strips.bytes(),
+            Some(KeyExchange::Ring(_)) | None => 0,
+        };
+        self.caches.iter().map(KvCache::bytes).sum::<u64>() + exchanged
+    }
+
     /// Tokens of `patch` on each ulysses rank of the ring rank at `ring`.
     fn shards(&self, patch: usize, ring: usize) -> impl Iterator<Item = usize> {
         let degree = self.ulysses_degree();

@@ -18,8 +18,11 @@ use crate::parallel::wire::{Place, buffer};
 pub struct DistriFusion {
     comm: Comm,
     /// The keys and values of all ranks at the step before, of each guidance branch at each site.
-    travelling: HashMap<(usize, Site), Pending<Vec<Buffer>>>,
+    travelling: HashMap<(usize, Site), Travelling>,
 }
+
+/// Keys and values on their way, and how many bytes they are of all ranks together.
+type Travelling = (u64, Pending<Vec<Buffer>>);
 
 /// What a step does with what travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,11 @@ impl DistriFusion {
         Self { comm, travelling: HashMap::new() }
     }
 
+    /// Bytes of all keys and values that the next step will use.
+    pub fn bytes(&self) -> u64 {
+        self.travelling.values().map(|(bytes, _)| bytes).sum()
+    }
+
     /// All keys and values that this rank attends to: its own, and the others' of this step or the one before.
     ///
     /// # Shapes
@@ -45,18 +53,20 @@ impl DistriFusion {
         let [b, _, h, d] = own.k.dims();
         let lens: Vec<usize> = tokens.iter().map(|n| 2 * b * n * h * d).collect();
         let stacked = || buffer(Tensor::cat(vec![own.k.clone(), own.v.clone()], 0));
+        let bytes = (lens.iter().sum::<usize>() * own.k.dtype().size()) as u64;
         let before = self.travelling.remove(&(branch, site));
         let arrived = if exchange.synchronous {
             let parts = wait(self.comm.all_gather(stacked(), &lens));
             if exchange.send {
-                self.travelling.insert((branch, site), Pending::ready(Ok(parts.clone())));
+                self.travelling.insert((branch, site), (bytes, Pending::ready(Ok(parts.clone()))));
             }
             parts
         } else {
             if exchange.send {
-                self.travelling.insert((branch, site), self.comm.all_gather(stacked(), &lens));
+                self.travelling.insert((branch, site), (bytes, self.comm.all_gather(stacked(), &lens)));
             }
-            wait(before.expect("the first step is synchronous and sends"))
+            let (_, before) = before.expect("the first step is synchronous and sends");
+            wait(before)
         };
         let parts = arrived.iter().zip(tokens).enumerate().map(|(rank, (part, &n))| {
             if rank == self.comm.rank() {

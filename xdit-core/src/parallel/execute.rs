@@ -12,6 +12,7 @@ use crate::parallel::distrifusion::DistriFusion;
 use crate::parallel::failure::wait;
 use crate::parallel::mesh::Axis;
 use crate::parallel::plan::Plan;
+use crate::parallel::record::{Activity, Recorder};
 use crate::parallel::ring::Ring;
 use crate::parallel::schedule::{Action, schedule};
 use crate::parallel::split;
@@ -81,7 +82,7 @@ pub struct Guidance<C> {
 /// Denoises one picture on this rank.
 ///
 /// `noise` is the whole picture's, the same on every rank. The final latents, whole again, are returned on the
-/// ranks of the first stage.
+/// ranks of the first stage. `recorder` is told of each action.
 ///
 /// # Shapes
 /// `noise`: packed, `[b, n, c]`; the result too.
@@ -92,18 +93,22 @@ pub fn denoise<T: Transformer>(
     scheduler: &dyn Scheduler,
     guidance: &Guidance<T::Conditions>,
     noise: &Tokens,
+    recorder: &mut Recorder,
     on_step: &mut dyn FnMut(usize),
 ) -> Option<Tokens> {
     assert_eq!(guidance.branches.len(), plan.branches, "the plan knows whether there is guidance");
-    let mut walker = Walker::new(plan, groups, transformer, scheduler, guidance, noise);
+    let start = || Walker::new(plan, groups, transformer, scheduler, guidance, noise);
+    let mut walker = recorder.time(Activity::Prepare, start);
     let actions = schedule(plan, groups.rank);
     for (index, action) in actions.iter().enumerate() {
         walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
-        if let Some(step) = walker.walk(action) {
+        let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
+        recorder.keep_kv(walker.attention.kv_bytes());
+        if let Some(step) = step {
             on_step(step);
         }
     }
-    walker.finish()
+    recorder.time(Activity::Gather, || walker.finish())
 }
 
 /// A rank on its way through its schedule.
@@ -202,18 +207,11 @@ impl<'a, T: Transformer> Walker<'a, T> {
         [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
     }
 
-    /// Whether the text goes through the blocks beside `patches`. It goes once a step, with the first patch, and the
-    /// others see its keys and values in the cache. In DistriFusion each patch stands for a rank, which has a text of
-    /// its own.
-    fn brings_text(&self, patches: &Range<usize>) -> bool {
-        patches.start == 0 || self.plan.distrifusion
-    }
-
     /// The text that `branch` has beside `patches`.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
         // It does not change over the steps.
         let text = self.transformer.text_shape(&self.contexts[branch][0]);
-        text.filter(|_| self.brings_text(patches))
+        text.filter(|_| self.plan.brings_text(patches))
     }
 
     /// Posts the receives of `actions` that have not been posted yet.
@@ -275,7 +273,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let positions = self.positions.select(&self.shards[patches.clone()]);
                 let context = &self.contexts[*branch][*step];
                 let Hidden { image, text, skips } = self.transformer.embed(Tokens { x, positions }, context);
-                self.hidden = Some(Hidden { image, text: text.filter(|_| self.brings_text(patches)), skips });
+                self.hidden =
+                    Some(Hidden { image, text: text.filter(|_| self.plan.brings_text(patches)), skips });
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });

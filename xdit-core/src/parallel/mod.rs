@@ -2,6 +2,7 @@
 //! ([`execute`], on all ranks by [`run`]). The methods that touch attention have a file each.
 
 pub mod attention;
+pub mod cost;
 pub mod distrifusion;
 pub mod execute;
 mod failure;
@@ -9,6 +10,7 @@ pub mod mesh;
 pub mod methods;
 pub mod pipefusion;
 pub mod plan;
+pub mod record;
 pub mod ring;
 pub mod run;
 pub mod schedule;

@@ -63,6 +63,13 @@ impl KvCache {
         self.image.get(&site).map_or(0, |patches| patches.iter().flatten().count())
     }
 
+    /// Bytes of all keys and values in here.
+    pub fn bytes(&self) -> u64 {
+        let image = self.image.values().flatten().flatten();
+        let held_back = self.held_back.values().flatten();
+        image.chain(self.text.values()).chain(held_back).map(Kv::bytes).sum()
+    }
+
     /// The text's keys and values: those just computed, or, between two passes of the text, the last ones.
     pub fn refresh_text(&mut self, site: Site, fresh: Option<Kv>) -> Option<Kv> {
         match fresh {

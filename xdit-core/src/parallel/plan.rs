@@ -171,6 +171,13 @@ impl Plan {
         if self.distrifusion { self.patches.len() * self.mesh.degree(Axis::Ring) } else { self.patches.len() }
     }
 
+    /// Whether the text goes through the blocks beside `patches`. It goes once a step, with the first patch, and the
+    /// others see its keys and values in the cache. In DistriFusion each patch stands for a rank, which has a text of
+    /// its own.
+    pub fn brings_text(&self, patches: &Range<usize>) -> bool {
+        patches.start == 0 || self.distrifusion
+    }
+
     /// The stage of `rank`.
     pub fn stage(&self, rank: usize) -> Range<usize> {
         self.stages[self.mesh.coordinate(rank, Axis::Pipeline)].clone()

@@ -28,6 +28,12 @@ impl Kv {
         Self { k: Tensor::cat(k, 1), v: Tensor::cat(v, 1) }
     }
 
+    /// Bytes of both.
+    pub fn bytes(&self) -> u64 {
+        let of = |x: &Tensor<4>| (x.shape().num_elements() * x.dtype().size()) as u64;
+        of(&self.k) + of(&self.v)
+    }
+
     /// `length` tokens from `start` on.
     pub fn narrow(&self, start: usize, length: usize) -> Self {
         Self { k: self.k.clone().narrow(1, start, length), v: self.v.clone().narrow(1, start, length) }

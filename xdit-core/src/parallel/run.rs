@@ -12,6 +12,7 @@ use crate::parallel::execute::{Groups, Guidance, denoise};
 use crate::parallel::failure::first_cause;
 use crate::parallel::mesh::Axis;
 use crate::parallel::plan::Plan;
+use crate::parallel::record::{Activity, RankReport, Recorder};
 use crate::pipeline::{Observer, Phase};
 use crate::placement::TensorShare;
 use crate::scheduler::Scheduler;
@@ -27,8 +28,17 @@ pub struct Share {
     pub tensor: Option<TensorShare>,
 }
 
+/// A share that was loaded.
+#[derive(Clone, Debug)]
+pub struct Loaded<T> {
+    /// The part of the transformer.
+    pub transformer: T,
+    /// [Bytes of its parameters](crate::weights::Weights::taken_bytes).
+    pub parameter_bytes: u64,
+}
+
 /// Gives a rank its share of the transformer.
-pub type Load<T> = Box<dyn Fn(Share) -> Result<T> + Send + Sync>;
+pub type Load<T> = Box<dyn Fn(Share) -> Result<Loaded<T>> + Send + Sync>;
 
 /// What all ranks of a run know.
 pub struct Job<T: Transformer> {
@@ -44,11 +54,12 @@ pub struct Job<T: Transformer> {
     pub noise: Vec<Tokens>,
 }
 
-/// What a rank tells of its progress.
+/// What a rank tells.
 enum Event {
     Begin(Phase),
     End(Phase),
     Step(usize),
+    Report(Box<RankReport>),
 }
 
 impl Event {
@@ -58,6 +69,7 @@ impl Event {
             Self::Begin(phase) => observer.begin(phase),
             Self::End(phase) => observer.end(phase),
             Self::Step(done) => observer.step(done, steps),
+            Self::Report(report) => observer.rank(*report),
         }
     }
 }
@@ -72,6 +84,7 @@ where
     T::Conditions: Send + Sync,
 {
     let (size, steps) = (job.plan.mesh.size(), job.scheduler.timesteps().len());
+    let detailed = observer.wants_details();
     if size == 1 {
         return run_rank(&local(), &job, observer);
     }
@@ -80,9 +93,10 @@ where
     let work = move |world: Comm| {
         let events: Sender<Event> = events.clone();
         // A run outlives a listener that went away.
-        rank(&world, &job, &mut |event| drop(events.send(event)))
+        rank(&world, &job, detailed, &mut |event| drop(events.send(event)))
     };
-    let ranks = std::thread::spawn(move || run_ranks(size, &Options::default(), work));
+    let options = Options::default().record_waits(detailed);
+    let ranks = std::thread::spawn(move || run_ranks(size, &options, work));
     heard.into_iter().for_each(|event: Event| event.tell(observer, steps));
     let latents = ranks.join().map_err(|_| Error::failure("the launcher of the ranks panicked"))?;
     Ok(latents.map_err(first_cause)?.concat())
@@ -91,7 +105,7 @@ where
 /// Does what one rank of `world` does for `job`. Every rank calls it, wherever it runs.
 ///
 /// Returns the latents of a data-parallel share's pictures on the first rank of the share, and none on the others.
-/// One rank of the world tells of its progress.
+/// One rank of the world tells of its progress, and each what it did.
 ///
 /// # Errors
 /// If the plan is for another number of ranks, the share cannot be loaded, or a transfer fails: then the error names
@@ -101,13 +115,19 @@ pub fn run_rank<T: Transformer>(
     job: &Job<T>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Tokens>> {
-    let steps = job.scheduler.timesteps().len();
-    rank(world, job, &mut |event| event.tell(observer, steps))
+    let (steps, detailed) = (job.scheduler.timesteps().len(), observer.wants_details());
+    rank(world, job, detailed, &mut |event| event.tell(observer, steps))
 }
 
-fn rank<T: Transformer>(world: &Comm, job: &Job<T>, tell: &mut dyn FnMut(Event)) -> Result<Vec<Tokens>> {
+fn rank<T: Transformer>(
+    world: &Comm,
+    job: &Job<T>,
+    detailed: bool,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Vec<Tokens>> {
     catch(|| {
         let plan = &job.plan;
+        let mut recorder = Recorder::new(world, detailed);
         let groups = Groups::new(world, plan)?;
         let at = |axis| plan.mesh.coordinate(world.rank(), axis);
         let first_of = |axes: &[Axis]| axes.iter().all(|&axis| at(axis) == 0);
@@ -115,26 +135,32 @@ fn rank<T: Transformer>(world: &Comm, job: &Job<T>, tell: &mut dyn FnMut(Event))
         // Steps end on the last stage, so one of its ranks tells of them.
         let tells = first_of(&[Axis::Data, Axis::Cfg, Axis::Ring, Axis::Ulysses, Axis::Tensor])
             && at(Axis::Pipeline) + 1 == plan.stages.len();
-        let mut tell = |event| {
+        let mut progress = |event| {
             if tells {
                 tell(event);
             }
         };
 
-        tell(Event::Begin(Phase::Load("transformer")));
+        progress(Event::Begin(Phase::Load("transformer")));
         let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-        let transformer = (job.load)(Share { blocks: plan.stage(world.rank()), tensor })?;
-        tell(Event::End(Phase::Load("transformer")));
+        let share = Share { blocks: plan.stage(world.rank()), tensor };
+        let Loaded { transformer, parameter_bytes } = recorder.time(Activity::Load, || (job.load)(share))?;
+        recorder.hold_parameters(parameter_bytes);
+        progress(Event::End(Phase::Load("transformer")));
 
         let mut latents = Vec::new();
         for image in plan.images[at(Axis::Data)].clone() {
-            tell(Event::Begin(Phase::Denoise { image }));
+            progress(Event::Begin(Phase::Denoise { image }));
+            recorder.begin_image(image);
             let (guidance, noise) = (&job.guidance[image], &job.noise[image]);
-            let mut step = |done| tell(Event::Step(done));
-            let end = denoise(plan, &groups, &transformer, &*job.scheduler, guidance, noise, &mut step);
+            let mut step = |done| progress(Event::Step(done));
+            let scheduler = &*job.scheduler;
+            let end =
+                denoise(plan, &groups, &transformer, scheduler, guidance, noise, &mut recorder, &mut step);
             latents.extend(end.filter(|_| leads));
-            tell(Event::End(Phase::Denoise { image }));
+            progress(Event::End(Phase::Denoise { image }));
         }
+        tell(Event::Report(Box::new(recorder.report())));
         Ok(latents)
     })
 }

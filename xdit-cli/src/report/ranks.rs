@@ -1,0 +1,85 @@
+//! What each rank did, as figures.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::record::{RankReport, Times, Traffic};
+
+/// One rank.
+#[derive(Debug, Serialize)]
+pub struct Rank {
+    /// From 0.
+    rank: usize,
+    /// Where it is along each axis of the mesh.
+    coordinates: Map<String, Value>,
+    /// Where its time went.
+    seconds: Seconds,
+    /// Parameters of the transformer that it held.
+    parameter_bytes: u64,
+    /// The most keys and values that it kept from one call of attention to another.
+    peak_kv_bytes: u64,
+    /// What it sent and waited for, by group and operation.
+    traffic: Vec<Row>,
+}
+
+/// Where time went; the parts do not overlap.
+#[derive(Debug, Serialize)]
+struct Seconds {
+    load: f64,
+    compute: f64,
+    wait: f64,
+    communication: f64,
+    decode: f64,
+}
+
+/// One operation in the groups along some axes.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// Names of the axes; `world` while pictures are decoded.
+    group: String,
+    operation: String,
+    calls: u64,
+    messages: u64,
+    sent_bytes: u64,
+    wait_s: f64,
+}
+
+/// The ranks of `mesh`, of which each may have given several of `reports`.
+pub fn ranks(reports: &[RankReport], mesh: &Mesh) -> Vec<Rank> {
+    (0..mesh.size()).map(|rank| Rank::new(rank, reports, mesh)).collect()
+}
+
+impl Rank {
+    fn new(rank: usize, reports: &[RankReport], mesh: &Mesh) -> Self {
+        let own = || reports.iter().filter(|report| report.rank == rank);
+        let coordinate = |axis: Axis| (axis.name().to_owned(), mesh.coordinate(rank, axis).into());
+        let mut times = Times::default();
+        own().for_each(|report| times += report.times);
+        let mut traffic = Traffic::default();
+        own().for_each(|report| traffic.merge(&report.traffic));
+        Self {
+            rank,
+            coordinates: Axis::ALL.into_iter().map(coordinate).collect(),
+            seconds: Seconds {
+                load: times.load.as_secs_f64(),
+                compute: times.compute.as_secs_f64(),
+                wait: times.wait.as_secs_f64(),
+                communication: times.communication.as_secs_f64(),
+                decode: times.decode.as_secs_f64(),
+            },
+            parameter_bytes: own().map(|report| report.parameter_bytes).sum(),
+            peak_kv_bytes: own().map(|report| report.peak_kv_bytes).max().unwrap_or(0),
+            traffic: traffic
+                .iter()
+                .map(|(group, operation, count)| Row {
+                    group: group.to_owned(),
+                    operation: operation.to_string(),
+                    calls: count.calls,
+                    messages: count.messages,
+                    sent_bytes: count.sent_bytes,
+                    wait_s: traffic.waited(group, operation).as_secs_f64(),
+                })
+                .collect(),
+        }
+    }
+}

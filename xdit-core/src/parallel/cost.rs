@@ -1,0 +1,238 @@
+//! What a plan costs, from sizes alone: the bytes that each rank sends, and those it holds.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use burn::tensor::DType;
+use xdit_comm::ends;
+
+use crate::error::Result;
+use crate::parallel::mesh::Axis;
+use crate::parallel::plan::Plan;
+use crate::parallel::run::Share;
+use crate::parallel::schedule::{Action, schedule};
+use crate::parallel::split;
+use crate::placement::TensorShare;
+use crate::transformer::Spec;
+
+/// What costs depend on beside the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The transformer's sizes.
+    pub spec: Spec,
+    /// The type of what goes from block to block.
+    pub dtype: DType,
+    /// Tokens of each guidance branch's text where blocks change the text, otherwise 0.
+    pub text_tokens: Vec<usize>,
+    /// Of each block.
+    pub seams: Vec<Seams>,
+}
+
+/// How often a block's tokens mix and its features are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seams {
+    /// Attentions among image tokens; a text that goes along takes part in the first.
+    pub attentions: usize,
+    /// Layers with [cut inputs](crate::placement::Placement::Inputs) that image tokens go through.
+    pub image_sums: usize,
+    /// Layers with cut inputs that text tokens go through.
+    pub text_sums: usize,
+}
+
+/// Bytes by axis; an axis that is not there has none.
+pub type Sent = BTreeMap<Axis, u64>;
+
+/// What one rank sends and holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// What it sends to other ranks in a steady step: the first asynchronous one or, if there is none, the last.
+    pub step_bytes: Sent,
+    /// Parameters of its share of the transformer.
+    pub parameter_bytes: u64,
+    /// The most keys and values that it keeps from one call of attention to another.
+    pub peak_kv_bytes: u64,
+}
+
+/// What each rank of `plan` sends and holds. `share_bytes` tells how many bytes the parameters of a share have.
+///
+/// # Errors
+/// Those of `share_bytes`.
+pub fn costs(plan: &Plan, sizes: &Sizes, share_bytes: impl Fn(Share) -> Result<u64>) -> Result<Vec<Cost>> {
+    let tensor_ranks = ends(plan.mesh.degree(Axis::Tensor));
+    // Ranks that differ along other axes have equal shares.
+    let mut known: BTreeMap<[usize; 2], u64> = BTreeMap::new();
+    let cost = |rank| {
+        let at @ [_, tensor] = [Axis::Pipeline, Axis::Tensor].map(|axis| plan.mesh.coordinate(rank, axis));
+        let parameter_bytes = match known.get(&at) {
+            Some(&bytes) => bytes,
+            None => {
+                let tensor = TensorShare { comm: tensor_ranks[tensor].clone() };
+                let tensor = (tensor_ranks.len() > 1).then_some(tensor);
+                let bytes = share_bytes(Share { blocks: plan.stage(rank), tensor })?;
+                known.insert(at, bytes);
+                bytes
+            }
+        };
+        let steady = plan.synchronous_steps.min(plan.steps - 1);
+        Ok(Cost {
+            step_bytes: sent_bytes(plan, sizes, rank).swap_remove(steady),
+            parameter_bytes,
+            peak_kv_bytes: peak_kv_bytes(plan, sizes, rank),
+        })
+    };
+    (0..plan.mesh.size()).map(cost).collect()
+}
+
+/// What `rank` sends to other ranks at each step, where messages go directly from each rank to each other. What brings
+/// the parts of the final latents together is left out.
+pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
+    let rank = Rank { plan, sizes, rank };
+    let mut steps = vec![Sent::new(); plan.steps];
+    let mut step = 0;
+    for action in schedule(plan, rank.rank) {
+        // Actions that send follow the blocks of their step.
+        if let Action::Blocks { step: current, .. } = action {
+            step = current;
+        }
+        for (axis, bytes) in rank.sends(&action).into_iter().filter(|(_, bytes)| *bytes > 0) {
+            *steps[step].entry(axis).or_default() += bytes as u64;
+        }
+    }
+    steps
+}
+
+/// The most bytes of keys and values that `rank` keeps from one call of attention to another.
+pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
+    let at = |axis| plan.mesh.coordinate(rank, axis);
+    let view = Rank { plan, sizes, rank };
+    let (patches, ring_degree) = (plan.patches.len(), plan.mesh.degree(Axis::Ring));
+    let all = 0..patches;
+    let image = match (plan.distrifusion && ring_degree > 1, patches) {
+        // Those of all strips, which the next step uses.
+        (true, _) if plan.steps > 1 => (0..ring_degree).map(|ring| view.strip(&all, ring)).sum(),
+        // Those of all patches, and in DistriFusion new ones that wait for the last patch of the step.
+        (false, 2..) if plan.synchronous_steps < plan.steps => {
+            let waiting = if plan.distrifusion { view.strip(&(0..patches - 1), at(Axis::Ring)) } else { 0 };
+            view.strip(&all, at(Axis::Ring)) + waiting
+        }
+        _ => return 0,
+    };
+    let text = |branch: usize| if patches > 1 { sizes.text_tokens[branch] } else { 0 };
+    let attentions = |block: usize| sizes.seams[block].attentions;
+    let images = plan.stage(rank).map(attentions).sum::<usize>() * image;
+    let of_branch = |branch| images + plan.stage(rank).len() * text(branch);
+    let tokens: usize = plan.branches_of(rank).map(of_branch).sum();
+    (tokens * view.kv_width() * sizes.dtype.size()) as u64
+}
+
+/// One rank's view of the plan.
+struct Rank<'a> {
+    plan: &'a Plan,
+    sizes: &'a Sizes,
+    rank: usize,
+}
+
+impl Rank<'_> {
+    fn at(&self, axis: Axis) -> usize {
+        self.plan.mesh.coordinate(self.rank, axis)
+    }
+
+    /// Other ranks along `axis`.
+    fn others(&self, axis: Axis) -> usize {
+        self.plan.mesh.degree(axis) - 1
+    }
+
+    /// This rank's tokens of `patches`.
+    fn tokens(&self, patches: &Range<usize>) -> usize {
+        let sequence = self.plan.mesh.sequence_coordinate(self.rank);
+        patches.clone().map(|patch| self.plan.shard(patch, sequence).len()).sum()
+    }
+
+    /// Tokens of `patches` that the ulysses ranks at `ring` have, one by one.
+    fn ulysses_tokens(&self, patches: &Range<usize>, ring: usize) -> Vec<usize> {
+        let degree = self.plan.mesh.degree(Axis::Ulysses);
+        let shard = |patch, ulysses| self.plan.shard(patch, ring * degree + ulysses).len();
+        (0..degree).map(|ulysses| patches.clone().map(|patch| shard(patch, ulysses)).sum()).collect()
+    }
+
+    /// Tokens of `patches` that the ranks at `ring` have together.
+    fn strip(&self, patches: &Range<usize>, ring: usize) -> usize {
+        self.ulysses_tokens(patches, ring).iter().sum()
+    }
+
+    /// Text tokens of `branch` that go beside `patches`.
+    fn text(&self, patches: &Range<usize>, branch: usize) -> usize {
+        if self.plan.brings_text(patches) { self.sizes.text_tokens[branch] } else { 0 }
+    }
+
+    /// Heads that each ulysses rank computes, of those that this rank of the tensor axis has.
+    fn heads(&self) -> Vec<usize> {
+        let mesh = &self.plan.mesh;
+        let own = split::even(self.sizes.spec.heads, mesh.degree(Axis::Tensor))[self.at(Axis::Tensor)].len();
+        split::even(own, mesh.degree(Axis::Ulysses)).iter().map(Range::len).collect()
+    }
+
+    /// Numbers in a token's keys and values, of the heads that this rank computes.
+    fn kv_width(&self) -> usize {
+        2 * self.heads()[self.at(Axis::Ulysses)] * self.sizes.spec.head_dim
+    }
+
+    /// Bytes that `action` sends along each axis.
+    fn sends(&self, action: &Action) -> Vec<(Axis, usize)> {
+        let Sizes { spec, dtype, .. } = self.sizes;
+        // Latents are f32 whatever the model computes in.
+        let latents = |patches| self.tokens(patches) * spec.channels * spec.patch * spec.patch * 4;
+        let hidden = |tokens| tokens * spec.dim() * dtype.size();
+        match action {
+            Action::Blocks { step, blocks, patches, branch } => {
+                blocks.clone().flat_map(|block| self.block(*step, block, patches, *branch)).collect()
+            }
+            Action::SendHidden { patches, branch } => {
+                vec![(Axis::Pipeline, hidden(self.tokens(patches) + self.text(patches, *branch)))]
+            }
+            Action::SendSkip { patches, .. } => vec![(Axis::Pipeline, hidden(self.tokens(patches)))],
+            Action::SendLatents { patches } => vec![(Axis::Pipeline, latents(patches))],
+            Action::Advance { patches, .. } => vec![(Axis::Cfg, latents(patches) * self.others(Axis::Cfg))],
+            Action::Embed { .. } | Action::Finish { .. } => Vec::new(),
+            Action::ReceiveLatents { .. } | Action::ReceiveHidden { .. } | Action::ReceiveSkip { .. } => {
+                Vec::new()
+            }
+        }
+    }
+
+    /// Bytes that one block sends: around its attention, and for its sums.
+    fn block(&self, step: usize, block: usize, patches: &Range<usize>, branch: usize) -> [(Axis, usize); 3] {
+        let Sizes { spec, dtype, seams, .. } = self.sizes;
+        let (size, text) = (dtype.size(), self.text(patches, branch));
+        let Seams { attentions, image_sums, text_sums } = seams[block];
+        let summed = (image_sums * self.tokens(patches) + text_sums * text) * spec.dim();
+        [
+            (Axis::Tensor, summed * size * self.others(Axis::Tensor)),
+            (Axis::Ulysses, self.ulysses(patches, attentions, text) * spec.head_dim * size),
+            (Axis::Ring, self.ring(step, patches) * attentions * self.kv_width() * size),
+        ]
+    }
+
+    /// Heads of tokens that go to other ulysses ranks: queries, keys and values before attention, the result after
+    /// it, and the text's result to everybody.
+    fn ulysses(&self, patches: &Range<usize>, attentions: usize, text: usize) -> usize {
+        let (me, heads) = (self.at(Axis::Ulysses), self.heads());
+        let tokens = self.ulysses_tokens(patches, self.at(Axis::Ring));
+        let others = (0..heads.len()).filter(|&other| other != me);
+        let image = |other: usize| 3 * tokens[me] * heads[other] + tokens[other] * heads[me];
+        others.map(|other| attentions * image(other) + text * heads[me]).sum()
+    }
+
+    /// Tokens whose keys and values go to other ring ranks.
+    fn ring(&self, step: usize, patches: &Range<usize>) -> usize {
+        let (me, degree) = (self.at(Axis::Ring), self.plan.mesh.degree(Axis::Ring));
+        if self.plan.distrifusion {
+            // In the last step, nobody is left to use them in the next one.
+            let sends = step < self.plan.synchronous_steps || step + 1 < self.plan.steps;
+            return if sends { self.strip(patches, me) * (degree - 1) } else { 0 };
+        }
+        // The cache knows all patches once each has been here.
+        let known = 0..if step == 0 { patches.end } else { self.plan.patches.len() };
+        (0..degree - 1).map(|hop| self.strip(&known, (me + degree - hop) % degree)).sum()
+    }
+}
