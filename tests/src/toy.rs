@@ -61,7 +61,8 @@ impl Subject {
             Kind::UShaped => (0..blocks / 2).map(|block| [block, blocks - 1 - block]).collect(),
             _ => Vec::new(),
         };
-        let spec = Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4, skips };
+        let spec =
+            Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4, skips, block_parameters: Vec::new() };
         Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3 }
     }
 

@@ -196,7 +196,15 @@ impl<'a> World<'a> {
 
 fn plans() -> Vec<Plan> {
     let skips = vec![[0, 4], [1, 3]];
-    let spec = Spec { patch: 1, channels: 1, blocks: BLOCKS, heads: 6, head_dim: 1, skips };
+    let spec = Spec {
+        patch: 1,
+        channels: 1,
+        blocks: BLOCKS,
+        heads: 6,
+        head_dim: 1,
+        skips,
+        block_parameters: Vec::new(),
+    };
     let mut plans = Vec::new();
     let stages = [vec![5], vec![3, 2], vec![1, 4], vec![2, 1, 2], vec![1, 1, 1, 2], vec![1; 5]];
     for (stage_blocks, cfg) in stages.iter().flat_map(|lengths| [1, 2].map(|cfg| (lengths, cfg))) {

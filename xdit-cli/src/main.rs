@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Generate(args) => generate::run(&args),
-        Command::Plan(args) => plan::run(&args),
+        Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(&args),
         Command::DemoCheckpoint(args) => demo::run(&args),
         Command::Completions { shell } => {

@@ -16,8 +16,12 @@ use crate::resolve::Job;
 ///
 /// # Errors
 /// If the run could not be carried out.
-pub fn run(args: &GenerateArgs) -> Result<()> {
-    let job = Job::resolve(args)?;
+pub fn run(mut args: GenerateArgs) -> Result<()> {
+    if args.prompt.is_empty() && args.prompt_file.is_none() && args.from.is_none() {
+        // No plan depends on what is drawn, only on how many pictures.
+        args.prompt.push(String::new());
+    }
+    let job = Job::resolve(&args)?;
     let mut progress = Progress::new(job.request.images(), args.quiet);
     let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
     let pipeline = xdit_models::open(&folder, &job.load)?;

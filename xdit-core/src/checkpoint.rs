@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,9 +11,6 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::json::read_json;
-
-/// Bytes that are read at once: a multiple of every element's size.
-const PIECE: usize = 1 << 20;
 
 /// One tensor of a checkpoint: where it lies and what it is.
 #[derive(Clone, Debug)]
@@ -32,27 +28,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Reads the bytes in `ranges` piece by piece, without the mapping: pages that were touched there count as
-    /// this process' memory, what was read here does not. No range is put together with another, and pieces of a
-    /// range are multiples of its elements.
+    /// Reads the bytes from `start` on into `buffer`, past the mapping: pages that were touched there count as this
+    /// process' memory, what was read here does not.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn read(
-        &self,
-        ranges: impl IntoIterator<Item = Range<usize>>,
-        mut piece: impl FnMut(&[u8]),
-    ) -> std::io::Result<()> {
-        let (file, start) = &self.place;
-        let mut buffer = Vec::new();
-        for range in ranges {
-            for from in range.clone().step_by(PIECE) {
-                buffer.resize(PIECE.min(range.end - from), 0);
-                read_exact_at(file, &mut buffer, start + from as u64)?;
-                piece(&buffer);
-            }
-        }
-        Ok(())
+    pub fn read(&self, start: usize, buffer: &mut [u8]) -> std::io::Result<()> {
+        let (file, place) = &self.place;
+        read_exact_at(file, buffer, place + start as u64)
     }
 }
 

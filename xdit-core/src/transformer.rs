@@ -22,6 +22,8 @@ pub struct Spec {
     pub head_dim: usize,
     /// Long skip connections: `[from, to]` where block `to` also takes what block `from` gave.
     pub skips: Vec<[usize; 2]>,
+    /// Parameters of each block relative to the others', or nothing where all have as many.
+    pub block_parameters: Vec<usize>,
 }
 
 impl Spec {

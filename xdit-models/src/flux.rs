@@ -50,6 +50,9 @@ pub struct FluxConfig {
     pub rotary: RotaryEmbedding,
 }
 
+/// More blocks than any model has.
+const MAX_BLOCKS: usize = 1024;
+
 impl FluxConfig {
     /// Takes the options from `config`.
     ///
@@ -60,14 +63,22 @@ impl FluxConfig {
         let features: usize = config.take("in_channels", 64)?;
         config.only("out_channels", &[json!(features)])?;
         let double_blocks = config.take("num_layers", 19)?;
+        let single_blocks = config.take("num_single_layers", 38)?;
+        if double_blocks + single_blocks > MAX_BLOCKS {
+            return Err(Error::failure(format!(
+                "a FLUX transformer cannot have `num_layers` {double_blocks} and `num_single_layers` {single_blocks}"
+            )));
+        }
         let this = Self {
             spec: Spec {
                 patch: PATCH,
                 channels: features / (PATCH * PATCH),
-                blocks: double_blocks + config.take("num_single_layers", 38)?,
+                blocks: double_blocks + single_blocks,
                 heads: config.take("num_attention_heads", 24)?,
                 head_dim: config.take("attention_head_dim", 128)?,
                 skips: Vec::new(),
+                // Attention and feed-forward of two streams, or of one.
+                block_parameters: [vec![2; double_blocks], vec![1; single_blocks]].concat(),
             },
             double_blocks,
             joint_attention_dim: config.take("joint_attention_dim", 4096)?,

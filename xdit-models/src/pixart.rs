@@ -83,6 +83,7 @@ impl PixArtConfig {
                 heads,
                 head_dim,
                 skips: Vec::new(),
+                block_parameters: Vec::new(),
             },
             sample_size,
             caption_channels: config.require("caption_channels")?,

@@ -44,19 +44,23 @@ pub struct Sd3Config {
     pub qk_norm: bool,
 }
 
+/// More blocks than any model has.
+const MAX_BLOCKS: usize = 1024;
+
 impl Sd3Config {
     /// Takes the options from `config`.
     ///
     /// # Errors
     /// If one is malformed, unknown, or has a value that is not supported.
     pub fn read(mut config: Config) -> Result<Self> {
-        let spec = Spec {
+        let mut spec = Spec {
             patch: config.take("patch_size", 2)?,
             channels: config.take("in_channels", 16)?,
             blocks: config.take("num_layers", 18)?,
             heads: config.take("num_attention_heads", 18)?,
             head_dim: config.take("attention_head_dim", 64)?,
             skips: Vec::new(),
+            block_parameters: Vec::new(),
         };
         config.only("caption_projection_dim", &[spec.dim().into()])?;
         config.only("out_channels", &[spec.channels.into()])?;
@@ -65,16 +69,25 @@ impl Sd3Config {
             return Err(Error::failure(format!("option `qk_norm` = `{norm}` is not supported"))
                 .hint("supported: `rms_norm`, or none"));
         }
+        let dual_attention_layers: Vec<usize> = config.take("dual_attention_layers", Vec::new())?;
+        if spec.blocks <= MAX_BLOCKS {
+            spec.block_parameters = (0..spec.blocks)
+                .map(|block| parameters(block, spec.blocks, &dual_attention_layers))
+                .collect();
+        }
         let this = Self {
             sample_size: config.take("sample_size", 128)?,
             joint_attention_dim: config.take("joint_attention_dim", 4096)?,
             pooled_projection_dim: config.take("pooled_projection_dim", 2048)?,
             pos_embed_max_size: config.take("pos_embed_max_size", 96)?,
-            dual_attention_layers: config.take("dual_attention_layers", Vec::new())?,
+            dual_attention_layers,
             qk_norm: qk_norm.is_some(),
             spec,
         };
-        if this.spec.blocks == 0 || this.spec.patch == 0 || this.pos_embed_max_size == 0 {
+        if !(1..=MAX_BLOCKS).contains(&this.spec.blocks)
+            || this.spec.patch == 0
+            || this.pos_embed_max_size == 0
+        {
             return Err(Error::failure(format!(
                 "a Stable Diffusion 3 transformer cannot have `num_layers` {}, `patch_size` {} and \
                  `pos_embed_max_size` {}",
@@ -84,6 +97,15 @@ impl Sd3Config {
         config.finish()?;
         Ok(this)
     }
+}
+
+/// Parameters of a block that are held while it runs, in squares of its width.
+fn parameters(block: usize, blocks: usize, dual_attention_layers: &[usize]) -> usize {
+    let (attention, feed_forward) = (4, 8);
+    let image = attention + feed_forward;
+    // In the last block, the text gives queries, keys and values only.
+    let text = if block + 1 == blocks { attention - 1 } else { image };
+    image + text + if dual_attention_layers.contains(&block) { attention } else { 0 }
 }
 
 /// What one guidance branch is conditioned on.

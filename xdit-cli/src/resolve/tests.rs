@@ -20,7 +20,15 @@ fn job(dir: &Path, args: &[&str]) -> Job {
 
 /// Writes picture `index` of `job` to `path`, as a model would that takes everything.
 fn write(job: &Job, index: usize, path: &Path) {
-    let spec = Spec { patch: 2, channels: 4, blocks: 2, heads: 2, head_dim: 8, skips: Vec::new() };
+    let spec = Spec {
+        patch: 2,
+        channels: 4,
+        blocks: 2,
+        heads: 2,
+        head_dim: 8,
+        skips: Vec::new(),
+        block_parameters: Vec::new(),
+    };
     let work = Work { spec, tokens: 64, steps: 4, guided: true, images: job.request.images() };
     let resolved = Resolved {
         size: [16; 2],

@@ -4,6 +4,10 @@
 mod demo;
 mod errors;
 mod examples;
+mod full_size;
+#[path = "../../../tests/src/full_size.rs"]
+#[expect(dead_code, reason = "the benchmark of loading uses the rest")]
+mod full_size_files;
 mod generate;
 mod help;
 mod inspect;

@@ -148,7 +148,7 @@ impl Plan {
         }
         Ok(Self {
             mesh,
-            stages: stages(config, spec.blocks)?,
+            stages: stages(config, spec)?,
             skips: spec.skips.clone(),
             patches: split::even(*tokens, patches),
             distrifusion,
@@ -205,7 +205,8 @@ impl Plan {
     }
 }
 
-fn stages(config: &ParallelConfig, blocks: usize) -> Result<Vec<Range<usize>>> {
+fn stages(config: &ParallelConfig, spec: &Spec) -> Result<Vec<Range<usize>>> {
+    let blocks = spec.blocks;
     let degree = config.mesh.degree(Axis::Pipeline);
     let Some(lengths) = &config.stage_blocks else {
         if degree > blocks {
@@ -214,7 +215,10 @@ fn stages(config: &ParallelConfig, blocks: usize) -> Result<Vec<Range<usize>>> {
             ))
             .hint(format!("use at most `{blocks}`")));
         }
-        return Ok(split::even(blocks, degree));
+        return Ok(match &spec.block_parameters[..] {
+            [] => split::even(blocks, degree),
+            parameters => split::balanced(parameters, degree),
+        });
     };
     if lengths.len() != degree || lengths.iter().sum::<usize>() != blocks || lengths.contains(&0) {
         return Err(Error::usage(format!("blocks of the stages `{lengths:?}` do not fit"))

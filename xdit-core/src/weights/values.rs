@@ -5,9 +5,13 @@ use std::ops::Range;
 use burn::tensor::{AllocationProperty, Bytes, DType, Element, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::checkpoint::Entry;
+
+/// Bytes that are read at once: a multiple of every element's size.
+const PIECE: usize = 1 << 20;
 
 /// The bytes of `entry` in `range` where they lie in the mapped file, if they can be used as they are.
 pub fn mapped(entry: &Entry, range: Range<usize>, dtype: DType) -> Option<Bytes> {
@@ -21,7 +25,8 @@ pub fn mapped(entry: &Entry, range: Range<usize>, dtype: DType) -> Option<Bytes>
     aligned.then(|| Bytes::from_shared(bytes, AllocationProperty::File))
 }
 
-/// The values of `entry` in `ranges` of its bytes, one range after the other. Nothing else is in memory.
+/// The values of `entry` in `ranges` of its bytes, one range after the other. Beside them, a few pieces of the file are
+/// in memory.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -34,37 +39,75 @@ pub fn read<const D: usize>(
     match dtype {
         DType::F16 => read_as(entry, ranges, shape, f16::from_f32),
         DType::BF16 => read_as(entry, ranges, shape, bf16::from_f32),
-        _ => read_as(entry, ranges, shape, |value| value),
+        _ => read_as(entry, ranges, shape, |value: f32| value),
     }
 }
 
-fn read_as<E: Element, const D: usize>(
+fn read_as<E: Element + Default, const D: usize>(
     entry: &Entry,
     ranges: impl IntoIterator<Item = Range<usize>>,
     shape: [usize; D],
-    from_f32: fn(f32) -> E,
+    from_f32: impl Fn(f32) -> E + Copy + Sync,
 ) -> std::io::Result<TensorData> {
-    let mut values = Vec::with_capacity(shape.iter().product());
-    let mut wide = Vec::new();
-    entry.read(ranges, |piece| {
-        wide.clear();
-        widen(piece, entry.dtype, &mut wide);
-        values.extend(wide.iter().copied().map(from_f32));
+    let size = if entry.dtype == Dtype::F32 { 4 } else { 2 };
+    let mut values = vec![E::default(); shape.iter().product()];
+    let mut rest = &mut values[..];
+    let mut jobs = Vec::new();
+    for piece in pieces(ranges) {
+        let (part, others) = rest.split_at_mut(piece.iter().map(Range::len).sum::<usize>() / size);
+        rest = others;
+        jobs.push((piece, part));
+    }
+    jobs.into_par_iter().try_for_each(|(ranges, mut part)| {
+        let mut bytes = Vec::new();
+        for range in ranges {
+            bytes.resize(range.len(), 0);
+            entry.read(range.start, &mut bytes)?;
+            let (now, later) = part.split_at_mut(range.len() / size);
+            convert(&bytes, entry.dtype, now, from_f32);
+            part = later;
+        }
+        Ok::<_, std::io::Error>(())
     })?;
     Ok(TensorData::new(values, shape))
 }
 
-/// Adds the values of an f32, f16 or bf16 tensor, wherever its bytes lie, to `wide`.
-fn widen(bytes: &[u8], dtype: Dtype, wide: &mut Vec<f32>) {
+/// The bytes of `ranges` in their order, in pieces of about [`PIECE`].
+fn pieces(ranges: impl IntoIterator<Item = Range<usize>>) -> Vec<Vec<Range<usize>>> {
+    let mut pieces = vec![Vec::new()];
+    let mut room = PIECE;
+    for range in ranges {
+        for start in range.clone().step_by(PIECE) {
+            let part = start..range.end.min(start + PIECE);
+            if part.len() > room {
+                pieces.push(Vec::new());
+                room = PIECE;
+            }
+            room -= part.len();
+            pieces.last_mut().expect("there is one from the start").push(part);
+        }
+    }
+    pieces
+}
+
+/// The values of an f32, f16 or bf16 tensor, wherever its bytes lie.
+fn convert<E>(bytes: &[u8], dtype: Dtype, values: &mut [E], from_f32: impl Fn(f32) -> E) {
     match dtype {
         Dtype::F16 => {
             let halves: Vec<_> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
-            wide.resize(halves.len(), 0.0);
-            halves.convert_to_f32_slice(wide);
+            for (value, wide) in values.iter_mut().zip(halves.to_f32_vec()) {
+                *value = from_f32(wide);
+            }
         }
         Dtype::BF16 => {
-            wide.extend(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()));
+            for (value, b) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+                *value = from_f32(bf16::from_le_bytes([b[0], b[1]]).to_f32());
+            }
         }
-        _ => wide.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+        _ => {
+            for (value, b) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                *value = from_f32(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            }
+        }
     }
 }

@@ -1,0 +1,66 @@
+//! FLUX.1-dev as it is published, 31 GiB, in files without values: what the program says before it reads any.
+#![cfg(unix)]
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::full_size_files;
+use crate::workspace::Workspace;
+
+#[test]
+fn a_full_size_checkpoint_is_inspected_and_planned_without_reading_it() {
+    let workspace = Workspace::new();
+    full_size_files::write("flux-dev", &workspace.path("flux"));
+    let shard = workspace.path("flux/transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
+    let file = std::fs::metadata(&shard).unwrap();
+    assert!(file.len() > 7 << 30 && file.blocks() * 512 < 1 << 20, "{shard:?} is not sparse");
+
+    insta::assert_snapshot!(workspace.ok(&["inspect", "flux"]), @r"
+    FluxPipeline in flux
+
+    component       class                            parameters  type               on disk
+    scheduler       FlowMatchEulerDiscreteScheduler
+    text_encoder    CLIPTextModel                         123 M  bf16            234.72 MiB
+    text_encoder_2  T5EncoderModel                       4.76 B  bf16   8.87 GiB in 2 files
+    tokenizer       CLIPTokenizer
+    tokenizer_2     T5TokenizerFast
+    transformer     FluxTransformer2DModel               11.9 B  bf16  22.17 GiB in 3 files
+    vae             AutoencoderKL                        83.8 M  bf16            159.87 MiB
+
+    parameters   16.9 B on disk as 31.42 GiB
+    memory       44.34 GiB as f32, 22.17 GiB as bf16 (the largest component)
+    defaults     1024x1024 pixels, 28 steps, guidance 3.5, 512 tokens
+    ");
+
+    let degrees = ["--pipefusion-parallel-degree", "4", "--tensor-parallel-degree", "2"];
+    let plan = workspace.ok(&[&["plan", "--model", "flux"], &degrees[..]].concat());
+    insta::assert_snapshot!(plan, @r"
+    pp 4 × tp 2: 4 patches, 1 of 28 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1     0..12      4096
+       1    0   0   0    0       0   1      0..1     0..12      4096
+       2    0   0   1    0       0   0      0..1    12..27      4096
+       3    0   0   1    0       0   1      0..1    12..27      4096
+       4    0   0   2    0       0   0      0..1    27..42      4096
+       5    0   0   2    0       0   1      0..1    27..42      4096
+       6    0   0   3    0       0   0      0..1    42..57      4096
+       7    0   0   3    0       0   1      0..1    42..57      4096
+
+    rank  parameters  keys and values  sent a step
+       0    5.06 GiB       648.00 MiB  pp 54.00 MiB, tp 1.27 GiB
+       1    5.06 GiB       648.00 MiB  pp 54.00 MiB, tp 1.27 GiB
+       2    4.64 GiB       810.00 MiB  pp 54.00 MiB, tp 1.16 GiB
+       3    4.64 GiB       810.00 MiB  pp 54.00 MiB, tp 1.16 GiB
+       4    3.16 GiB       810.00 MiB  pp 54.00 MiB, tp 810.00 MiB
+       5    3.16 GiB       810.00 MiB  pp 54.00 MiB, tp 810.00 MiB
+       6    3.17 GiB       810.00 MiB  pp 1.00 MiB, tp 804.00 MiB
+       7    3.17 GiB       810.00 MiB  pp 1.00 MiB, tp 804.00 MiB
+    ");
+
+    // Each rank holds an eighth, or less: nobody holds the modulations.
+    let held = plan.lines().skip_while(|line| !line.contains("parameters")).skip(1);
+    for line in held.filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (gib, unit) = (words[1].parse::<f64>().unwrap(), words[2]);
+        assert!(unit == "GiB" && gib <= 44.34 / 8.0, "{line}");
+    }
+}
