@@ -1,0 +1,170 @@
+//! What a rank holds: its share of the parameters, and of the keys and values of earlier steps what its method needs.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use burn::tensor::DType;
+use serde_json::{Map, Value, json};
+use xdit_comm::{Comm, Options, launch};
+use xdit_core::Result;
+use xdit_core::checkpoint::Checkpoint;
+use xdit_core::config::Config;
+use xdit_core::parallel::execute::Groups;
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
+use xdit_core::parallel::record::RankReport;
+use xdit_core::parallel::run::{Share, run};
+use xdit_core::pipeline::Observer;
+use xdit_core::placement::TensorShare;
+use xdit_core::weights::Weights;
+use xdit_models::latent_diffusion::Published;
+use xdit_models::pixart::{PixArt, PixArtConfig};
+use xdit_tests::device;
+use xdit_tests::toy::{Kind, Subject};
+
+/// For what every rank needs whole: biases of sums, tables of modulation, the first and the last layer.
+const SLACK: f64 = 1.05;
+
+const DIM: usize = 1152;
+const BLOCKS: usize = 8;
+
+/// Names and shapes of PixArt-α's tensors, with fewer blocks.
+fn shapes() -> Vec<(String, Vec<usize>)> {
+    let mut shapes = vec![
+        ("pos_embed.proj.weight".into(), vec![DIM, 4, 2, 2]),
+        ("pos_embed.proj.bias".into(), vec![DIM]),
+        ("scale_shift_table".into(), vec![2, DIM]),
+    ];
+    let mut linear = |name: String, c_in: usize, c_out: usize| {
+        shapes.push((format!("{name}.weight"), vec![c_out, c_in]));
+        shapes.push((format!("{name}.bias"), vec![c_out]));
+    };
+    linear("adaln_single.emb.timestep_embedder.linear_1".into(), 256, DIM);
+    linear("adaln_single.emb.timestep_embedder.linear_2".into(), DIM, DIM);
+    linear("adaln_single.linear".into(), DIM, 6 * DIM);
+    linear("caption_projection.linear_1".into(), 4096, DIM);
+    linear("caption_projection.linear_2".into(), DIM, DIM);
+    linear("proj_out".into(), DIM, 32);
+    for block in (0..BLOCKS).map(|index| format!("transformer_blocks.{index}")) {
+        for layer in ["to_q", "to_k", "to_v", "to_out.0"] {
+            linear(format!("{block}.attn1.{layer}"), DIM, DIM);
+            linear(format!("{block}.attn2.{layer}"), DIM, DIM);
+        }
+        linear(format!("{block}.ff.net.0.proj"), DIM, 4 * DIM);
+        linear(format!("{block}.ff.net.2"), 4 * DIM, DIM);
+    }
+    let tables = (0..BLOCKS).map(|index| format!("transformer_blocks.{index}.scale_shift_table"));
+    shapes.extend(tables.map(|name| (name, vec![6, DIM])));
+    shapes
+}
+
+/// A checkpoint in `dir` that takes no room: a header, and a hole where the values would be.
+fn sparse_checkpoint(dir: &Path) -> Checkpoint {
+    let mut header = Map::new();
+    let mut end = 0;
+    for (name, shape) in shapes() {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        header.insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = File::create(dir.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
+    Checkpoint::open(dir, "model", None).unwrap()
+}
+
+fn config(dir: &Path) -> PixArtConfig {
+    let config = json!({
+        "_class_name": "Transformer2DModel", "activation_fn": "gelu-approximate", "attention_bias": true,
+        "attention_head_dim": 72, "attention_type": "default", "caption_channels": 4096,
+        "cross_attention_dim": DIM, "in_channels": 4, "norm_elementwise_affine": false, "norm_eps": 1e-6,
+        "norm_type": "ada_norm_single", "num_attention_heads": 16, "num_embeds_ada_norm": 1000,
+        "num_layers": BLOCKS, "out_channels": 8, "patch_size": 2, "sample_size": 64,
+    });
+    let path = dir.join("config.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    PixArtConfig::read(Config::read(&path).unwrap()).unwrap()
+}
+
+/// Bytes of the parameters that each rank of `mesh` holds.
+fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -> Vec<u64> {
+    let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };
+    let work = Work { spec: config.spec.clone(), tokens: 1024, steps: 20, guided: true, images: 1 };
+    let plan = Plan::new(&parallel, &work).unwrap();
+    let (checkpoint, config) = (checkpoint.clone(), config.clone());
+    let ranks = launch(mesh.size(), &Options::default(), move |world: Comm| -> Result<u64> {
+        let groups = Groups::new(&world, &plan)?;
+        let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
+        let share = Share { blocks: plan.stage(world.rank()), tensor };
+        let weights = Weights::check_only(checkpoint.clone(), &device(), DType::F32);
+        let weights = weights.of_share(share, PixArt::placements(&config));
+        PixArt::load(&config, &weights)?;
+        Ok(weights.taken_bytes())
+    });
+    ranks.into_result().unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn a_rank_holds_its_share_of_the_parameters() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, config) = (sparse_checkpoint(dir.path()), config(dir.path()));
+    let [whole] = parameter_bytes(&checkpoint, &config, Mesh::default())[..] else { panic!("one rank") };
+    // Layers that are used before the first step only are held by nobody.
+    let file: usize = shapes().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>()).sum();
+    println!("{} MiB of {} in the file", whole >> 20, file >> 20);
+    assert!(whole > file as u64 * 8 / 10 && whole < file as u64);
+    let mesh = |pipeline, tensor| Mesh::default().with(Axis::Pipeline, pipeline).with(Axis::Tensor, tensor);
+    for mesh in [mesh(2, 1), mesh(4, 1), mesh(8, 1), mesh(1, 2), mesh(1, 4), mesh(2, 2)] {
+        let ranks = parameter_bytes(&checkpoint, &config, mesh);
+        let most = *ranks.iter().max().unwrap();
+        let share = whole as f64 / mesh.size() as f64;
+        println!("{mesh}: at most {} MiB, {:.4} of a share", most >> 20, most as f64 / share);
+        assert!(most as f64 <= SLACK * share, "{mesh}: {ranks:?} of {whole}");
+        assert!(ranks.iter().sum::<u64>() >= whole, "{mesh}: something is held by nobody");
+    }
+}
+
+/// Keeps what ranks report.
+#[derive(Default)]
+struct Reports(Vec<RankReport>);
+
+impl Observer for Reports {
+    fn rank(&mut self, report: RankReport) {
+        self.0.push(report);
+    }
+}
+
+/// The memory columns of the table in PipeFusion's paper, in bytes a rank and guidance branch.
+///
+/// # Source
+/// PipeFusion (Fang et al. 2024), the table of communication and memory cost.
+#[test]
+fn a_rank_keeps_the_keys_that_its_method_needs() {
+    let mut subject = Subject { grid: [12, 20], ..Subject::new(Kind::Alone) };
+    (subject.spec.heads, subject.spec.blocks) = (8, 8);
+    let all = (2 * subject.tokens() * subject.spec.dim() * subject.spec.blocks * 4) as u64;
+    for degree in [2, 4, 8] {
+        let n = degree as u64;
+        for (method, axis, distrifusion, a_branch) in [
+            // Of its own blocks.
+            ("pipefusion", Axis::Pipeline, false, all / n),
+            ("distrifusion", Axis::Ring, true, all),
+            ("ring", Axis::Ring, false, 0),
+            ("ulysses", Axis::Ulysses, false, 0),
+            ("tensor", Axis::Tensor, false, 0),
+        ] {
+            let mesh = Mesh::default().with(axis, degree);
+            let config = ParallelConfig { mesh, distrifusion, ..ParallelConfig::default() };
+            let plan = Plan::new(&config, &subject.work()).unwrap();
+            let mut reports = Reports::default();
+            run(subject.job(plan), &mut reports).unwrap();
+            assert_eq!(reports.0.len(), degree);
+            for RankReport { rank, peak_kv_bytes, .. } in reports.0 {
+                assert_eq!(peak_kv_bytes, 2 * a_branch, "{method} on {degree}, rank {rank}");
+            }
+        }
+    }
+}
