@@ -1,9 +1,11 @@
 //! Whole runs of FLUX, from prompt to pixels, against what diffusers gives for the same call.
 
 use burn::tensor::DType;
+use xdit_core::parallel::mesh::{Axis, Mesh};
+use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Observer, Pipeline, Request};
 use xdit_tests::recorded::{check_calls, request};
-use xdit_tests::{Case, device, goldens, relative_l2};
+use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
 /// Of the final latents, relative to their norm.
 const TOLERANCE: f64 = 1e-4;
@@ -16,6 +18,27 @@ fn pipeline(checkpoint: &str) -> Box<dyn Pipeline> {
 #[test]
 fn every_recorded_call() {
     check_calls(&["flux-"], 8, TOLERANCE);
+}
+
+/// Half precision, on one rank and on a pipeline of two: the picture of f32 to what eight or eleven bits can tell.
+#[test]
+fn half_precision() {
+    let request = Request { decode: false, ..request(&Case::load("flux-dev-non-square")) };
+    let made = |dtype, parallel| {
+        let options = LoadOptions { device: device(), dtype, variant: None };
+        let mut pipeline = xdit_models::open(&goldens().join("flux-dev"), &options).unwrap();
+        pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap().latents
+    };
+    let expected = made(DType::F32, ParallelConfig::default());
+    for (dtype, tolerance) in [(DType::BF16, 2e-2), (DType::F16, 3e-3)] {
+        let mesh = Mesh::default().with(Axis::Pipeline, 2).with(Axis::Tensor, 2);
+        let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
+        for parallel in [ParallelConfig::default(), parallel] {
+            let latents = made(dtype, parallel.clone());
+            assert_eq!(latents.dtype(), DType::F32);
+            assert_close(&format!("{dtype:?}, {}", parallel.mesh), &latents, &expected, tolerance);
+        }
+    }
 }
 
 /// What is left out is what diffusers takes.

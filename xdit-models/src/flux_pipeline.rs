@@ -130,6 +130,11 @@ impl Pipeline for FluxPipeline {
             ));
         }
         let true_cfg = true_cfg(request);
+        if true_cfg.is_none() && request.negative_texts().iter().any(|text| !text.is_empty()) {
+            observer.warn(
+                "the negative prompt changes nothing: FLUX has one only with a `true_cfg_scale` above 1",
+            );
+        }
         let conditions = self.encode(request, &resolved, true_cfg.is_some(), observer)?;
         let guidance = guidance(request, true_cfg.unwrap_or(1.0), &conditions);
         self.diffusion.generate(request, &resolved, guidance, observer)
