@@ -28,10 +28,10 @@ const COLOURS: [&str; 8] =
 /// What `@media` cannot do is done twice: colours for light and for dark surroundings.
 const STYLE: &str = "\
 text{font:12px system-ui,sans-serif;fill:#24292f}.n{font-size:11px;fill:#161b22;text-anchor:middle}\
-.t{text-anchor:middle}.s{fill:#fff}.l{fill:#eef1f4}.a{fill:#c4ccd6}.p{fill:#a7b2bf}.m{fill:#57606a}\
+.t{text-anchor:middle}.s{fill:#fff}.l{fill:#eef1f4}.a{fill:#c4ccd6}.p{fill:#a7b2bf}.m{fill:#c2486a}\
 .w{fill:url(#w)}.g{stroke:#d0d7de}.h{stroke:#6e7781;stroke-width:1.2}.b{fill:#d8dee4}\
 @media(prefers-color-scheme:dark){text{fill:#d1d7e0}.n{fill:#161b22}.s{fill:#151b23}.l{fill:#262c36}\
-.p{fill:#7d8590}.m{fill:#c9d1d9}.g{stroke:#3d444d}.h{stroke:#9198a1}.b{fill:#3d444d}}";
+.p{fill:#7d8590}.g{stroke:#3d444d}.h{stroke:#9198a1}.b{fill:#3d444d}}";
 
 /// A box in a lane.
 struct Box {

@@ -91,7 +91,7 @@ fn a_trace_holds_what_every_rank_did() {
         assert_eq!(count(["send tokens", "receive tokens"][stage]), 2 + 2 * 3, "rank {rank}");
         assert_eq!(count("step"), stage * (1 + 3), "rank {rank}");
         assert_eq!((count("load"), count("prepare conditions"), count("decode")), (1, 1, 1), "rank {rank}");
-        let blocks = spans.iter().filter(|span| span.name.starts_with("blocks")).last().unwrap();
+        let blocks = spans.iter().rfind(|span| span.name.starts_with("blocks")).unwrap();
         let arguments =
             ["image", "step", "patches", "branch", "blocks"].map(|key| blocks.arguments[key].clone());
         let own = format!("{stage}..{}", stage + 1);
