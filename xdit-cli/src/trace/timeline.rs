@@ -15,7 +15,7 @@ const GAP: f64 = 6.0;
 const TOP: f64 = 46.0;
 const LEFT: f64 = 14.0;
 /// Labels of lanes: so much a character.
-const CHARACTER: f64 = 6.6;
+const CHARACTER: f64 = 7.0;
 /// Narrower things are not drawn, and narrower gaps are closed.
 const MIN: f64 = 0.25;
 /// A step's number needs so much room.
@@ -28,10 +28,10 @@ const COLOURS: [&str; 8] =
 /// What `@media` cannot do is done twice: colours for light and for dark surroundings.
 const STYLE: &str = "\
 text{font:12px system-ui,sans-serif;fill:#24292f}.n{font-size:11px;fill:#161b22;text-anchor:middle}\
-.t{text-anchor:middle}.s{fill:#fff}.l{fill:#eef1f4}.a{fill:#c4ccd6}.p{fill:#a7b2bf}.m{fill:#57606a}\
+.t{text-anchor:middle}.s{fill:#fff}.l{fill:#eef1f4}.a{fill:#c4ccd6}.p{fill:#a7b2bf}.m{fill:#c2486a}\
 .w{fill:url(#w)}.g{stroke:#d0d7de}.h{stroke:#6e7781;stroke-width:1.2}.b{fill:#d8dee4}\
 @media(prefers-color-scheme:dark){text{fill:#d1d7e0}.n{fill:#161b22}.s{fill:#151b23}.l{fill:#262c36}\
-.p{fill:#7d8590}.m{fill:#c9d1d9}.g{stroke:#3d444d}.h{stroke:#9198a1}.b{fill:#3d444d}}";
+.p{fill:#7d8590}.g{stroke:#3d444d}.h{stroke:#9198a1}.b{fill:#3d444d}}";
 
 /// A box in a lane.
 struct Box {
@@ -45,7 +45,10 @@ struct Box {
 /// The bytes of an SVG file with the part of `trace` in which latents are denoised.
 pub fn encode(trace: &Trace) -> Vec<u8> {
     let acts = |span: &Span| matches!(span.activity, Activity::Action(_));
-    let ranks: Vec<&RankReport> = trace.ranks.iter().filter(|report| report.spans.iter().any(acts)).collect();
+    let mut ranks: Vec<&RankReport> =
+        trace.ranks.iter().filter(|report| report.spans.iter().any(acts)).collect();
+    // They report as they end.
+    ranks.sort_by_key(|report| report.rank);
     let labels: Vec<String> = ranks.iter().map(|report| lane_label(trace, report.rank)).collect();
     let widest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
     let scale = Scale::new(&ranks, LEFT + CHARACTER * widest as f64 + 10.0);
@@ -216,8 +219,8 @@ fn legend(svg: &mut String, ranks: &[&RankReport]) {
         x += 19.0 + CHARACTER * label.chars().count() as f64 + 14.0;
     }
     let guided = spans().any(|(_, _, branch)| branch == Some(1));
-    let branches = if guided { ", − and + the branches of guidance" } else { "" };
-    put(svg, format_args!("<text x=\"{x:.1}\" y=\"25\">numbers: step{branches}</text>"));
+    let note = if guided { "3−, 3+: step 3, both branches" } else { "3: step 3" };
+    put(svg, format_args!("<text x=\"{x:.1}\" y=\"25\">{note}</text>"));
 }
 
 /// From time to place.

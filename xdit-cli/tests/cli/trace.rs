@@ -141,6 +141,8 @@ fn a_timeline_has_a_lane_for_each_rank_and_a_colour_for_each_patch() {
         assert!(svg.contains(&format!(">{text}</text>")), "{text}");
     }
     assert_eq!(svg.matches("class=\"l\"").count(), 4, "lanes");
+    let places: Vec<_> = (0..4).map(|rank| svg.find(&format!(">rank {rank} "))).collect();
+    assert!(places.is_sorted(), "from the top");
     for class in ["a", "c0", "c1", "c2", "w"] {
         // Once in the legend.
         assert!(svg.matches(&format!("class=\"{class}\"")).count() > 1, "{class}");
