@@ -54,7 +54,7 @@ CHECKPOINTS = {
     # A head count that nothing divides, and several files.
     "sd35-large": (
         transformer_config(
-            num_attention_heads=3, caption_projection_dim=24, dual_attention_layers=[], num_layers=3, **SD35
+            num_attention_heads=5, attention_head_dim=4, caption_projection_dim=20, dual_attention_layers=[], **SD35
         ),
         13,
         2,

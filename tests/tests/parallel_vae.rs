@@ -22,13 +22,16 @@ use xdit_tests::{assert_close, device, goldens, relative_l2};
 /// Other orders of summation, through the whole decoder.
 const TOLERANCE: f64 = 1e-5;
 
-const CHECKPOINTS: [&str; 2] = ["pixart-alpha-256", "pixart-sigma-512"];
+/// The last one has 16 latent channels and no 1×1 convolutions around them.
+const CHECKPOINTS: [&str; 3] = ["pixart-alpha-256", "pixart-sigma-512", "sd3-medium"];
 
-fn autoencoder(checkpoint: &str) -> Arc<AutoencoderKl> {
+/// The autoencoder of `checkpoint` and the channels of its latents.
+fn autoencoder(checkpoint: &str) -> (Arc<AutoencoderKl>, usize) {
     let dir = goldens().join(checkpoint).join("vae");
     let config = AutoencoderKlConfig::read(Config::read(&dir.join("config.json")).unwrap()).unwrap();
     let checkpoint = Checkpoint::open(&dir, "diffusion_pytorch_model", None).unwrap();
-    Arc::new(AutoencoderKl::load(&config, &Weights::new(checkpoint, &device(), DType::F32)).unwrap())
+    let vae = AutoencoderKl::load(&config, &Weights::new(checkpoint, &device(), DType::F32)).unwrap();
+    (Arc::new(vae), config.latent_channels)
 }
 
 /// Noise of `shape` that is brighter at the bottom: parts of it have other moments than the whole.
@@ -52,9 +55,9 @@ fn bits(x: &Tensor<4>) -> Vec<u32> {
 #[test]
 fn decoding_equals_serial() {
     for checkpoint in CHECKPOINTS {
-        let vae = autoencoder(checkpoint);
+        let (vae, channels) = autoencoder(checkpoint);
         for height in (1..=9).chain([13]) {
-            let z = image([1, 4, height, 3 + height % 4]);
+            let z = image([1, channels, height, 3 + height % 4]);
             let serial = vae.decode(z.clone());
             assert_eq!(bits(&decode(&vae, 1, &z)), bits(&serial), "one rank computes what no ranks compute");
             for ranks in 2..=8 {
@@ -70,8 +73,8 @@ fn decoding_equals_serial() {
 /// Several images at a time, large enough for all algorithms of the kernels.
 #[test]
 fn a_batch_equals_serial() {
-    let vae = autoencoder(CHECKPOINTS[0]);
-    let z = image([2, 4, 21, 30]);
+    let (vae, channels) = autoencoder(CHECKPOINTS[0]);
+    let z = image([2, channels, 21, 30]);
     let serial = vae.decode(z.clone());
     for ranks in [2, 3, 5] {
         assert_close(&format!("{ranks} ranks"), &decode(&vae, ranks, &z), &serial, TOLERANCE);
@@ -95,8 +98,8 @@ where
 
 #[test]
 fn neither_uneven_shares_nor_delays_matter() {
-    let vae = autoencoder(CHECKPOINTS[1]);
-    let z = image([1, 4, 12, 5]);
+    let (vae, channels) = autoencoder(CHECKPOINTS[1]);
+    let z = image([1, channels, 12, 5]);
     let serial = vae.decode(z.clone());
     for shares in [vec![1, 11], vec![11, 1], vec![1, 1, 10], vec![7, 1, 4], vec![2, 5, 1, 1, 3]] {
         let run = |seed| {
@@ -115,7 +118,7 @@ fn neither_uneven_shares_nor_delays_matter() {
 #[test]
 fn encoding_equals_serial() {
     for checkpoint in CHECKPOINTS {
-        let vae = autoencoder(checkpoint);
+        let (vae, _) = autoencoder(checkpoint);
         let picture = image([1, 3, 72, 40]);
         let serial = vae.encode(picture.clone());
         for shares in [vec![72], vec![40, 32], vec![8, 48, 16], vec![8; 9]] {
@@ -169,8 +172,8 @@ impl Rows for Mutant<'_> {
 #[test]
 fn what_is_not_shared_shows() {
     for checkpoint in CHECKPOINTS {
-        let vae = autoencoder(checkpoint);
-        let z = image([1, 4, 9, 6]);
+        let (vae, channels) = autoencoder(checkpoint);
+        let z = image([1, channels, 9, 6]);
         let serial = vae.decode(z.clone());
         for alone in [Alone::Conv, Alone::Moments, Alone::Attend] {
             let vae = vae.clone();
@@ -187,8 +190,8 @@ fn what_is_not_shared_shows() {
 /// The others wait for the rows of a rank that is gone, and learn it.
 #[test]
 fn a_failing_rank_ends_all() {
-    let vae = autoencoder(CHECKPOINTS[0]);
-    let z = image([1, 4, 7, 4]);
+    let (vae, channels) = autoencoder(CHECKPOINTS[0]);
+    let z = image([1, channels, 7, 4]);
     let error = split_rows(3, z, &mut (), move |z, rows| {
         assert_ne!(z.dims()[2], 3, "the first of three ranks has a row more");
         vae.decode_rows(z, rows)
