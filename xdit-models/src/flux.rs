@@ -424,7 +424,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// Takes the layers by their `names`, which differ between text and image.
+    /// Takes the layers, whose names differ between text and image.
     fn load(
         config: &FluxConfig,
         weights: &Weights,
