@@ -212,8 +212,8 @@ fn the_report_tells_of_every_rank() {
         {
           "group": "ulysses",
           "operation": "all_to_all",
-          "calls": 16,
-          "messages": 16,
+          "calls": 32,
+          "messages": 32,
           "sent_bytes": 261120,
           "wait_s": "[seconds]"
         }
