@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+import sd3_checkpoints
 from flux_checkpoints import flux_vae_config, scheduler_config, transformer_config
 
 OUT = Path(__file__).parent / "full-size"
@@ -54,6 +55,36 @@ CLIP_L = {
     "num_hidden_layers": 12,
     "projection_dim": 768,
     "vocab_size": 49408,
+}
+
+CLIP_G = CLIP_L | {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
+
+SD3_MEDIUM = {
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+    "sample_size": 128,
+}
+SD3 = {
+    "sd3-medium": SD3_MEDIUM,
+    "sd35-medium": SD3_MEDIUM
+    | {"dual_attention_layers": list(range(13)), "pos_embed_max_size": 384}
+    | sd3_checkpoints.SD35,
+    "sd35-large": SD3_MEDIUM
+    | {"caption_projection_dim": 2432, "dual_attention_layers": [], "num_attention_heads": 38, "num_layers": 38}
+    | sd3_checkpoints.SD35,
 }
 
 
@@ -108,14 +139,52 @@ def flux_dev() -> dict:
     }
 
 
+def sd3(name: str) -> dict:
+    """Large goes without the third text encoder, as its small golden checkpoint does."""
+    vae = sd3_checkpoints.sd3_vae_config() | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+    vae |= {"layers_per_block": 2}
+    transformer = sd3_checkpoints.transformer_config(**SD3[name])
+    weights, shards = "diffusion_pytorch_model", 2 if name == "sd35-large" else 1
+    clip_l = CLIP_L | {"architectures": ["CLIPTextModelWithProjection"]}
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    components = {
+        "transformer": component(SD3Transformer2DModel.from_config(transformer), transformer, weights, shards),
+        "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
+    }
+    for folder, config in {"text_encoder": clip_l, "text_encoder_2": CLIP_G}.items():
+        model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+        components[folder] = component(model, config, "model", 1)
+    if name != "sd35-large":
+        index |= {
+            "text_encoder_3": ["transformers", "T5EncoderModel"],
+            "tokenizer_3": ["transformers", "T5TokenizerFast"],
+        }
+        components["text_encoder_3"] = component(T5EncoderModel(T5Config(**T5_XXL)), T5_XXL, "model", 2)
+    return {"model_index": index, "scheduler": sd3_checkpoints.scheduler_config(), "components": components}
+
+
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     with torch.device("meta"):
-        checkpoint = flux_dev()
+        write("flux-dev", flux_dev())
+        for name in SD3:
+            write(name, sd3(name))
+
+
+def write(name: str, checkpoint: dict) -> None:
     text = json.dumps(checkpoint, indent=1, sort_keys=True)
     # A shape on one line.
     text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
-    (OUT / "flux-dev.json").write_text(text + "\n")
+    (OUT / f"{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,15 @@ def transformer_config(**changes) -> dict:
     return config | changes
 
 
+def scheduler_config() -> dict:
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_diffusers_version": "0.29.0.dev0",
+        "num_train_timesteps": 1000,
+        "shift": 3.0,
+    }
+
+
 SD35 = {"_diffusers_version": "0.31.0.dev0", "qk_norm": "rms_norm"}
 
 # name -> (transformer's config, seed, shards)
@@ -72,8 +81,8 @@ def write_transformer(folder: Path, config: dict, seed: int, shards: int) -> Non
     write_weights(folder, "diffusion_pytorch_model", state, variant=None, shards=shards)
 
 
-def write_vae(folder: Path, seed: int) -> None:
-    config = vae_config(
+def sd3_vae_config() -> dict:
+    return vae_config(
         _diffusers_version="0.29.0.dev0",
         block_out_channels=[8, 8, 8, 16],
         force_upcast=True,
@@ -86,6 +95,10 @@ def write_vae(folder: Path, seed: int) -> None:
         use_post_quant_conv=False,
         use_quant_conv=False,
     )
+
+
+def write_vae(folder: Path, seed: int) -> None:
+    config = sd3_vae_config()
     # A small last convolution keeps the picture inside [-1, 1], where a difference is visible.
     state = randomize(AutoencoderKL.from_config(config).state_dict(), seed, {"decoder.conv_out": 0.5})
     write_json(folder / "config.json", config)
@@ -103,9 +116,7 @@ def write_all(root: Path) -> None:
     for name, (config, seed, shards) in CHECKPOINTS.items():
         folder, version = root / name, config["_diffusers_version"]
         write_transformer(folder / "transformer", config, seed, shards)
-        scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": version}
-        scheduler |= {"num_train_timesteps": 1000, "shift": 3.0}
-        write_json(folder / "scheduler/scheduler_config.json", scheduler)
+        write_json(folder / "scheduler/scheduler_config.json", scheduler_config() | {"_diffusers_version": version})
         write_index(folder, version, has_t5=name != "sd35-large")
         if folder == first:
             write_vae(folder / "vae", seed)

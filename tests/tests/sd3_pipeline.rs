@@ -118,3 +118,21 @@ fn a_text_encoder_that_is_absent_is_not_loaded() {
     assert_eq!(loads("sd3-medium"), ["text_encoder", "text_encoder_2", "text_encoder_3"]);
     assert_eq!(loads("sd35-large"), ["text_encoder", "text_encoder_2"]);
 }
+
+/// The layout of the published files at full size, in files without values.
+#[cfg(unix)]
+#[test]
+fn published_sizes_are_opened_and_planned() {
+    for (name, heads, blocks) in [("sd3-medium", 24, 24), ("sd35-medium", 24, 24), ("sd35-large", 38, 38)] {
+        let folder = tempfile::tempdir().unwrap();
+        xdit_tests::full_size::write(name, folder.path());
+        let options = LoadOptions { device: device(), dtype: DType::BF16, variant: None };
+        let pipeline = xdit_models::open(folder.path(), &options).unwrap_or_else(|error| panic!("{error}"));
+        let mesh = Mesh::default().with(Axis::Pipeline, blocks).with(Axis::Ulysses, heads);
+        let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };
+        let resolved = pipeline.resolve(&Request { parallel, ..Request::new("a cat") }).unwrap();
+        assert_eq!(resolved.size, [1024; 2], "{name}");
+        assert_eq!(resolved.plan.stage(heads), 1..2, "{name}: the second rank of the pipeline has one block");
+        assert_eq!(resolved.plan.patches.iter().map(ExactSizeIterator::len).sum::<usize>(), 4096, "{name}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Weights on their way from a checkpoint into a model.
 
+mod table;
 mod values;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use crate::linear::Linear;
 use crate::parallel::run::Share;
 use crate::placement::{self, Placement, Run, TensorShare};
 
+pub use table::Table;
 use values::{mapped, read};
 
 /// A place in a checkpoint from which a model takes its tensors by name.
@@ -192,6 +194,16 @@ impl Weights {
     /// As [`tensor`](Self::tensor), except that it may be missing.
     pub fn optional<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Option<Tensor<D>>> {
         if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// The table called `name`, whose rows are the last dimension of exactly this shape. It is checked now, and rows
+    /// are read when they are asked for.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn table(&self, name: &str, shape: &[usize]) -> Result<Table> {
+        self.entry(name, shape)?;
+        Ok(Table { weights: self.clone(), name: name.to_owned(), shape: shape.to_vec() })
     }
 
     /// The linear layer called `name`, with a bias.

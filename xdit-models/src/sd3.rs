@@ -6,7 +6,7 @@
 //! Source: Stable Diffusion 3 (Esser et al. 2024) §4; diffusers' `SD3Transformer2DModel` and
 //! `JointTransformerBlock`.
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
@@ -14,7 +14,7 @@ use xdit_core::parallel::cost::Seams;
 use xdit_core::placement::Placement;
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Spec, Transformer};
-use xdit_core::weights::Weights;
+use xdit_core::weights::{Table, Weights};
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
@@ -334,18 +334,17 @@ impl Transformer for Sd3 {
     }
 }
 
-/// A table of positions, of which an image takes the middle.
+/// A square of positions, of which an image takes the middle. That of 3.5 medium has more parameters than two of
+/// its blocks, so it stays in the file.
 #[derive(Clone, Debug)]
 struct PositionTable {
-    /// `[side · side, dim]`, row by row.
-    table: Tensor<2>,
+    table: Table,
     side: usize,
 }
 
 impl PositionTable {
     fn load(weights: &Weights, side: usize, dim: usize) -> Result<Self> {
-        let table = weights.tensor("pos_embed", [1, side * side, dim])?.squeeze_dim(0);
-        Ok(Self { table, side })
+        Ok(Self { table: weights.table("pos_embed", &[1, side * side, dim])?, side })
     }
 
     /// # Shapes
@@ -353,10 +352,7 @@ impl PositionTable {
     fn embed(&self, positions: &Positions) -> Tensor<3> {
         let [top, left] = positions.extent().map(|extent| (self.side - extent) / 2);
         let place = |&[row, column]: &[u32; 2]| (top + row as usize) * self.side + left + column as usize;
-        let places: Vec<i32> = positions.ids().iter().map(|id| place(id) as i32).collect();
-        let places = TensorData::new(places, [positions.ids().len()]);
-        let places = Tensor::<1, Int>::from_data(places, (&self.table.device(), DType::I32));
-        self.table.clone().select(0, places).unsqueeze()
+        self.table.rows(positions.ids().iter().map(place)).unsqueeze()
     }
 }
 

@@ -1,4 +1,5 @@
-//! FLUX.1-dev as it is published, 31 GiB, in files without values: what the program says before it reads any.
+//! Checkpoints as they are published, of 31 and 15 GiB, in files without values: what the program says before it reads
+//! any.
 #![cfg(unix)]
 
 use std::os::unix::fs::MetadataExt;
@@ -63,4 +64,52 @@ fn a_full_size_checkpoint_is_inspected_and_planned_without_reading_it() {
         let (gib, unit) = (words[1].parse::<f64>().unwrap(), words[2]);
         assert!(unit == "GiB" && gib <= 44.34 / 8.0, "{line}");
     }
+}
+
+/// Of 9.2 GiB in f32 two stages hold 5.5: nobody holds the table of positions, nor the modulations.
+#[test]
+fn stable_diffusion_3_5_medium() {
+    let workspace = Workspace::new();
+    full_size_files::write("sd35-medium", &workspace.path("sd3"));
+    insta::assert_snapshot!(workspace.ok(&["inspect", "sd3"]), @r"
+    StableDiffusion3Pipeline in sd3
+
+    component       class                            parameters  type              on disk
+    scheduler       FlowMatchEulerDiscreteScheduler
+    text_encoder    CLIPTextModelWithProjection           124 M  bf16           235.84 MiB
+    text_encoder_2  CLIPTextModelWithProjection           695 M  bf16             1.29 GiB
+    text_encoder_3  T5EncoderModel                       4.76 B  bf16  8.87 GiB in 2 files
+    tokenizer       CLIPTokenizer
+    tokenizer_2     CLIPTokenizer
+    tokenizer_3     T5TokenizerFast
+    transformer     SD3Transformer2DModel                2.47 B  bf16             4.60 GiB
+    vae             AutoencoderKL                        83.8 M  bf16           159.87 MiB
+
+    parameters   8.13 B on disk as 15.15 GiB
+    memory       17.74 GiB as f32, 8.87 GiB as bf16 (the largest component)
+    defaults     1024x1024 pixels, 28 steps, guidance 7, 256 tokens
+    ");
+    let degrees = ["--use-cfg-parallel", "--pipefusion-parallel-degree", "2", "--ulysses-degree", "2"];
+    insta::assert_snapshot!(workspace.ok(&[&["plan", "--model", "sd3"], &degrees[..]].concat()), @r"
+    cfg 2 × pp 2 × ulysses 2: 2 patches, 1 of 28 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1     0..12      2048
+       1    0   0   0    0       1   0      0..1     0..12      2048
+       2    0   0   1    0       0   0      0..1    12..24      2048
+       3    0   0   1    0       1   0      0..1    12..24      2048
+       4    0   1   0    0       0   0      0..1     0..12      2048
+       5    0   1   0    0       1   0      0..1     0..12      2048
+       6    0   1   1    0       0   0      0..1    12..24      2048
+       7    0   1   1    0       1   0      0..1    12..24      2048
+
+    rank  parameters  keys and values  sent a step
+       0    2.96 GiB       599.41 MiB  pp 13.95 MiB, ulysses 587.71 MiB
+       1    2.96 GiB       599.41 MiB  pp 13.95 MiB, ulysses 587.71 MiB
+       2    2.49 GiB       335.41 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 323.71 MiB
+       3    2.49 GiB       335.41 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 323.71 MiB
+       4    2.96 GiB       599.41 MiB  pp 13.95 MiB, ulysses 587.71 MiB
+       5    2.96 GiB       599.41 MiB  pp 13.95 MiB, ulysses 587.71 MiB
+       6    2.49 GiB       335.41 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 323.71 MiB
+       7    2.49 GiB       335.41 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 323.71 MiB
+    ");
 }

@@ -1,0 +1,51 @@
+//! Tables of which a run needs some rows only.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+use super::Weights;
+use super::values::read;
+
+/// A matrix that stays in its file: rows are read whenever they are asked for.
+#[derive(Clone)]
+pub struct Table {
+    pub(super) weights: Weights,
+    pub(super) name: String,
+    /// As the file has it; the last dimension is a row.
+    pub(super) shape: Vec<usize>,
+}
+
+impl Table {
+    /// # Shapes
+    /// Result `[rows, c]`, in the order of `rows`.
+    ///
+    /// # Panics
+    /// If there is no such row, or the file, which was there when the table was made, can no longer be read.
+    pub fn rows(&self, rows: impl IntoIterator<Item = usize>) -> Tensor<2> {
+        let Self { weights, name, shape } = self;
+        let entry = weights.entry(name, shape).expect("it was checked when the table was made");
+        let width = *shape.last().expect("a row has a length");
+        let row_bytes = entry.bytes.len() * width / shape.iter().product::<usize>();
+        let (mut count, mut ranges) = (0, Vec::<Range<usize>>::new());
+        for row in rows {
+            count += 1;
+            let bytes = row * row_bytes..(row + 1) * row_bytes;
+            assert!(bytes.end <= entry.bytes.len(), "`{name}` has no row {row}");
+            // Rows of an image's row of tokens follow each other: one piece to read.
+            match ranges.last_mut().filter(|range| range.end == bytes.start) {
+                Some(range) => range.end = bytes.end,
+                None => ranges.push(bytes),
+            }
+        }
+        let shape = [count, width];
+        let values = || read(entry, ranges, shape, weights.dtype());
+        weights.put(name, shape, values).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} in a file", self.shape)
+    }
+}
