@@ -43,6 +43,23 @@ CASES = {
     "sd35-medium-portrait": ("sd35-medium", 61, size(224, 48) | {"negative_prompt": NEGATIVE}, None),
     "sd35-medium-one-step": ("sd35-medium", 62, size(64, 64) | {"num_inference_steps": 1}, None),
     "sd35-medium-karras": ("sd35-medium", 63, size(64, 80), SCHEDULER | {"shift": 3.0, "use_karras_sigmas": True}),
+    # Steps 1 and 2 of 12; a block with a second attention among the skipped.
+    "sd35-medium-skip-layers": (
+        "sd35-medium",
+        64,
+        size(64, 96) | {"negative_prompt": NEGATIVE, "num_inference_steps": 12, "skip_guidance_layers": [1, 2]},
+        None,
+    ),
+    # Steps 2 to 5 of 10: both ends are exclusive. The first and the last block are skipped.
+    "sd35-medium-skip-layers-window": (
+        "sd35-medium",
+        65,
+        size(80, 48)
+        | TWO
+        | {"num_inference_steps": 10, "skip_guidance_layers": [0, 3], "skip_layer_guidance_scale": 1.5}
+        | {"skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.6},
+        None,
+    ),
     "sd35-large-batch": ("sd35-large", 71, size(80, 64) | TWO | {"guidance_scale": 3.5}, None),
     "sd35-large-no-text-encoder-3": ("sd35-large", 72, size(48, 48) | {"max_sequence_length": 256}, None),
 }

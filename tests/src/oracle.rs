@@ -6,7 +6,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use xdit_core::attention::{Attention, Qkv, Site};
-use xdit_core::parallel::execute::Guidance;
+use xdit_core::parallel::guidance::{Branch, Guidance, Term};
 use xdit_core::parallel::split;
 use xdit_core::scheduler::{History, Scheduler};
 use xdit_core::tokens::Tokens;
@@ -122,7 +122,8 @@ fn attention(q: Tensor<4>, [k, v]: [Tensor<4>; 2]) -> Tensor<4> {
     softmax(scores, 3).matmul(v).swap_dims(1, 2)
 }
 
-/// Denoises one picture: whole at the start, then patch by patch. One patch is the serial model.
+/// Denoises one picture: whole at the start and until each of the branches has taken a step, then patch by patch. One
+/// patch is the serial model.
 ///
 /// # Shapes
 /// `noise` and the result: `[b, n, c]`.
@@ -130,6 +131,7 @@ pub fn denoise<T: Transformer>(
     transformer: &T,
     scheduler: &dyn Scheduler,
     guidance: &Guidance<T::Conditions>,
+    branches: &[Branch],
     noise: &Tokens,
     Turns { patches, warmup_steps, displaced }: Turns,
     fault: Option<Fault>,
@@ -145,7 +147,10 @@ pub fn denoise<T: Transformer>(
         .iter()
         .map(|conditions| transformer.contexts(conditions, scheduler.timesteps()))
         .collect();
-    let whole_steps = warmup_steps + usize::from(displaced);
+    let mut whole_steps = warmup_steps + usize::from(displaced);
+    for late in branches.iter().filter(|branch| branch.steps.start > 0) {
+        whole_steps = whole_steps.max(late.steps.start + 1);
+    }
     for step in 0..scheduler.timesteps().len() {
         let turns = if step < whole_steps { 1 } else { patches };
         for attention in attentions.iter_mut().filter(|_| displaced) {
@@ -154,7 +159,10 @@ pub fn denoise<T: Transformer>(
         for turn in split::even(patches, turns) {
             let tokens = spans[turn.start].start..spans[turn.end - 1].end;
             let sample = Tensor::cat(samples[turn.clone()].to_vec(), 1);
-            let branches = contexts.iter().zip(&mut attentions).map(|(contexts, attention)| {
+            let of_branch = |((branch, contexts), attention): ((&Branch, &Vec<_>), &mut Remembering)| {
+                if !branch.steps.contains(&step) {
+                    return None;
+                }
                 attention.tokens = tokens.clone();
                 let context = &contexts[step];
                 let x = scheduler.scale_model_input(sample.clone(), step);
@@ -165,18 +173,20 @@ pub fn denoise<T: Transformer>(
                     hidden.text = None;
                 }
                 for block in 0..transformer.spec().blocks {
-                    hidden = transformer.block(block, hidden, context, attention);
+                    if !branch.skip_layers.contains(&block) {
+                        hidden = transformer.block(block, hidden, context, attention);
+                    }
                 }
-                transformer.finish(hidden, context)
-            });
-            let predictions: Vec<_> = branches.collect();
-            let prediction = match &predictions[..] {
-                [negative, positive] => {
-                    let difference = positive.clone() - negative.clone();
-                    negative.clone() + difference.mul_scalar(guidance.scale)
-                }
-                _ => predictions[0].clone(),
+                Some(transformer.finish(hidden, context))
             };
+            let predictions: Vec<_> =
+                branches.iter().zip(&contexts).zip(&mut attentions).map(of_branch).collect();
+            let mut prediction = predictions[0].clone().expect("the first branch has no pause");
+            for Term { from, to, scale } in &guidance.terms {
+                if let (Some(from), Some(to)) = (&predictions[*from], &predictions[*to]) {
+                    prediction = prediction + (to.clone() - from.clone()).mul_scalar(*scale);
+                }
+            }
             for patch in turn {
                 let span = &spans[patch];
                 let prediction = prediction.clone().narrow(1, span.start - tokens.start, span.len());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use serde_json::Value;
-use xdit_core::pipeline::{LoadOptions, Request};
+use xdit_core::pipeline::{LoadOptions, Request, SkipLayerGuidance};
 
 use crate::{Case, assert_close, device, goldens};
 
@@ -39,7 +39,19 @@ pub fn request(case: &Case) -> Request {
         Value::Array(texts) => texts.iter().map(|text| text.as_str().unwrap().to_owned()).collect(),
         text => text.as_str().map(str::to_owned).into_iter().collect(),
     };
+    let float = |name: &str| call[name].as_f64();
+    let skip_layer_guidance = call["skip_guidance_layers"].as_array().map(|layers| {
+        let layers = layers.iter().map(|layer| layer.as_u64().unwrap() as usize).collect();
+        let default = SkipLayerGuidance::new(layers);
+        SkipLayerGuidance {
+            scale: float("skip_layer_guidance_scale").map_or(default.scale, |scale| scale as f32),
+            start: float("skip_layer_guidance_start").unwrap_or(default.start),
+            stop: float("skip_layer_guidance_stop").unwrap_or(default.stop),
+            ..default
+        }
+    });
     Request {
+        skip_layer_guidance,
         prompts: texts("prompt"),
         prompts_2: texts("prompt_2"),
         prompts_3: texts("prompt_3"),
@@ -49,8 +61,8 @@ pub fn request(case: &Case) -> Request {
         height: number("height"),
         width: number("width"),
         num_inference_steps: number("num_inference_steps"),
-        guidance_scale: call["guidance_scale"].as_f64().map(|g| g as f32),
-        true_cfg_scale: call["true_cfg_scale"].as_f64().map(|g| g as f32),
+        guidance_scale: float("guidance_scale").map(|g| g as f32),
+        true_cfg_scale: float("true_cfg_scale").map(|g| g as f32),
         seed: case.json["seeds"][0].as_u64().or(case.json["seed_of_init_latents"].as_u64()).unwrap(),
         images_per_prompt: number("num_images_per_prompt").unwrap_or(1),
         max_sequence_length: number("max_sequence_length"),

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::linear::Linear;
-use xdit_core::parallel::execute::Guidance;
+use xdit_core::parallel::guidance::{Branch, Guidance};
 use xdit_core::parallel::plan::{Plan, Work};
 use xdit_core::parallel::run::{Job, Loaded, Share};
 use xdit_core::placement::{Placement, TensorShare};
@@ -46,6 +46,8 @@ pub struct Subject {
     pub text_tokens: Vec<usize>,
     /// Steps of the noise scheduler.
     pub steps: usize,
+    /// One more branch of guidance, which has the text of the last one.
+    pub skipping: Option<Branch>,
 }
 
 impl Subject {
@@ -63,7 +65,7 @@ impl Subject {
         };
         let spec =
             Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4, skips, block_parameters: Vec::new() };
-        Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3 }
+        Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3, skipping: None }
     }
 
     /// Image tokens.
@@ -71,18 +73,27 @@ impl Subject {
         self.grid[0] * self.grid[1]
     }
 
+    /// The branches of guidance.
+    pub fn branches(&self) -> Vec<Branch> {
+        let mut branches = Branch::classifier_free(self.text_tokens.len() == 2);
+        branches.extend(self.skipping.clone());
+        branches
+    }
+
     /// What a plan is made for.
     pub fn work(&self) -> Work {
-        let (spec, guided) = (self.spec.clone(), self.text_tokens.len() == 2);
-        Work { spec, tokens: self.tokens(), steps: self.steps, guided, images: 1 }
+        let (spec, branches) = (self.spec.clone(), self.branches());
+        Work { spec, tokens: self.tokens(), steps: self.steps, branches, images: 1 }
     }
 
     /// What the picture is conditioned on.
     pub fn guidance(&self) -> Guidance<Tensor<3>> {
-        let texts = self.text_tokens.iter().enumerate();
-        let branches =
-            texts.map(|(branch, &n)| random(&format!("text {branch}"), [1, n, TEXT_DIM])).collect();
-        Guidance { branches, scale: 2.5 }
+        let text = |branch| random(&format!("text {branch}"), [1, self.text_tokens[branch], TEXT_DIM]);
+        let guidance = match self.text_tokens.len() {
+            1 => Guidance::none(text(0)),
+            _ => Guidance::classifier_free(text(0), text(1), 2.5),
+        };
+        if self.skipping.is_some() { guidance.skip_layers(1.5) } else { guidance }
     }
 
     /// The initial latents.

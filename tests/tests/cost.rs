@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use xdit_core::parallel::cost::{Seams, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
-use xdit_core::parallel::execute::Guidance;
+use xdit_core::parallel::guidance::{Branch, Guidance};
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
 use xdit_core::parallel::record::{Activity, RankReport};
@@ -48,10 +48,12 @@ fn sizes(subject: &Subject) -> Sizes {
     let mut seams = vec![Seams { attentions: 1, image_sums, text_sums }; blocks];
     // The last block's text is used by nobody.
     seams[blocks - 1].text_sums = 0;
+    let skipping = subject.text_tokens.last().filter(|_| subject.skipping.is_some());
+    let texts = subject.text_tokens.iter().chain(skipping);
     Sizes {
         spec: subject.spec.clone(),
         dtype: DType::F32,
-        text_tokens: subject.text_tokens.iter().map(|tokens| joint * tokens).collect(),
+        text_tokens: texts.map(|tokens| joint * tokens).collect(),
         seams,
     }
 }
@@ -99,10 +101,14 @@ fn reports(subject: &Subject, plan: &Plan, details: bool) -> Vec<RankReport> {
 
 #[test]
 fn ranks_send_and_keep_what_the_plan_says() {
-    let mut subjects = [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped].map(Subject::new);
+    let mut subjects = [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped].map(Subject::new).to_vec();
     // So that the last step is not the only asynchronous one.
     subjects.iter_mut().for_each(|subject| subject.steps = 4);
     subjects[3].spec.heads = 4;
+    for steps in [0..1, 1..2, 1..3, 0..4, 3..4] {
+        let skipping = Some(Branch { steps, skip_layers: vec![0, 3] });
+        subjects.push(Subject { skipping, ..subjects[2].clone() });
+    }
     let (mut moved, mut kept) = (Sent::new(), 0);
     for subject in &subjects {
         for method in METHODS {
@@ -244,11 +250,13 @@ where
     let [rows, columns] = [5, 7];
     let noise = random("noise", [1, rows * columns, spec.channels * spec.patch * spec.patch]);
     let noise = Tokens { x: noise, positions: Positions::grid(rows, columns) };
-    let work = Work { spec: spec.clone(), tokens: rows * columns, steps: 3, guided: true, images: 1 };
+    let skipping = Branch { steps: 1..2, skip_layers: vec![0, spec.blocks - 1] };
+    let branches = [Branch::classifier_free(true), vec![skipping]].concat();
+    let work = Work { spec: spec.clone(), tokens: rows * columns, steps: 3, branches, images: 1 };
     let sizes = Sizes {
         spec,
         dtype: DType::F32,
-        text_tokens: vec![text_tokens; 2],
+        text_tokens: vec![text_tokens; 3],
         seams: T::seams(&component.config),
     };
     let methods: [Method; 3] = [
@@ -266,7 +274,9 @@ where
             plan: plan.clone(),
             load: Box::new(move |share| component.load_share(&options, share, placements.clone(), T::load)),
             scheduler: Subject::new(Kind::Alone).scheduler(),
-            guidance: vec![Guidance { branches: vec![conditions.clone(); 2], scale: 2.0 }],
+            guidance: vec![
+                Guidance::classifier_free(conditions.clone(), conditions.clone(), 2.0).skip_layers(2.0),
+            ],
             noise: vec![noise.clone()],
         };
         let mut reports = Reports::default();

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use xdit_comm::Options;
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
 use xdit_core::tokens::Tokens;
@@ -31,7 +32,8 @@ fn noise(subject: &Subject, picture: usize) -> Tokens {
 
 fn expected(subject: &Subject, picture: usize, turns: Turns) -> Tensor<3> {
     let (toy, noise) = (Toy::whole(subject), noise(subject, picture));
-    oracle::denoise(&toy, &*subject.scheduler(), &subject.guidance(), &noise, turns, None)
+    let (guidance, branches) = (subject.guidance(), subject.branches());
+    oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &noise, turns, None)
 }
 
 /// The plan for `mesh` and a picture for each of its data-parallel shares.
@@ -123,6 +125,13 @@ fn joint_attention_on_every_mesh() {
 #[test]
 fn skip_connections_on_every_mesh() {
     check_all(&subject(Kind::UShaped));
+}
+
+/// A third branch, which begins in the first step that would not be synchronous without it.
+#[test]
+fn a_branch_of_some_steps_on_every_mesh() {
+    let skipping = Some(Branch { steps: 1..3, skip_layers: vec![1, 3] });
+    check_all(&Subject { skipping, ..subject(Kind::Joint) });
 }
 
 /// What is of the step before shows, is not what PipeFusion has of it, and goes away with warm-up.

@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 use xdit_comm::{Comm, Options, run_ranks};
 use xdit_core::Result;
 use xdit_core::parallel::execute::{Groups, denoise};
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan};
 use xdit_core::parallel::record::Recorder;
@@ -41,7 +42,8 @@ fn latents(subject: &Subject, plan: &Plan) -> Tensor<3> {
 
 fn expected(subject: &Subject, patches: usize, warmup_steps: usize, fault: Option<Fault>) -> Tensor<3> {
     let (toy, turns) = (Toy::whole(subject), Turns { patches, warmup_steps, displaced: false });
-    oracle::denoise(&toy, &*subject.scheduler(), &subject.guidance(), &subject.noise(), turns, fault)
+    let (guidance, branches) = (subject.guidance(), subject.branches());
+    oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &subject.noise(), turns, fault)
 }
 
 /// Runs every legal plan of `subject` once and says how far the worst one is from the oracle.
@@ -125,6 +127,23 @@ fn joint_attention_on_every_mesh() {
 #[test]
 fn long_skip_connections_on_every_mesh() {
     check_all(&Subject::new(Kind::UShaped));
+}
+
+/// A third branch begins later and ends earlier than the others, and leaves out blocks.
+#[test]
+fn a_branch_of_some_steps_on_every_mesh() {
+    let steps = 4;
+    let skipping = Some(Branch { steps: 1..3, skip_layers: vec![1, 3] });
+    let subject = Subject { steps, skipping, ..Subject::new(Kind::Joint) };
+    let without = Subject { steps, ..Subject::new(Kind::Joint) };
+    let all_steps = Branch { steps: 0..4, ..subject.skipping.clone().unwrap() };
+    let all_steps = Subject { skipping: Some(all_steps), ..subject.clone() };
+    for (other, what) in [(without, "without the branch"), (all_steps, "with the branch in all steps")] {
+        let distance = relative_l2(&expected(&subject, 1, 0, None), &expected(&other, 1, 0, None));
+        println!("{what}: {distance:.1e} apart");
+        assert!(distance > VISIBLE, "{what}: {distance:.1e} only");
+    }
+    check_all(&subject);
 }
 
 /// What the comparisons above would say to mistakes.

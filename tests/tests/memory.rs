@@ -11,6 +11,7 @@ use xdit_core::Result;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
 use xdit_core::parallel::execute::Groups;
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
 use xdit_core::parallel::record::RankReport;
@@ -92,7 +93,7 @@ fn config(dir: &Path) -> PixArtConfig {
 /// Bytes of the parameters that each rank of `mesh` holds.
 fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -> Vec<u64> {
     let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };
-    let work = Work { spec: config.spec.clone(), tokens: 1024, steps: 20, guided: true, images: 1 };
+    let work = Work { spec: config.spec.clone(), tokens: 1024, steps: 20, branches: Branch::classifier_free(true), images: 1 };
     let plan = Plan::new(&parallel, &work).unwrap();
     let (checkpoint, config) = (checkpoint.clone(), config.clone());
     let ranks = launch(mesh.size(), &Options::default(), move |world: Comm| -> Result<u64> {

@@ -48,7 +48,9 @@ impl Run {
         let Self { subject, plan } = self;
         let turns = Turns { patches: plan.stale_patches(), warmup_steps: 0, displaced: plan.distrifusion };
         let (toy, noise) = (Toy::whole(subject), subject.noise());
-        let expected = oracle::denoise(&toy, &*subject.scheduler(), &subject.guidance(), &noise, turns, None);
+        let (guidance, branches) = (subject.guidance(), subject.branches());
+        let expected =
+            oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &noise, turns, None);
         let of_ranks = subject.job(plan.clone());
         let load = of_ranks.load;
         let job = Job {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
 use xdit_core::parallel::schedule::{Action, schedule};
@@ -143,7 +144,8 @@ impl<'a> World<'a> {
                 let group = self.plan.mesh.group(at, &[Axis::Cfg]).ranks()[0];
                 let combined = self.combined.entry((group, step, patches.start)).or_default();
                 combined.extend(&self.ranks[at].finished);
-                if combined.len() < self.plan.branches {
+                let takes_part = |branch: &&Branch| branch.steps.contains(&step);
+                if combined.len() < self.plan.branches.iter().filter(takes_part).count() {
                     return false;
                 }
                 self.ranks[at].finished.clear();
@@ -179,7 +181,8 @@ impl<'a> World<'a> {
         }
         assert!(self.queues.values().all(VecDeque::is_empty), "{plan}messages are left over");
         // Each rank of the sequence and tensor axes does its share of everything.
-        let count = plan.steps * plan.patches.len() * plan.branches * BLOCKS;
+        let predictions: usize = plan.branches.iter().map(|branch| branch.steps.len()).sum();
+        let count = predictions * plan.patches.len() * BLOCKS;
         for at in 0..self.ranks.len() {
             let members = plan.mesh.group(at, &[Axis::Cfg, Axis::Pipeline]);
             let mut together = Computed::new();
@@ -209,7 +212,10 @@ fn plans() -> Vec<Plan> {
     let stages = [vec![5], vec![3, 2], vec![1, 4], vec![2, 1, 2], vec![1, 1, 1, 2], vec![1; 5]];
     for (stage_blocks, cfg) in stages.iter().flat_map(|lengths| [1, 2].map(|cfg| (lengths, cfg))) {
         for (patches, warmup_steps) in [1, 2, 3, 4, 8].into_iter().flat_map(|m| (0..5).map(move |w| (m, w))) {
-            for (steps, guided) in [(1, true), (2, true), (4, cfg == 2)] {
+            let late = Branch { steps: 1..3, skip_layers: vec![2] };
+            for (steps, guided, late) in
+                [(1, true, None), (2, true, None), (4, cfg == 2, None), (4, true, Some(late))]
+            {
                 for inner in [Mesh::default(), Mesh::default().with(Axis::Ring, 2).with(Axis::Tensor, 2)] {
                     let mesh = inner.with(Axis::Cfg, cfg).with(Axis::Pipeline, stage_blocks.len());
                     let stage_blocks = Some(stage_blocks.clone());
@@ -220,7 +226,8 @@ fn plans() -> Vec<Plan> {
                         stage_blocks,
                         ..Default::default()
                     };
-                    let work = Work { spec: spec.clone(), tokens: 23, steps, guided, images: 1 };
+                    let branches = Branch::classifier_free(guided).into_iter().chain(late.clone()).collect();
+                    let work = Work { spec: spec.clone(), tokens: 23, steps, branches, images: 1 };
                     plans.push(Plan::new(&config, &work).unwrap());
                 }
             }
@@ -238,7 +245,7 @@ fn every_receive_has_its_send_and_everything_is_computed_once() {
         world.check_end();
     }
     println!("{} plans", plans.len());
-    assert_eq!(plans.len(), 1800);
+    assert_eq!(plans.len(), 2400);
 }
 
 /// The walk above notices what it is there for.

@@ -13,7 +13,7 @@ const TOLERANCE: f64 = 1e-4;
 
 #[test]
 fn every_recorded_call() {
-    check_calls(&["sd3-", "sd35-"], 12, TOLERANCE);
+    check_calls(&["sd3-", "sd35-"], 14, TOLERANCE);
 }
 
 fn open(checkpoint: &str, dtype: DType) -> Box<dyn Pipeline> {

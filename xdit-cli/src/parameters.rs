@@ -52,6 +52,18 @@ pub struct Settings {
     /// Of classifier-free guidance, where the guidance scale is the model's input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub true_cfg_scale: Option<f32>,
+    /// Blocks that were left out in a branch of guidance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip_guidance_layers: Vec<usize>,
+    /// Of that guidance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_layer_guidance_scale: Option<f32>,
+    /// After which share of the steps it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_layer_guidance_start: Option<f64>,
+    /// Before which share of the steps it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_layer_guidance_stop: Option<f64>,
     /// Tokens.
     pub max_sequence_length: usize,
     /// Layers of CLIP that were left out.

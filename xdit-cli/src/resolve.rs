@@ -1,5 +1,6 @@
 //! From options as they were written to a job that can be carried out, checked before any weight is read.
 
+mod guidance;
 mod parallel;
 mod prompts;
 #[cfg(test)]
@@ -81,6 +82,7 @@ impl Job {
             num_inference_steps: args.num_inference_steps.or(old.map(|s| s.num_inference_steps)),
             guidance_scale: args.guidance_scale.or(old.map(|s| s.guidance_scale)),
             true_cfg_scale: args.true_cfg_scale.or(old.and_then(|s| s.true_cfg_scale)),
+            skip_layer_guidance: guidance::skip_layers(args, old)?,
             seed: seed.unwrap_or_default(),
             images_per_prompt: args.num_images.unwrap_or(1),
             max_sequence_length: args.max_sequence_length.or(old.map(|s| s.max_sequence_length)),
@@ -128,6 +130,7 @@ impl Job {
     pub fn settings(&self, resolved: &Resolved) -> Settings {
         let plan = &resolved.plan;
         let stale = plan.synchronous_steps < plan.steps;
+        let skip = self.request.skip_layer_guidance.as_ref();
         Settings {
             model: self.model.clone(),
             revision: self.revision.clone(),
@@ -141,6 +144,10 @@ impl Job {
             num_inference_steps: resolved.num_inference_steps,
             guidance_scale: resolved.guidance_scale,
             true_cfg_scale: self.request.true_cfg_scale,
+            skip_guidance_layers: skip.map(|skip| skip.layers.clone()).unwrap_or_default(),
+            skip_layer_guidance_scale: skip.map(|skip| skip.scale),
+            skip_layer_guidance_start: skip.map(|skip| skip.start),
+            skip_layer_guidance_stop: skip.map(|skip| skip.stop),
             max_sequence_length: resolved.max_sequence_length,
             clip_skip: self.request.clip_skip,
             clean_caption: self.request.clean_caption,

@@ -1,5 +1,7 @@
 //! What is asked of a pipeline, what it gives back, and how it tells of its progress.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
@@ -46,6 +48,8 @@ pub struct Request {
     /// Strength of classifier-free guidance in a model whose guidance scale is an input instead; 1 and below turns
     /// it off.
     pub true_cfg_scale: Option<f32>,
+    /// Guidance away from what the model gives without some of its blocks.
+    pub skip_layer_guidance: Option<SkipLayerGuidance>,
     /// Seed of the first picture; picture `i` of the run has `seed + i`.
     pub seed: u64,
     /// Pictures of each prompt.
@@ -83,6 +87,7 @@ impl Request {
             num_inference_steps: None,
             guidance_scale: None,
             true_cfg_scale: None,
+            skip_layer_guidance: None,
             seed: 0,
             images_per_prompt: 1,
             max_sequence_length: None,
@@ -132,6 +137,37 @@ fn or<'a>(text: Option<&'a String>, prompt: &'a str) -> &'a str {
     text.filter(|text| !text.is_empty()).map_or(prompt, String::as_str)
 }
 
+/// In some steps, the prediction moves away from what the prompt gives with some blocks left out.
+///
+/// # Source
+/// Stable Diffusion 3.5; diffusers' `StableDiffusion3Pipeline`, `skip_guidance_layers` and `skip_layer_guidance_*`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SkipLayerGuidance {
+    /// Blocks that are left out, from 0.
+    pub layers: Vec<usize>,
+    /// How far the prediction moves; 0 turns it off.
+    pub scale: f32,
+    /// The share of the steps after which it begins.
+    pub start: f64,
+    /// The share of the steps before which it ends.
+    pub stop: f64,
+}
+
+impl SkipLayerGuidance {
+    /// With the scale, start and stop that diffusers has if none are given.
+    pub fn new(layers: Vec<usize>) -> Self {
+        Self { layers, scale: 2.8, start: 0.01, stop: 0.2 }
+    }
+
+    /// The steps of `steps` in which it takes part. Both ends are exclusive: step 0 does not come after a share of 0.
+    pub fn window(&self, steps: usize) -> Range<usize> {
+        let end = |share: f64| steps as f64 * share;
+        let inside = |step: &usize| *step as f64 > end(self.start) && (*step as f64) < end(self.stop);
+        let first = (0..steps).find(inside).unwrap_or(0);
+        first..first + (0..steps).filter(inside).count()
+    }
+}
+
 /// A part of a [`Request`] that only some pipelines know, named as in diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extra {
@@ -145,6 +181,8 @@ pub enum Extra {
     NegativePrompt3,
     /// [`Request::true_cfg_scale`]
     TrueCfgScale,
+    /// [`Request::skip_layer_guidance`]
+    SkipGuidanceLayers,
     /// [`Request::clip_skip`]
     ClipSkip,
     /// [`Request::clean_caption`]
@@ -153,12 +191,13 @@ pub enum Extra {
 
 impl Extra {
     /// All of them, in the order in which they are checked.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Prompt2,
         Self::Prompt3,
         Self::NegativePrompt2,
         Self::NegativePrompt3,
         Self::TrueCfgScale,
+        Self::SkipGuidanceLayers,
         Self::ClipSkip,
         Self::CleanCaption,
     ];
@@ -171,6 +210,7 @@ impl Extra {
             Self::NegativePrompt2 => "negative_prompt_2",
             Self::NegativePrompt3 => "negative_prompt_3",
             Self::TrueCfgScale => "true_cfg_scale",
+            Self::SkipGuidanceLayers => "skip_guidance_layers",
             Self::ClipSkip => "clip_skip",
             Self::CleanCaption => "clean_caption",
         }
@@ -184,6 +224,9 @@ impl Extra {
             Self::NegativePrompt2 => request.negative_prompt_2.is_some(),
             Self::NegativePrompt3 => request.negative_prompt_3.is_some(),
             Self::TrueCfgScale => request.true_cfg_scale.is_some_and(|scale| scale != 1.0),
+            Self::SkipGuidanceLayers => {
+                request.skip_layer_guidance.as_ref().is_some_and(|skip| skip.scale != 0.0)
+            }
             Self::ClipSkip => request.clip_skip.is_some_and(|layers| layers != 0),
             Self::CleanCaption => request.clean_caption,
         }
@@ -309,6 +352,18 @@ pub fn check(request: &Request) -> Result<()> {
     if let Some(scale) = request.true_cfg_scale.filter(|scale| !scale.is_finite()) {
         return Err(Error::usage(format!("true guidance scale `{scale}` is not a finite number")));
     }
+    if let Some(skip) = &request.skip_layer_guidance {
+        if skip.layers.is_empty() {
+            return Err(Error::usage("skip-layer guidance has no layers to skip"));
+        }
+        for (name, value) in [("scale", skip.scale.into()), ("start", skip.start), ("stop", skip.stop)] {
+            if !value.is_finite() {
+                return Err(Error::usage(format!(
+                    "skip-layer guidance {name} `{value}` is not a finite number"
+                )));
+            }
+        }
+    }
     let prompts = request.prompts.len();
     for (extra, texts) in [(Extra::Prompt2, &request.prompts_2), (Extra::Prompt3, &request.prompts_3)] {
         if texts.len() > 1 && texts.len() != prompts {
@@ -360,6 +415,23 @@ mod tests {
         assert_eq!(request.negative_texts(), ["n", "n", "m"]);
     }
 
+    /// As Python's floats have it: `i > n * start and i < n * stop`.
+    #[test]
+    fn layers_are_skipped_between_start_and_stop() {
+        let window = |steps, start, stop| {
+            SkipLayerGuidance { start, stop, ..SkipLayerGuidance::new(vec![0]) }.window(steps)
+        };
+        assert_eq!(window(28, 0.01, 0.2), 1..6);
+        // A fifth of ten steps is two, which is not below two.
+        assert_eq!(window(10, 0.01, 0.2), 1..2);
+        assert_eq!(window(300, 0.01, 0.02), 4..6);
+        assert_eq!(window(10, 0.0, 1.0), 1..10);
+        assert_eq!(window(10, -0.1, 2.0), 0..10);
+        for (steps, start, stop) in [(4, 0.01, 0.2), (10, 0.5, 0.5), (10, 0.8, 0.3), (10, 1.0, 2.0)] {
+            assert!(window(steps, start, stop).is_empty(), "{steps} steps, {start} to {stop}");
+        }
+    }
+
     #[test]
     fn texts_of_another_number_than_prompts_are_refused() {
         let request = Request { prompts_3: texts(&["x", "y"]), ..Request::new("a") };
@@ -378,6 +450,7 @@ mod tests {
             negative_prompt_2: Some(String::new()),
             negative_prompt_3: Some(String::new()),
             true_cfg_scale: Some(2.0),
+            skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])),
             clip_skip: Some(1),
             clean_caption: true,
             ..Request::new("a")
@@ -388,7 +461,13 @@ mod tests {
             assert_eq!(error.message(), format!("Toy does not take `{}`", extra.name()));
         }
         assert!(check_extras(&request, "Toy", &Extra::ALL).is_ok());
-        let off = Request { true_cfg_scale: Some(1.0), clip_skip: Some(0), ..Request::new("a") };
+        let skip = SkipLayerGuidance { scale: 0.0, ..SkipLayerGuidance::new(vec![1]) };
+        let off = Request {
+            true_cfg_scale: Some(1.0),
+            skip_layer_guidance: Some(skip),
+            clip_skip: Some(0),
+            ..Request::new("a")
+        };
         assert!(check_extras(&off, "Toy", &[]).is_ok());
     }
 }

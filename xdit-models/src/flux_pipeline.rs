@@ -3,6 +3,7 @@
 //! Source: diffusers' `FluxPipeline`.
 
 use xdit_core::parallel::cost::Cost;
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -106,7 +107,8 @@ impl Pipeline for FluxPipeline {
         let num_inference_steps = request.num_inference_steps.unwrap_or(DEFAULT_STEPS);
         let guided = self.diffusion.transformer.config.guidance_embeds;
         let default = if guided { DEFAULT_GUIDANCE } else { 0.0 };
-        let plan = self.diffusion.plan(request, size, num_inference_steps, true_cfg(request).is_some())?;
+        let branches = Branch::classifier_free(true_cfg(request).is_some());
+        let plan = self.diffusion.plan(request, size, num_inference_steps, branches)?;
         Ok(Resolved {
             size,
             generated_size: size,

@@ -6,7 +6,7 @@ use xdit_core::config::Config;
 use xdit_core::json::read_json;
 use xdit_core::noise;
 use xdit_core::parallel::cost::{Cost, Seams, Sizes, costs};
-use xdit_core::parallel::execute::Guidance;
+use xdit_core::parallel::guidance::{Branch, Guidance};
 use xdit_core::parallel::plan::{Plan, Work};
 use xdit_core::parallel::run::{Job, run};
 use xdit_core::parallel::vae::split_rows;
@@ -143,16 +143,22 @@ where
         scheduler(&self.scheduler, (self.family.steps)(steps).of_image(self.tokens(size)))
     }
 
-    /// The plan for the pictures of `request`, generated at `size`. `guided` says whether there is a negative branch.
+    /// The plan for the pictures of `request`, generated at `size` with these branches of guidance.
     ///
     /// # Errors
     /// If there is none, or if the request brings latents of another shape.
-    pub fn plan(&self, request: &Request, size: [usize; 2], steps: usize, guided: bool) -> Result<Plan> {
+    pub fn plan(
+        &self,
+        request: &Request,
+        size: [usize; 2],
+        steps: usize,
+        branches: Vec<Branch>,
+    ) -> Result<Plan> {
         let work = Work {
             spec: self.spec().clone(),
             tokens: self.tokens(size),
             steps: self.scheduler(size, steps)?.timesteps().len(),
-            guided,
+            branches,
             images: request.images(),
         };
         let plan = Plan::new(&request.parallel, &work)?;
@@ -178,7 +184,7 @@ where
         let sizes = Sizes {
             spec: self.spec().clone(),
             dtype: self.options.dtype,
-            text_tokens: vec![text_tokens; plan.branches],
+            text_tokens: vec![text_tokens; plan.branches.len()],
             seams: T::seams(&component.config),
         };
         costs(plan, &sizes, |share| {
@@ -301,7 +307,10 @@ pub fn guidance<C: Clone>(request: &Request, scale: f32, conditions: &[C]) -> Ve
     let (prompts, negative) = conditions.split_at(request.prompts.len());
     let picture = |image: usize| {
         let prompt = &prompts[image / request.images_per_prompt];
-        Guidance { branches: negative.iter().chain([prompt]).cloned().collect(), scale }
+        match negative {
+            [negative] => Guidance::classifier_free(negative.clone(), prompt.clone(), scale),
+            _ => Guidance::none(prompt.clone()),
+        }
     };
     (0..request.images()).map(picture).collect()
 }

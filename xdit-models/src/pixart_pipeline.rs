@@ -4,6 +4,7 @@
 
 use burn::tensor::Tensor;
 use xdit_core::parallel::cost::Cost;
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -85,7 +86,8 @@ impl Pipeline for PixArtPipeline {
         }
         let num_inference_steps = request.num_inference_steps.unwrap_or(DEFAULT_STEPS);
         let guidance_scale = request.guidance_scale.unwrap_or(4.5);
-        let plan = self.diffusion.plan(request, generated_size, num_inference_steps, guidance_scale > 1.0)?;
+        let branches = Branch::classifier_free(guidance_scale > 1.0);
+        let plan = self.diffusion.plan(request, generated_size, num_inference_steps, branches)?;
         Ok(Resolved { size, generated_size, num_inference_steps, guidance_scale, max_sequence_length, plan })
     }
 

@@ -4,6 +4,7 @@
 
 use burn::tensor::Tensor;
 use xdit_core::parallel::cost::Cost;
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -123,11 +124,34 @@ fn conditions([clip_l, clip_g]: [ClipOutput; 2], t5: Tensor<3>) -> Conditions {
     }
 }
 
+/// The negative prompt's branch if there is guidance, the prompt's, and the one that leaves out layers if there is
+/// guidance and a step for it. As diffusers has it, nothing is left out without guidance.
+fn branches(request: &Request, steps: usize, guidance_scale: f32) -> Vec<Branch> {
+    let guided = guidance_scale > 1.0;
+    let mut branches = Branch::classifier_free(guided);
+    if let Some(skip) = request.skip_layer_guidance.as_ref().filter(|skip| guided && skip.scale != 0.0) {
+        let skipping = Branch { steps: skip.window(steps), skip_layers: skip.layers.clone() };
+        branches.extend(Some(skipping).filter(|branch| !branch.steps.is_empty()));
+    }
+    branches
+}
+
+/// Whether one of the [`branches`] leaves out layers.
+fn skips_layers(resolved: &Resolved) -> bool {
+    resolved.plan.branches.len() > 2
+}
+
 impl Pipeline for Sd3Pipeline {
     fn resolve(&self, request: &Request) -> Result<Resolved> {
         check(request)?;
-        let extras =
-            [Extra::Prompt2, Extra::Prompt3, Extra::NegativePrompt2, Extra::NegativePrompt3, Extra::ClipSkip];
+        let extras = [
+            Extra::Prompt2,
+            Extra::Prompt3,
+            Extra::NegativePrompt2,
+            Extra::NegativePrompt3,
+            Extra::SkipGuidanceLayers,
+            Extra::ClipSkip,
+        ];
         let of_t5 = [Extra::Prompt3, Extra::NegativePrompt3];
         let takes: Vec<_> =
             extras.into_iter().filter(|extra| self.t5.is_some() || !of_t5.contains(extra)).collect();
@@ -156,7 +180,8 @@ impl Pipeline for Sd3Pipeline {
         }
         let num_inference_steps = request.num_inference_steps.unwrap_or(28);
         let guidance_scale = request.guidance_scale.unwrap_or(7.0);
-        let plan = self.diffusion.plan(request, size, num_inference_steps, guidance_scale > 1.0)?;
+        let branches = branches(request, num_inference_steps, guidance_scale);
+        let plan = self.diffusion.plan(request, size, num_inference_steps, branches)?;
         Ok(Resolved {
             size,
             generated_size: size,
@@ -175,7 +200,21 @@ impl Pipeline for Sd3Pipeline {
         let resolved = self.resolve(request)?;
         let guided = resolved.guidance_scale > 1.0;
         let conditions = self.encode(request, &resolved, guided, observer)?;
-        let guidance = guidance(request, resolved.guidance_scale, &conditions);
+        let mut guidance = guidance(request, resolved.guidance_scale, &conditions);
+        if let Some(skip) = request.skip_layer_guidance.as_ref().filter(|skip| skip.scale != 0.0) {
+            if skips_layers(&resolved) {
+                guidance = guidance.into_iter().map(|guidance| guidance.skip_layers(skip.scale)).collect();
+            } else if !guided {
+                observer.warn(
+                    "the layers to skip change nothing: they need a `guidance_scale` above 1, which is off",
+                );
+            } else {
+                observer.warn(&format!(
+                    "the layers to skip change nothing: none of {} steps is between `{}` and `{}` of them",
+                    resolved.num_inference_steps, skip.start, skip.stop
+                ));
+            }
+        }
         self.diffusion.generate(request, &resolved, guidance, observer)
     }
 }

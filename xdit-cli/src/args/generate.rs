@@ -65,6 +65,18 @@ pub struct GenerateArgs {
     /// Strength of classifier-free guidance for models whose guidance scale is an input instead; 1 and below turns it off.
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "How to draw it")]
     pub true_cfg_scale: Option<f32>,
+    /// Blocks to leave out in one more branch of guidance, such as `7 8 9`; the picture moves away from what they miss.
+    #[arg(long, value_name = "BLOCKS", num_args = 1.., value_delimiter = ',', help_heading = "How to draw it")]
+    pub skip_guidance_layers: Vec<usize>,
+    /// How far it moves; 0 turns it off [default: 2.8].
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "How to draw it")]
+    pub skip_layer_guidance_scale: Option<f32>,
+    /// The share of the steps after which blocks are left out [default: 0.01].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "How to draw it")]
+    pub skip_layer_guidance_start: Option<f64>,
+    /// The share of the steps from which on they are not [default: 0.2].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "How to draw it")]
+    pub skip_layer_guidance_stop: Option<f64>,
     /// Seed of the first picture; picture `i` has seed + `i` [default: 0].
     #[arg(long, help_heading = "How to draw it")]
     pub seed: Option<u64>,
@@ -156,7 +168,7 @@ pub struct ParallelArgs {
     /// How patches are cut: `row`.
     #[arg(long, value_name = "SCHEME", default_value = "row")]
     pub split_scheme: String,
-    /// Run the two branches of guidance on two ranks.
+    /// Run the branches of guidance on two ranks: the negative one, and the rest.
     #[arg(long, alias = "use-split-batch")]
     pub use_cfg_parallel: bool,
     /// Decode each picture on all ranks, some rows each.

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use xdit_core::parallel::guidance::Branch;
 use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::pipeline::{Picture, Request, Resolved};
+use xdit_core::pipeline::{Picture, Request, Resolved, SkipLayerGuidance};
 use xdit_core::transformer::Spec;
 
 use super::Job;
@@ -29,7 +30,7 @@ fn write(job: &Job, index: usize, path: &Path) {
         skips: Vec::new(),
         block_parameters: Vec::new(),
     };
-    let work = Work { spec, tokens: 64, steps: 4, guided: true, images: job.request.images() };
+    let work = Work { spec, tokens: 64, steps: 4, branches: Branch::classifier_free(true), images: job.request.images() };
     let resolved = Resolved {
         size: [16; 2],
         generated_size: [16; 2],
@@ -77,6 +78,25 @@ fn a_picture_remembers_what_further_encoders_were_told() {
 }
 
 #[test]
+fn a_picture_remembers_the_layers_that_were_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.png");
+    let from = file.to_str().unwrap();
+    let options = ["--skip-guidance-layers", "7", "8", "9", "--skip_layer_guidance_stop", "0.15"];
+    write(&job(dir.path(), &[&["--model", "m", "--prompt", "a"], &options[..]].concat()), 0, &file);
+    let expected = SkipLayerGuidance { stop: 0.15, ..SkipLayerGuidance::new(vec![7, 8, 9]) };
+    assert_eq!(job(dir.path(), &["--from", from]).request.skip_layer_guidance, Some(expected.clone()));
+
+    let changed = ["--from", from, "--skip-guidance-layers", "2,3", "--skip-layer-guidance-start=0.1"];
+    assert_eq!(
+        job(dir.path(), &changed).request.skip_layer_guidance,
+        Some(SkipLayerGuidance { layers: vec![2, 3], start: 0.1, ..expected.clone() })
+    );
+    let off = job(dir.path(), &["--from", from, "--skip-layer-guidance-scale", "0"]).request;
+    assert_eq!(off.skip_layer_guidance, Some(SkipLayerGuidance { scale: 0.0, ..expected }));
+}
+
+#[test]
 fn a_picture_says_nothing_of_options_that_were_not_given() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.png");
@@ -85,6 +105,7 @@ fn a_picture_says_nothing_of_options_that_were_not_given() {
     assert!(request.prompts_2.is_empty() && request.prompts_3.is_empty());
     assert_eq!((request.negative_prompt_2, request.negative_prompt_3), (None, None));
     assert_eq!((request.clip_skip, request.true_cfg_scale), (None, None));
+    assert_eq!(request.skip_layer_guidance, None);
     let bytes = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();
-    assert!(bytes.contains("guidance_scale") && !bytes.contains("clip_skip") && !bytes.contains("prompt_2"));
+    assert!(bytes.contains("guidance_scale") && !bytes.contains("skip") && !bytes.contains("prompt_2"));
 }

@@ -44,8 +44,8 @@ pub struct ParallelAttention {
     ring_coordinate: usize,
     ulysses: Option<Ulysses>,
     exchange: Option<KeyExchange>,
-    /// Of each guidance branch, if patches of this rank follow each other in an asynchronous step.
-    caches: Vec<KvCache>,
+    /// Of each guidance branch, if its patches follow each other in an asynchronous step.
+    caches: Vec<Option<KvCache>>,
     pass: Pass,
 }
 
@@ -57,10 +57,8 @@ impl ParallelAttention {
         ulysses: Option<Ulysses>,
         exchange: Option<KeyExchange>,
     ) -> Self {
-        let caches = match plan.synchronous_steps < plan.steps && plan.patches.len() > 1 {
-            true => vec![KvCache::default(); plan.branches],
-            false => Vec::new(),
-        };
+        let cache = |branch| plan.caches(branch).then(KvCache::default);
+        let caches = (0..plan.branches.len()).map(cache).collect();
         let pass = Pass { step: 0, patches: 0..plan.patches.len(), branch: 0 };
         Self { plan, ring_coordinate, ulysses, exchange, caches, pass }
     }
@@ -76,7 +74,7 @@ impl ParallelAttention {
             Some(KeyExchange::DistriFusion(strips)) => strips.bytes(),
             Some(KeyExchange::Ring(_)) | None => 0,
         };
-        self.caches.iter().map(KvCache::bytes).sum::<u64>() + exchanged
+        self.caches.iter().flatten().map(KvCache::bytes).sum::<u64>() + exchanged
     }
 
     /// Tokens of `patch` on each ulysses rank of the ring rank at `ring`.
@@ -141,7 +139,7 @@ impl Attention for ParallelAttention {
         let fresh = Kv { k: image.k, v: image.v };
         let runs = self.runs();
         let synchronous = self.pass.step < self.plan.synchronous_steps;
-        let (kv, text_kv, known) = match self.caches.get_mut(self.pass.branch) {
+        let (kv, text_kv, known) = match &mut self.caches[self.pass.branch] {
             Some(cache) if self.plan.distrifusion && !synchronous => {
                 let kv = cache.displace(site, fresh, self.pass.patches.start);
                 (kv, cache.refresh_text(site, text_kv), 0..cache.patches(site))
@@ -167,8 +165,10 @@ impl Attention for ParallelAttention {
         let out = match &mut self.exchange {
             Some(KeyExchange::Ring(ring)) => ring.attend(q, kv, text_kv, &tokens_of_keys, scale),
             Some(KeyExchange::DistriFusion(strips)) => {
-                let exchange = Exchange { synchronous, send: self.pass.step + 1 < self.plan.steps };
-                let kv = strips.gather(self.pass.branch, site, kv, &tokens_of_keys, exchange);
+                let Pass { step, branch, .. } = self.pass;
+                let send = self.plan.branches[branch].steps.contains(&(step + 1));
+                let exchange = Exchange { synchronous, send };
+                let kv = strips.gather(branch, site, kv, &tokens_of_keys, exchange);
                 attend(kv, text_kv, q)
             }
             None => attend(kv, text_kv, q),

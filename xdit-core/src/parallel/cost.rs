@@ -107,20 +107,23 @@ pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
     let view = Rank { plan, sizes, rank };
     let (patches, ring_degree) = (plan.patches.len(), plan.mesh.degree(Axis::Ring));
     let all = 0..patches;
-    let image = match (plan.distrifusion && ring_degree > 1, patches) {
-        // Those of all strips, which the next step uses.
-        (true, _) if plan.steps > 1 => (0..ring_degree).map(|ring| view.strip(&all, ring)).sum(),
+    let image = |branch: usize| match plan.distrifusion && ring_degree > 1 {
+        // Those of all strips, which the branch's next step uses.
+        true if plan.branches[branch].steps.len() > 1 => {
+            (0..ring_degree).map(|ring| view.strip(&all, ring)).sum()
+        }
         // Those of all patches, and in DistriFusion new ones that wait for the last patch of the step.
-        (false, 2..) if plan.synchronous_steps < plan.steps => {
+        false if plan.caches(branch) => {
             let waiting = if plan.distrifusion { view.strip(&(0..patches - 1), at(Axis::Ring)) } else { 0 };
             view.strip(&all, at(Axis::Ring)) + waiting
         }
-        _ => return 0,
+        _ => 0,
     };
-    let text = |branch: usize| if patches > 1 { sizes.text_tokens[branch] } else { 0 };
-    let attentions = |block: usize| sizes.seams[block].attentions;
-    let images = plan.stage(rank).map(attentions).sum::<usize>() * image;
-    let of_branch = |branch| images + plan.stage(rank).len() * text(branch);
+    let text = |branch| if plan.caches(branch) { sizes.text_tokens[branch] } else { 0 };
+    let of_branch = |branch| {
+        let tokens = |block: usize| sizes.seams[block].attentions * image(branch) + text(branch);
+        plan.blocks_of(branch, plan.stage(rank)).map(tokens).sum::<usize>()
+    };
     let tokens: usize = plan.branches_of(rank).map(of_branch).sum();
     (tokens * view.kv_width() * sizes.dtype.size()) as u64
 }
@@ -185,14 +188,18 @@ impl Rank<'_> {
         let hidden = |tokens| tokens * spec.dim() * dtype.size();
         match action {
             Action::Blocks { step, blocks, patches, branch } => {
-                blocks.clone().flat_map(|block| self.block(*step, block, patches, *branch)).collect()
+                let blocks = self.plan.blocks_of(*branch, blocks.clone());
+                blocks.flat_map(|block| self.block(*step, block, patches, *branch)).collect()
             }
             Action::SendHidden { patches, branch } => {
                 vec![(Axis::Pipeline, hidden(self.tokens(patches) + self.text(patches, *branch)))]
             }
             Action::SendSkip { patches, .. } => vec![(Axis::Pipeline, hidden(self.tokens(patches)))],
             Action::SendLatents { patches } => vec![(Axis::Pipeline, latents(patches))],
-            Action::Advance { patches, .. } => vec![(Axis::Cfg, latents(patches) * self.others(Axis::Cfg))],
+            Action::Advance { step, patches } => {
+                let predictions = self.plan.branches_at(self.rank, *step).count();
+                vec![(Axis::Cfg, predictions * latents(patches) * self.others(Axis::Cfg))]
+            }
             Action::Embed { .. } | Action::Finish { .. } => Vec::new(),
             Action::ReceiveLatents { .. } | Action::ReceiveHidden { .. } | Action::ReceiveSkip { .. } => {
                 Vec::new()
@@ -209,7 +216,7 @@ impl Rank<'_> {
         [
             (Axis::Tensor, summed * size * self.others(Axis::Tensor)),
             (Axis::Ulysses, self.ulysses(patches, attentions, text) * spec.head_dim * size),
-            (Axis::Ring, self.ring(step, patches) * attentions * self.kv_width() * size),
+            (Axis::Ring, self.ring(step, patches, branch) * attentions * self.kv_width() * size),
         ]
     }
 
@@ -224,11 +231,12 @@ impl Rank<'_> {
     }
 
     /// Tokens whose keys and values go to other ring ranks.
-    fn ring(&self, step: usize, patches: &Range<usize>) -> usize {
+    fn ring(&self, step: usize, patches: &Range<usize>, branch: usize) -> usize {
         let (me, degree) = (self.at(Axis::Ring), self.plan.mesh.degree(Axis::Ring));
         if self.plan.distrifusion {
-            // In the last step, nobody is left to use them in the next one.
-            let sends = step < self.plan.synchronous_steps || step + 1 < self.plan.steps;
+            // In the branch's last step, nobody is left to use them in the next one.
+            let goes_on = self.plan.branches[branch].steps.contains(&(step + 1));
+            let sends = step < self.plan.synchronous_steps || goes_on;
             return if sends { self.strip(patches, me) * (degree - 1) } else { 0 };
         }
         // The cache knows all patches once each has been here.

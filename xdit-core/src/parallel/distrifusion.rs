@@ -29,7 +29,7 @@ type Travelling = (u64, Pending<Vec<Buffer>>);
 pub struct Exchange {
     /// Wait for this step's keys instead of using those of the step before.
     pub synchronous: bool,
-    /// Send this step's keys: there is a next step that will use them.
+    /// Send this step's keys: the branch has a next step that will use them.
     pub send: bool,
 }
 

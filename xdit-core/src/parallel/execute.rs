@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::parallel::attention::{KeyExchange, ParallelAttention, Pass};
 use crate::parallel::distrifusion::DistriFusion;
 use crate::parallel::failure::wait;
+use crate::parallel::guidance::Guidance;
 use crate::parallel::mesh::Axis;
 use crate::parallel::plan::Plan;
 use crate::parallel::record::{Activity, Recorder};
@@ -67,18 +68,6 @@ impl Groups {
     }
 }
 
-/// What a picture is conditioned on.
-#[derive(Clone, Debug)]
-pub struct Guidance<C> {
-    /// The conditions of each branch: the prompt's, or the negative prompt's and then the prompt's.
-    pub branches: Vec<C>,
-    /// How far to go from the negative branch towards and beyond the other.
-    ///
-    /// # Source
-    /// Classifier-free guidance (Ho & Salimans 2022), with the weight as in Imagen.
-    pub scale: f32,
-}
-
 /// Denoises one picture on this rank.
 ///
 /// `noise` is the whole picture's, the same on every rank. The final latents, whole again, are returned on the
@@ -96,7 +85,7 @@ pub fn denoise<T: Transformer>(
     recorder: &mut Recorder,
     on_step: &mut dyn FnMut(usize),
 ) -> Option<Tokens> {
-    assert_eq!(guidance.branches.len(), plan.branches, "the plan knows whether there is guidance");
+    assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
     let start = || Walker::new(plan, groups, transformer, scheduler, guidance, noise);
     let mut walker = recorder.time(Activity::Prepare, start);
     let actions = schedule(plan, groups.rank);
@@ -109,6 +98,29 @@ pub fn denoise<T: Transformer>(
         }
     }
     recorder.time(Activity::Gather, || walker.finish())
+}
+
+/// The conditions of each branch that a rank computes, made ready for each of the branch's steps.
+struct Contexts<C> {
+    first_branch: usize,
+    /// The first step, and what is ready from there on.
+    branches: Vec<(usize, Vec<C>)>,
+}
+
+impl<C> Contexts<C> {
+    fn new(branches: Range<usize>, of_branch: impl FnMut(usize) -> (usize, Vec<C>)) -> Self {
+        Self { first_branch: branches.start, branches: branches.map(of_branch).collect() }
+    }
+
+    fn at(&self, branch: usize, step: usize) -> &C {
+        let (first_step, contexts) = &self.branches[branch - self.first_branch];
+        &contexts[step - first_step]
+    }
+
+    /// At the first step of `branch`.
+    fn first(&self, branch: usize) -> &C {
+        &self.branches[branch - self.first_branch].1[0]
+    }
 }
 
 /// A rank on its way through its schedule.
@@ -129,8 +141,7 @@ struct Walker<'a, T: Transformer> {
     /// The sample at those tokens, of each patch: what the first stage embeds and the last one advances.
     samples: Vec<Tensor<3>>,
     histories: Vec<History>,
-    /// Of each branch that this rank computes, at each step.
-    contexts: Vec<Vec<T::Context>>,
+    contexts: Contexts<T::Context>,
     hidden: Option<Hidden>,
     /// What the last pass left for blocks of other stages.
     skips: BTreeMap<usize, Tensor<3>>,
@@ -169,18 +180,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
             latents: ([b, c], Place::of(&noise.x)),
             samples: shards.iter().map(|shard| noise.x.clone().narrow(1, shard.start, shard.len())).collect(),
             histories: vec![History::default(); shards.len()],
-            contexts: guidance
-                .branches
-                .iter()
-                .enumerate()
-                .map(|(branch, conditions)| match plan.branches_of(groups.rank).contains(&branch) {
-                    true => transformer.contexts(conditions, scheduler.timesteps()),
-                    false => Vec::new(),
-                })
-                .collect(),
+            contexts: Contexts::new(plan.branches_of(groups.rank), |branch| {
+                let Range { start, end } = plan.branches[branch].steps;
+                let timesteps = &scheduler.timesteps()[start..end];
+                (start, transformer.contexts(&guidance.branches[branch], timesteps))
+            }),
             hidden: None,
             skips: BTreeMap::new(),
-            predictions: vec![None; plan.branches],
+            predictions: vec![None; plan.branches.len()],
             posted: 0,
             arriving: VecDeque::new(),
             sending: Vec::new(),
@@ -210,7 +217,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
     /// The text that `branch` has beside `patches`.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
         // It does not change over the steps.
-        let text = self.transformer.text_shape(&self.contexts[branch][0]);
+        let text = self.transformer.text_shape(self.contexts.first(branch));
         text.filter(|_| self.plan.brings_text(patches))
     }
 
@@ -271,16 +278,16 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
                 let x = self.scheduler.scale_model_input(sample, *step);
                 let positions = self.positions.select(&self.shards[patches.clone()]);
-                let context = &self.contexts[*branch][*step];
+                let context = self.contexts.at(*branch, *step);
                 let Hidden { image, text, skips } = self.transformer.embed(Tokens { x, positions }, context);
                 self.hidden =
                     Some(Hidden { image, text: text.filter(|_| self.plan.brings_text(patches)), skips });
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
-                let context = &self.contexts[*branch][*step];
                 let mut hidden = self.hidden.take().expect("embedded or received before");
-                for block in blocks.clone() {
+                let context = self.contexts.at(*branch, *step);
+                for block in self.plan.blocks_of(*branch, blocks.clone()) {
                     hidden = self.transformer.block(block, hidden, context, &mut self.attention);
                 }
                 self.skips = std::mem::take(&mut hidden.skips);
@@ -305,8 +312,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
             }
             Action::Finish { step, branch, .. } => {
                 let hidden = self.hidden.take().expect("blocks ran before");
-                let context = &self.contexts[*branch][*step];
-                self.predictions[*branch] = Some(self.transformer.finish(hidden, context));
+                let prediction = self.transformer.finish(hidden, self.contexts.at(*branch, *step));
+                self.predictions[*branch] = Some(prediction);
             }
             Action::Advance { step, patches } => {
                 self.advance(*step, patches);
@@ -322,26 +329,33 @@ impl<'a, T: Transformer> Walker<'a, T> {
 
     /// Takes the scheduler's step for `patches` from the predictions of all branches.
     fn advance(&mut self, step: usize, patches: &Range<usize>) {
-        let mut predictions: Vec<Tensor<3>> = self.predictions.iter_mut().filter_map(Option::take).collect();
-        let cfg = &self.groups.cfg;
-        if cfg.size() > 1 {
-            let shape = self.latents_shape(patches);
-            let mine = predictions.pop().expect("each rank computes one branch");
-            let lens = vec![shape.iter().product(); cfg.size()];
-            let arrived = wait(cfg.all_gather(buffer(mine), &lens));
-            predictions = arrived.iter().map(|part| self.latents.1.tensor(part, shape)).collect();
+        if self.groups.cfg.size() > 1 {
+            self.gather_predictions(step, patches);
         }
-        let prediction = match <[_; 2]>::try_from(predictions) {
-            Ok([negative, positive]) => {
-                negative.clone() + (positive - negative).mul_scalar(self.guidance.scale)
-            }
-            Err(mut one) => one.pop().expect("at least one branch"),
-        };
+        let prediction = self.guidance.combine(&self.predictions);
+        self.predictions.fill(None);
         let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
         for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
             let prediction = prediction.clone().narrow(1, run.start, run.len());
             let sample = self.samples[patch].clone();
             self.samples[patch] = self.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+        }
+    }
+
+    /// Brings together the predictions of all branches, of which each rank of the CFG group has some.
+    fn gather_predictions(&mut self, step: usize, patches: &Range<usize>) {
+        let group = self.plan.mesh.group(self.groups.rank, &[Axis::Cfg]);
+        let branches = |&rank: &usize| self.plan.branches_at(rank, step).collect::<Vec<_>>();
+        let branches: Vec<_> = group.ranks().iter().map(branches).collect();
+        let [b, n, c] = self.latents_shape(patches);
+        let lens: Vec<usize> = branches.iter().map(|branches| branches.len() * b * n * c).collect();
+        let mine = self.predictions.iter_mut().filter_map(Option::take).collect();
+        let arrived = wait(self.groups.cfg.all_gather(buffer(Tensor::cat(mine, 0)), &lens));
+        for (branches, part) in branches.iter().zip(&arrived) {
+            let part: Tensor<3> = self.latents.1.tensor(part, [branches.len() * b, n, c]);
+            for (place, &branch) in branches.iter().enumerate() {
+                self.predictions[branch] = Some(part.clone().narrow(0, place * b, b));
+            }
         }
     }
 

@@ -6,6 +6,7 @@ pub mod cost;
 pub mod distrifusion;
 pub mod execute;
 mod failure;
+pub mod guidance;
 pub mod mesh;
 pub mod methods;
 pub mod pipefusion;

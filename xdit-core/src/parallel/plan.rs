@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::parallel::guidance::Branch;
 use crate::parallel::mesh::{Axis, Mesh};
 use crate::parallel::split;
 use crate::transformer::Spec;
@@ -49,8 +50,8 @@ pub struct Work {
     pub tokens: usize,
     /// Steps of the noise scheduler.
     pub steps: usize,
-    /// Whether classifier-free guidance is on.
-    pub guided: bool,
+    /// Branches of guidance.
+    pub branches: Vec<Branch>,
     /// Pictures.
     pub images: usize,
 }
@@ -72,8 +73,8 @@ pub struct Plan {
     pub synchronous_steps: usize,
     /// Steps of the noise scheduler.
     pub steps: usize,
-    /// Guidance branches: 1, or 2 with guidance. Branch 0 is the negative one then.
-    pub branches: usize,
+    /// Branches of guidance, none of which takes part beyond the last step.
+    pub branches: Vec<Branch>,
     /// Pictures of each data-parallel share.
     pub images: Vec<Range<usize>>,
     /// Between how many ranks the rows of a picture are split as it is decoded.
@@ -87,16 +88,16 @@ impl Plan {
     /// If `work` cannot be spread as `config` asks; the error names the value and a way out.
     pub fn new(config: &ParallelConfig, work: &Work) -> Result<Self> {
         let mesh = config.mesh;
-        let Work { spec, tokens, steps, guided, images } = work;
+        let Work { spec, tokens, steps, branches, images } = work;
         let pipeline = mesh.degree(Axis::Pipeline);
         let distrifusion = config.distrifusion;
         let patches = config.patches.unwrap_or(pipeline);
         let sequence = mesh.sequence_degree();
         let usage = |message: String, hint: String| Err(Error::usage(message).hint(hint));
 
-        match (mesh.degree(Axis::Cfg), guided) {
-            (1, _) | (2, true) => {}
-            (2, false) => {
+        match (mesh.degree(Axis::Cfg), branches.len()) {
+            (1, _) | (2, 2..) => {}
+            (2, _) => {
                 return usage(
                     "CFG parallelism splits two guidance branches, but guidance is off".into(),
                     "raise the scale of classifier-free guidance above 1, or drop CFG parallelism".into(),
@@ -105,7 +106,7 @@ impl Plan {
             (degree, _) => {
                 return usage(
                     format!("CFG degree `{degree}` is not 1 or 2"),
-                    "guidance has two branches".into(),
+                    "it splits the negative branch of guidance from the rest".into(),
                 );
             }
         }
@@ -146,6 +147,9 @@ impl Plan {
                 "make the picture larger, or the degrees smaller".into(),
             );
         }
+        check_skipped_layers(branches, spec)?;
+        // Where a branch begins later than the others, it has no keys of an earlier step either.
+        let latest = branches.iter().map(|branch| branch.steps.start).max().unwrap_or(0);
         Ok(Self {
             mesh,
             stages: stages(config, spec)?,
@@ -154,13 +158,14 @@ impl Plan {
             distrifusion,
             synchronous_steps: match (distrifusion, patches) {
                 // The first step has no earlier one, warm-up or not.
-                (true, _) => config.warmup_steps.saturating_add(1).min(*steps),
+                (true, _) => config.warmup_steps.max(latest).saturating_add(1).min(*steps),
                 // One patch is the whole image: nothing in it is ever of an earlier step.
                 (false, 1) => *steps,
+                (false, _) if latest > 0 => config.warmup_steps.max(latest + 1).min(*steps),
                 (false, _) => config.warmup_steps.min(*steps),
             },
             steps: *steps,
-            branches: if *guided { 2 } else { 1 },
+            branches: branches.iter().map(|branch| of_run(branch, *steps)).collect(),
             images: split::even(*images, mesh.degree(Axis::Data)),
             decoding_shares: if config.parallel_vae { mesh.size() } else { 1 },
         })
@@ -188,9 +193,31 @@ impl Plan {
         self.stages.iter().position(|blocks| blocks.contains(&block)).expect("every block is of a stage")
     }
 
-    /// The guidance branches that `rank` computes.
+    /// The guidance branches that `rank` computes: all, the negative one, or all others.
     pub fn branches_of(&self, rank: usize) -> Range<usize> {
-        split::even(self.branches, self.mesh.degree(Axis::Cfg))[self.mesh.coordinate(rank, Axis::Cfg)].clone()
+        let all = self.branches.len();
+        match (self.mesh.degree(Axis::Cfg), self.mesh.coordinate(rank, Axis::Cfg)) {
+            (1, _) => 0..all,
+            (_, 0) => 0..1,
+            (_, _) => 1..all,
+        }
+    }
+
+    /// Those of [them](Self::branches_of) that take part in `step`.
+    pub fn branches_at(&self, rank: usize, step: usize) -> impl Iterator<Item = usize> {
+        self.branches_of(rank).filter(move |&branch| self.branches[branch].steps.contains(&step))
+    }
+
+    /// The `blocks` that `branch` goes through.
+    pub fn blocks_of(&self, branch: usize, blocks: Range<usize>) -> impl Iterator<Item = usize> {
+        blocks.filter(move |block| !self.branches[branch].skip_layers.contains(block))
+    }
+
+    /// Whether patches of `branch` ever see keys of each other that are kept in a [cache].
+    ///
+    /// [cache]: crate::parallel::pipefusion::KvCache
+    pub fn caches(&self, branch: usize) -> bool {
+        self.patches.len() > 1 && self.synchronous_steps < self.branches[branch].steps.end
     }
 
     /// The tokens of `patch` that the rank at `sequence_coordinate` holds: a part of its ring rank's strip.
@@ -203,6 +230,34 @@ impl Plan {
         let strip = part(&self.patches[patch], self.mesh.degree(Axis::Ring), sequence_coordinate / ulysses);
         part(&strip, ulysses, sequence_coordinate % ulysses)
     }
+}
+
+/// `branch` in a run of so many steps.
+///
+/// # Panics
+/// If it takes part in none of them.
+fn of_run(branch: &Branch, steps: usize) -> Branch {
+    let Range { start, end } = branch.steps;
+    let of_run = Branch { steps: start..end.min(steps), ..branch.clone() };
+    assert!(!of_run.steps.is_empty(), "a branch takes part in some step");
+    of_run
+}
+
+fn check_skipped_layers(branches: &[Branch], spec: &Spec) -> Result<()> {
+    for &layer in branches.iter().flat_map(|branch| &branch.skip_layers) {
+        if layer >= spec.blocks {
+            return Err(Error::usage(format!(
+                "block `{layer}` cannot be skipped: the model has {}",
+                spec.blocks
+            ))
+            .hint(format!("they are counted from 0; the last one is `{}`", spec.blocks - 1)));
+        }
+        if spec.skips.iter().flatten().any(|&end| end == layer) {
+            return Err(Error::usage(format!("block `{layer}` cannot be skipped: another one needs it"))
+                .hint("skip blocks that have no long skip connection"));
+        }
+    }
+    Ok(())
 }
 
 fn stages(config: &ParallelConfig, spec: &Spec) -> Result<Vec<Range<usize>>> {

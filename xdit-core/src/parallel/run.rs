@@ -8,8 +8,9 @@ use xdit_comm::{Comm, Options, local, run_ranks};
 
 use crate::error::{Error, Result};
 use crate::parallel::catch;
-use crate::parallel::execute::{Groups, Guidance, denoise};
+use crate::parallel::execute::{Groups, denoise};
 use crate::parallel::failure::first_cause;
+use crate::parallel::guidance::Guidance;
 use crate::parallel::mesh::Axis;
 use crate::parallel::plan::Plan;
 use crate::parallel::record::{Activity, RankReport, Recorder};

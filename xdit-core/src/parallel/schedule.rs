@@ -52,7 +52,7 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
                     (true, _) => {}
                 }
             }
-            for branch in plan.branches_of(rank) {
+            for branch in plan.branches_at(rank, step) {
                 actions.push(match first {
                     true => Action::Embed { step, patches: of(), branch },
                     false => Action::ReceiveHidden { patches: of(), branch },
