@@ -93,7 +93,13 @@ fn config(dir: &Path) -> PixArtConfig {
 /// Bytes of the parameters that each rank of `mesh` holds.
 fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -> Vec<u64> {
     let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };
-    let work = Work { spec: config.spec.clone(), tokens: 1024, steps: 20, branches: Branch::classifier_free(true), images: 1 };
+    let work = Work {
+        spec: config.spec.clone(),
+        tokens: 1024,
+        steps: 20,
+        branches: Branch::classifier_free(true),
+        images: 1,
+    };
     let plan = Plan::new(&parallel, &work).unwrap();
     let (checkpoint, config) = (checkpoint.clone(), config.clone());
     let ranks = launch(mesh.size(), &Options::default(), move |world: Comm| -> Result<u64> {

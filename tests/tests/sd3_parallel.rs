@@ -1,14 +1,20 @@
 //! Stable Diffusion 3 on many ranks equals itself on one: serially, or with the same patches and warm-up.
 
-use xdit_core::pipeline::Request;
+use xdit_core::parallel::plan::ParallelConfig;
+use xdit_core::pipeline::{Request, SkipLayerGuidance};
 use xdit_tests::on_ranks::OnRanks;
+use xdit_tests::relative_l2;
 
 /// Four heads; six heads and two attentions in half of the blocks; five heads and no third text encoder.
 const CHECKPOINTS: [&str; 3] = ["sd3-medium", "sd35-medium", "sd35-large"];
 
 /// 35 image tokens beside 77 of CLIP and 12 of T5, which travel with the first patch.
 fn open(checkpoint: &str) -> OnRanks {
-    let request = Request {
+    OnRanks::open(checkpoint, &request(), true)
+}
+
+fn request() -> Request {
+    Request {
         negative_prompt: "blurry, low quality".into(),
         height: Some(112),
         width: Some(80),
@@ -16,8 +22,14 @@ fn open(checkpoint: &str) -> OnRanks {
         max_sequence_length: Some(12),
         seed: 5,
         ..Request::new("a photo of a cat, sitting on the red sofa")
-    };
-    OnRanks::open(checkpoint, &request, true)
+    }
+}
+
+/// A third branch in steps 1 and 2 of 4; of a pipeline of four stages, two only pass it on.
+fn skipping_layers() -> OnRanks {
+    let skip = SkipLayerGuidance { stop: 0.75, ..SkipLayerGuidance::new(vec![1, 2]) };
+    let request = Request { skip_layer_guidance: Some(skip), ..request() };
+    OnRanks::open("sd35-medium", &request, true)
 }
 
 #[test]
@@ -47,4 +59,15 @@ fn distrifusion_equals_one_rank_with_its_patches() {
     for checkpoint in CHECKPOINTS {
         open(checkpoint).distrifusion_equals_one_rank_with_its_patches();
     }
+}
+
+#[test]
+fn skipped_layers_are_the_same_on_many_ranks() {
+    let mut skipping = skipping_layers();
+    let latents = |on_ranks: &mut OnRanks| on_ranks.latents(ParallelConfig::default(), 1);
+    let difference = relative_l2(&latents(&mut skipping), &latents(&mut open("sd35-medium")));
+    assert!(difference > 1e-2, "the branch makes a difference of {difference:.1e} only");
+    assert_eq!(skipping.exact_methods_equal_serial(), 41);
+    skipping.pipefusion_depends_on_patches_and_warmup_only();
+    skipping.distrifusion_equals_one_rank_with_its_patches();
 }

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use xdit_core::Error;
 use xdit_core::parallel::mesh::{Axis, Mesh};
 use xdit_core::parallel::plan::ParallelConfig;
-use xdit_core::pipeline::{LoadOptions, Observer, Phase, Pipeline, Request};
+use xdit_core::pipeline::{LoadOptions, Observer, Phase, Pipeline, Request, SkipLayerGuidance};
 use xdit_tests::recorded::check_calls;
 use xdit_tests::{assert_close, device, goldens};
 
@@ -65,13 +65,16 @@ fn refusal(checkpoint: &str, request: &Request) -> String {
 
 #[test]
 fn refusals_read_well() {
-    let base = request();
+    let base = Request { num_inference_steps: Some(10), ..request() };
+    let skip = |layers: &[usize]| Some(SkipLayerGuidance::new(layers.to_vec()));
     let refusals = [
         refusal("sd3-medium", &Request { height: Some(72), ..base.clone() }),
         refusal("sd3-medium", &Request { width: Some(208), ..base.clone() }),
         refusal("sd3-medium", &Request { max_sequence_length: Some(513), ..base.clone() }),
         refusal("sd3-medium", &Request { clip_skip: Some(3), ..base.clone() }),
         refusal("sd3-medium", &Request { clean_caption: true, ..base.clone() }),
+        refusal("sd35-medium", &Request { skip_layer_guidance: skip(&[1, 4]), ..base.clone() }),
+        refusal("sd35-medium", &Request { skip_layer_guidance: skip(&[]), ..base.clone() }),
         refusal("sd35-large", &Request { prompts_3: vec!["a dog".into()], ..base }),
     ];
     insta::assert_snapshot!(refusals.join("\n\n"), @r"
@@ -87,11 +90,54 @@ fn refusals_read_well() {
     hint: the most is 2
 
     Stable Diffusion 3 does not take `clean_caption`
-    hint: leave it out; of the options that not all models have, it takes `prompt_2`, `prompt_3`, `negative_prompt_2`, `negative_prompt_3`, `clip_skip`
+    hint: leave it out; of the options that not all models have, it takes `prompt_2`, `prompt_3`, `negative_prompt_2`, `negative_prompt_3`, `skip_guidance_layers`, `clip_skip`
+
+    block `4` cannot be skipped: the model has 4
+    hint: they are counted from 0; the last one is `3`
+
+    skip-layer guidance has no layers to skip
 
     Stable Diffusion 3 does not take `prompt_3`
-    hint: leave it out; of the options that not all models have, it takes `prompt_2`, `negative_prompt_2`, `clip_skip`
+    hint: leave it out; of the options that not all models have, it takes `prompt_2`, `negative_prompt_2`, `skip_guidance_layers`, `clip_skip`
     ");
+}
+
+/// What a run warned of.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl Observer for Warnings {
+    fn warn(&mut self, message: &str) {
+        self.0.push(message.to_owned());
+    }
+}
+
+#[test]
+fn layers_that_are_skipped_in_no_step_are_told_of() {
+    let warnings = |guidance_scale, scale, num_inference_steps| {
+        let skip = SkipLayerGuidance { scale, ..SkipLayerGuidance::new(vec![1]) };
+        let request = Request {
+            guidance_scale: Some(guidance_scale),
+            skip_layer_guidance: Some(skip),
+            num_inference_steps: Some(num_inference_steps),
+            decode: false,
+            ..request()
+        };
+        let mut warnings = Warnings::default();
+        open("sd35-medium", DType::F32).generate(&request, &mut warnings).unwrap();
+        warnings.0.join("\n")
+    };
+    insta::assert_snapshot!(
+        warnings(1.0, 2.8, 6),
+        @"the layers to skip change nothing without a `guidance_scale` above 1"
+    );
+    insta::assert_snapshot!(
+        warnings(7.0, 2.8, 5),
+        @"the layers to skip change nothing: of 5 steps none lies between start `0.01` and stop `0.2`"
+    );
+    assert_eq!(warnings(7.0, 2.8, 6), "");
+    // Turned off on purpose.
+    assert_eq!(warnings(7.0, 0.0, 5), "");
 }
 
 /// Which text encoders were in memory, in the order in which they were loaded.

@@ -205,12 +205,10 @@ impl Pipeline for Sd3Pipeline {
             if skips_layers(&resolved) {
                 guidance = guidance.into_iter().map(|guidance| guidance.skip_layers(skip.scale)).collect();
             } else if !guided {
-                observer.warn(
-                    "the layers to skip change nothing: they need a `guidance_scale` above 1, which is off",
-                );
+                observer.warn("the layers to skip change nothing without a `guidance_scale` above 1");
             } else {
                 observer.warn(&format!(
-                    "the layers to skip change nothing: none of {} steps is between `{}` and `{}` of them",
+                    "the layers to skip change nothing: of {} steps none lies between start `{}` and stop `{}`",
                     resolved.num_inference_steps, skip.start, skip.stop
                 ));
             }

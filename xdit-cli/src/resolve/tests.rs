@@ -30,7 +30,13 @@ fn write(job: &Job, index: usize, path: &Path) {
         skips: Vec::new(),
         block_parameters: Vec::new(),
     };
-    let work = Work { spec, tokens: 64, steps: 4, branches: Branch::classifier_free(true), images: job.request.images() };
+    let work = Work {
+        spec,
+        tokens: 64,
+        steps: 4,
+        branches: Branch::classifier_free(true),
+        images: job.request.images(),
+    };
     let resolved = Resolved {
         size: [16; 2],
         generated_size: [16; 2],

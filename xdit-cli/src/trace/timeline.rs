@@ -141,6 +141,7 @@ fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
                 let sign = match branch {
                     Some(0) if guided => "−",
                     Some(1) => "+",
+                    Some(_) if guided => "∖",
                     _ => "",
                 };
                 let title = format!("step {step}, patches {}..{}: ", patches.start, patches.end);
@@ -219,7 +220,12 @@ fn legend(svg: &mut String, ranks: &[&RankReport]) {
         x += 19.0 + CHARACTER * label.chars().count() as f64 + 14.0;
     }
     let guided = spans().any(|(_, _, branch)| branch == Some(1));
-    let note = if guided { "3−, 3+: step 3, both branches" } else { "3: step 3" };
+    let skips = spans().any(|(_, _, branch)| branch == Some(2));
+    let note = match (guided, skips) {
+        (_, true) => "3−, 3+, 3∖: step 3, all branches",
+        (true, false) => "3−, 3+: step 3, both branches",
+        (false, false) => "3: step 3",
+    };
     put(svg, format_args!("<text x=\"{x:.1}\" y=\"25\">{note}</text>"));
 }
 

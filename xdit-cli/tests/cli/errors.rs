@@ -119,6 +119,7 @@ fn options_of_other_models() {
         ("prompt_3", "b"),
         ("negative_prompt_2", "b"),
         ("negative_prompt_3", "b"),
+        ("skip_guidance_layers", "1"),
         ("clip_skip", "1"),
         ("true_cfg_scale", "-3.5"),
     ] {
@@ -135,6 +136,17 @@ fn options_of_other_models() {
     error: `prompt_2` is given 2 times for 1 prompts
     hint: give it once for all prompts, or once for each
     ");
+    insta::assert_snapshot!(error(&workspace, &["--skip-layer-guidance-stop", "0.5"]), @r"
+    2
+    error: `--skip-layer-guidance-stop` is given, but no layers to skip
+    hint: give them with `--skip-guidance-layers`
+    ");
+    insta::assert_snapshot!(
+        error(&workspace, &["--skip-guidance-layers", "1", "--skip-layer-guidance-start", "NaN"]), @r"
+    2
+    error: skip-layer guidance start `NaN` is not a finite number
+    "
+    );
     insta::assert_snapshot!(error(&workspace, &["--true-cfg-scale", "inf"]), @r"
     2
     error: true guidance scale `inf` is not a finite number

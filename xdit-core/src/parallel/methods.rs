@@ -18,7 +18,7 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "CFG",
         option: "--use-cfg-parallel",
-        spreads: "the two branches of guidance",
+        spreads: "the branches of guidance",
         source: "xDiT (Fang et al. 2024)",
     },
     Method {
