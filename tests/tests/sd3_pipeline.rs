@@ -102,6 +102,28 @@ fn refusals_read_well() {
     ");
 }
 
+/// The first steps are synchronous until the branch that skips layers has keys to be kept.
+#[test]
+fn a_plan_tells_of_skipped_layers() {
+    let mesh = Mesh::default().with(Axis::Cfg, 2).with(Axis::Pipeline, 2);
+    let request = Request {
+        skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1, 2])),
+        num_inference_steps: Some(28),
+        parallel: ParallelConfig { mesh, ..ParallelConfig::default() },
+        ..request()
+    };
+    let resolved = open("sd35-medium", DType::F32).resolve(&request).unwrap();
+    insta::assert_snapshot!(resolved.plan, @r"
+    cfg 2 × pp 2: 2 patches, 2 of 28 steps synchronous
+    one more branch of guidance in steps 1..6, without blocks 1, 2
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1      0..2        24
+       1    0   0   1    0       0   0      0..1      2..4        24
+       2    0   1   0    0       0   0      0..1      0..2        24
+       3    0   1   1    0       0   0      0..1      2..4        24
+    ");
+}
+
 /// What a run warned of.
 #[derive(Default)]
 struct Warnings(Vec<String>);

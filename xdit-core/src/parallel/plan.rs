@@ -283,7 +283,7 @@ fn stages(config: &ParallelConfig, spec: &Spec) -> Result<Vec<Range<usize>>> {
 }
 
 impl fmt::Display for Plan {
-    /// A table: one line a rank.
+    /// What steps are like, and a table: one line a rank.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -293,6 +293,15 @@ impl fmt::Display for Plan {
             self.synchronous_steps,
             self.steps
         )?;
+        for branch in self.branches.iter().filter(|branch| !branch.skip_layers.is_empty()) {
+            let layers: Vec<_> = branch.skip_layers.iter().map(usize::to_string).collect();
+            let Range { start, end } = branch.steps;
+            writeln!(
+                f,
+                "one more branch of guidance in steps {start}..{end}, without blocks {}",
+                layers.join(", ")
+            )?;
+        }
         writeln!(
             f,
             "{:>4}  {:>3} {:>3} {:>3} {:>4} {:>7} {:>3}  {:>8}  {:>8}  {:>8}",
