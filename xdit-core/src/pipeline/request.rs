@@ -1,0 +1,361 @@
+//! What is asked of a pipeline, and what all pipelines check of it.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+use crate::error::{Error, Result};
+use crate::parallel::plan::ParallelConfig;
+
+/// One run: pictures of some prompts.
+///
+/// What is `None` takes the pipeline's default.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What to draw.
+    pub prompts: Vec<String>,
+    /// What the second text encoder is told in place of the prompts: one text for all, or one for each.
+    pub prompts_2: Vec<String>,
+    /// What the third text encoder is told in place of the prompts: one text for all, or one for each.
+    pub prompts_3: Vec<String>,
+    /// What not to draw.
+    pub negative_prompt: String,
+    /// What the second text encoder is told in place of the negative prompt.
+    pub negative_prompt_2: Option<String>,
+    /// What the third text encoder is told in place of the negative prompt.
+    pub negative_prompt_3: Option<String>,
+    /// Pixels.
+    pub height: Option<usize>,
+    /// Pixels.
+    pub width: Option<usize>,
+    /// Steps of the noise scheduler.
+    pub num_inference_steps: Option<usize>,
+    /// Strength of classifier-free guidance; 1 and below turns it off.
+    pub guidance_scale: Option<f32>,
+    /// Strength of classifier-free guidance in a model whose guidance scale is an input instead; 1 and below turns
+    /// it off.
+    pub true_cfg_scale: Option<f32>,
+    /// Guidance away from what the model gives without some of its blocks.
+    pub skip_layer_guidance: Option<SkipLayerGuidance>,
+    /// Seed of the first picture; picture `i` of the run has `seed + i`.
+    pub seed: u64,
+    /// Pictures of each prompt.
+    pub images_per_prompt: usize,
+    /// Text tokens, the end of the text included.
+    pub max_sequence_length: Option<usize>,
+    /// Last layers of CLIP to leave out, beyond the one that is always left out.
+    pub clip_skip: Option<usize>,
+    /// Clean the prompts of what the model's training captions did not contain.
+    pub clean_caption: bool,
+    /// Generate at the nearest size that the model was trained for, then resize and crop.
+    pub use_resolution_binning: bool,
+    /// Decode large pictures tile by tile, which takes less memory and blends at the seams.
+    pub vae_tiling: bool,
+    /// Start from these latents `[n, c, y, x]`, one for each picture, instead of noise from the seed.
+    pub init_latents: Option<Tensor<4>>,
+    /// Whether latents are decoded into pictures.
+    pub decode: bool,
+    /// How the work is spread over ranks.
+    pub parallel: ParallelConfig,
+}
+
+impl Request {
+    /// One picture of `prompt` with the pipeline's defaults.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self {
+            prompts: vec![prompt.into()],
+            prompts_2: Vec::new(),
+            prompts_3: Vec::new(),
+            negative_prompt: String::new(),
+            negative_prompt_2: None,
+            negative_prompt_3: None,
+            height: None,
+            width: None,
+            num_inference_steps: None,
+            guidance_scale: None,
+            true_cfg_scale: None,
+            skip_layer_guidance: None,
+            seed: 0,
+            images_per_prompt: 1,
+            max_sequence_length: None,
+            clip_skip: None,
+            clean_caption: false,
+            use_resolution_binning: true,
+            vae_tiling: false,
+            init_latents: None,
+            decode: true,
+            parallel: ParallelConfig::default(),
+        }
+    }
+
+    /// How many pictures are asked for.
+    pub fn images(&self) -> usize {
+        self.prompts.len() * self.images_per_prompt
+    }
+
+    /// What prompt `index` tells the first, second and third text encoder.
+    ///
+    /// # Panics
+    /// If there is no such prompt, or [`check`] would refuse the request.
+    pub fn texts<'a>(&'a self, index: usize) -> [&'a str; 3] {
+        let prompt: &'a str = &self.prompts[index];
+        // As in diffusers, one empty text for all stands for the prompts, but one of several is meant.
+        let further = |texts: &'a [String]| match texts {
+            [] => prompt,
+            [all] => or(Some(all), prompt),
+            each => &each[index],
+        };
+        [prompt, further(&self.prompts_2), further(&self.prompts_3)]
+    }
+
+    /// What the negative prompt tells the first, second and third text encoder.
+    pub fn negative_texts(&self) -> [&str; 3] {
+        let negative = &self.negative_prompt;
+        [
+            negative,
+            or(self.negative_prompt_2.as_ref(), negative),
+            or(self.negative_prompt_3.as_ref(), negative),
+        ]
+    }
+}
+
+/// What stands in place of `prompt`; as in diffusers, an empty text does not.
+fn or<'a>(text: Option<&'a String>, prompt: &'a str) -> &'a str {
+    text.filter(|text| !text.is_empty()).map_or(prompt, String::as_str)
+}
+
+/// In some steps, the prediction moves away from what the prompt gives with some blocks left out.
+///
+/// # Source
+/// Stable Diffusion 3.5; diffusers' `StableDiffusion3Pipeline`, `skip_guidance_layers` and `skip_layer_guidance_*`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SkipLayerGuidance {
+    /// Blocks that are left out, from 0.
+    pub layers: Vec<usize>,
+    /// How far the prediction moves; 0 turns it off.
+    pub scale: f32,
+    /// The share of the steps after which it begins.
+    pub start: f64,
+    /// The share of the steps before which it ends.
+    pub stop: f64,
+}
+
+impl SkipLayerGuidance {
+    /// With the scale, start and stop that diffusers has if none are given.
+    pub fn new(layers: Vec<usize>) -> Self {
+        Self { layers, scale: 2.8, start: 0.01, stop: 0.2 }
+    }
+
+    /// The steps of `steps` in which it takes part. Both ends are exclusive: step 0 does not come after a share of 0.
+    pub fn window(&self, steps: usize) -> Range<usize> {
+        let end = |share: f64| steps as f64 * share;
+        let inside = |step: &usize| *step as f64 > end(self.start) && (*step as f64) < end(self.stop);
+        let first = (0..steps).find(inside).unwrap_or(0);
+        first..first + (0..steps).filter(inside).count()
+    }
+}
+
+/// A part of a [`Request`] that only some pipelines know, named as in diffusers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// [`Request::prompts_2`]
+    Prompt2,
+    /// [`Request::prompts_3`]
+    Prompt3,
+    /// [`Request::negative_prompt_2`]
+    NegativePrompt2,
+    /// [`Request::negative_prompt_3`]
+    NegativePrompt3,
+    /// [`Request::true_cfg_scale`]
+    TrueCfgScale,
+    /// [`Request::skip_layer_guidance`]
+    SkipGuidanceLayers,
+    /// [`Request::clip_skip`]
+    ClipSkip,
+    /// [`Request::clean_caption`]
+    CleanCaption,
+}
+
+impl Extra {
+    /// All of them, in the order in which they are checked.
+    pub const ALL: [Self; 8] = [
+        Self::Prompt2,
+        Self::Prompt3,
+        Self::NegativePrompt2,
+        Self::NegativePrompt3,
+        Self::TrueCfgScale,
+        Self::SkipGuidanceLayers,
+        Self::ClipSkip,
+        Self::CleanCaption,
+    ];
+
+    /// The option that asks for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prompt2 => "prompt_2",
+            Self::Prompt3 => "prompt_3",
+            Self::NegativePrompt2 => "negative_prompt_2",
+            Self::NegativePrompt3 => "negative_prompt_3",
+            Self::TrueCfgScale => "true_cfg_scale",
+            Self::SkipGuidanceLayers => "skip_guidance_layers",
+            Self::ClipSkip => "clip_skip",
+            Self::CleanCaption => "clean_caption",
+        }
+    }
+
+    /// Whether `request` has it. What says `off` in so many words is nothing that a pipeline would have to know.
+    fn is_in(self, request: &Request) -> bool {
+        match self {
+            Self::Prompt2 => !request.prompts_2.is_empty(),
+            Self::Prompt3 => !request.prompts_3.is_empty(),
+            Self::NegativePrompt2 => request.negative_prompt_2.is_some(),
+            Self::NegativePrompt3 => request.negative_prompt_3.is_some(),
+            Self::TrueCfgScale => request.true_cfg_scale.is_some_and(|scale| scale != 1.0),
+            Self::SkipGuidanceLayers => {
+                request.skip_layer_guidance.as_ref().is_some_and(|skip| skip.scale != 0.0)
+            }
+            Self::ClipSkip => request.clip_skip.is_some_and(|layers| layers != 0),
+            Self::CleanCaption => request.clean_caption,
+        }
+    }
+}
+
+/// Checks what is common to all pipelines.
+///
+/// # Errors
+/// If a value is out of its range.
+pub fn check(request: &Request) -> Result<()> {
+    if request.prompts.is_empty() {
+        return Err(Error::usage("there is no prompt"));
+    }
+    if request.images_per_prompt == 0 {
+        return Err(Error::usage("`0` images of each prompt leave nothing to do").hint("ask for at least 1"));
+    }
+    if request.num_inference_steps == Some(0) {
+        return Err(Error::usage("`0` inference steps leave nothing to do").hint("20 is a good start"));
+    }
+    if let Some(scale) = request.guidance_scale.filter(|scale| !scale.is_finite()) {
+        return Err(Error::usage(format!("guidance scale `{scale}` is not a finite number")));
+    }
+    if let Some(scale) = request.true_cfg_scale.filter(|scale| !scale.is_finite()) {
+        return Err(Error::usage(format!("true guidance scale `{scale}` is not a finite number")));
+    }
+    if let Some(skip) = &request.skip_layer_guidance {
+        if skip.layers.is_empty() {
+            return Err(Error::usage("skip-layer guidance has no layers to skip"));
+        }
+        for (name, value) in [("scale", skip.scale.into()), ("start", skip.start), ("stop", skip.stop)] {
+            if !value.is_finite() {
+                return Err(Error::usage(format!(
+                    "skip-layer guidance {name} `{value}` is not a finite number"
+                )));
+            }
+        }
+    }
+    let prompts = request.prompts.len();
+    for (extra, texts) in [(Extra::Prompt2, &request.prompts_2), (Extra::Prompt3, &request.prompts_3)] {
+        if texts.len() > 1 && texts.len() != prompts {
+            let (name, texts) = (extra.name(), texts.len());
+            return Err(Error::usage(format!("`{name}` is given {texts} times for {prompts} prompts"))
+                .hint("give it once for all prompts, or once for each"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that `request` has none of the [`Extra`]s but those that `pipeline` (as users call it) takes.
+///
+/// # Errors
+/// If it has one: it would be ignored.
+pub fn check_extras(request: &Request, pipeline: &str, takes: &[Extra]) -> Result<()> {
+    let unknown = |extra: &Extra| !takes.contains(extra) && extra.is_in(request);
+    let Some(extra) = Extra::ALL.into_iter().find(unknown) else { return Ok(()) };
+    let takes: Vec<_> = takes.iter().map(|extra| format!("`{}`", extra.name())).collect();
+    let hint = match takes.is_empty() {
+        true => "leave it out".to_owned(),
+        false => {
+            format!("leave it out; of the options that not all models have, it takes {}", takes.join(", "))
+        }
+    };
+    Err(Error::usage(format!("{pipeline} does not take `{}`", extra.name())).hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(prompts: &[&str]) -> Vec<String> {
+        prompts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    #[test]
+    fn further_encoders_are_told_the_prompt_unless_something_else() {
+        let mut request = Request { prompts: texts(&["a", "b"]), ..Request::new("") };
+        request.negative_prompt = "n".into();
+        assert_eq!((request.texts(1), request.negative_texts()), (["b"; 3], ["n"; 3]));
+        request.prompts_2 = texts(&["all"]);
+        request.prompts_3 = texts(&["", "d"]);
+        request.negative_prompt_3 = Some("m".into());
+        assert_eq!((request.texts(0), request.texts(1)), (["a", "all", ""], ["b", "all", "d"]));
+        request.prompts_3 = texts(&[""]);
+        assert_eq!(request.texts(1), ["b", "all", "b"]);
+        request.negative_prompt_2 = Some(String::new());
+        assert_eq!(request.negative_texts(), ["n", "n", "m"]);
+    }
+
+    /// As Python's floats have it: `i > n * start and i < n * stop`.
+    #[test]
+    fn layers_are_skipped_between_start_and_stop() {
+        let window = |steps, start, stop| {
+            SkipLayerGuidance { start, stop, ..SkipLayerGuidance::new(vec![0]) }.window(steps)
+        };
+        assert_eq!(window(28, 0.01, 0.2), 1..6);
+        // A fifth of ten steps is two, which is not below two.
+        assert_eq!(window(10, 0.01, 0.2), 1..2);
+        assert_eq!(window(300, 0.01, 0.02), 4..6);
+        assert_eq!(window(10, 0.0, 1.0), 1..10);
+        assert_eq!(window(10, -0.1, 2.0), 0..10);
+        for (steps, start, stop) in [(4, 0.01, 0.2), (10, 0.5, 0.5), (10, 0.8, 0.3), (10, 1.0, 2.0)] {
+            assert!(window(steps, start, stop).is_empty(), "{steps} steps, {start} to {stop}");
+        }
+    }
+
+    #[test]
+    fn texts_of_another_number_than_prompts_are_refused() {
+        let request = Request { prompts_3: texts(&["x", "y"]), ..Request::new("a") };
+        assert_eq!(
+            check(&request).unwrap_err().to_string(),
+            "`prompt_3` is given 2 times for 1 prompts\nhint: give it once for all prompts, or once for each"
+        );
+        assert!(check(&Request { prompts: texts(&["a", "b"]), ..request }).is_ok());
+    }
+
+    #[test]
+    fn each_extra_is_refused_by_a_pipeline_that_does_not_take_it() {
+        let request = Request {
+            prompts_2: texts(&["x"]),
+            prompts_3: texts(&["x"]),
+            negative_prompt_2: Some(String::new()),
+            negative_prompt_3: Some(String::new()),
+            true_cfg_scale: Some(2.0),
+            skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])),
+            clip_skip: Some(1),
+            clean_caption: true,
+            ..Request::new("a")
+        };
+        for extra in Extra::ALL {
+            let others: Vec<_> = Extra::ALL.into_iter().filter(|&other| other != extra).collect();
+            let error = check_extras(&request, "Toy", &others).unwrap_err();
+            assert_eq!(error.message(), format!("Toy does not take `{}`", extra.name()));
+        }
+        assert!(check_extras(&request, "Toy", &Extra::ALL).is_ok());
+        let skip = SkipLayerGuidance { scale: 0.0, ..SkipLayerGuidance::new(vec![1]) };
+        let off = Request {
+            true_cfg_scale: Some(1.0),
+            skip_layer_guidance: Some(skip),
+            clip_skip: Some(0),
+            ..Request::new("a")
+        };
+        assert!(check_extras(&off, "Toy", &[]).is_ok());
+    }
+}
