@@ -1,12 +1,16 @@
 //! `xdit plan`: who would do what, and what it would cost.
 
 use std::fmt::Write;
+use std::ops::Range;
 
 use indicatif::HumanBytes;
+use serde_json::{Map, Value, json};
 use xdit_core::Result;
 use xdit_core::parallel::cost::Cost;
+use xdit_core::parallel::mesh::Axis;
+use xdit_core::parallel::plan::Plan;
 
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, ReportFormat};
 use crate::model::locate;
 use crate::print;
 use crate::progress::Progress;
@@ -27,7 +31,42 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     let pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
     let costs = pipeline.costs(&resolved)?;
-    print(&format!("{}\n{}", resolved.plan, table(&costs)))
+    match args.report {
+        Some(ReportFormat::Json) => print(&format!("{:#}\n", json(&resolved.plan, &costs))),
+        None => print(&format!("{}\n{}", resolved.plan, table(&costs))),
+    }
+}
+
+/// The same for programs. Bytes are what one rank sends in a steady step, by axis, and what it holds.
+fn json(plan: &Plan, costs: &[Cost]) -> Value {
+    let mesh = &plan.mesh;
+    let rank = |(rank, cost): (usize, &Cost)| {
+        let sequence = mesh.sequence_coordinate(rank);
+        let coordinates = Axis::ALL.map(|axis| (axis.name().to_owned(), mesh.coordinate(rank, axis).into()));
+        let sent = cost.step_bytes.iter().map(|(axis, sent)| (axis.name().to_owned(), (*sent).into()));
+        json!({
+            "rank": rank,
+            "coordinates": coordinates.into_iter().collect::<Map<_, _>>(),
+            "pictures": range(&plan.images[mesh.coordinate(rank, Axis::Data)]),
+            "blocks": range(&plan.stage(rank)),
+            "tokens": (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence).len()).sum::<usize>(),
+            "parameter_bytes": cost.parameter_bytes,
+            "peak_kv_bytes": cost.peak_kv_bytes,
+            "step_bytes": sent.collect::<Map<_, _>>(),
+        })
+    };
+    json!({
+        "degrees": Axis::ALL.map(|axis| (axis.name().to_owned(), mesh.degree(axis).into())).into_iter().collect::<Map<_, _>>(),
+        "patches": plan.patches.iter().map(range).collect::<Vec<_>>(),
+        "steps": plan.steps,
+        "synchronous_steps": plan.synchronous_steps,
+        "ranks": costs.iter().enumerate().map(rank).collect::<Vec<_>>(),
+    })
+}
+
+/// First and end.
+fn range(range: &Range<usize>) -> [usize; 2] {
+    [range.start, range.end]
 }
 
 /// One line a rank.

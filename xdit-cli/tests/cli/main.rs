@@ -13,5 +13,6 @@ mod help;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;
+mod plan;
 mod trace;
 mod workspace;
