@@ -69,14 +69,14 @@ impl Mesh {
         self.degrees[axis as usize]
     }
 
-    /// All ranks.
+    /// All ranks; no more than a `usize` holds, so that absurd degrees are still too many.
     pub fn size(&self) -> usize {
-        self.degrees.iter().product()
+        self.degrees.iter().fold(1, |ranks, &degree| ranks.saturating_mul(degree))
     }
 
-    /// Ranks between which an image's tokens are split: ring × ulysses.
+    /// Ranks between which an image's tokens are split: ring × ulysses, as [`size`](Self::size) counts.
     pub fn sequence_degree(&self) -> usize {
-        self.degree(Axis::Ring) * self.degree(Axis::Ulysses)
+        self.degree(Axis::Ring).saturating_mul(self.degree(Axis::Ulysses))
     }
 
     /// How far apart in rank neighbours along `axis` are.

@@ -86,6 +86,9 @@ impl Plan {
     ///
     /// # Errors
     /// If `work` cannot be spread as `config` asks; the error names the value and a way out.
+    ///
+    /// # Panics
+    /// If branch 0 does not take part in every step, or another one in none.
     pub fn new(config: &ParallelConfig, work: &Work) -> Result<Self> {
         let mesh = config.mesh;
         let Work { spec, tokens, steps, branches, images } = work;
@@ -119,7 +122,8 @@ impl Plan {
                 format!("use at most `{images}`, or ask for more pictures"),
             );
         }
-        let shards = mesh.degree(Axis::Ulysses) * mesh.degree(Axis::Tensor);
+        // Products saturate: whatever is asked for, too much is refused.
+        let shards = mesh.degree(Axis::Ulysses).saturating_mul(mesh.degree(Axis::Tensor));
         if shards > spec.heads {
             return usage(
                 format!("ulysses × tensor degree `{shards}` is more than the model's {} heads", spec.heads),
@@ -132,7 +136,7 @@ impl Plan {
                 "use the ring degree for its ranks, and leave pipeline degree and patches out".into(),
             );
         }
-        if distrifusion && patches * mesh.degree(Axis::Ring) == 1 {
+        if distrifusion && patches == 1 && mesh.degree(Axis::Ring) == 1 {
             return usage(
                 "DistriFusion with one patch has nobody to exchange keys with".into(),
                 "give its number of ranks as the ring degree".into(),
@@ -141,13 +145,15 @@ impl Plan {
         if patches == 0 {
             return usage("`0` pipeline patches leave nothing to compute".into(), "use at least 1".into());
         }
-        if patches * sequence > *tokens {
+        if patches.saturating_mul(sequence) > *tokens {
             return usage(
                 format!("{tokens} tokens cannot be cut into {patches} patches × {sequence} sequence ranks"),
                 "make the picture larger, or the degrees smaller".into(),
             );
         }
         check_skipped_layers(branches, spec)?;
+        let first = branches.first().map(|branch| of_run(branch, *steps).steps);
+        assert_eq!(first, Some(0..*steps), "branch 0 takes part in every step");
         // Where a branch begins later than the others, it has no keys of an earlier step either.
         let latest = branches.iter().map(|branch| branch.steps.start).max().unwrap_or(0);
         Ok(Self {
@@ -275,7 +281,8 @@ fn stages(config: &ParallelConfig, spec: &Spec) -> Result<Vec<Range<usize>>> {
             parameters => split::balanced(parameters, degree),
         });
     };
-    if lengths.len() != degree || lengths.iter().sum::<usize>() != blocks || lengths.contains(&0) {
+    let sum = lengths.iter().fold(0, |sum: usize, &length| sum.saturating_add(length));
+    if lengths.len() != degree || sum != blocks || lengths.contains(&0) {
         return Err(Error::usage(format!("blocks of the stages `{lengths:?}` do not fit"))
             .hint(format!("give {degree} positive numbers that add up to the model's {blocks} blocks")));
     }
@@ -326,5 +333,44 @@ impl fmt::Display for Plan {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn work() -> Work {
+        let spec = Spec {
+            patch: 2,
+            channels: 4,
+            blocks: 4,
+            heads: 4,
+            head_dim: 8,
+            skips: Vec::new(),
+            block_parameters: Vec::new(),
+        };
+        Work { spec, tokens: 64, steps: 4, branches: Branch::classifier_free(true), images: 2 }
+    }
+
+    /// Products and sums of degrees that come out legal in 64 bits if what does not fit is cut off.
+    #[test]
+    fn degrees_that_wrap_around_are_refused() {
+        const HALF: usize = 1 << (usize::BITS - 1);
+        let on = |axes: &[(Axis, usize)]| ParallelConfig {
+            mesh: axes.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree)),
+            ..ParallelConfig::default()
+        };
+        let (patches, parts) = (Some(HALF), vec![usize::MAX, 5]);
+        for config in [
+            ParallelConfig { patches, ..on(&[(Axis::Ring, 2)]) },
+            ParallelConfig { patches, distrifusion: true, ..on(&[]) },
+            on(&[(Axis::Ulysses, HALF), (Axis::Tensor, 2)]),
+            on(&[(Axis::Ring, HALF), (Axis::Ulysses, 2)]),
+            ParallelConfig { stage_blocks: Some(parts), ..on(&[(Axis::Pipeline, 2)]) },
+        ] {
+            assert!(Plan::new(&config, &work()).is_err(), "{config:?}");
+        }
+        assert_eq!(on(&[(Axis::Ring, HALF), (Axis::Data, 2)]).mesh.size(), usize::MAX);
     }
 }

@@ -7,6 +7,9 @@ use burn::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::parallel::plan::ParallelConfig;
 
+/// More steps in one run are a typing error: models are trained on a thousand.
+const MAX_STEPS: usize = 10_000;
+
 /// One run: pictures of some prompts.
 ///
 /// What is `None` takes the pipeline's default.
@@ -90,7 +93,7 @@ impl Request {
 
     /// How many pictures are asked for.
     pub fn images(&self) -> usize {
-        self.prompts.len() * self.images_per_prompt
+        self.prompts.len().saturating_mul(self.images_per_prompt)
     }
 
     /// What prompt `index` tells the first, second and third text encoder.
@@ -234,6 +237,10 @@ pub fn check(request: &Request) -> Result<()> {
     if request.num_inference_steps == Some(0) {
         return Err(Error::usage("`0` inference steps leave nothing to do").hint("20 is a good start"));
     }
+    if let Some(steps) = request.num_inference_steps.filter(|steps| *steps > MAX_STEPS) {
+        return Err(Error::usage(format!("`{steps}` inference steps are more than {MAX_STEPS}"))
+            .hint("20 is a good start"));
+    }
     if let Some(scale) = request.guidance_scale.filter(|scale| !scale.is_finite()) {
         return Err(Error::usage(format!("guidance scale `{scale}` is not a finite number")));
     }
@@ -318,6 +325,18 @@ mod tests {
         for (steps, start, stop) in [(4, 0.01, 0.2), (10, 0.5, 0.5), (10, 0.8, 0.3), (10, 1.0, 2.0)] {
             assert!(window(steps, start, stop).is_empty(), "{steps} steps, {start} to {stop}");
         }
+    }
+
+    #[test]
+    fn absurd_numbers_are_refused_before_anything_is_made_of_them() {
+        let steps = Request { num_inference_steps: Some(MAX_STEPS + 1), ..Request::new("a") };
+        assert_eq!(
+            check(&steps).unwrap_err().to_string(),
+            "`10001` inference steps are more than 10000\nhint: 20 is a good start"
+        );
+        let images =
+            Request { images_per_prompt: usize::MAX, prompts: texts(&["a", "b"]), ..Request::new("") };
+        assert_eq!(images.images(), usize::MAX);
     }
 
     #[test]
