@@ -1,6 +1,8 @@
 //! Weights on their way from a checkpoint into a model.
 
 mod table;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::collections::BTreeSet;
@@ -15,6 +17,7 @@ use safetensors::Dtype;
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
+use crate::parallel::fail;
 use crate::parallel::run::Share;
 use crate::placement::{self, Placement, Run, TensorShare};
 
@@ -98,7 +101,8 @@ impl Weights {
     }
 
     /// The same place, from which linear layers are checked now but read at each use, whole on every rank, and
-    /// let go of after it: for layers that are used once before the first step.
+    /// let go of after it: for layers that are used once before the first step. Where the file can no longer be read by
+    /// then, the rank that uses the layer [fails](crate::parallel::catch).
     #[must_use]
     pub fn deferred(&self) -> Self {
         Self { deferred: true, ..self.clone() }
@@ -156,7 +160,7 @@ impl Weights {
     fn columns(&self, name: &str, shape: [usize; 2], columns: &[Range<usize>]) -> Result<Tensor<2>> {
         let entry = self.entry(name, &shape)?;
         let [rows, width] = shape;
-        let size = entry.bytes.len() / (rows * width);
+        let size = entry.bytes.len().checked_div(rows * width).unwrap_or(0);
         let kept = [rows, columns.iter().map(Range::len).sum()];
         self.put(name, kept, || {
             let ranges = (0..rows).flat_map(|row| {
@@ -178,7 +182,11 @@ impl Weights {
         let bytes = shape.iter().product::<usize>() * dtype.size();
         taken_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if *check_only {
-            return Ok(Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape));
+            // A tensor without elements takes no memory by itself, and nothing expands to it.
+            return Ok(match shape.contains(&0) {
+                true => Tensor::zeros(shape, (device, *dtype)),
+                false => Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape),
+            });
         }
         let data = read().map_err(|error| {
             let key = self.key(name);
@@ -229,9 +237,9 @@ impl Weights {
                 self.entry("bias", &[c_out])?;
             }
             let weights = self.clone();
-            let read =
-                move || weights.whole_linear(c_in, c_out, bias).expect("it was checked when it was deferred");
-            return Ok(Linear::deferred(read));
+            return Ok(Linear::deferred(move || {
+                weights.whole_linear(c_in, c_out, bias).unwrap_or_else(|error| fail(error))
+            }));
         }
         let layer = self.prefix.trim_end_matches('.');
         let cut = self.source.tensor.as_ref().and_then(|(share, placements)| {

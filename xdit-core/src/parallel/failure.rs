@@ -1,7 +1,7 @@
-//! A failed transfer inside a model.
+//! A failure inside a model: of a transfer, or of reading what is read at each use.
 //!
-//! The maths between two transfers returns no `Result`: a model file would be full of question marks for something
-//! it cannot do anything about. A transfer that fails unwinds this rank to [`catch`], which makes an error of it.
+//! The maths around them returns no `Result`: a model file would be full of question marks for something it cannot do
+//! anything about. What fails unwinds this rank to [`catch`], which makes an error of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -9,20 +9,25 @@ use xdit_comm::{Cause, Pending, RunError};
 
 use crate::error::{Error, Result};
 
-struct Failed(xdit_comm::Error);
+struct Failed(Error);
 
-/// What arrives. Unwinds to [`catch`] if nothing does.
+/// What arrives. Unwinds to [`catch`] if nothing does, with an error that names operation, group and rank.
 pub fn wait<T: Send + 'static>(pending: Pending<T>) -> T {
-    // Not a panic: nothing is printed, the launcher tells the first cause.
-    pending.wait().unwrap_or_else(|error| resume_unwind(Box::new(Failed(error))))
+    pending.wait().unwrap_or_else(|error| fail(Error::failure(error.to_string())))
 }
 
-/// Runs `work`; a transfer that failed in it becomes an error that names operation, group and rank.
+/// Unwinds to [`catch`].
+pub fn fail(error: Error) -> ! {
+    // Not a panic: nothing is printed, the launcher tells the first cause.
+    resume_unwind(Box::new(Failed(error)))
+}
+
+/// Runs `work`; what failed in it, deep inside a model, becomes its error.
 pub fn catch<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result,
         Err(payload) => match payload.downcast::<Failed>() {
-            Ok(failed) => Err(Error::failure(failed.0.to_string())),
+            Ok(failed) => Err(failed.0),
             Err(payload) => resume_unwind(payload),
         },
     }

@@ -21,6 +21,6 @@ pub mod vae;
 mod wire;
 
 pub use failure::catch;
-pub(crate) use failure::wait;
+pub(crate) use failure::{fail, wait};
 pub use methods::{METHODS, Method};
 pub(crate) use wire::{Place, buffer};

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::Weights;
 use super::values::read;
+use crate::parallel::fail;
 
 /// A matrix that stays in its file: rows are read whenever they are asked for.
 #[derive(Clone)]
@@ -21,7 +22,7 @@ impl Table {
     /// Result `[rows, c]`, in the order of `rows`.
     ///
     /// # Panics
-    /// If there is no such row, or the file, which was there when the table was made, can no longer be read.
+    /// If there is no such row. Where the file can no longer be read, the rank [fails](crate::parallel::catch).
     pub fn rows(&self, rows: impl IntoIterator<Item = usize>) -> Tensor<2> {
         let Self { weights, name, shape } = self;
         let entry = weights.entry(name, shape).expect("it was checked when the table was made");
@@ -40,7 +41,7 @@ impl Table {
         }
         let shape = [count, width];
         let values = || read(entry, ranges, shape, weights.dtype());
-        weights.put(name, shape, values).unwrap_or_else(|error| panic!("{error}"))
+        weights.put(name, shape, values).unwrap_or_else(|error| fail(error))
     }
 }
 
