@@ -9,7 +9,7 @@ use xdit_core::Result;
 use xdit_core::parallel::execute::{Groups, denoise};
 use xdit_core::parallel::guidance::Branch;
 use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan};
+use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
 use xdit_core::parallel::record::Recorder;
 use xdit_core::parallel::run::{Share, run};
 use xdit_core::placement::TensorShare;
@@ -144,6 +144,27 @@ fn a_branch_of_some_steps_on_every_mesh() {
         assert!(distance > VISIBLE, "{what}: {distance:.1e} only");
     }
     check_all(&subject);
+}
+
+/// With guidance in one step only, the ranks of the positive branch have nothing to do in the others.
+#[test]
+fn guidance_in_some_steps_on_every_mesh() {
+    let subject = Subject::new(Kind::Joint);
+    let branches = vec![Branch::whole(), Branch { steps: 1..2, skip_layers: Vec::new() }];
+    let work = Work { branches: branches.clone(), ..subject.work() };
+    let mut ran = 0;
+    for (patches, warmup_steps) in [(1, 0), (3, 0), (2, 3)] {
+        let (toy, turns) = (Toy::whole(&subject), Turns { patches, warmup_steps, displaced: false });
+        let (scheduler, guidance) = (subject.scheduler(), subject.guidance());
+        let oracle = oracle::denoise(&toy, &*scheduler, &guidance, &branches, &subject.noise(), turns, None);
+        for mesh in meshes(&AXES, 4) {
+            let config = ParallelConfig { mesh, patches: Some(patches), warmup_steps, ..Default::default() };
+            let plan = Plan::new(&config, &work).unwrap();
+            assert_close(&format!("{mesh}, M = {patches}"), &latents(&subject, &plan), &oracle, TOLERANCE);
+            ran += 1;
+        }
+    }
+    assert!(ran > 60, "only {ran} plans");
 }
 
 /// What the comparisons above would say to mistakes.

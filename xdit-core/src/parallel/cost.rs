@@ -90,8 +90,8 @@ pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
     let mut steps = vec![Sent::new(); plan.steps];
     let mut step = 0;
     for action in schedule(plan, rank.rank) {
-        // Actions that send follow the blocks of their step.
-        if let Action::Blocks { step: current, .. } = action {
+        // Other actions that send follow one of these of their step.
+        if let Action::Blocks { step: current, .. } | Action::Advance { step: current, .. } = action {
             step = current;
         }
         for (axis, bytes) in rank.sends(&action).into_iter().filter(|(_, bytes)| *bytes > 0) {

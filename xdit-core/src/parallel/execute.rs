@@ -349,9 +349,10 @@ impl<'a, T: Transformer> Walker<'a, T> {
         let branches: Vec<_> = group.ranks().iter().map(branches).collect();
         let [b, n, c] = self.latents_shape(patches);
         let lens: Vec<usize> = branches.iter().map(|branches| branches.len() * b * n * c).collect();
-        let mine = self.predictions.iter_mut().filter_map(Option::take).collect();
-        let arrived = wait(self.groups.cfg.all_gather(buffer(Tensor::cat(mine, 0)), &lens));
-        for (branches, part) in branches.iter().zip(&arrived) {
+        let mine: Vec<_> = self.predictions.iter_mut().filter_map(Option::take).collect();
+        let mine = if mine.is_empty() { self.latents.1.nothing() } else { buffer(Tensor::cat(mine, 0)) };
+        let arrived = wait(self.groups.cfg.all_gather(mine, &lens));
+        for (branches, part) in branches.iter().zip(&arrived).filter(|(branches, _)| !branches.is_empty()) {
             let part: Tensor<3> = self.latents.1.tensor(part, [branches.len() * b, n, c]);
             for (place, &branch) in branches.iter().enumerate() {
                 self.predictions[branch] = Some(part.clone().narrow(0, place * b, b));

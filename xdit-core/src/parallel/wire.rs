@@ -25,6 +25,11 @@ impl Place {
         Spec::new(wire_type(self.dtype), shape.iter().product())
     }
 
+    /// What is sent where there is nothing to send.
+    pub fn nothing(&self) -> Buffer {
+        Buffer::empty(wire_type(self.dtype))
+    }
+
     /// The tensor of `shape` in `buffer`. They share their memory; who changes the tensor in place, changes a copy.
     pub fn tensor<const D: usize>(&self, buffer: &Buffer, shape: [usize; D]) -> Tensor<D> {
         let bytes = buffer.bytes();
