@@ -5,16 +5,19 @@
 //! whose part was complete by then may end well beside others that fail; the run as a whole does not.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use xdit_comm::sim::FaultKind;
 use xdit_comm::{Options, Outcome, Report, Sim, launch};
 use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan};
-use xdit_core::parallel::run::{Job, run_rank};
+use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
+use xdit_core::parallel::run::{Job, run, run_rank};
 use xdit_tests::bits;
 use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::watchdog::Watchdog;
+use xdit_tests::world::run_in;
 
 const SEEDS: u64 = 1_000;
 /// On each wait, in simulated time.
@@ -109,6 +112,51 @@ fn is_named(error: &str, rank: usize) -> bool {
         Some(OPERATIONS.contains(&operation) && GROUPS.contains(&group) && !here.is_empty())
     };
     named() == Some(true)
+}
+
+/// A job for two ranks, one of which fails as it loads its share; the other one takes its time.
+fn half_loaded(axis: Axis, rest: Duration) -> Job<Toy> {
+    let subject = Subject::new(Kind::Alone);
+    let config = ParallelConfig { mesh: Mesh::default().with(axis, 2), ..ParallelConfig::default() };
+    let plan = Plan::new(&config, &Work { images: 2, ..subject.work() }).unwrap();
+    let job = subject.job(plan);
+    let (load, calls) = (job.load, AtomicUsize::new(0));
+    Job {
+        load: Box::new(move |share| {
+            if calls.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(xdit_core::Error::failure("out of paper"));
+            }
+            thread::sleep(rest);
+            load(share)
+        }),
+        guidance: vec![subject.guidance(); 2],
+        noise: vec![subject.noise(); 2],
+        plan: job.plan,
+        scheduler: job.scheduler,
+    }
+}
+
+/// Not even its listener waits for it.
+#[test]
+fn a_rank_that_is_busy_holds_nobody_up() {
+    let started = Instant::now();
+    let error = run(half_loaded(Axis::Pipeline, HANGS), &mut ()).unwrap_err();
+    assert_eq!(error.to_string(), "out of paper");
+    assert!(started.elapsed() < HANGS / 2, "took {:?}", started.elapsed());
+}
+
+#[test]
+fn a_rank_that_needs_no_other_stops_when_one_fails() {
+    let job = half_loaded(Axis::Data, Duration::from_secs(1));
+    let report = run_in(job, &Options::default().grace(HANGS), |world| world);
+    let failed = |rank: usize| match &report.outcomes[rank] {
+        Outcome::Failed(error) => error.to_string(),
+        other => panic!("rank {rank}: {other:?}"),
+    };
+    let first = report.failures[0];
+    assert_eq!(failed(first), "out of paper");
+    let expected = format!("`check` over `pp` on rank {}: stopped because rank {first} failed", 1 - first);
+    assert!(failed(1 - first).starts_with(&expected), "{}", failed(1 - first));
 }
 
 #[test]

@@ -79,6 +79,12 @@ pub trait Communicator: fmt::Debug + Send + Sync {
     /// Completes once every rank of the group has come here.
     fn barrier(&self) -> Pending<()>;
 
+    /// Whether the world goes on: for a rank that computes for long without a transfer, which would tell it.
+    ///
+    /// # Errors
+    /// [`PeerFailed`](crate::Error::PeerFailed) once this rank can know that another one has failed.
+    fn check(&self) -> Result<()>;
+
     /// What this rank has sent and waited for so far, in all its groups.
     fn traffic(&self) -> Traffic;
 

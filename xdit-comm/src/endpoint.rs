@@ -304,6 +304,10 @@ impl Communicator for Endpoint {
         self.collective(self.call(Operation::Barrier), 0, sends, recvs).map(drop)
     }
 
+    fn check(&self) -> Result<()> {
+        self.fabric.check(&self.call(Operation::Check))
+    }
+
     fn traffic(&self) -> Traffic {
         self.fabric.traffic(self.world_rank())
     }

@@ -32,6 +32,8 @@ pub enum Operation {
     Barrier,
     /// [`subgroup`](crate::Communicator::subgroup)
     Subgroup,
+    /// [`check`](crate::Communicator::check)
+    Check,
 }
 
 impl fmt::Display for Operation {
@@ -47,6 +49,7 @@ impl fmt::Display for Operation {
             Self::SendRecv => f.write_str("send_recv"),
             Self::Barrier => f.write_str("barrier"),
             Self::Subgroup => f.write_str("subgroup"),
+            Self::Check => f.write_str("check"),
         }
     }
 }

@@ -70,7 +70,7 @@ pub enum Outcome<T, E> {
     Done(T),
     /// It returned an error.
     Failed(E),
-    /// It panicked, with this message.
+    /// It panicked, with this message, or could not begin.
     Panicked(String),
     /// Another rank failed and this one had not stopped when the grace was over. Its thread is left running.
     Busy,
@@ -168,7 +168,7 @@ impl<E: Display> Display for RunError<E> {
 /// once; one that does not stop within [`Options::grace`] is left behind, so this returns even then.
 ///
 /// # Panics
-/// If `size` is zero, or the system has no more threads.
+/// If `size` is zero.
 pub fn run_ranks<T, E, F>(size: usize, options: &Options, work: F) -> Result<Vec<T>, RunError<E>>
 where
     T: Send + 'static,
@@ -181,7 +181,7 @@ where
 /// Like [`run_ranks`], and tells all there is to know about the run.
 ///
 /// # Panics
-/// If `size` is zero, or the system has no more threads.
+/// If `size` is zero.
 pub fn launch<T, E, F>(size: usize, options: &Options, work: F) -> Report<T, E>
 where
     T: Send + 'static,
@@ -194,18 +194,28 @@ where
     let (report, reports) = mpsc::channel();
     let threads: Vec<_> = (0..size)
         .map(|rank| {
-            let (fabric, work, report) = (fabric.clone(), work.clone(), report.clone());
+            let end = {
+                let (fabric, report) = (fabric.clone(), report.clone());
+                move |outcome, failure| {
+                    fabric.exit(rank, failure);
+                    // Fails only if the launcher has left this rank behind.
+                    drop(report.send((rank, outcome)));
+                }
+            };
+            let (fabric, work, tell) = (fabric.clone(), work.clone(), end.clone());
             let body = move || {
-                let comm = Endpoint::world(fabric.clone(), rank);
+                let comm = Endpoint::world(fabric, rank);
                 let (outcome, failure) = run_one(|| work(comm));
                 // Its captures go before the launcher learns that this rank is done.
                 drop(work);
-                fabric.exit(rank, failure);
-                // Fails only if the launcher has left this rank behind.
-                drop(report.send((rank, outcome)));
+                tell(outcome, failure);
             };
             let thread = thread::Builder::new().name(format!("rank {rank}")).stack_size(STACK_BYTES);
-            thread.spawn(body).expect("the system has a thread for each rank")
+            // The ranks that have begun would wait for this one.
+            thread.spawn(body).map_err(|error| {
+                let message = format!("the system has no thread for it: {error}");
+                end(Outcome::Panicked(message.clone()), Some(message));
+            })
         })
         .collect();
     drop(report);
@@ -225,7 +235,9 @@ where
         }
     }
     for (thread, outcome) in threads.into_iter().zip(&outcomes) {
-        if !matches!(outcome, Outcome::Busy) {
+        if let Ok(thread) = thread
+            && !matches!(outcome, Outcome::Busy)
+        {
             // Panics of the closure are caught inside.
             thread.join().expect("a rank's thread ends well");
         }

@@ -131,6 +131,10 @@ impl Communicator for Tampered {
         self.inner.barrier()
     }
 
+    fn check(&self) -> Result<()> {
+        self.inner.check()
+    }
+
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
     }

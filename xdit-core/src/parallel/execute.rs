@@ -86,10 +86,13 @@ pub fn denoise<T: Transformer>(
     on_step: &mut dyn FnMut(usize),
 ) -> Option<Tokens> {
     assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
+    assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
     let start = || Walker::new(plan, groups, transformer, scheduler, guidance, noise);
     let mut walker = recorder.time(Activity::Prepare, start);
     let actions = schedule(plan, groups.rank);
     for (index, action) in actions.iter().enumerate() {
+        // Pictures of other ranks are no concern of this one, until one of them fails.
+        wait(Pending::ready(groups.pipeline.check()));
         walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
         let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
         recorder.keep_kv(walker.attention.kv_bytes());

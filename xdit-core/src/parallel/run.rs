@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use xdit_comm::{Comm, Options, local, run_ranks};
 
@@ -19,6 +20,10 @@ use crate::placement::TensorShare;
 use crate::scheduler::Scheduler;
 use crate::tokens::Tokens;
 use crate::transformer::Transformer;
+
+/// The limit on each wait. A rank that fails or ends tells the others at once, so only one that is alive can make them
+/// wait this long, and a stage of a large model on a slow machine takes many minutes.
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// The part of a transformer that one rank holds.
 #[derive(Clone, Debug)]
@@ -91,14 +96,20 @@ where
     }
     let (events, heard) = channel();
     let job = Arc::new(job);
+    let of_ranks: Sender<Option<Event>> = events.clone();
     let work = move |world: Comm| {
-        let events: Sender<Event> = events.clone();
+        let events = of_ranks.clone();
         // A run outlives a listener that went away.
-        rank(&world, &job, detailed, &mut |event| drop(events.send(event)))
+        rank(&world, &job, detailed, &mut |event| drop(events.send(Some(event))))
     };
-    let options = Options::default().record_waits(detailed);
-    let ranks = std::thread::spawn(move || run_ranks(size, &options, work));
-    heard.into_iter().for_each(|event: Event| event.tell(observer, steps));
+    let options = Options::default().timeout(WAIT_LIMIT).record_waits(detailed);
+    let ranks = std::thread::spawn(move || {
+        let latents = run_ranks(size, &options, work);
+        // A rank that was left behind, still busy, could tell of something as long as it lives.
+        drop(events.send(None));
+        latents
+    });
+    heard.into_iter().map_while(|event| event).for_each(|event| event.tell(observer, steps));
     let latents = ranks.join().map_err(|_| Error::failure("the launcher of the ranks panicked"))?;
     Ok(latents.map_err(first_cause)?.concat())
 }

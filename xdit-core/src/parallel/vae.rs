@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::parallel::failure::{catch, first_cause, wait};
 use crate::parallel::record::{Activity, Recorder};
 use crate::parallel::ring::{Kv, Ring};
+use crate::parallel::run::WAIT_LIMIT;
 use crate::parallel::split;
 use crate::parallel::wire::{Place, buffer};
 use crate::pipeline::Observer;
@@ -54,7 +55,7 @@ where
         let part = catch(|| Ok(recorder.time(Activity::Decode, || work(own, &rows))))?;
         Ok((part, recorder.report()))
     };
-    let options = Options::default().record_waits(detailed);
+    let options = Options::default().timeout(WAIT_LIMIT).record_waits(detailed);
     let parts = run_ranks(ranks, &options, rank).map_err(first_cause)?;
     let (parts, reports): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     reports.into_iter().for_each(|report| observer.rank(report));
