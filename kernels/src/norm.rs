@@ -1,10 +1,13 @@
 //! Normalisation over the features of a token.
+//!
+//! Half precision is normalised in f32 and rounded once, as PyTorch does: the square of a number above 256 is beyond
+//! the range of f16.
 
 mod cpu;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::cpu::{is_f32, lanes::Level};
 
@@ -15,6 +18,10 @@ use crate::cpu::{is_f32, lanes::Level};
 pub fn layer_norm(x: Tensor<3>, weight: Option<Tensor<1>>, bias: Option<Tensor<1>>, eps: f64) -> Tensor<3> {
     if is_f32(&x) && [&weight, &bias].into_iter().flatten().all(is_f32) {
         return cpu::layer_norm(Level::detect(), x, weight, bias, eps);
+    }
+    if let Some(half) = half(&x) {
+        let [weight, bias] = [weight, bias].map(|values| values.map(|values| values.cast(DType::F32)));
+        return layer_norm(x.cast(DType::F32), weight, bias, eps).cast(half);
     }
     reference_layer_norm(x, weight, bias, eps)
 }
@@ -30,6 +37,10 @@ pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps
     if [&x, &shift, &scale].into_iter().all(is_f32) {
         return cpu::layer_norm_modulate(Level::detect(), x, shift, scale, eps);
     }
+    if let Some(half) = half(&x) {
+        let [x, shift, scale] = [x, shift, scale].map(|values| values.cast(DType::F32));
+        return layer_norm_modulate(x, shift, scale, eps).cast(half);
+    }
     reference_layer_norm_modulate(x, shift, scale, eps)
 }
 
@@ -41,7 +52,15 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Option<Tensor<1>>, eps: f6
     if is_f32(&x) && weight.as_ref().is_none_or(is_f32) {
         return cpu::rms_norm(Level::detect(), x, weight, eps);
     }
+    if let Some(half) = half(&x) {
+        return rms_norm(x.cast(DType::F32), weight.map(|weight| weight.cast(DType::F32)), eps).cast(half);
+    }
     reference_rms_norm(x, weight, eps)
+}
+
+/// The type of `x` if it has 16 bits.
+fn half<const D: usize>(x: &Tensor<D>) -> Option<DType> {
+    Some(x.dtype()).filter(|dtype| matches!(dtype, DType::F16 | DType::BF16))
 }
 
 /// [`layer_norm`] in plain tensor operations.

@@ -24,6 +24,27 @@ pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
 }
 
+/// A copy of the golden checkpoint `name`, in which `change` was made to the JSON in `file`.
+pub fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for component in std::fs::read_dir(goldens().join(name)).unwrap().map(Result::unwrap) {
+        let to = copy.path().join(component.file_name());
+        if component.path().is_file() {
+            std::fs::copy(component.path(), to).unwrap();
+            continue;
+        }
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(component.path()).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+    let path = copy.path().join(file);
+    let mut json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(path, json.to_string()).unwrap();
+    copy
+}
+
 /// The folder of a checkpoint that was recorded elsewhere, with the real xDiT beside diffusers: `$XDIT_REFERENCE`, or
 /// one beside the project. It is not part of the project; where it is not there, this says so.
 pub fn outside_reference() -> Option<PathBuf> {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Tensor};
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
@@ -257,4 +258,34 @@ fn t5_attends_to_its_padding() {
             assert!(distance > 1e-3, "a mask would be noticed: {distance:.1e}");
         }
     }
+}
+
+/// With published weights the states inside T5 outgrow f16.
+#[test]
+fn t5_has_room_for_large_states_in_f16() {
+    let from = goldens().join("pixart-alpha-256/text_encoder");
+    let config = T5Config::read(Config::read(&from.join("config.json")).unwrap()).unwrap();
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let grown: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let factor = if name.ends_with("block.0.layer.1.DenseReluDense.wo.weight") { 1e6 } else { 1.0 };
+            let values = tensor.data().chunks_exact(4).map(|value| value.try_into().unwrap());
+            let data = values.flat_map(|value| (f32::from_le_bytes(value) * factor).to_le_bytes());
+            (name, tensor.dtype(), tensor.shape().to_vec(), data.collect::<Vec<u8>>())
+        })
+        .collect();
+    let views = grown
+        .iter()
+        .map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let encode = |dtype| {
+        let t5 = T5Encoder::load(&config, &weights(dir.path(), dtype)).unwrap();
+        t5.forward(&[3, 9, 14, 1])
+    };
+    let half = encode(DType::F16);
+    assert_eq!(half.dtype(), DType::F16);
+    assert_close("T5 in f16", &half.cast(DType::F32), &encode(DType::F32), 5e-3);
 }

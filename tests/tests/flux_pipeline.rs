@@ -116,3 +116,23 @@ fn warnings() {
     let idle = warnings(Request { guidance_scale: Some(3.5), ..short });
     assert_eq!(idle, ["this FLUX model was not made for guidance: the guidance scale `3.5` changes nothing"]);
 }
+
+/// Sums of such numbers wrap.
+#[test]
+fn a_config_of_huge_numbers_is_refused() {
+    let error = |option: &str, value: serde_json::Value| {
+        let checkpoint =
+            xdit_tests::changed("flux-dev", "transformer/config.json", |config| config[option] = value);
+        let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+        xdit_models::open(checkpoint.path(), &options).err().unwrap().message().to_owned()
+    };
+    assert_eq!(
+        error("num_single_layers", (u64::MAX - 1).into()),
+        "a FLUX transformer cannot have `num_layers` 3 and `num_single_layers` 18446744073709551614"
+    );
+    assert_eq!(
+        error("axes_dims_rope", [1_u64 << 63, 1 << 63, 8].to_vec().into()),
+        "`axes_dims_rope` [9223372036854775808, 9223372036854775808, 8] are not even numbers with the sum \
+         `attention_head_dim` 8"
+    );
+}

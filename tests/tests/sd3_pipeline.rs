@@ -187,6 +187,20 @@ fn a_text_encoder_that_is_absent_is_not_loaded() {
     assert_eq!(loads("sd35-large"), ["text_encoder", "text_encoder_2"]);
 }
 
+/// CLIP's tokens lie side by side.
+#[test]
+fn clips_that_make_texts_of_different_lengths_are_refused() {
+    let checkpoint = xdit_tests::changed("sd3-medium", "tokenizer_2/tokenizer_config.json", |config| {
+        config["model_max_length"] = 40.into();
+    });
+    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let error = xdit_models::open(checkpoint.path(), &options).err().unwrap();
+    assert_eq!(
+        error.message(),
+        "lengths of CLIP's texts in `tokenizer` and `tokenizer_2`: `77` and `40` do not fit"
+    );
+}
+
 /// The layout of the published files at full size, in files without values.
 #[cfg(unix)]
 #[test]

@@ -167,9 +167,9 @@ impl Job {
         let image = |index: usize| {
             let [prompt, second, third] = request.texts(index / request.images_per_prompt).map(str::to_owned);
             Parameters {
+                prompt_2: Some(second).filter(|text| *text != prompt),
+                prompt_3: Some(third).filter(|text| *text != prompt),
                 prompt,
-                prompt_2: (!request.prompts_2.is_empty()).then_some(second),
-                prompt_3: (!request.prompts_3.is_empty()).then_some(third),
                 seed: request.seed.wrapping_add(index as u64),
                 settings: settings.clone(),
             }

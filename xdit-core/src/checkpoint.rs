@@ -187,7 +187,9 @@ fn missing(dir: &Path, stem: &str) -> Error {
         .collect();
     let variant = names.iter().find_map(|name| {
         let infix = name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".safetensors")?;
-        (!infix.contains('.')).then_some(infix)
+        // A shard of it has its number behind.
+        let variant = infix.split_once('-').map_or(infix, |(variant, _)| variant);
+        (!variant.contains('.')).then_some(variant)
     });
     match variant {
         Some(variant) => error.hint(format!("a variant is there: add `--variant {variant}`")),
@@ -229,4 +231,24 @@ fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
             (name, Entry { file, dtype: info.dtype, shape: info.shape.clone(), bytes, place })
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variant_that_is_there_is_named() {
+        for (file, variant) in [
+            ("model.fp16.safetensors", "fp16"),
+            ("model.fp16-00001-of-00002.safetensors", "fp16"),
+            ("model.bf16-00002-of-00003.safetensors", "bf16"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join(file), "").unwrap();
+            let error = Checkpoint::open(dir.path(), "model", None).unwrap_err().to_string();
+            let hint = format!("hint: a variant is there: add `--variant {variant}`");
+            assert_eq!(error.lines().last(), Some(hint.as_str()), "{file}");
+        }
+    }
 }

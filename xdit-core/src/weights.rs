@@ -34,13 +34,13 @@ use values::{mapped, read};
 pub struct Weights {
     source: Arc<Source>,
     prefix: String,
+    dtype: DType,
     deferred: bool,
 }
 
 struct Source {
     checkpoint: Checkpoint,
     device: Device,
-    dtype: DType,
     /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
     check_only: bool,
     used: Mutex<BTreeSet<String>>,
@@ -85,14 +85,13 @@ impl Weights {
         let source = Source {
             checkpoint,
             device: device.clone(),
-            dtype,
             check_only,
             used: Mutex::new(BTreeSet::new()),
             taken_bytes: AtomicU64::new(0),
             blocks: None,
             tensor: None,
         };
-        Self { source: Arc::new(source), prefix: String::new(), deferred: false }
+        Self { source: Arc::new(source), prefix: String::new(), dtype, deferred: false }
     }
 
     /// The place one level down.
@@ -106,6 +105,12 @@ impl Weights {
     #[must_use]
     pub fn deferred(&self) -> Self {
         Self { deferred: true, ..self.clone() }
+    }
+
+    /// The same place, from which tensors are given as `dtype`.
+    #[must_use]
+    pub fn with_dtype(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
     }
 
     /// Whether there is a tensor called `name` here.
@@ -127,7 +132,7 @@ impl Weights {
 
     /// The type that tensors are given.
     pub fn dtype(&self) -> DType {
-        self.source.dtype
+        self.dtype
     }
 
     /// The tensor called `name`, which must have exactly this shape.
@@ -150,9 +155,9 @@ impl Weights {
         let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);
         let range = rows.start * row_bytes..rows.end * row_bytes;
         shape[0] = rows.len();
-        self.put(name, shape, || match mapped(entry, range.clone(), self.source.dtype) {
-            Some(bytes) => Ok(TensorData::from_bytes(bytes, shape, self.source.dtype)),
-            None => read(entry, [range], shape, self.source.dtype),
+        self.put(name, shape, || match mapped(entry, range.clone(), self.dtype) {
+            Some(bytes) => Ok(TensorData::from_bytes(bytes, shape, self.dtype)),
+            None => read(entry, [range], shape, self.dtype),
         })
     }
 
@@ -167,7 +172,7 @@ impl Weights {
                 let place = move |column| (row * width + column) * size;
                 columns.iter().map(move |columns| place(columns.start)..place(columns.end))
             });
-            read(entry, ranges, kept, self.source.dtype)
+            read(entry, ranges, kept, self.dtype)
         })
     }
 
@@ -178,14 +183,15 @@ impl Weights {
         shape: [usize; D],
         read: impl FnOnce() -> std::io::Result<TensorData>,
     ) -> Result<Tensor<D>> {
-        let Source { device, dtype, check_only, taken_bytes, .. } = &*self.source;
+        let Source { device, check_only, taken_bytes, .. } = &*self.source;
+        let dtype = self.dtype;
         let bytes = shape.iter().product::<usize>() * dtype.size();
         taken_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if *check_only {
             // A tensor without elements takes no memory by itself, and nothing expands to it.
             return Ok(match shape.contains(&0) {
-                true => Tensor::zeros(shape, (device, *dtype)),
-                false => Tensor::<1>::zeros([1], (device, *dtype)).reshape([1; D]).expand(shape),
+                true => Tensor::zeros(shape, (device, dtype)),
+                false => Tensor::<1>::zeros([1], (device, dtype)).reshape([1; D]).expand(shape),
             });
         }
         let data = read().map_err(|error| {
@@ -193,7 +199,7 @@ impl Weights {
             Error::failure(format!("cannot read tensor `{key}`: {error}"))
                 .hint("the file changed after it was opened: check the disk it is on")
         })?;
-        Ok(Tensor::from_data(data, (device, *dtype)))
+        Ok(Tensor::from_data(data, (device, dtype)))
     }
 
     /// The tensor called `name` if there is one.

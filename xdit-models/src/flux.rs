@@ -62,9 +62,9 @@ impl FluxConfig {
         config.only("patch_size", &[json!(1)])?;
         let features: usize = config.take("in_channels", 64)?;
         config.only("out_channels", &[json!(features)])?;
-        let double_blocks = config.take("num_layers", 19)?;
-        let single_blocks = config.take("num_single_layers", 38)?;
-        if double_blocks + single_blocks > MAX_BLOCKS {
+        let double_blocks: usize = config.take("num_layers", 19)?;
+        let single_blocks: usize = config.take("num_single_layers", 38)?;
+        if double_blocks.max(single_blocks) > MAX_BLOCKS || double_blocks + single_blocks > MAX_BLOCKS {
             return Err(Error::failure(format!(
                 "a FLUX transformer cannot have `num_layers` {double_blocks} and `num_single_layers` {single_blocks}"
             )));
@@ -87,7 +87,8 @@ impl FluxConfig {
             rotary: RotaryEmbedding { dims: config.take("axes_dims_rope", [16, 56, 56])?, theta: 10_000.0 },
         };
         let dims = this.rotary.dims;
-        if dims.iter().sum::<usize>() != this.spec.head_dim || dims.iter().any(|dim| dim % 2 != 0) {
+        let sum = dims.iter().try_fold(0_usize, |sum, &dim| sum.checked_add(dim));
+        if sum != Some(this.spec.head_dim) || dims.iter().any(|dim| dim % 2 != 0) {
             return Err(Error::failure(format!(
                 "`axes_dims_rope` {dims:?} are not even numbers with the sum `attention_head_dim` {}",
                 this.spec.head_dim

@@ -54,6 +54,8 @@ impl Sd3Pipeline {
         let config = &diffusion.transformer.config;
         let pooled = clips.iter().map(|clip| clip.config().projection_dim).sum();
         must_fit("text encoders' and transformer's pooled features", pooled, config.pooled_projection_dim)?;
+        let [first, second] = [&clips[0], &clips[1]].map(ClipText::text_tokens);
+        must_fit("lengths of CLIP's texts in `tokenizer` and `tokenizer_2`", first, second)?;
         if let Some(t5) = &t5 {
             let (found, wanted) = (t5.features(), config.joint_attention_dim);
             must_fit("third text encoder's and transformer's text features", found, wanted)?;

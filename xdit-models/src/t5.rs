@@ -111,7 +111,7 @@ impl T5Encoder {
             blocks: (0..config.num_layers)
                 .map(|index| Block::load(config, &encoder.at("block").at(index).at("layer")))
                 .collect::<Result<_>>()?,
-            final_norm: encoder.tensor("final_layer_norm.weight", [config.d_model])?,
+            final_norm: wide(&encoder).tensor("final_layer_norm.weight", [config.d_model])?,
         };
         Ok(this)
     }
@@ -133,12 +133,14 @@ impl T5Encoder {
         assert!(ids.iter().all(|&id| (id as usize) < self.config.vocab_size), "ids are of the vocabulary");
         let indices: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [n]), (&device, DType::I32));
-        let mut x = self.embedding.clone().select(0, indices).unsqueeze::<3>();
+        let dtype = self.embedding.dtype();
+        let x = self.embedding.clone().select(0, indices).unsqueeze::<3>();
+        let mut x = x.cast(self.final_norm.dtype());
         let bias = self.position_bias(n, &device);
         for block in &self.blocks {
-            x = block.forward(&self.config, x, bias.clone());
+            x = block.forward(&self.config, x, bias.clone(), dtype);
         }
-        rms_norm(x, Some(self.final_norm.clone()), self.config.eps)
+        rms_norm(x, Some(self.final_norm.clone()), self.config.eps).cast(dtype)
     }
 
     /// The learned bias of each head for each distance, `[1, h, n, n]`. All blocks share that of the first.
@@ -168,36 +170,45 @@ fn bucket(distance: i32, buckets: usize, max_distance: usize) -> i32 {
     side + (exact + (log * (half - exact) as f32) as i32).min(half - 1)
 }
 
+/// Where f16 is asked for, weights in f32: the states that blocks add to outgrow f16, so they are kept in f32, and so
+/// are the norms and the layer that makes them large. As transformers has it (`_keep_in_fp32_modules`).
+fn wide(weights: &Weights) -> Weights {
+    if weights.dtype() == DType::F16 { weights.with_dtype(DType::F32) } else { weights.clone() }
+}
+
 impl Block {
     fn load(config: &T5Config, weights: &Weights) -> Result<Self> {
         let T5Config { d_model, d_ff, .. } = *config;
         let inner = config.num_heads * config.d_kv;
         let attention = weights.at("0.SelfAttention");
         let ff = weights.at("1.DenseReluDense");
+        let wide_weights = wide(weights);
         Ok(Self {
-            attention_norm: weights.tensor("0.layer_norm.weight", [d_model])?,
+            attention_norm: wide_weights.tensor("0.layer_norm.weight", [d_model])?,
             q: attention.linear_without_bias("q", d_model, inner)?,
             k: attention.linear_without_bias("k", d_model, inner)?,
             v: attention.linear_without_bias("v", d_model, inner)?,
             o: attention.linear_without_bias("o", inner, d_model)?,
-            ff_norm: weights.tensor("1.layer_norm.weight", [d_model])?,
+            ff_norm: wide_weights.tensor("1.layer_norm.weight", [d_model])?,
             wi_0: ff.linear_without_bias("wi_0", d_model, d_ff)?,
             wi_1: ff.linear_without_bias("wi_1", d_model, d_ff)?,
-            wo: ff.linear_without_bias("wo", d_ff, d_model)?,
+            wo: wide(&ff).linear_without_bias("wo", d_ff, d_model)?,
         })
     }
 
-    fn forward(&self, config: &T5Config, x: Tensor<3>, bias: Tensor<4>) -> Tensor<3> {
+    /// All but `x`, the norms and the last layer is computed as `dtype`.
+    fn forward(&self, config: &T5Config, x: Tensor<3>, bias: Tensor<4>, dtype: DType) -> Tensor<3> {
         let [b, n, _] = x.dims();
-        let y = rms_norm(x.clone(), Some(self.attention_norm.clone()), config.eps);
+        let wide = x.dtype();
+        let y = rms_norm(x.clone(), Some(self.attention_norm.clone()), config.eps).cast(dtype);
         let heads = |x: Tensor<3>| x.reshape([b, n, config.num_heads, config.d_kv]);
         let (q, k, v) = (self.q.forward(y.clone()), self.k.forward(y.clone()), self.v.forward(y));
         // T5 does not scale its scores: the initialisation takes care of it.
         let y = attention(heads(q), heads(k), heads(v), Some(bias), 1.0);
-        let x = self.o.forward(y.reshape([b, n, config.num_heads * config.d_kv])) + x;
+        let x = self.o.forward(y.reshape([b, n, config.num_heads * config.d_kv])).cast(wide) + x;
 
-        let y = rms_norm(x.clone(), Some(self.ff_norm.clone()), config.eps);
+        let y = rms_norm(x.clone(), Some(self.ff_norm.clone()), config.eps).cast(dtype);
         let y = gated_activate(Activation::GeluTanh, self.wi_0.forward(y.clone()), self.wi_1.forward(y));
-        self.wo.forward(y) + x
+        self.wo.forward(y.cast(wide)) + x
     }
 }

@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 
 use super::{cpu, layer_norm, layer_norm_modulate, rms_norm};
@@ -67,6 +67,35 @@ fn rms_norm_agrees_with_f64() {
             let norm = |weight| cpu::rms_norm(level, x.clone(), weight, 1e-6);
             check(norm(None), truth(&x_values, c, false, &ones, &zeros, 1e-6));
             check(norm(Some(weight)), truth(&x_values, c, false, &w, &zeros, 1e-6));
+        }
+    }
+}
+
+/// Squares of these numbers are beyond f16; in bf16 their sums would lose most digits.
+#[test]
+fn half_precision_is_normed_in_f32() {
+    for (dtype, tolerance) in [(DType::F16, 5e-4), (DType::BF16, 4e-3)] {
+        let rounded = |seed, shape, scale: f32| random::<3>(seed, shape).mul_scalar(scale).cast(dtype);
+        let x = rounded(1, [2, 5, 1152], 3000.0);
+        let (shift, scale) = (rounded(2, [2, 1, 1152], 1.0), rounded(3, [2, 1, 1152], 1.0));
+        let weight = rounded(4, [1, 1, 1152], 1.0).reshape([1152]);
+        let wide = |x: &Tensor<3>| x.clone().cast(DType::F32);
+        let wide_weight = weight.clone().cast(DType::F32);
+        let pairs = [
+            (
+                layer_norm(x.clone(), Some(weight.clone()), None, 1e-6),
+                layer_norm(wide(&x), Some(wide_weight.clone()), None, 1e-6),
+            ),
+            (
+                layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), 1e-6),
+                layer_norm_modulate(wide(&x), wide(&shift), wide(&scale), 1e-6),
+            ),
+            (rms_norm(x.clone(), Some(weight), 1e-6), rms_norm(wide(&x), Some(wide_weight), 1e-6)),
+        ];
+        for (actual, expected) in pairs {
+            assert_eq!(actual.dtype(), dtype);
+            let error = relative_error(&values(wide(&actual)), values(expected).into_iter().map(f64::from));
+            assert!(error < tolerance, "{dtype:?}: relative error {error:.2e}");
         }
     }
 }

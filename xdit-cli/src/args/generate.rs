@@ -46,23 +46,23 @@ pub struct GenerateArgs {
     /// Pictures of each prompt.
     #[arg(long, value_name = "COUNT")]
     pub num_images: Option<usize>,
-    /// Height in pixels.
+    /// Height in pixels; the default is the model's.
     #[arg(long, value_name = "PIXELS")]
     pub height: Option<usize>,
-    /// Width in pixels.
+    /// Width in pixels; the default is the model's.
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<usize>,
     /// Take the parameters from a picture that this program made; options given beside it go before.
     #[arg(long, value_name = "IMAGE.png")]
     pub from: Option<PathBuf>,
 
-    /// Steps of the noise scheduler.
+    /// Steps of the noise scheduler; the default is diffusers' for the model, see `xdit inspect`.
     #[arg(long, value_name = "STEPS", help_heading = "How to draw it")]
     pub num_inference_steps: Option<usize>,
-    /// Strength of classifier-free guidance; 1 and below turns it off.
+    /// Strength of classifier-free guidance; 1 and below turns it off. To FLUX.1-dev it is an input.
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "How to draw it")]
     pub guidance_scale: Option<f32>,
-    /// Strength of classifier-free guidance for models whose guidance scale is an input instead; 1 and below turns it off.
+    /// Strength of classifier-free guidance for FLUX, with the negative prompt; 1 and below turns it off [default: 1].
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "How to draw it")]
     pub true_cfg_scale: Option<f32>,
     /// Blocks to leave out in one more branch of guidance, such as `7 8 9`; the picture moves away from what they miss.
@@ -83,7 +83,7 @@ pub struct GenerateArgs {
     /// Start from these latents in place of noise: a safetensors file, key `latents`, [n, c, h, w] in f32.
     #[arg(long, value_name = "FILE", help_heading = "How to draw it")]
     pub init_latents: Option<PathBuf>,
-    /// Longest prompt in tokens; the rest is cut off with a warning.
+    /// The most tokens of a prompt that T5 is given; the rest is cut off with a warning. CLIP always takes 77.
     #[arg(long, value_name = "TOKENS", help_heading = "How to draw it")]
     pub max_sequence_length: Option<usize>,
     /// Last layers of CLIP to leave out, beyond the one that is always left out.
@@ -93,7 +93,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         hide_possible_values = true, help_heading = "How to draw it")]
     pub clean_caption: Option<bool>,
-    /// Generate at the size that was asked for, even if the model was not trained for it.
+    /// Generate at the size that was asked for, even if PixArt was not trained for it.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         hide_possible_values = true, help_heading = "How to draw it")]
     pub no_use_resolution_binning: Option<bool>,

@@ -55,6 +55,19 @@ fn a_picture_can_be_made_again_from_itself() {
     assert_ne!(pixels(&workspace.path("other.png")).2, pixels(&workspace.path("first.png")).2);
 }
 
+/// An empty text stands for the prompt, in any model: so a picture of a model with more text encoders can be made again
+/// with one that has fewer.
+#[test]
+fn an_empty_second_prompt_is_none() {
+    let workspace = Workspace::with_demo();
+    workspace.generate(&["--prompt", "a", "--prompt-2", "", "--negative-prompt-2", "", "--output", "a.png"]);
+    workspace.ok(&["generate", "--from", "a.png", "--output", "again.png", "--quiet"]);
+    workspace.generate(&["--prompt", "a", "--output", "plain.png"]);
+    for name in ["again.png", "plain.png"] {
+        assert_eq!(pixels(&workspace.path(name)), pixels(&workspace.path("a.png")), "{name}");
+    }
+}
+
 #[test]
 fn other_programs_find_the_parameters() {
     let workspace = Workspace::with_demo();

@@ -206,13 +206,14 @@ impl Extra {
         }
     }
 
-    /// Whether `request` has it. What says `off` in so many words is nothing that a pipeline would have to know.
+    /// Whether `request` has it. What says `off` in so many words is nothing that a pipeline would have to know, and
+    /// an empty text stands for the prompt.
     fn is_in(self, request: &Request) -> bool {
         match self {
-            Self::Prompt2 => !request.prompts_2.is_empty(),
-            Self::Prompt3 => !request.prompts_3.is_empty(),
-            Self::NegativePrompt2 => request.negative_prompt_2.is_some(),
-            Self::NegativePrompt3 => request.negative_prompt_3.is_some(),
+            Self::Prompt2 => !request.prompts_2.is_empty() && request.prompts_2 != [""],
+            Self::Prompt3 => !request.prompts_3.is_empty() && request.prompts_3 != [""],
+            Self::NegativePrompt2 => request.negative_prompt_2.as_ref().is_some_and(|text| !text.is_empty()),
+            Self::NegativePrompt3 => request.negative_prompt_3.as_ref().is_some_and(|text| !text.is_empty()),
             Self::TrueCfgScale => request.true_cfg_scale.is_some_and(|scale| scale != 1.0),
             Self::SkipGuidanceLayers => {
                 request.skip_layer_guidance.as_ref().is_some_and(|skip| skip.scale != 0.0)
@@ -354,8 +355,8 @@ mod tests {
         let request = Request {
             prompts_2: texts(&["x"]),
             prompts_3: texts(&["x"]),
-            negative_prompt_2: Some(String::new()),
-            negative_prompt_3: Some(String::new()),
+            negative_prompt_2: Some("x".into()),
+            negative_prompt_3: Some("x".into()),
             true_cfg_scale: Some(2.0),
             skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])),
             clip_skip: Some(1),
@@ -370,6 +371,10 @@ mod tests {
         assert!(check_extras(&request, "Toy", &Extra::ALL).is_ok());
         let skip = SkipLayerGuidance { scale: 0.0, ..SkipLayerGuidance::new(vec![1]) };
         let off = Request {
+            prompts_2: texts(&[""]),
+            prompts_3: texts(&[""]),
+            negative_prompt_2: Some(String::new()),
+            negative_prompt_3: Some(String::new()),
             true_cfg_scale: Some(1.0),
             skip_layer_guidance: Some(skip),
             clip_skip: Some(0),
