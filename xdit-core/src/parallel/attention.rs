@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use xdit_kernels::attention;
 
-use crate::attention::{Attention, Qkv, Site};
+use crate::attention::{Attention, Qkv, Site, scale};
 use crate::parallel::distrifusion::{DistriFusion, Exchange};
 use crate::parallel::mesh::Axis;
 use crate::parallel::pipefusion::KvCache;
@@ -77,54 +77,28 @@ impl ParallelAttention {
         self.caches.iter().flatten().map(KvCache::bytes).sum::<u64>() + exchanged
     }
 
-    /// Tokens of `patch` on each ulysses rank of the ring rank at `ring`.
-    fn shards(&self, patch: usize, ring: usize) -> impl Iterator<Item = usize> {
-        let degree = self.ulysses_degree();
-        (0..degree).map(move |ulysses| self.plan.shard(patch, ring * degree + ulysses).len())
-    }
-
-    fn ulysses_degree(&self) -> usize {
-        self.plan.mesh.degree(Axis::Ulysses)
-    }
-
-    /// Tokens of this pass on each ulysses rank.
-    fn tokens(&self) -> Vec<usize> {
-        let mut tokens = vec![0; self.ulysses_degree()];
-        for patch in self.pass.patches.clone() {
-            for (total, n) in tokens.iter_mut().zip(self.shards(patch, self.ring_coordinate)) {
-                *total += n;
-            }
-        }
-        tokens
-    }
-
     /// Where each patch of this pass lies among the tokens that ulysses brought together: rank by rank, and in
     /// each rank's share patch by patch.
     fn runs(&self) -> Vec<Vec<Range<usize>>> {
         let patches = self.pass.patches.len();
-        let mut lengths = vec![Vec::new(); self.ulysses_degree()];
-        for patch in self.pass.patches.clone() {
-            for (rank, n) in self.shards(patch, self.ring_coordinate).enumerate() {
-                lengths[rank].push(n);
-            }
-        }
-        let runs = split::consecutive(&lengths.concat());
+        let first = self.ring_coordinate * self.plan.mesh.degree(Axis::Ulysses);
+        let ranks = first..first + self.plan.mesh.degree(Axis::Ulysses);
+        let of_rank = |rank| self.pass.patches.clone().map(move |patch| self.plan.shard(patch, rank).len());
+        let runs = split::consecutive(&ranks.flat_map(of_rank).collect::<Vec<_>>());
         (0..patches).map(|patch| runs.iter().skip(patch).step_by(patches).cloned().collect()).collect()
     }
 
     /// Tokens whose keys each ring rank has in this pass: those of `patches`.
-    fn ring_tokens(&self, patches: Range<usize>) -> Vec<usize> {
-        (0..self.plan.mesh.degree(Axis::Ring))
-            .map(|ring| patches.clone().map(|patch| self.shards(patch, ring).sum::<usize>()).sum())
-            .collect()
+    fn ring_tokens(&self, patches: &Range<usize>) -> Vec<usize> {
+        (0..self.plan.mesh.degree(Axis::Ring)).map(|ring| self.plan.ring_tokens(patches, ring)).collect()
     }
 }
 
 impl Attention for ParallelAttention {
     fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
         let heads = image.q.dims()[2];
-        let scale = 1.0 / (image.q.dims()[3] as f32).sqrt();
-        let tokens = self.tokens();
+        let scale = scale(&image.q);
+        let tokens = self.plan.ulysses_tokens(&self.pass.patches, self.ring_coordinate);
         let (image, text) = match &self.ulysses {
             Some(ulysses) => {
                 (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text)))
@@ -157,7 +131,7 @@ impl Attention for ParallelAttention {
             Some(text) => Tensor::cat(vec![text, image.q], 1),
             None => image.q,
         };
-        let tokens_of_keys = self.ring_tokens(known);
+        let tokens_of_keys = self.ring_tokens(&known);
         let attend = |kv: Kv, text: Option<Kv>, q| {
             let all = Kv::cat(text.into_iter().chain([kv]).collect());
             attention(q, all.k, all.v, None, scale)

@@ -110,12 +110,13 @@ pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
     let image = |branch: usize| match plan.distrifusion && ring_degree > 1 {
         // Those of all strips, which the branch's next step uses.
         true if plan.branches[branch].steps.len() > 1 => {
-            (0..ring_degree).map(|ring| view.strip(&all, ring)).sum()
+            (0..ring_degree).map(|ring| plan.ring_tokens(&all, ring)).sum()
         }
         // Those of all patches, and in DistriFusion new ones that wait for the last patch of the step.
         false if plan.caches(branch) => {
-            let waiting = if plan.distrifusion { view.strip(&(0..patches - 1), at(Axis::Ring)) } else { 0 };
-            view.strip(&all, at(Axis::Ring)) + waiting
+            let waiting =
+                if plan.distrifusion { plan.ring_tokens(&(0..patches - 1), at(Axis::Ring)) } else { 0 };
+            plan.ring_tokens(&all, at(Axis::Ring)) + waiting
         }
         _ => 0,
     };
@@ -147,20 +148,7 @@ impl Rank<'_> {
 
     /// This rank's tokens of `patches`.
     fn tokens(&self, patches: &Range<usize>) -> usize {
-        let sequence = self.plan.mesh.sequence_coordinate(self.rank);
-        patches.clone().map(|patch| self.plan.shard(patch, sequence).len()).sum()
-    }
-
-    /// Tokens of `patches` that the ulysses ranks at `ring` have, one by one.
-    fn ulysses_tokens(&self, patches: &Range<usize>, ring: usize) -> Vec<usize> {
-        let degree = self.plan.mesh.degree(Axis::Ulysses);
-        let shard = |patch, ulysses| self.plan.shard(patch, ring * degree + ulysses).len();
-        (0..degree).map(|ulysses| patches.clone().map(|patch| shard(patch, ulysses)).sum()).collect()
-    }
-
-    /// Tokens of `patches` that the ranks at `ring` have together.
-    fn strip(&self, patches: &Range<usize>, ring: usize) -> usize {
-        self.ulysses_tokens(patches, ring).iter().sum()
+        self.plan.tokens(patches, self.plan.mesh.sequence_coordinate(self.rank))
     }
 
     /// Text tokens of `branch` that go beside `patches`.
@@ -224,7 +212,7 @@ impl Rank<'_> {
     /// it, and the text's result to everybody.
     fn ulysses(&self, patches: &Range<usize>, attentions: usize, text: usize) -> usize {
         let (me, heads) = (self.at(Axis::Ulysses), self.heads());
-        let tokens = self.ulysses_tokens(patches, self.at(Axis::Ring));
+        let tokens = self.plan.ulysses_tokens(patches, self.at(Axis::Ring));
         let others = (0..heads.len()).filter(|&other| other != me);
         let image = |other: usize| 3 * tokens[me] * heads[other] + tokens[other] * heads[me];
         others.map(|other| attentions * image(other) + text * heads[me]).sum()
@@ -237,10 +225,10 @@ impl Rank<'_> {
             // In the branch's last step, nobody is left to use them in the next one.
             let goes_on = self.plan.branches[branch].steps.contains(&(step + 1));
             let sends = step < self.plan.synchronous_steps || goes_on;
-            return if sends { self.strip(patches, me) * (degree - 1) } else { 0 };
+            return if sends { self.plan.ring_tokens(patches, me) * (degree - 1) } else { 0 };
         }
         // The cache knows all patches once each has been here.
         let known = 0..if step == 0 { patches.end } else { self.plan.patches.len() };
-        (0..degree - 1).map(|hop| self.strip(&known, (me + degree - hop) % degree)).sum()
+        (0..degree - 1).map(|hop| self.plan.ring_tokens(&known, (me + degree - hop) % degree)).sum()
     }
 }

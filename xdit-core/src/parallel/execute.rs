@@ -384,7 +384,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
         let shards_of = |coordinate| (0..plan.patches.len()).map(move |patch| plan.shard(patch, coordinate));
         let mine = Tensor::cat(self.samples, 1);
         let lens: Vec<usize> = (0..sequence.size())
-            .map(|rank| b * c * shards_of(rank).map(|shard| shard.len()).sum::<usize>())
+            .map(|coordinate| b * c * plan.tokens(&(0..plan.patches.len()), coordinate))
             .collect();
         let arrived = wait(sequence.all_gather(buffer(mine), &lens));
         let mut pieces = Vec::new();

@@ -236,6 +236,23 @@ impl Plan {
         let strip = part(&self.patches[patch], self.mesh.degree(Axis::Ring), sequence_coordinate / ulysses);
         part(&strip, ulysses, sequence_coordinate % ulysses)
     }
+
+    /// How many tokens of `patches` the rank at `sequence_coordinate` holds.
+    pub fn tokens(&self, patches: &Range<usize>, sequence_coordinate: usize) -> usize {
+        patches.clone().map(|patch| self.shard(patch, sequence_coordinate).len()).sum()
+    }
+
+    /// How many tokens of `patches` each of the ulysses ranks at `ring_coordinate` holds.
+    pub fn ulysses_tokens(&self, patches: &Range<usize>, ring_coordinate: usize) -> Vec<usize> {
+        let degree = self.mesh.degree(Axis::Ulysses);
+        let first = ring_coordinate * degree;
+        (first..first + degree).map(|sequence| self.tokens(patches, sequence)).collect()
+    }
+
+    /// How many tokens of `patches` the ranks at `ring_coordinate` hold together.
+    pub fn ring_tokens(&self, patches: &Range<usize>, ring_coordinate: usize) -> usize {
+        self.ulysses_tokens(patches, ring_coordinate).iter().sum()
+    }
 }
 
 /// `branch` in a run of so many steps.
@@ -317,7 +334,7 @@ impl fmt::Display for Plan {
         for rank in 0..self.mesh.size() {
             let at = |axis| self.mesh.coordinate(rank, axis);
             let sequence = self.mesh.sequence_coordinate(rank);
-            let tokens: usize = (0..self.patches.len()).map(|patch| self.shard(patch, sequence).len()).sum();
+            let tokens = self.tokens(&(0..self.patches.len()), sequence);
             let span = |range: Range<usize>| format!("{}..{}", range.start, range.end);
             writeln!(
                 f,
