@@ -49,7 +49,7 @@ fn json(plan: &Plan, costs: &[Cost]) -> Value {
             "coordinates": coordinates.into_iter().collect::<Map<_, _>>(),
             "pictures": range(&plan.images[mesh.coordinate(rank, Axis::Data)]),
             "blocks": range(&plan.stage(rank)),
-            "tokens": (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence).len()).sum::<usize>(),
+            "tokens": plan.tokens(&(0..plan.patches.len()), sequence),
             "parameter_bytes": cost.parameter_bytes,
             "peak_kv_bytes": cost.peak_kv_bytes,
             "step_bytes": sent.collect::<Map<_, _>>(),
