@@ -6,9 +6,9 @@ mod merge;
 mod tests;
 mod tile;
 
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::{DType, Tensor, activation::softmax};
 
-use crate::cpu::{is_f32, lanes::Level};
+use crate::cpu::{half, is_f32, lanes::Level};
 
 /// `softmax(q kᵀ · scale + bias) v`.
 ///
@@ -29,7 +29,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4
 /// The second result makes attention over parts of the keys mergeable: see [`merge_lse`].
 ///
 /// # Shapes
-/// As [`attention`]; the second result is `[b, nq, h]`.
+/// As [`attention`]; the second result is `[b, nq, h]`. On the CPU it is f32 even if the tensors have 16 bits, in which
+/// the logarithm of a thousand keys would be off by some percent of the sum.
 pub fn attention_lse(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -39,6 +40,11 @@ pub fn attention_lse(
 ) -> (Tensor<4>, Tensor<3>) {
     if [&q, &k, &v].into_iter().chain(&bias).all(is_f32) {
         return cpu::attention_lse(Level::detect(), q, k, v, bias, scale);
+    }
+    if let Some(half) = half(&q) {
+        let [q, k, v] = [q, k, v].map(|x| x.cast(DType::F32));
+        let (out, lse) = attention_lse(q, k, v, bias.map(|bias| bias.cast(DType::F32)), scale);
+        return (out.cast(half), lse);
     }
     reference_attention_lse(q, k, v, bias, scale)
 }
@@ -72,6 +78,11 @@ pub fn reference_attention_lse(
 pub fn merge_lse(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {
     if is_f32(&a.0) && is_f32(&a.1) && is_f32(&b.0) && is_f32(&b.1) {
         return merge::merge_lse(Level::detect(), a, b);
+    }
+    if let Some(half) = half(&a.0) {
+        let [a, b] = [a, b].map(|(out, lse)| (out.cast(DType::F32), lse.cast(DType::F32)));
+        let (out, lse) = merge_lse(a, b);
+        return (out.cast(half), lse);
     }
     reference_merge_lse(a, b)
 }

@@ -20,6 +20,13 @@ pub(crate) fn is_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && tensor.clone().try_into_primitive::<Flex>().is_ok()
 }
 
+/// The type of `tensor` if it has 16 bits and lives on the CPU backend, where arithmetic of that width is slow: what is
+/// cast to f32, computed and rounded once is faster and nearer.
+pub(crate) fn half<const D: usize>(tensor: &Tensor<D>) -> Option<DType> {
+    let is_half = matches!(tensor.dtype(), DType::F16 | DType::BF16);
+    (is_half && tensor.clone().try_into_primitive::<Flex>().is_ok()).then(|| tensor.dtype())
+}
+
 /// The CPU tensor behind `tensor`, with whatever strides it has.
 ///
 /// # Panics

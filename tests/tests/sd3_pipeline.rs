@@ -74,6 +74,11 @@ fn refusals_read_well() {
         refusal("sd3-medium", &Request { clip_skip: Some(3), ..base.clone() }),
         refusal("sd3-medium", &Request { clean_caption: true, ..base.clone() }),
         refusal("sd35-medium", &Request { skip_layer_guidance: skip(&[1, 4]), ..base.clone() }),
+        // Too few steps for it to take part in one.
+        refusal(
+            "sd35-medium",
+            &Request { skip_layer_guidance: skip(&[99]), num_inference_steps: Some(2), ..base.clone() },
+        ),
         refusal("sd35-medium", &Request { skip_layer_guidance: skip(&[]), ..base.clone() }),
         refusal("sd35-large", &Request { prompts_3: vec!["a dog".into()], ..base }),
     ];
@@ -93,6 +98,9 @@ fn refusals_read_well() {
     hint: leave it out; of the options that not all models have, it takes `prompt_2`, `prompt_3`, `negative_prompt_2`, `negative_prompt_3`, `skip_guidance_layers`, `clip_skip`
 
     block `4` cannot be skipped: the model has 4
+    hint: they are counted from 0; the last one is `3`
+
+    block `99` cannot be skipped: the model has 4
     hint: they are counted from 0; the last one is `3`
 
     skip-layer guidance has no layers to skip

@@ -5,6 +5,7 @@
 use burn::tensor::Tensor;
 use xdit_core::parallel::cost::Cost;
 use xdit_core::parallel::guidance::Branch;
+use xdit_core::parallel::plan::check_skipped_layers;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -162,6 +163,10 @@ impl Pipeline for Sd3Pipeline {
             self.clips.iter().try_for_each(|clip| clip.config().check_clip_skip(clip_skip))?;
         }
         let config = &self.diffusion.transformer.config;
+        if let Some(skip) = request.skip_layer_guidance.as_ref().filter(|skip| skip.scale != 0.0) {
+            // Even where no step leaves them out.
+            check_skipped_layers(&skip.layers, &config.spec)?;
+        }
         let default = config.sample_size * self.diffusion.vae.config.scale();
         let size = [request.height.unwrap_or(default), request.width.unwrap_or(default)];
         let unit = self.diffusion.pixels_per_token();

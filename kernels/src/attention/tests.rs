@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 
 use super::{attention_lse, cpu, merge_lse, reference_attention_lse, reference_merge_lse};
@@ -215,6 +215,27 @@ proptest! {
         assert_close(out, expected, 2.0 * TOLERANCE);
         for (a, b) in values(lse).into_iter().zip(values(expected_lse)) {
             prop_assert!((a - b).abs() <= 2e-6 * b.abs().max(1.0));
+        }
+    }
+}
+
+/// The parts of a ring: their sums are held in f32, so merging adds no more than the rounding of the parts.
+#[test]
+fn half_precision_is_computed_in_f32() {
+    for (dtype, tolerance) in [(DType::F16, 1e-3), (DType::BF16, 6e-3)] {
+        let rounded = |seed, n| random::<4>(seed, [1, n, 2, 64]).add_scalar(1.0).cast(dtype);
+        let (q, k, v) = (rounded(1, 8), rounded(2, 2048), rounded(3, 2048));
+        let wide = |x: &Tensor<4>| x.clone().cast(DType::F32);
+        let (expected, expected_lse) = attention_lse(wide(&q), wide(&k), wide(&v), None, 0.125);
+        let part = |first| {
+            let [k, v] = [&k, &v].map(|x| x.clone().narrow(1, first, 1024));
+            attention_lse(q.clone(), k, v, None, 0.125)
+        };
+        let whole = attention_lse(q.clone(), k.clone(), v.clone(), None, 0.125);
+        for (out, lse) in [whole, merge_lse(part(0), part(1024))] {
+            assert_eq!((out.dtype(), lse.dtype()), (dtype, DType::F32));
+            assert_close(wide(&out), expected.clone(), tolerance);
+            assert_close(lse, expected_lse.clone(), 1e-6);
         }
     }
 }

@@ -151,7 +151,7 @@ impl Plan {
                 "make the picture larger, or the degrees smaller".into(),
             );
         }
-        check_skipped_layers(branches, spec)?;
+        branches.iter().try_for_each(|branch| check_skipped_layers(&branch.skip_layers, spec))?;
         let first = branches.first().map(|branch| of_run(branch, *steps).steps);
         assert_eq!(first, Some(0..*steps), "branch 0 takes part in every step");
         // Where a branch begins later than the others, it has no keys of an earlier step either.
@@ -266,8 +266,12 @@ fn of_run(branch: &Branch, steps: usize) -> Branch {
     of_run
 }
 
-fn check_skipped_layers(branches: &[Branch], spec: &Spec) -> Result<()> {
-    for &layer in branches.iter().flat_map(|branch| &branch.skip_layers) {
+/// Checks that a model of this `spec` can leave out these blocks.
+///
+/// # Errors
+/// If it has no such block, or another one needs it.
+pub fn check_skipped_layers(layers: &[usize], spec: &Spec) -> Result<()> {
+    for &layer in layers {
         if layer >= spec.blocks {
             return Err(Error::usage(format!(
                 "block `{layer}` cannot be skipped: the model has {}",
