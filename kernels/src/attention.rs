@@ -30,7 +30,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4
 ///
 /// # Shapes
 /// As [`attention`]; the second result is `[b, nq, h]`. On the CPU it is f32 even if the tensors have 16 bits, in which
-/// the logarithm of a thousand keys would be off by some percent of the sum.
+/// in bf16, the logarithm for a thousand keys would be off by some percent of the sum.
 pub fn attention_lse(
     q: Tensor<4>,
     k: Tensor<4>,

@@ -174,7 +174,7 @@ fn plans_that_cannot_be() {
     for (options, expected) in [
         (&["--ulysses-degree", "64"][..], "ulysses × tensor degree `64` is more than the model's"),
         (&["--pipefusion-parallel-degree", "9"], "pipeline degree `9` is more than the model's"),
-        (&["--data-parallel-degree", "2"], "data-parallel degree `2` for 1 pictures leaves ranks idle"),
+        (&["--data-parallel-degree", "2"], "data-parallel degree `2` for 1 picture leaves ranks idle"),
         (&["--use-cfg-parallel", "--guidance-scale", "1"], "but guidance is off"),
         (
             &["--pipefusion-parallel-degree", "2", "--attn-layer-num-for-pp", "10", "18"],

@@ -116,8 +116,9 @@ impl Plan {
         if mesh.degree(Axis::Data) > *images {
             return usage(
                 format!(
-                    "data-parallel degree `{}` for {images} pictures leaves ranks idle",
-                    mesh.degree(Axis::Data)
+                    "data-parallel degree `{}` for {} leaves ranks idle",
+                    mesh.degree(Axis::Data),
+                    count(*images, "picture", "pictures")
                 ),
                 format!("use at most `{images}`, or ask for more pictures"),
             );
@@ -310,14 +311,18 @@ fn stages(config: &ParallelConfig, spec: &Spec) -> Result<Vec<Range<usize>>> {
     Ok(split::consecutive(lengths))
 }
 
+fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
 impl fmt::Display for Plan {
     /// What steps are like, and a table: one line a rank.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}: {} patches, {} of {} steps synchronous",
+            "{}: {}, {} of {} steps synchronous",
             self.mesh,
-            self.patches.len(),
+            count(self.patches.len(), "patch", "patches"),
             self.synchronous_steps,
             self.steps
         )?;
