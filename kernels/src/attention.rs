@@ -29,8 +29,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4
 /// The second result makes attention over parts of the keys mergeable: see [`merge_lse`].
 ///
 /// # Shapes
-/// As [`attention`]; the second result is `[b, nq, h]`. On the CPU it is f32 even if the tensors have 16 bits, in which
-/// in bf16, the logarithm for a thousand keys would be off by some percent of the sum.
+/// As [`attention`]; the second result is `[b, nq, h]`. On the CPU it is f32 even if the tensors have 16 bits: in
+/// bf16, the logarithm for a thousand keys would be off by some percent of the sum.
 pub fn attention_lse(
     q: Tensor<4>,
     k: Tensor<4>,
