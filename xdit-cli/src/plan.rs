@@ -14,6 +14,7 @@ use crate::args::{GenerateArgs, ReportFormat};
 use crate::model::locate;
 use crate::print;
 use crate::progress::Progress;
+use crate::report::by_axis;
 use crate::resolve::Job;
 
 /// Carries `xdit plan` out: checks everything as a run would, and shows who would do what.
@@ -42,11 +43,10 @@ fn json(plan: &Plan, costs: &[Cost]) -> Value {
     let mesh = &plan.mesh;
     let rank = |(rank, cost): (usize, &Cost)| {
         let sequence = mesh.sequence_coordinate(rank);
-        let coordinates = Axis::ALL.map(|axis| (axis.name().to_owned(), mesh.coordinate(rank, axis).into()));
         let sent = cost.step_bytes.iter().map(|(axis, sent)| (axis.name().to_owned(), (*sent).into()));
         json!({
             "rank": rank,
-            "coordinates": coordinates.into_iter().collect::<Map<_, _>>(),
+            "coordinates": by_axis(|axis| mesh.coordinate(rank, axis)),
             "pictures": range(&plan.images[mesh.coordinate(rank, Axis::Data)]),
             "blocks": range(&plan.stage(rank)),
             "tokens": plan.tokens(&(0..plan.patches.len()), sequence),
@@ -56,7 +56,7 @@ fn json(plan: &Plan, costs: &[Cost]) -> Value {
         })
     };
     json!({
-        "degrees": Axis::ALL.map(|axis| (axis.name().to_owned(), mesh.degree(axis).into())).into_iter().collect::<Map<_, _>>(),
+        "degrees": by_axis(|axis| mesh.degree(axis)),
         "patches": plan.patches.iter().map(range).collect::<Vec<_>>(),
         "steps": plan.steps,
         "synchronous_steps": plan.synchronous_steps,

@@ -13,7 +13,7 @@ use xdit_core::pipeline::{Observer, Phase};
 
 use crate::parameters::Settings;
 
-pub use ranks::{Rank, ranks};
+pub use ranks::{Rank, by_axis, ranks};
 
 /// What `--report json` prints.
 #[derive(Debug, Serialize)]

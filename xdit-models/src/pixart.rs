@@ -99,7 +99,7 @@ impl PixArtConfig {
 
     /// Features of a token.
     pub fn dim(&self) -> usize {
-        self.spec.heads * self.spec.head_dim
+        self.spec.dim()
     }
 }
 

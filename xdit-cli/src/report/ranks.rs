@@ -44,6 +44,11 @@ struct Row {
     wait_s: f64,
 }
 
+/// A number for each axis of the mesh, by the axis' name.
+pub fn by_axis(number: impl Fn(Axis) -> usize) -> Map<String, Value> {
+    Axis::ALL.into_iter().map(|axis| (axis.name().to_owned(), number(axis).into())).collect()
+}
+
 /// The ranks of `mesh`, of which each may have given several of `reports`.
 pub fn ranks(reports: &[RankReport], mesh: &Mesh) -> Vec<Rank> {
     (0..mesh.size()).map(|rank| Rank::new(rank, reports, mesh)).collect()
@@ -52,14 +57,13 @@ pub fn ranks(reports: &[RankReport], mesh: &Mesh) -> Vec<Rank> {
 impl Rank {
     fn new(rank: usize, reports: &[RankReport], mesh: &Mesh) -> Self {
         let own = || reports.iter().filter(|report| report.rank == rank);
-        let coordinate = |axis: Axis| (axis.name().to_owned(), mesh.coordinate(rank, axis).into());
         let mut times = Times::default();
         own().for_each(|report| times += report.times);
         let mut traffic = Traffic::default();
         own().for_each(|report| traffic.merge(&report.traffic));
         Self {
             rank,
-            coordinates: Axis::ALL.into_iter().map(coordinate).collect(),
+            coordinates: by_axis(|axis| mesh.coordinate(rank, axis)),
             seconds: Seconds {
                 load: times.load.as_secs_f64(),
                 compute: times.compute.as_secs_f64(),
