@@ -265,7 +265,7 @@ impl Weights {
         };
         let weight = self.columns("weight", [c_out, c_in], &share.parts(runs))?;
         let bias = if bias { Some(self.tensor("bias", [c_out])?) } else { None };
-        Ok(Linear::new(weight, bias).summed_over(share.comm.clone()))
+        Ok(Linear::new(weight, bias).summed_over(share.link.clone()))
     }
 
     fn whole_linear(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {

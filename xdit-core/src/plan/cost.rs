@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::DType;
-use xdit_comm::ends;
 
 use crate::error::Result;
+use crate::link::HostLink;
 use crate::placement::{Share, TensorShare};
 use crate::plan::Plan;
 use crate::plan::mesh::Axis;
@@ -57,7 +57,7 @@ pub struct Cost {
 /// # Errors
 /// Those of `share_bytes`.
 pub fn costs(plan: &Plan, sizes: &Sizes, share_bytes: impl Fn(Share) -> Result<u64>) -> Result<Vec<Cost>> {
-    let tensor_ranks = ends(plan.mesh.degree(Axis::Tensor));
+    let tensor_ranks = HostLink::ends(plan.mesh.degree(Axis::Tensor));
     // Ranks that differ along other axes have equal shares.
     let mut known: BTreeMap<[usize; 2], u64> = BTreeMap::new();
     let cost = |rank| {
@@ -65,7 +65,7 @@ pub fn costs(plan: &Plan, sizes: &Sizes, share_bytes: impl Fn(Share) -> Result<u
         let parameter_bytes = match known.get(&at) {
             Some(&bytes) => bytes,
             None => {
-                let tensor = TensorShare { comm: tensor_ranks[tensor].clone() };
+                let tensor = TensorShare { link: tensor_ranks[tensor].clone() };
                 let tensor = (tensor_ranks.len() > 1).then_some(tensor);
                 let bytes = share_bytes(Share { blocks: plan.stage(rank), tensor })?;
                 known.insert(at, bytes);
