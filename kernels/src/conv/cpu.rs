@@ -100,6 +100,7 @@ pub(super) fn conv2d(
         rows: rows_out,
         cols: cols_out,
     };
+    let products = shape.iter().product::<usize>() * c_in * ky * kx;
     let convolve = |target: Target| match algorithm {
         Algorithm::Winograd => {
             assert_eq!(([ky, kx], conv.stride), ([3, 3], 1), "Winograd's kernel and stride");
@@ -108,6 +109,7 @@ pub(super) fn conv2d(
             let weights = weights.as_slice();
             for_each(
                 sizes.blocks(),
+                products,
                 || Scratch::new(sizes.scratch()),
                 |scratch, index| {
                     let scratch = scratch.as_mut_slice();
@@ -123,6 +125,7 @@ pub(super) fn conv2d(
             let weights = weights.as_slice();
             for_each(
                 sizes.blocks(lanes),
+                products,
                 || Scratch::new(sizes.scratch(lanes)),
                 |scratch, index| {
                     let scratch = scratch.as_mut_slice();
