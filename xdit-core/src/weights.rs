@@ -1,5 +1,6 @@
 //! Weights on their way from a checkpoint into a model.
 
+mod layers;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,11 +17,9 @@ use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::error::{Error, Result};
-use crate::linear::Linear;
-use crate::link::fail;
-use crate::placement::Share;
-use crate::placement::{self, Placement, Run, TensorShare};
+use crate::placement::{Placement, Share, TensorShare};
 
+pub use layers::{Residency, SharedLayers};
 pub use table::Table;
 use values::{mapped, read};
 
@@ -35,7 +34,7 @@ pub struct Weights {
     source: Arc<Source>,
     prefix: String,
     dtype: DType,
-    deferred: bool,
+    once: bool,
 }
 
 struct Source {
@@ -44,11 +43,36 @@ struct Source {
     /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
     check_only: bool,
     used: Mutex<BTreeSet<String>>,
-    taken_bytes: AtomicU64,
+    counts: Counts,
+    /// The layers that others hold, too.
+    shared: SharedLayers,
+    /// Of layers that are used before the first step only.
+    residency: Residency,
     /// The blocks to load, if not all.
     blocks: Option<Range<usize>>,
     /// The heads and features to load, if not all, and which layers they are of.
     tensor: Option<(TensorShare, Vec<(&'static str, Placement)>)>,
+}
+
+/// Bytes in the type that tensors are given.
+#[derive(Default)]
+struct Counts {
+    taken: Bytes,
+    once: Bytes,
+    loaded: Bytes,
+}
+
+#[derive(Default)]
+struct Bytes(AtomicU64);
+
+impl Bytes {
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Weights {
@@ -64,10 +88,34 @@ impl Weights {
     /// If the weights are in use already.
     #[must_use]
     pub fn of_share(mut self, share: Share, placements: Vec<(&'static str, Placement)>) -> Self {
-        let source = Arc::get_mut(&mut self.source).expect("weights are set up before they are used");
+        let source = self.set_up();
         source.blocks = Some(share.blocks);
         source.tensor = share.tensor.map(|share| (share, placements));
         self
+    }
+
+    /// Holds linear layers in common with all other weights that are given the same `layers`.
+    ///
+    /// # Panics
+    /// If the weights are in use already.
+    #[must_use]
+    pub fn sharing(mut self, layers: &SharedLayers) -> Self {
+        self.set_up().shared = layers.clone();
+        self
+    }
+
+    /// Whether layers that are used [before the first step](Self::once) stay in memory. By default they do.
+    ///
+    /// # Panics
+    /// If the weights are in use already.
+    #[must_use]
+    pub fn with_residency(mut self, residency: Residency) -> Self {
+        self.set_up().residency = residency;
+        self
+    }
+
+    fn set_up(&mut self) -> &mut Source {
+        Arc::get_mut(&mut self.source).expect("weights are set up before they are used")
     }
 
     /// Which of the model's `count` blocks to load.
@@ -87,11 +135,13 @@ impl Weights {
             device: device.clone(),
             check_only,
             used: Mutex::new(BTreeSet::new()),
-            taken_bytes: AtomicU64::new(0),
+            counts: Counts::default(),
+            shared: SharedLayers::default(),
+            residency: Residency::default(),
             blocks: None,
             tensor: None,
         };
-        Self { source: Arc::new(source), prefix: String::new(), dtype, deferred: false }
+        Self { source: Arc::new(source), prefix: String::new(), dtype, once: false }
     }
 
     /// The place one level down.
@@ -99,12 +149,13 @@ impl Weights {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    /// The same place, from which linear layers are checked now but read at each use, whole on every rank, and
-    /// let go of after it: for layers that are used once before the first step. Where the file can no longer be read by
-    /// then, the rank that uses the layer [fails](crate::link::catch).
+    /// The same place, for linear layers that are used in [`contexts`](crate::transformer::Transformer::contexts) only,
+    /// before the first step. Every rank has them whole. The [residency](Residency) of the run decides whether they
+    /// stay in memory or are read at each use; where the file can no longer be read by then, the rank that uses the
+    /// layer [fails](crate::link::catch).
     #[must_use]
-    pub fn deferred(&self) -> Self {
-        Self { deferred: true, ..self.clone() }
+    pub fn once(&self) -> Self {
+        Self { once: true, ..self.clone() }
     }
 
     /// The same place, from which tensors are given as `dtype`.
@@ -118,11 +169,21 @@ impl Weights {
         self.source.checkpoint.get(&self.key(name)).is_some()
     }
 
-    /// Bytes of what was taken so far, in the type it was given; slices count as slices. A
-    /// [deferred](Self::deferred) layer counts whenever it is used, so after loading this is what the model holds.
-    /// Where nothing is read because the model is only being checked, it is what it would hold.
+    /// Bytes of what the model holds, in the type it was given; slices count as slices. Layers that are read at each
+    /// use do not count. Where nothing is read because the model is only being checked, it is what it would hold.
     pub fn taken_bytes(&self) -> u64 {
-        self.source.taken_bytes.load(Ordering::Relaxed)
+        self.source.counts.taken.get()
+    }
+
+    /// Bytes of the layers that are used [before the first step](Self::once), whether they are held or not.
+    pub fn once_bytes(&self) -> u64 {
+        self.source.counts.once.get()
+    }
+
+    /// Bytes of what was loaded so far, which leaves out what others held already: what was taken first here, and what
+    /// was read again.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.source.counts.loaded.get()
     }
 
     /// The device that tensors go to.
@@ -140,7 +201,9 @@ impl Weights {
     /// # Errors
     /// If it is missing, has another shape, or a type that is not f32, f16 or bf16.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
-        self.rows(name, shape, 0..shape[0])
+        let tensor = self.rows(name, shape, 0..shape[0])?;
+        self.source.counts.taken.add(tensor.shape().num_elements() * self.dtype.size());
+        Ok(tensor)
     }
 
     /// Some rows (of the first dimension) of the tensor called `name`, which must have exactly this shape. Only
@@ -183,10 +246,9 @@ impl Weights {
         shape: [usize; D],
         read: impl FnOnce() -> std::io::Result<TensorData>,
     ) -> Result<Tensor<D>> {
-        let Source { device, check_only, taken_bytes, .. } = &*self.source;
+        let Source { device, check_only, counts, .. } = &*self.source;
         let dtype = self.dtype;
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        taken_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        counts.loaded.add(shape.iter().product::<usize>() * dtype.size());
         if *check_only {
             // A tensor without elements takes no memory by itself, and nothing expands to it.
             return Ok(match shape.contains(&0) {
@@ -218,59 +280,6 @@ impl Weights {
     pub fn table(&self, name: &str, shape: &[usize]) -> Result<Table> {
         self.entry(name, shape)?;
         Ok(Table { weights: self.clone(), name: name.to_owned(), shape: shape.to_vec() })
-    }
-
-    /// The linear layer called `name`, with a bias.
-    ///
-    /// # Errors
-    /// As [`tensor`](Self::tensor).
-    pub fn linear(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
-        self.at(name).linear_here(c_in, c_out, true)
-    }
-
-    /// The linear layer called `name`, without a bias.
-    ///
-    /// # Errors
-    /// As [`tensor`](Self::tensor).
-    pub fn linear_without_bias(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
-        self.at(name).linear_here(c_in, c_out, false)
-    }
-
-    fn linear_here(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
-        if self.deferred {
-            self.entry("weight", &[c_out, c_in])?;
-            if bias {
-                self.entry("bias", &[c_out])?;
-            }
-            let weights = self.clone();
-            return Ok(Linear::deferred(move || {
-                weights.whole_linear(c_in, c_out, bias).unwrap_or_else(|error| fail(error))
-            }));
-        }
-        let layer = self.prefix.trim_end_matches('.');
-        let cut = self.source.tensor.as_ref().and_then(|(share, placements)| {
-            let placed = placements.iter().find(|(pattern, _)| placement::matches(layer, pattern));
-            placed.map(|(_, placement)| (share, placement))
-        });
-        let (share, runs) = match cut {
-            None => return self.whole_linear(c_in, c_out, bias),
-            Some((share, Placement::Outputs { unit })) => {
-                let outputs = share.part(c_out, *unit);
-                let weight = self.rows("weight", [c_out, c_in], outputs.clone())?;
-                let bias = if bias { Some(self.rows("bias", [c_out], outputs)?) } else { None };
-                return Ok(Linear::new(weight, bias));
-            }
-            Some((share, Placement::Inputs { unit })) => (share, &vec![Run { features: c_in, unit: *unit }]),
-            Some((share, Placement::ConcatenatedInputs(runs))) => (share, runs),
-        };
-        let weight = self.columns("weight", [c_out, c_in], &share.parts(runs))?;
-        let bias = if bias { Some(self.tensor("bias", [c_out])?) } else { None };
-        Ok(Linear::new(weight, bias).summed_over(share.comm.clone()))
-    }
-
-    fn whole_linear(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
-        let weight = self.tensor("weight", [c_out, c_in])?;
-        Ok(Linear::new(weight, if bias { Some(self.tensor("bias", [c_out])?) } else { None }))
     }
 
     /// Says that the tensor called `name` is known and deliberately not used.

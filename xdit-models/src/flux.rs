@@ -166,7 +166,7 @@ impl Published for Flux {
     /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.
     fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let (dim, count) = (config.spec.dim(), config.spec.blocks);
-        let (share, once) = (weights.blocks(count), weights.deferred());
+        let (share, once) = (weights.blocks(count), weights.once());
         let features = config.spec.channels * PATCH * PATCH;
         let embed = once.at("time_text_embed");
         let embedder = |name, c_in| TimestepEmbedding::load(&embed.at(name), c_in, dim);
@@ -393,7 +393,7 @@ impl Stream {
         let dim = config.spec.dim();
         let attn = weights.at("attn");
         Ok(Self {
-            norm: weights.deferred().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
+            norm: weights.once().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
             projections: Projections::load(config, &attn, [q, k, v, norm_q, norm_k])?,
             out: attn.linear(out, dim, dim)?,
             ff: FeedForward::load(&weights.at(ff), dim)?,
@@ -436,7 +436,7 @@ impl SingleBlock {
         let dim = config.spec.dim();
         let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         Ok(Self {
-            norm: weights.deferred().linear("norm.linear", dim, 3 * dim)?,
+            norm: weights.once().linear("norm.linear", dim, 3 * dim)?,
             projections: Projections::load(config, &weights.at("attn"), names)?,
             proj_mlp: weights.linear("proj_mlp", dim, 4 * dim)?,
             proj_out: weights.linear("proj_out", 5 * dim, dim)?,

@@ -170,12 +170,12 @@ impl Published for PixArt {
                 proj: proj.select_outputs(packed_outputs(channels, patch, config.out_channels)),
             })
         };
-        let adaln = weights.at("adaln_single").deferred();
+        let adaln = weights.at("adaln_single").once();
         let emb = adaln.at("emb");
         let embedder = |name, c_out| TimestepEmbedding::load(&emb.at(name), SINUSOID_WIDTH, c_out);
         let micro =
             || Ok([embedder("resolution_embedder", dim / 3)?, embedder("aspect_ratio_embedder", dim / 3)?]);
-        let caption = weights.at("caption_projection").deferred();
+        let caption = weights.at("caption_projection").once();
         Ok(Self {
             spec: config.spec.clone(),
             dtype: weights.dtype(),

@@ -176,19 +176,19 @@ impl Published for Sd3 {
         let TransformerSpec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.spec.dim();
         let blocks = weights.blocks(count);
-        let deferred = weights.deferred();
-        let embedder = deferred.at("time_text_embed");
+        let once = weights.once();
+        let embedder = once.at("time_text_embed");
         let input = || {
             Ok(Input {
                 patch_embedding: patch_embedding(&weights.at("pos_embed.proj"), channels, patch, dim)?,
                 position: PositionTable::load(&weights.at("pos_embed"), config.pos_embed_max_size, dim)?,
-                context_embedder: deferred.linear("context_embedder", config.joint_attention_dim, dim)?,
+                context_embedder: once.linear("context_embedder", config.joint_attention_dim, dim)?,
             })
         };
         let output = || {
             let proj_out = weights.linear("proj_out", dim, patch * patch * channels)?;
             Ok(Output {
-                norm_out: deferred.linear("norm_out.linear", dim, 2 * dim)?,
+                norm_out: once.linear("norm_out.linear", dim, 2 * dim)?,
                 proj_out: proj_out.select_outputs(packed_outputs(channels, patch, channels)),
             })
         };
@@ -339,7 +339,7 @@ impl Block {
         let dim = config.spec.dim();
         let (is_dual, is_last) =
             (config.dual_attention_layers.contains(&index), index + 1 == config.spec.blocks);
-        let modulation = |name, rows| weights.deferred().linear(format!("{name}.linear"), dim, rows * dim);
+        let modulation = |name, rows| weights.once().linear(format!("{name}.linear"), dim, rows * dim);
         let image = |attn| Projections::load(config, &weights.at(attn), IMAGE_PROJECTIONS, Some("to_out.0"));
         let text_out = (!is_last).then_some("to_add_out");
         Ok(Self {
