@@ -8,9 +8,8 @@ mod values;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::ops::{AddAssign, Range};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::Dtype;
@@ -43,7 +42,8 @@ struct Source {
     /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
     check_only: bool,
     used: Mutex<BTreeSet<String>>,
-    counts: Counts,
+    taken: Mutex<ParameterBytes>,
+    loaded: Mutex<ParameterBytes>,
     /// The layers that others hold, too.
     shared: SharedLayers,
     /// Of layers that are used before the first step only.
@@ -54,24 +54,19 @@ struct Source {
     tensor: Option<(TensorShare, Vec<(&'static str, Placement)>)>,
 }
 
-/// Bytes in the type that tensors are given.
-#[derive(Default)]
-struct Counts {
-    taken: Bytes,
-    once: Bytes,
-    loaded: Bytes,
+/// Bytes of parameters, in the type that they are given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParameterBytes {
+    /// Of what is used in every step.
+    pub steps: u64,
+    /// Of layers that are used [before the first step](Weights::once) only.
+    pub once: u64,
 }
 
-#[derive(Default)]
-struct Bytes(AtomicU64);
-
-impl Bytes {
-    fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+impl AddAssign for ParameterBytes {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.once += other.once;
     }
 }
 
@@ -135,7 +130,8 @@ impl Weights {
             device: device.clone(),
             check_only,
             used: Mutex::new(BTreeSet::new()),
-            counts: Counts::default(),
+            taken: Mutex::default(),
+            loaded: Mutex::default(),
             shared: SharedLayers::default(),
             residency: Residency::default(),
             blocks: None,
@@ -169,21 +165,32 @@ impl Weights {
         self.source.checkpoint.get(&self.key(name)).is_some()
     }
 
-    /// Bytes of what the model holds, in the type it was given; slices count as slices. Layers that are read at each
-    /// use do not count. Where nothing is read because the model is only being checked, it is what it would hold.
+    /// Bytes of what was taken so far; slices count as slices. Where nothing is read because the model is only being
+    /// checked, it is what would be taken.
+    pub fn taken(&self) -> ParameterBytes {
+        *lock(&self.source.taken)
+    }
+
+    /// Bytes of what was [taken](Self::taken) and is held: layers that are read at each use do not count.
     pub fn taken_bytes(&self) -> u64 {
-        self.source.counts.taken.get()
+        let ParameterBytes { steps, once } = self.taken();
+        match self.source.residency {
+            Residency::Hold => steps + once,
+            Residency::Reread => steps,
+        }
     }
 
-    /// Bytes of the layers that are used [before the first step](Self::once), whether they are held or not.
-    pub fn once_bytes(&self) -> u64 {
-        self.source.counts.once.get()
+    /// Bytes of what was loaded so far. Layers that [others](Self::sharing) held already are left out; what was read
+    /// again counts again.
+    pub fn loaded(&self) -> ParameterBytes {
+        *lock(&self.source.loaded)
     }
 
-    /// Bytes of what was loaded so far, which leaves out what others held already: what was taken first here, and what
-    /// was read again.
-    pub fn loaded_bytes(&self) -> u64 {
-        self.source.counts.loaded.get()
+    /// Adds so many numbers to `count`.
+    fn count(&self, count: &Mutex<ParameterBytes>, numbers: usize) {
+        let bytes = (numbers * self.dtype.size()) as u64;
+        let (steps, once) = if self.once { (0, bytes) } else { (bytes, 0) };
+        *lock(count) += ParameterBytes { steps, once };
     }
 
     /// The device that tensors go to.
@@ -202,7 +209,7 @@ impl Weights {
     /// If it is missing, has another shape, or a type that is not f32, f16 or bf16.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
         let tensor = self.rows(name, shape, 0..shape[0])?;
-        self.source.counts.taken.add(tensor.shape().num_elements() * self.dtype.size());
+        self.count(&self.source.taken, tensor.shape().num_elements());
         Ok(tensor)
     }
 
@@ -246,9 +253,9 @@ impl Weights {
         shape: [usize; D],
         read: impl FnOnce() -> std::io::Result<TensorData>,
     ) -> Result<Tensor<D>> {
-        let Source { device, check_only, counts, .. } = &*self.source;
+        let Source { device, check_only, loaded, .. } = &*self.source;
         let dtype = self.dtype;
-        counts.loaded.add(shape.iter().product::<usize>() * dtype.size());
+        self.count(loaded, shape.iter().product());
         if *check_only {
             // A tensor without elements takes no memory by itself, and nothing expands to it.
             return Ok(match shape.contains(&0) {
@@ -292,7 +299,7 @@ impl Weights {
     /// # Errors
     /// If a tensor is left over. It would mean that the model is not the one the checkpoint was made for.
     pub fn finish(&self) -> Result<()> {
-        let used = self.source.used.lock().expect("no thread panics while it holds the lock");
+        let used = lock(&self.source.used);
         let checkpoint = &self.source.checkpoint;
         let unused: Vec<_> = checkpoint.entries().filter(|(name, _)| !used.contains(*name)).collect();
         let Some((first, entry)) = unused.first() else { return Ok(()) };
@@ -312,7 +319,7 @@ impl Weights {
     }
 
     fn tick(&self, key: String) {
-        self.source.used.lock().expect("no thread panics while it holds the lock").insert(key);
+        lock(&self.source.used).insert(key);
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry> {
@@ -343,4 +350,8 @@ impl Weights {
         self.tick(key);
         Ok(entry)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics while it holds the lock")
 }

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 use xdit_comm::Comm;
 
 use super::Weights;
@@ -76,19 +76,18 @@ impl Weights {
         if bias {
             self.entry("bias", &[c_out])?;
         }
-        if self.once {
-            let numbers = c_out * c_in + if bias { c_out } else { 0 };
-            self.source.counts.once.add(numbers * self.dtype.size());
-            if self.source.residency == Residency::Reread {
-                let weights = self.clone();
-                return Ok(Linear::reread(c_out, move || {
-                    weights.parameters(c_in, c_out, bias, Part::Whole).unwrap_or_else(|error| fail(error))
-                }));
-            }
+        if self.once && self.source.residency == Residency::Reread {
+            self.count(&self.source.taken, c_out * c_in + if bias { c_out } else { 0 });
+            let weights = self.clone();
+            return Ok(Linear::reread(c_out, move || {
+                weights.parameters(c_in, c_out, bias, Part::Whole).unwrap_or_else(|error| fail(error))
+            }));
         }
         let (part, summed_over) = if self.once { (Part::Whole, None) } else { self.part(c_in, c_out) };
         let parameters = self.parameters(c_in, c_out, bias, part)?;
-        self.source.counts.taken.add(bytes(&parameters));
+        let Parameters { weight, bias } = &*parameters;
+        let numbers = |bias: &Tensor<1>| bias.shape().num_elements();
+        self.count(&self.source.taken, weight.shape().num_elements() + bias.as_ref().map_or(0, numbers));
         let linear = Linear::held(parameters);
         Ok(match summed_over {
             Some(comm) => linear.summed_over(comm),
@@ -136,9 +135,4 @@ impl Weights {
     fn layer(&self) -> &str {
         self.prefix.trim_end_matches('.')
     }
-}
-
-fn bytes(Parameters { weight, bias }: &Parameters) -> usize {
-    let numbers = weight.shape().num_elements() + bias.as_ref().map_or(0, |bias| bias.shape().num_elements());
-    numbers * weight.dtype().size()
 }
