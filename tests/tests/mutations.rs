@@ -10,6 +10,7 @@ use decorators::{Keys, MutantToy, Tampered, Wire};
 use xdit_comm::{Comm, LaunchOptions};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
+use xdit_core::run::contexts::SharedContexts;
 use xdit_core::run::{Job, Loaded};
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
@@ -62,6 +63,7 @@ impl Run {
             scheduler: of_ranks.scheduler,
             guidance: of_ranks.guidance,
             noise: of_ranks.noise,
+            contexts: SharedContexts::default(),
         };
         let seen = move |world: Comm| match wire {
             Some((group, wire)) => Arc::new(Tampered::new(world, group, wire)) as Comm,

@@ -1,7 +1,5 @@
 //! Angles of rotary position embeddings.
 
-use std::sync::{Arc, Mutex};
-
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::tokens::Positions;
 
@@ -62,33 +60,5 @@ impl RotaryEmbedding {
         let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
         let at = |place| frequencies.iter().map(|frequency| of(place as f64 * frequency) as f32).collect();
         (0..places).map(at).collect()
-    }
-}
-
-/// Angles that were already made, by the tokens they are of.
-///
-/// All steps and blocks of a run share it: a picture has few different runs of tokens, and on a fast device making
-/// their angles anew in every block would cost more than turning by them.
-#[derive(Clone, Debug)]
-pub struct RotaryCache {
-    embedding: RotaryEmbedding,
-    made: Arc<Mutex<Vec<(Positions, Rotary)>>>,
-}
-
-impl RotaryCache {
-    /// Empty.
-    pub fn new(embedding: RotaryEmbedding) -> Self {
-        Self { embedding, made: Arc::default() }
-    }
-
-    /// The angles of the tokens at `positions`.
-    pub fn get(&self, positions: &Positions, device: &Device) -> Rotary {
-        let mut made = self.made.lock().expect("no thread panics while it holds the lock");
-        if let Some((_, rotary)) = made.iter().find(|(known, _)| known == positions) {
-            return rotary.clone();
-        }
-        let rotary = self.embedding.rotary(positions, device);
-        made.push((positions.clone(), rotary.clone()));
-        rotary
     }
 }
