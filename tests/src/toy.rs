@@ -385,7 +385,7 @@ impl Layers<'_> {
             }
             (Some(share), Some(Placement::Inputs { unit })) => {
                 let (start, len) = rows(share.part(c_in, unit));
-                Linear::new(weight.narrow(1, start, len), Some(bias)).summed_over(share.comm.clone())
+                Linear::new(weight.narrow(1, start, len), Some(bias)).summed_over(share.link.clone())
             }
             _ => Linear::new(weight, Some(bias)),
         }

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use xdit_comm::{Comm, LaunchOptions, Report, launch};
+use xdit_comm::{LaunchOptions, Report, launch};
 use xdit_core::error::Error;
+use xdit_core::link::{HostLink, Link};
+use xdit_core::pipeline::Observer;
 use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::run::record::RankReport;
 use xdit_core::run::{Job, run_rank};
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::Transformer;
@@ -19,18 +22,38 @@ pub fn meshes(axes: &[Axis], max_ranks: usize) -> Vec<Mesh> {
     })
 }
 
+/// Keeps what ranks report, in rank order.
+#[derive(Default)]
+pub struct Reports {
+    /// Whether they are to hold each activity and each wait.
+    pub details: bool,
+    /// Of each rank.
+    pub ranks: Vec<RankReport>,
+}
+
+impl Observer for Reports {
+    fn rank(&mut self, report: RankReport) {
+        self.ranks.push(report);
+        self.ranks.sort_by_key(|report| report.rank);
+    }
+
+    fn wants_details(&self) -> bool {
+        self.details
+    }
+}
+
 /// Runs `job` on the ranks of a world, each of which sees it as `seen` makes it.
 pub fn run_in<T>(
     job: Job<T>,
     options: &LaunchOptions,
-    seen: impl Fn(Comm) -> Comm + Send + Sync + 'static,
+    seen: impl Fn(Arc<dyn Link>) -> Arc<dyn Link> + Send + Sync + 'static,
 ) -> Report<Vec<Tokens>, Error>
 where
     T: Transformer + 'static,
     T::Conditions: Send + Sync,
 {
     let (size, job) = (job.plan.mesh.size(), Arc::new(job));
-    launch(size, options, move |world| run_rank(&seen(world), &job, &mut ()))
+    launch(size, options, move |world| run_rank(&seen(HostLink::new(world)), &job, &mut ()))
 }
 
 /// The latents of all pictures of a run that went well, as [`run_in`] reports it.

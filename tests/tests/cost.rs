@@ -1,7 +1,7 @@
 //! What a plan says that ranks send and keep is what they send and keep, to the byte; and where their time goes.
 
 use burn::tensor::DType;
-use xdit_core::pipeline::{LoadOptions, Observer, Request};
+use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::plan::cost::{BlockExchanges, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::{Axis, Mesh};
@@ -19,27 +19,10 @@ use xdit_models::pixart::{self, PixArt};
 use xdit_models::sd3::{self, Sd3};
 use xdit_models::sharding::Sharded;
 use xdit_tests::toy::{Kind, Subject, random};
+use xdit_tests::world::Reports;
 use xdit_tests::{device, goldens};
 
 use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
-
-/// Keeps what ranks report, in rank order.
-#[derive(Default)]
-struct Reports {
-    details: bool,
-    ranks: Vec<RankReport>,
-}
-
-impl Observer for Reports {
-    fn rank(&mut self, report: RankReport) {
-        self.ranks.push(report);
-        self.ranks.sort_by_key(|report| report.rank);
-    }
-
-    fn wants_details(&self) -> bool {
-        self.details
-    }
-}
 
 fn sizes(subject: &Subject) -> Sizes {
     let blocks = subject.spec.blocks;

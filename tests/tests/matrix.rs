@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use burn::tensor::Tensor;
 use xdit_comm::{Comm, LaunchOptions, run_ranks};
 use xdit_core::Result;
+use xdit_core::link::{HostLink, Meter};
 use xdit_core::placement::Share;
-use xdit_core::placement::TensorShare;
 use xdit_core::plan::guidance::Branch;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
@@ -213,12 +213,14 @@ fn a_request_leaves_nothing_behind() {
     let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
     let in_a_row = requests.clone().map(|request| (request, SharedContexts::default()));
     let ranks = run_ranks(4, &LaunchOptions::default(), move |world: Comm| -> Result<_> {
+        let world = HostLink::new(world);
         let pictures = in_a_row.iter().map(|((subject, plan), contexts)| {
             let groups = Groups::new(&world, plan)?;
-            let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-            let toy = subject.load(&Share { blocks: plan.stage(world.rank()), tensor });
+            let toy =
+                subject.load(&Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() });
             let (scheduler, guidance, noise) = (subject.scheduler(), subject.guidance(), subject.noise());
-            let (contexts, mut recorder) = (contexts.of_picture(0), Recorder::new(&world, false));
+            let (contexts, mut recorder) =
+                (contexts.of_picture(0), Recorder::new(world.rank(), Meter::new(false), false));
             Ok(denoise(
                 plan,
                 &groups,

@@ -7,7 +7,7 @@ use xdit_comm::{LaunchOptions, Sim, run_ranks};
 use xdit_core::attention::Qkv;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
-use xdit_core::link::catch;
+use xdit_core::link::{HostLink, catch};
 use xdit_core::methods::vae::SplitRows;
 use xdit_core::noise::Generator;
 use xdit_core::pipeline::{LoadOptions, Picture, Request};
@@ -91,7 +91,7 @@ where
     let ranks = shares.len();
     let rank = move |comm: xdit_comm::Comm| {
         let (start, own) = (shares[..comm.rank()].iter().sum(), shares[comm.rank()]);
-        let rows = SplitRows::new(comm, shares.clone());
+        let rows = SplitRows::new(HostLink::new(comm), shares.clone());
         catch(|| Ok(work(image.clone().narrow(2, start, own), &rows)))
     };
     let parts = run_ranks(ranks, &LaunchOptions::default().sim(Sim::new(seed)), rank);

@@ -4,16 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use xdit_comm::{Comm, Reduce};
 
-use crate::link::{Place, buffer, wait};
+use crate::link::Link;
 
 /// `x Wᵀ + b`: the only place where features sum.
 #[derive(Clone, Debug)]
 pub struct Linear {
     source: Source,
     /// Ranks that each hold some input features and a part of the sum.
-    summed_over: Option<Comm>,
+    summed_over: Option<Arc<dyn Link>>,
 }
 
 /// Weight and bias of a linear layer. Ranks of a process may hold them in common.
@@ -66,10 +65,10 @@ impl Linear {
         }
     }
 
-    /// The same layer where the ranks of `comm` hold its input features between them.
+    /// The same layer where the ranks of `link` hold its input features between them.
     #[must_use]
-    pub fn summed_over(self, comm: Comm) -> Self {
-        Self { summed_over: Some(comm), ..self }
+    pub fn summed_over(self, link: Arc<dyn Link>) -> Self {
+        Self { summed_over: Some(link), ..self }
     }
 
     /// # Shapes
@@ -77,12 +76,10 @@ impl Linear {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let parameters = self.parameters();
         let (weight, bias) = (parameters.weight.clone(), parameters.bias.clone());
-        let Some(comm) = &self.summed_over else {
+        let Some(link) = &self.summed_over else {
             return xdit_kernels::linear(x, weight, bias);
         };
-        let part = xdit_kernels::linear(x, weight, None);
-        let (place, shape) = (Place::of(&part), part.dims());
-        let sum = place.tensor(&wait(comm.all_reduce(buffer(part), Reduce::Sum)), shape);
+        let sum = link.sum_of(xdit_kernels::linear(x, weight, None));
         match bias {
             Some(bias) => sum + bias.unsqueeze(),
             None => sum,

@@ -13,9 +13,8 @@ use std::time::Duration;
 use xdit_comm::{Comm, LaunchOptions, local, run_ranks};
 
 use crate::error::{Error, Result};
-use crate::link::catch;
-use crate::link::first_cause;
-use crate::placement::{Share, TensorShare};
+use crate::link::{Counted, HostLink, Link, Meter, catch, first_cause};
+use crate::placement::Share;
 use crate::plan::Plan;
 use crate::plan::guidance::Guidance;
 use crate::plan::mesh::Axis;
@@ -91,7 +90,7 @@ where
     let (size, steps) = (job.plan.mesh.size(), job.scheduler.timesteps().len());
     let detailed = observer.wants_details();
     if size == 1 {
-        return run_rank(&local(), &job, observer);
+        return run_rank(&HostLink::new(local()), &job, observer);
     }
     let (events, heard) = channel();
     let job = Arc::new(job);
@@ -99,9 +98,9 @@ where
     let work = move |world: Comm| {
         let events = of_ranks.clone();
         // A run outlives a listener that went away.
-        rank(&world, &job, detailed, &mut |event| drop(events.send(Some(event))))
+        rank(&HostLink::new(world), &job, detailed, &mut |event| drop(events.send(Some(event))))
     };
-    let options = LaunchOptions::default().timeout(WAIT_LIMIT).record_waits(detailed);
+    let options = LaunchOptions::default().timeout(WAIT_LIMIT);
     let ranks = std::thread::spawn(move || {
         let latents = run_ranks(size, &options, work);
         // A rank that was left behind, still busy, could tell of something as long as it lives.
@@ -122,7 +121,7 @@ where
 /// If the plan is for another number of ranks, the share cannot be loaded, or a transfer fails: then the error names
 /// operation, group and rank.
 pub fn run_rank<T: Transformer>(
-    world: &Comm,
+    world: &Arc<dyn Link>,
     job: &Job<T>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Tokens>> {
@@ -131,15 +130,17 @@ pub fn run_rank<T: Transformer>(
 }
 
 fn rank<T: Transformer>(
-    world: &Comm,
+    world: &Arc<dyn Link>,
     job: &Job<T>,
     detailed: bool,
     tell: &mut dyn FnMut(Event),
 ) -> Result<Vec<Tokens>> {
     catch(|| {
         let plan = &job.plan;
-        let mut recorder = Recorder::new(world, detailed);
-        let groups = Groups::new(world, plan)?;
+        let meter = Meter::new(detailed);
+        let world = Counted::new(world.clone(), &meter);
+        let mut recorder = Recorder::new(world.rank(), meter, detailed);
+        let groups = Groups::new(&world, plan)?;
         let at = |axis| plan.mesh.coordinate(world.rank(), axis);
         let first_of = |axes: &[Axis]| axes.iter().all(|&axis| at(axis) == 0);
         let leads = first_of(&[Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor]);
@@ -153,8 +154,7 @@ fn rank<T: Transformer>(
         };
 
         progress(Event::Begin(Phase::Load("transformer")));
-        let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-        let share = Share { blocks: plan.stage(world.rank()), tensor };
+        let share = Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() };
         let Loaded { transformer, parameter_bytes } = recorder.time(Activity::Load, || (job.load)(share))?;
         recorder.hold_parameters(parameter_bytes);
         progress(Event::End(Phase::Load("transformer")));

@@ -5,17 +5,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use xdit_comm::{Cause, Pending, RunError};
+use xdit_comm::{Cause, RunError};
 
 use crate::error::{Error, Result};
 
 struct Failed(Error);
 
-/// What arrives. Unwinds to [`catch`] if nothing does, with an error that names operation, group and rank.
-pub fn wait<T: Send + 'static>(pending: Pending<T>) -> T {
-    pending.wait().unwrap_or_else(|error| fail(Error::failure(error.to_string())))
+/// What a transfer gives. Unwinds to [`catch`] if it failed, with an error that names operation, group and rank.
+pub fn must<T>(result: Result<T, xdit_comm::Error>) -> T {
+    result.unwrap_or_else(|error| fail(Error::failure(error.to_string())))
 }
-
 /// Unwinds to [`catch`].
 pub fn fail(error: Error) -> ! {
     // Not a panic: nothing is printed, the launcher tells the first cause.

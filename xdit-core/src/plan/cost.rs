@@ -5,9 +5,9 @@ use std::collections::btree_map::Entry;
 use std::ops::{AddAssign, Range};
 
 use burn::tensor::DType;
-use xdit_comm::ends;
 
 use crate::error::Result;
+use crate::link::HostLink;
 use crate::placement::{Share, TensorShare};
 use crate::plan::Plan;
 use crate::plan::contexts::chunks;
@@ -96,13 +96,13 @@ pub fn costs(
     sizes: &Sizes,
     mut weigh: impl FnMut(Share) -> Result<Weighed>,
 ) -> Result<Vec<Cost>> {
-    let tensor_ranks = ends(plan.mesh.degree(Axis::Tensor));
+    let tensor_ranks = HostLink::ends(plan.mesh.degree(Axis::Tensor));
     // What the first rank with a share adds, and what each other one does.
     let mut known: BTreeMap<[usize; 2], (Weighed, Option<Weighed>)> = BTreeMap::new();
     let cost = |rank| {
         let at = |axis| plan.mesh.coordinate(rank, axis);
         let mut weigh = || {
-            let tensor = TensorShare { comm: tensor_ranks[at(Axis::Tensor)].clone() };
+            let tensor = TensorShare { link: tensor_ranks[at(Axis::Tensor)].clone() };
             let tensor = (tensor_ranks.len() > 1).then_some(tensor);
             weigh(Share { blocks: plan.stage(rank), tensor })
         };

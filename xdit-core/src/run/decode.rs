@@ -1,10 +1,10 @@
 //! Decodes a picture on all ranks, some rows each.
 
 use burn::tensor::Tensor;
-use xdit_comm::{Comm, LaunchOptions, local, run_ranks};
+use xdit_comm::{Comm, LaunchOptions, run_ranks};
 
 use crate::error::Result;
-use crate::link::{catch, first_cause};
+use crate::link::{Counted, HostLink, Meter, catch, first_cause};
 use crate::methods::vae::SplitRows;
 use crate::rows::{Rows, Whole};
 use crate::run::WAIT_LIMIT;
@@ -35,7 +35,7 @@ where
     let ranks = ranks.min(rows);
     let detailed = observer.wants_details();
     if ranks <= 1 {
-        let mut recorder = Recorder::new(&local(), detailed);
+        let mut recorder = Recorder::new(0, Meter::new(detailed), detailed);
         let decoded = recorder.time(Activity::Decode, || work(image, &Whole));
         observer.rank(recorder.report());
         return Ok(decoded);
@@ -43,13 +43,15 @@ where
     let shares = split::even(rows, ranks);
     let rank = move |comm: Comm| {
         let own = shares[comm.rank()].clone();
-        let mut recorder = Recorder::new(&comm, detailed);
-        let rows = SplitRows::new(comm, shares.iter().map(ExactSizeIterator::len).collect());
+        let meter = Meter::new(detailed);
+        let mut recorder = Recorder::new(comm.rank(), meter.clone(), detailed);
+        let link = Counted::new(HostLink::new(comm), &meter);
+        let rows = SplitRows::new(link, shares.iter().map(ExactSizeIterator::len).collect());
         let own = image.clone().narrow(2, own.start, own.len());
         let part = catch(|| Ok(recorder.time(Activity::Decode, || work(own, &rows))))?;
         Ok((part, recorder.report()))
     };
-    let options = LaunchOptions::default().timeout(WAIT_LIMIT).record_waits(detailed);
+    let options = LaunchOptions::default().timeout(WAIT_LIMIT);
     let parts = run_ranks(ranks, &options, rank).map_err(first_cause)?;
     let (parts, reports): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     reports.into_iter().for_each(|report| observer.rank(report));

@@ -6,12 +6,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
-use xdit_comm::Comm;
 
 use super::Weights;
 use crate::error::Result;
 use crate::linear::{Linear, Parameters};
-use crate::link::fail;
+use crate::link::{Link, fail};
 use crate::placement::{self, Placement, Run};
 use crate::shared::Shared;
 
@@ -90,17 +89,17 @@ impl Weights {
         self.count(&self.source.taken, weight.shape().num_elements() + bias.as_ref().map_or(0, numbers));
         let linear = Linear::held(parameters);
         Ok(match summed_over {
-            Some(comm) => linear.summed_over(comm),
+            Some(link) => linear.summed_over(link),
             None => linear,
         })
     }
 
     /// The part of the layer here that this rank holds, and the ranks that hold the rest of a sum.
-    fn part(&self, c_in: usize, c_out: usize) -> (Part, Option<Comm>) {
+    fn part(&self, c_in: usize, c_out: usize) -> (Part, Option<Arc<dyn Link>>) {
         let Some((share, placements)) = &self.source.tensor else { return (Part::Whole, None) };
         let layer = self.layer();
         let placed = placements.iter().find(|(pattern, _)| placement::matches(layer, pattern));
-        let inputs = |runs: &[Run]| (Part::Inputs(share.parts(runs)), Some(share.comm.clone()));
+        let inputs = |runs: &[Run]| (Part::Inputs(share.parts(runs)), Some(share.link.clone()));
         match placed.map(|(_, placement)| placement) {
             None => (Part::Whole, None),
             Some(Placement::Outputs { unit }) => (Part::Outputs(share.part(c_out, *unit)), None),

@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Operation;
+use xdit_comm::Operation;
 
 /// How much one rank did of one kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,8 @@ pub struct Count {
     pub payload_bytes: u64,
     /// Messages handed to other ranks.
     pub messages: u64,
-    /// Bytes in those messages, as this backend sends them: directly, from each rank to each other rank.
+    /// Bytes in those messages, where each goes directly from one rank to another. A sum counts as sent that way, too,
+    /// whatever way it takes.
     pub sent_bytes: u64,
 }
 
@@ -38,7 +39,7 @@ pub struct Wait {
     pub group: Arc<str>,
     /// What was waited for.
     pub operation: Operation,
-    /// When it began, as [`Communicator::now`](crate::Communicator::now) tells it.
+    /// When it began, in time of the [`Meter`](super::Meter).
     pub begin: Duration,
     /// When it was over.
     pub end: Duration,
@@ -102,11 +103,11 @@ impl Traffic {
         }
     }
 
-    pub(crate) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {
+    pub(super) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {
         *self.counts.entry((label.clone(), operation)).or_default() += count;
     }
 
-    pub(crate) fn add_wait(&mut self, label: &Arc<str>, operation: Operation, duration: Duration) {
+    pub(super) fn add_wait(&mut self, label: &Arc<str>, operation: Operation, duration: Duration) {
         *self.waited.entry((label.clone(), operation)).or_default() += duration;
     }
 
