@@ -1,10 +1,10 @@
 //! A checkpoint on many ranks computes what it computes on one: serially, or with the same patches and warm-up.
 
 use burn::tensor::{DType, Tensor};
-use xdit_core::parallel::mesh::Axis::{Cfg, Data, Pipeline as Pp, Ring, Tensor as Tp, Ulysses};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::Axis::{Cfg, Data, Pipeline as Pp, Ring, Tensor as Tp, Ulysses};
+use xdit_core::plan::mesh::{Axis, Mesh};
 
 use crate::{assert_close, device, goldens, relative_l2};
 

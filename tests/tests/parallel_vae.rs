@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use xdit_comm::{Options, Sim, run_ranks};
+use xdit_comm::{LaunchOptions, Sim, run_ranks};
 use xdit_core::attention::Qkv;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
+use xdit_core::link::catch;
+use xdit_core::methods::vae::SplitRows;
 use xdit_core::noise::Generator;
-use xdit_core::parallel::catch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
-use xdit_core::parallel::vae::{SplitRows, split_rows};
 use xdit_core::pipeline::{LoadOptions, Picture, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::rows::{Rows, Whole};
+use xdit_core::run::decode::split_rows;
 use xdit_core::weights::Weights;
 use xdit_kernels::{Affine, Conv2d, Moments};
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
@@ -92,7 +93,7 @@ where
         let rows = SplitRows::new(comm, shares.clone());
         catch(|| Ok(work(image.clone().narrow(2, start, own), &rows)))
     };
-    let parts = run_ranks(ranks, &Options::default().sim(Sim::new(seed)), rank);
+    let parts = run_ranks(ranks, &LaunchOptions::default().sim(Sim::new(seed)), rank);
     Tensor::cat(parts.unwrap_or_else(|error| panic!("seed {seed}: {error}")), 2)
 }
 

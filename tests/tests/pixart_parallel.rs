@@ -1,9 +1,9 @@
 //! PixArt on many ranks equals PixArt on one: serially, or with the same patches and warm-up.
 
 use burn::tensor::DType;
-use xdit_core::parallel::mesh::Axis::{Pipeline as Pp, Ulysses};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::Axis::{Pipeline as Pp, Ulysses};
 use xdit_tests::on_ranks::{OnRanks, mesh};
 use xdit_tests::{Case, assert_close, device};
 

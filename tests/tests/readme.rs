@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use xdit_core::parallel::METHODS;
+use xdit_core::methods::METHODS;
 use xdit_models::MODELS;
 
 /// A table in Markdown.
@@ -35,7 +35,7 @@ fn models_and_methods() {
 #[test]
 fn methods() {
     let head = ["method", "option", "spreads over ranks", "source"].map(str::to_owned).to_vec();
-    let row = |method: &xdit_core::parallel::Method| {
+    let row = |method: &xdit_core::methods::Method| {
         vec![
             method.name.to_owned(),
             format!("`{}`", method.option),

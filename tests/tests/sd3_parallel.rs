@@ -1,7 +1,7 @@
 //! Stable Diffusion 3 on many ranks equals itself on one: serially, or with the same patches and warm-up.
 
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{Request, SkipLayerGuidance};
+use xdit_core::plan::ParallelConfig;
 use xdit_tests::on_ranks::OnRanks;
 use xdit_tests::relative_l2;
 

@@ -1,6 +1,5 @@
 //! What holds for all sources and no compiler checks: who may depend on whom, and which words stand where.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,6 +27,24 @@ const FOREIGN: [(&str, &str, &str); 4] = [
     ),
     ("xdit-core", "clap", "only the command line reads options"),
 ];
+
+/// The layers of xdit-core from the lowest up: a module may use those of its own layer and of lower ones.
+const CORE_LAYERS: [&[&str]; 8] = [
+    &["error", "json", "split"],
+    &["checkpoint", "config", "hub", "noise", "picture", "tokens"],
+    &["attention", "link", "rows", "transformer"],
+    &["placement"],
+    &["linear", "scheduler", "weights"],
+    &["plan"],
+    &["methods"],
+    &["pipeline", "run"],
+];
+
+/// Modules of xdit-core that a model must do without: they know of ranks.
+const PARALLEL_MODULES: [&str; 5] = ["link", "methods", "placement", "plan", "run"];
+
+/// Files of xdit-models that are no models: they join models to the engine.
+const GLUE: [&str; 5] = ["sharding", "_pipeline", "latent_diffusion", "component", "lib"];
 
 /// Lines of the longest source file.
 const MAX_LINES: usize = 600;
@@ -107,20 +124,6 @@ fn places(files: &[File], is_bad: impl Fn(&File, &str) -> bool) -> Vec<String> {
     files.iter().flat_map(in_file).collect()
 }
 
-/// The words of a text in lower case; `snake_case` and `CamelCase` are several.
-fn words(text: &str) -> BTreeSet<String> {
-    let mut spaced = String::new();
-    let mut before = ' ';
-    for char in text.chars() {
-        if char.is_uppercase() && before.is_lowercase() {
-            spaced.push(' ');
-        }
-        spaced.push(if char.is_alphabetic() { char } else { ' ' });
-        before = char;
-    }
-    spaced.split_whitespace().map(str::to_lowercase).collect()
-}
-
 #[test]
 fn crates_depend_only_downwards() {
     let output = Command::new(env!("CARGO"))
@@ -156,18 +159,52 @@ fn crates_depend_only_downwards() {
     none("dependencies go from the command line to the kernels, and nothing uses the tests", offences);
 }
 
+/// The modules that a line of code uses of `krate`, as in `use xdit_core::plan::Plan;`.
+fn used_modules<'a>(line: &'a str, krate: &'a str) -> impl Iterator<Item = &'a str> {
+    let code = line.split("//").next().unwrap_or_default();
+    let after = move |(start, _): (usize, &str)| &code[start + krate.len() + 2..];
+    let name = |rest: &'a str| rest.split(|char: char| !char.is_alphanumeric() && char != '_').next();
+    code.match_indices(krate)
+        .filter(move |(start, _)| code[start + krate.len()..].starts_with("::"))
+        .map(after)
+        .filter_map(name)
+}
+
 #[test]
-fn models_know_nothing_of_parallelism() {
-    let taboo = ["rank", "ranks", "mesh", "meshes", "axis", "axes", "communicator", "communicators", "comm"];
+fn a_model_is_single_device_code() {
     let files = files();
-    let is_model = |file: &File| file.is_rust() && file.path.starts_with("xdit-models/") && !file.is_test();
-    assert!(files.iter().any(is_model));
-    // What an option of a published checkpoint is called is not up to us.
-    let ours = |line: &str| line.replace("axes_dims_rope", "");
-    let bad = |file: &File, line: &str| {
-        is_model(file) && taboo.iter().any(|word| words(&ours(line)).contains(*word))
+    let is_model = |file: &File| {
+        let glue = GLUE.iter().any(|part| file.path.contains(part));
+        file.path.starts_with("xdit-models/src/") && file.is_rust() && !file.is_test() && !glue
     };
-    none("a model is single-device code, comments included", places(&files, bad));
+    assert!(files.iter().filter(|file| is_model(file)).count() > 20);
+    let bad = |file: &File, line: &str| {
+        is_model(file) && used_modules(line, "xdit_core").any(|module| PARALLEL_MODULES.contains(&module))
+    };
+    none("a model depends on no module that knows of ranks", places(&files, bad));
+}
+
+#[test]
+fn layers_of_the_core_use_lower_ones_only() {
+    let layer = |module: &str| CORE_LAYERS.iter().position(|layer| layer.contains(&module));
+    let mut offences = Vec::new();
+    for file in files().iter().filter(|file| file.is_rust() && !file.is_test()) {
+        let Some(path) = file.path.strip_prefix("xdit-core/src/") else { continue };
+        let module = path.split(['/', '.']).next().unwrap_or_default();
+        if module == "lib" {
+            continue;
+        }
+        let Some(own) = layer(module) else {
+            offences.push(format!("`{module}` is in no layer"));
+            continue;
+        };
+        for (number, line) in file.lines() {
+            let higher = |used: &&str| layer(used).is_some_and(|used| used > own);
+            let used = used_modules(line, "crate").filter(higher);
+            offences.extend(used.map(|used| format!("{}:{number}: `{module}` uses `{used}`", file.path)));
+        }
+    }
+    none("modules of xdit-core form layers", offences);
 }
 
 #[test]
