@@ -6,11 +6,7 @@ use xdit_kernels::Activation;
 use crate::setting::values;
 
 /// Attention and log-sum-exp; `bias` has the shape of the scores, `[b, h, nq, nk]`.
-pub fn attention(
-    [q, k, v]: [&Tensor<4>; 3],
-    bias: Option<&[f64]>,
-    scale: f32,
-) -> (Vec<f64>, Vec<f64>) {
+pub fn attention([q, k, v]: [&Tensor<4>; 3], bias: Option<&[f64]>, scale: f32) -> (Vec<f64>, Vec<f64>) {
     let ([b, nq, h, d], [_, nk, ..]) = (q.dims(), k.dims());
     let [q, k, v] = [q, k, v].map(values);
     let (mut out, mut lse) = (Vec::new(), Vec::new());
