@@ -133,13 +133,16 @@ pub(crate) fn reference_group_norm_moments<B: Backend>(
         let zeros = x.full_like([b, groups], 0.0);
         return (zeros.clone().into_inner(), zeros.into_inner());
     }
-    let x = x.reshape([b, groups, c / groups * rows * cols]);
-    let mean = x.clone().mean_dim(2);
-    let centred = x - mean.clone();
+    let x = x.reshape([b * groups, c / groups, rows, cols]);
+    // Sums of sums: one of all elements would lose digits where a backend adds them one by one.
+    let sum = |x: Plain<B>| x.sum_dim(3).sum_dim(2).sum_dim(1);
+    let mean = |x| sum(x) / (c / groups * rows * cols) as f64;
+    let first = mean(x.clone());
+    let centred = x - first.clone();
     // The digits that rounding took from the mean are a mean of their own.
-    let rest = centred.clone().mean_dim(2);
-    let deviation = (centred - rest.clone()).square().sum_dim(2);
-    let [mean, deviation] = [mean + rest, deviation].map(|x| x.reshape([b, groups]).into_inner());
+    let rest = mean(centred.clone());
+    let deviation = sum((centred - rest.clone()).square());
+    let [mean, deviation] = [first + rest, deviation].map(|x| x.reshape([b, groups]).into_inner());
     (mean, deviation)
 }
 

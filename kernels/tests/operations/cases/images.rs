@@ -79,7 +79,7 @@ pub fn group_norm_moments(setting: &Setting) {
 
     // Parts merge to the whole, also parts without a row.
     let x = setting.normal(4, [2, 6, 11, 7], 5.0, 1.0);
-    let part = |(first, rows)| moments(x.clone().narrow(2, first, rows), 2);
+    let part = |(first, rows)| moments(setting.narrow(&x, 2, first, rows), 2);
     let merged = [(0, 0), (0, 0), (0, 2), (2, 8), (10, 1), (11, 0)].map(part).into_iter();
     let merged = merged.reduce(Moments::merge).expect("six parts");
     let (mean, deviation) = truth::moments(&values(&x), 4);
@@ -170,7 +170,7 @@ pub fn conv2d(setting: &Setting) {
             };
             // The reference rounds the normed image and the product.
             let name = format!("{:?} by {:?}", conv.x, conv.weight);
-            setting.close(&name, &y, (&expected, shape), setting.roundings(1, 3));
+            setting.close(&name, &y, (&expected, shape), setting.roundings(1, 2 + setting.of_product()));
         }
     }
 }
