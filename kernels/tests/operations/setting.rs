@@ -23,8 +23,13 @@ pub struct Setting {
     worst: Cell<f64>,
 }
 
-/// Devices by the names that `XDIT_TEST_DEVICE` may have.
-const DEVICES: [(&str, fn() -> Device); 1] = [("flex", Device::flex)];
+/// A device and the name of it that `XDIT_TEST_DEVICE` may have.
+struct Known {
+    name: &'static str,
+    device: fn() -> Device,
+}
+
+const DEVICES: [Known; 1] = [Known { name: "flex", device: Device::flex }];
 
 fn device_name() -> String {
     std::env::var("XDIT_TEST_DEVICE").unwrap_or_else(|_| "flex".into())
@@ -32,11 +37,11 @@ fn device_name() -> String {
 
 fn device() -> Device {
     let wanted = device_name();
-    let names = DEVICES.map(|(name, _)| name).join(", ");
-    let Some((_, device)) = DEVICES.iter().find(|(name, _)| *name == wanted) else {
+    let Some(known) = DEVICES.iter().find(|known| known.name == wanted) else {
+        let names = DEVICES.map(|known| known.name).join(", ");
         panic!("XDIT_TEST_DEVICE is `{wanted}`; this build has: {names}");
     };
-    device()
+    (known.device)()
 }
 
 /// Rounding of f32 over sums of up to a few thousand terms, and exponentials right to a few units in the last place.
