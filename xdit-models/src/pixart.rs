@@ -87,6 +87,9 @@ impl TransformerConfig for PixArtConfig {
             micro_conditions: config.take("use_additional_conditions", sample_size == 128)?,
             norm_eps: config.take("norm_eps", 1e-6)?,
         };
+        if this.spec.patch == 0 {
+            return Err(Error::failure("a PixArt transformer cannot have `patch_size` 0"));
+        }
         config.finish()?;
         Ok(this)
     }

@@ -4,6 +4,9 @@ use super::grid::linspace_f32;
 use super::options::Options;
 use crate::{Error, Result};
 
+/// More timesteps than any model was trained with: the tables of a schedule have an entry for each.
+const MAX_TIMESTEPS: usize = 1_000_000;
+
 /// A variance-preserving noise schedule: ᾱ of each training timestep.
 ///
 /// # Source
@@ -40,9 +43,9 @@ impl NoiseSchedule {
         )?;
         let trained_betas = options.numbers("trained_betas")?;
         let zero_terminal_snr = options.flag("rescale_betas_zero_snr", false)?;
-        if timesteps < 2 {
+        if !(2..=MAX_TIMESTEPS).contains(&timesteps) {
             return Err(Error::usage(format!("option `num_train_timesteps` is `{timesteps}`"))
-                .hint("a noise schedule has at least two timesteps"));
+                .hint(format!("a noise schedule has at least two timesteps and at most {MAX_TIMESTEPS}")));
         }
 
         let mut betas = match (trained_betas, beta_schedule) {

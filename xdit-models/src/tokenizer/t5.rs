@@ -21,6 +21,8 @@ use super::sentencepiece::{Model, PieceKind};
 const UNK_ID: usize = 2;
 /// Sentinels beyond the sentencepiece vocabulary unless the config says otherwise.
 const EXTRA_IDS: u32 = 100;
+/// More sentinels than any vocabulary has.
+const MAX_EXTRA_IDS: u32 = 1 << 16;
 /// No piece of a real vocabulary is longer than 64 bytes; the model's trie is as deep as the longest.
 const MAX_PIECE_BYTES: usize = 1024;
 
@@ -57,7 +59,12 @@ impl T5Tokenizer {
     /// If there is neither file, or a file is truncated, malformed or larger than 64 MiB.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = TokenizerConfig::load(dir)?;
-        let vocabulary = Vocabulary::load(dir, config.extra_ids.unwrap_or(EXTRA_IDS))?;
+        let extra_ids = config.extra_ids.unwrap_or(EXTRA_IDS);
+        if extra_ids > MAX_EXTRA_IDS {
+            let reason = format!("`extra_ids` is {extra_ids}, more than {MAX_EXTRA_IDS}");
+            return Err(unreadable(&dir.join("tokenizer_config.json"), reason));
+        }
+        let vocabulary = Vocabulary::load(dir, extra_ids)?;
         let path = vocabulary.path.clone();
         Self::build(vocabulary, config).map_err(|reason| unreadable(&path, reason))
     }
