@@ -10,7 +10,7 @@
 //! for bit. Otherwise they agree to 1e-6, except with `rescale_betas_zero_snr`, where the noisiest levels are
 //! differences of nearly equal roots.
 //!
-//! SchedulerOptions that need more than a patch and its history are refused: stochastic solvers (`sde-…`), which draw noise
+//! Options that need more than a patch and its history are refused: stochastic solvers (`sde-…`), which draw noise
 //! in every step, and dynamic thresholding, which needs a quantile of the whole sample.
 
 mod ddim;
