@@ -6,13 +6,14 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::linear::Linear;
-use xdit_core::parallel::guidance::{Branch, Guidance};
-use xdit_core::parallel::plan::{Plan, Work};
-use xdit_core::parallel::run::{Job, Loaded, Share};
+use xdit_core::placement::Share;
 use xdit_core::placement::{Placement, TensorShare};
+use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::{Plan, Work};
+use xdit_core::run::{Job, Loaded};
 use xdit_core::scheduler::{Scheduler, scheduler};
 use xdit_core::tokens::{Positions, Tokens};
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_kernels::{Activation, activate, layer_norm};
 
 use crate::device;
@@ -39,7 +40,7 @@ pub struct Subject {
     /// How the text takes part.
     pub kind: Kind,
     /// The transformer's sizes.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// Rows and columns of the picture, in tokens.
     pub grid: [usize; 2],
     /// Text tokens of each guidance branch.
@@ -63,8 +64,15 @@ impl Subject {
             Kind::UShaped => (0..blocks / 2).map(|block| [block, blocks - 1 - block]).collect(),
             _ => Vec::new(),
         };
-        let spec =
-            Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4, skips, block_parameters: Vec::new() };
+        let spec = TransformerSpec {
+            patch: 1,
+            channels: 3,
+            blocks,
+            heads,
+            head_dim: 4,
+            skips,
+            block_parameters: Vec::new(),
+        };
         Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3, skipping: None }
     }
 
@@ -156,7 +164,7 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
 /// The transformer: blocks of normalised attention and feed-forward, each shifted by the timestep.
 pub struct Toy {
     kind: Kind,
-    spec: Spec,
+    spec: TransformerSpec,
     image_in: Linear,
     text_in: Linear,
     image_out: Linear,
@@ -210,7 +218,7 @@ impl Transformer for Toy {
     type Conditions = Tensor<3>;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         &self.spec
     }
 
@@ -299,7 +307,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(layers: &Layers<'_>, spec: &Spec) -> Self {
+    fn new(layers: &Layers<'_>, spec: &TransformerSpec) -> Self {
         // More than heads, and no multiple of anything.
         let (dim, wide) = (spec.dim(), 2 * spec.dim() + 3);
         Self {
@@ -324,7 +332,7 @@ struct Projections {
 }
 
 impl Projections {
-    fn new(layers: &Layers<'_>, spec: &Spec) -> Self {
+    fn new(layers: &Layers<'_>, spec: &TransformerSpec) -> Self {
         let (dim, unit) = (spec.dim(), spec.head_dim);
         Self {
             qkv: ["q", "k", "v"].map(|name| layers.linear(name, dim, dim, Some(Placement::Outputs { unit }))),

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use xdit_comm::{Comm, Options, Report, launch};
+use xdit_comm::{Comm, LaunchOptions, Report, launch};
 use xdit_core::error::Error;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::run::{Job, run_rank};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::run::{Job, run_rank};
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::Transformer;
 
@@ -22,7 +22,7 @@ pub fn meshes(axes: &[Axis], max_ranks: usize) -> Vec<Mesh> {
 /// Runs `job` on the ranks of a world, each of which sees it as `seen` makes it.
 pub fn run_in<T>(
     job: Job<T>,
-    options: &Options,
+    options: &LaunchOptions,
     seen: impl Fn(Comm) -> Comm + Send + Sync + 'static,
 ) -> Report<Vec<Tokens>, Error>
 where

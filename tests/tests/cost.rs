@@ -1,20 +1,21 @@
 //! What a plan says that ranks send and keep is what they send and keep, to the byte; and where their time goes.
 
 use burn::tensor::DType;
-use xdit_core::parallel::cost::{Seams, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
-use xdit_core::parallel::guidance::{Branch, Guidance};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::record::{Activity, RankReport};
-use xdit_core::parallel::run::{Job, run};
-use xdit_core::parallel::schedule::schedule;
 use xdit_core::pipeline::{LoadOptions, Observer, Request};
+use xdit_core::plan::cost::{BlockExchanges, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
+use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::schedule::schedule;
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::record::{Activity, RankReport};
+use xdit_core::run::{Job, run};
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_models::component::Component;
 use xdit_models::flux::{self, Flux};
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{self, PixArt};
 use xdit_models::sd3::{self, Sd3};
+use xdit_models::sharding::Sharded;
 use xdit_tests::toy::{Kind, Subject, random};
 use xdit_tests::{device, goldens};
 
@@ -45,16 +46,16 @@ fn sizes(subject: &Subject) -> Sizes {
         Kind::Cross => (0, 3, 0),
         Kind::Joint => (1, 2, 2),
     };
-    let mut seams = vec![Seams { attentions: 1, image_sums, text_sums }; blocks];
+    let mut exchanges = vec![BlockExchanges { attentions: 1, image_sums, text_sums }; blocks];
     // The last block's text is used by nobody.
-    seams[blocks - 1].text_sums = 0;
+    exchanges[blocks - 1].text_sums = 0;
     let skipping = subject.text_tokens.last().filter(|_| subject.skipping.is_some());
     let texts = subject.text_tokens.iter().chain(skipping);
     Sizes {
         spec: subject.spec.clone(),
         dtype: DType::F32,
         text_tokens: texts.map(|tokens| joint * tokens).collect(),
-        seams,
+        exchanges,
     }
 }
 
@@ -243,10 +244,10 @@ where
 {
     let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
     let folder = goldens().join(checkpoint).join("transformer");
-    let read = |config| T::read(config);
+    let read = |config| T::Config::read(config);
     let stem = "diffusion_pytorch_model";
     let component = Component::open(&folder, stem, &options, read, |_| DType::F32, T::load).unwrap();
-    let spec = T::spec_of(&component.config).clone();
+    let spec = component.config.spec().clone();
     let [rows, columns] = [5, 7];
     let noise = random("noise", [1, rows * columns, spec.channels * spec.patch * spec.patch]);
     let noise = Tokens { x: noise, positions: Positions::grid(rows, columns) };
@@ -257,7 +258,7 @@ where
         spec,
         dtype: DType::F32,
         text_tokens: vec![text_tokens; 3],
-        seams: T::seams(&component.config),
+        exchanges: component.config.exchanges(),
     };
     let methods: [Method; 3] = [
         (&[(Cfg, 2), (Tensor, 2)], 1, 1, false),
@@ -266,7 +267,7 @@ where
     ];
     for method in methods {
         let plan = planned(method, &work);
-        let placements = T::placements(&component.config);
+        let placements = component.config.placements();
         let costs =
             costs(&plan, &sizes, |share| component.share_bytes(&options, share, placements.clone(), T::load));
         let (component, options) = (component.clone(), options.clone());

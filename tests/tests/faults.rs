@@ -10,10 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use xdit_comm::sim::FaultKind;
-use xdit_comm::{Options, Outcome, Report, Sim, launch};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::run::{Job, run, run_rank};
+use xdit_comm::{LaunchOptions, Outcome, Report, Sim, launch};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::{Job, run, run_rank};
 use xdit_tests::bits;
 use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::watchdog::Watchdog;
@@ -64,14 +64,14 @@ impl World {
         let name = format!("{kind:?} on {mesh}, M = {patches}, distrifusion: {distrifusion}");
         let (size, job) = (mesh.size(), Arc::new(subject.job(plan)));
         let mut world = Self { name, job, size, sound: Vec::new(), operations: 0 };
-        let report = world.run(Options::default());
+        let report = world.run(LaunchOptions::default());
         world.operations = report.traffic.iter().map(|rank| rank.total().calls).max().unwrap();
         world.sound = report.outcomes.into_iter().map(end).collect();
         assert!(world.sound.iter().all(Result::is_ok), "{}: {:?}", world.name, world.sound);
         world
     }
 
-    fn run(&self, options: Options) -> Report<Vec<Vec<u32>>, xdit_core::Error> {
+    fn run(&self, options: LaunchOptions) -> Report<Vec<Vec<u32>>, xdit_core::Error> {
         let job = self.job.clone();
         launch(self.size, &options, move |world| {
             Ok(run_rank(&world, &job, &mut ())?.iter().map(|latents| bits(&latents.x)).collect())
@@ -148,7 +148,7 @@ fn a_rank_that_is_busy_holds_nobody_up() {
 #[test]
 fn a_rank_that_needs_no_other_stops_when_one_fails() {
     let job = half_loaded(Axis::Data, Duration::from_secs(1));
-    let report = run_in(job, &Options::default().grace(HANGS), |world| world);
+    let report = run_in(job, &LaunchOptions::default().grace(HANGS), |world| world);
     let failed = |rank: usize| match &report.outcomes[rank] {
         Outcome::Failed(error) => error.to_string(),
         other => panic!("rank {rank}: {other:?}"),
@@ -170,7 +170,7 @@ fn a_thousand_seeds_end_well_or_with_named_errors() {
         watchdog.watch(&*what);
         let sim = Sim::hostile(seed, world.size, world.operations);
         let run = || {
-            let report = world.run(Options::default().timeout(LIMIT).sim(sim.clone()));
+            let report = world.run(LaunchOptions::default().timeout(LIMIT).sim(sim.clone()));
             assert!(report.elapsed <= BOUND, "{what}: took {:?}", report.elapsed);
             assert_eq!(report.unreceived, None, "{what}");
             (report.elapsed, report.failures, report.outcomes.into_iter().map(end).collect::<Vec<_>>())

@@ -1,9 +1,9 @@
 //! Whole runs of FLUX, from prompt to pixels, against what diffusers gives for the same call.
 
 use burn::tensor::DType;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Observer, Pipeline, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::{check_calls, request};
 use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 

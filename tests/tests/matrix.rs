@@ -4,15 +4,16 @@
 use std::collections::HashSet;
 
 use burn::tensor::Tensor;
-use xdit_comm::{Comm, Options, run_ranks};
+use xdit_comm::{Comm, LaunchOptions, run_ranks};
 use xdit_core::Result;
-use xdit_core::parallel::execute::{Groups, denoise};
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::record::Recorder;
-use xdit_core::parallel::run::{Share, run};
+use xdit_core::placement::Share;
 use xdit_core::placement::TensorShare;
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::execute::{Groups, denoise};
+use xdit_core::run::record::Recorder;
+use xdit_core::run::run;
 use xdit_tests::oracle::{self, Fault, Turns};
 use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::world::meshes;
@@ -210,7 +211,7 @@ fn a_request_leaves_nothing_behind() {
     ];
     let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
     let in_a_row = requests.clone();
-    let ranks = run_ranks(4, &Options::default(), move |world: Comm| -> Result<_> {
+    let ranks = run_ranks(4, &LaunchOptions::default(), move |world: Comm| -> Result<_> {
         let pictures = in_a_row.iter().map(|(subject, plan)| {
             let groups = Groups::new(&world, plan)?;
             let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });

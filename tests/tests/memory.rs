@@ -6,21 +6,23 @@ use std::path::Path;
 
 use burn::tensor::DType;
 use serde_json::{Map, Value, json};
-use xdit_comm::{Comm, Options, launch};
+use xdit_comm::{Comm, LaunchOptions, launch};
 use xdit_core::Result;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
-use xdit_core::parallel::execute::Groups;
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::record::RankReport;
-use xdit_core::parallel::run::{Share, run};
 use xdit_core::pipeline::Observer;
+use xdit_core::placement::Share;
 use xdit_core::placement::TensorShare;
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::execute::Groups;
+use xdit_core::run::record::RankReport;
+use xdit_core::run::run;
 use xdit_core::weights::Weights;
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
+use xdit_models::sharding::Sharded;
 use xdit_tests::device;
 use xdit_tests::toy::{Kind, Subject};
 
@@ -102,12 +104,12 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
     };
     let plan = Plan::new(&parallel, &work).unwrap();
     let (checkpoint, config) = (checkpoint.clone(), config.clone());
-    let ranks = launch(mesh.size(), &Options::default(), move |world: Comm| -> Result<u64> {
+    let ranks = launch(mesh.size(), &LaunchOptions::default(), move |world: Comm| -> Result<u64> {
         let groups = Groups::new(&world, &plan)?;
         let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
         let share = Share { blocks: plan.stage(world.rank()), tensor };
         let weights = Weights::check_only(checkpoint.clone(), &device(), DType::F32);
-        let weights = weights.of_share(share, PixArt::placements(&config));
+        let weights = weights.of_share(share, config.placements());
         PixArt::load(&config, &weights)?;
         Ok(weights.taken_bytes())
     });

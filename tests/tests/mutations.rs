@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use decorators::{Keys, MutantToy, Tampered, Wire};
-use xdit_comm::{Comm, Options};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan};
-use xdit_core::parallel::run::{Job, Loaded};
+use xdit_comm::{Comm, LaunchOptions};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan};
+use xdit_core::run::{Job, Loaded};
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
 use xdit_tests::toy::{Kind, Subject, Toy};
@@ -67,7 +67,8 @@ impl Run {
             Some((group, wire)) => Arc::new(Tampered::new(world, group, wire)) as Comm,
             None => world,
         };
-        let [actual] = <[Tensor<3>; 1]>::try_from(pictures(run_in(job, &Options::default(), seen))).unwrap();
+        let [actual] =
+            <[Tensor<3>; 1]>::try_from(pictures(run_in(job, &LaunchOptions::default(), seen))).unwrap();
         relative_l2(&actual, &expected)
     }
 }

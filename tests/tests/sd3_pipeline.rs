@@ -2,9 +2,9 @@
 
 use burn::tensor::DType;
 use xdit_core::Error;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Observer, Phase, Pipeline, Request, SkipLayerGuidance};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::check_calls;
 use xdit_tests::{assert_close, device, goldens};
 

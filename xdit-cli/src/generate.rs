@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use xdit_core::parallel::record::RankReport;
 use xdit_core::pipeline::{Generated, Observer, Phase};
+use xdit_core::run::record::RankReport;
 use xdit_core::{Error, Result};
 
 use crate::args::{GenerateArgs, OutputType};
@@ -13,7 +13,7 @@ use crate::parameters::Parameters;
 use crate::print;
 use crate::progress::Progress;
 use crate::report::{Output, Report, Stopwatch, peak_rss_bytes, ranks};
-use crate::resolve::Job;
+use crate::resolve::Invocation;
 use crate::trace::Trace;
 
 /// Carries `xdit generate` out.
@@ -22,7 +22,7 @@ use crate::trace::Trace;
 /// If it cannot.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let start = Instant::now();
-    let job = Job::resolve(args)?;
+    let job = Invocation::resolve(args)?;
     let mut observer = Watched {
         progress: Progress::new(job.request.images(), args.quiet),
         stopwatch: Stopwatch::default(),

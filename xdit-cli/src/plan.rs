@@ -6,16 +6,16 @@ use std::ops::Range;
 use indicatif::HumanBytes;
 use serde_json::{Map, Value, json};
 use xdit_core::Result;
-use xdit_core::parallel::cost::Cost;
-use xdit_core::parallel::mesh::Axis;
-use xdit_core::parallel::plan::Plan;
+use xdit_core::plan::Plan;
+use xdit_core::plan::cost::Cost;
+use xdit_core::plan::mesh::Axis;
 
 use crate::args::{GenerateArgs, ReportFormat};
 use crate::model::locate;
 use crate::print;
 use crate::progress::Progress;
 use crate::report::by_axis;
-use crate::resolve::Job;
+use crate::resolve::Invocation;
 
 /// Carries `xdit plan` out: checks everything as a run would, and shows who would do what.
 ///
@@ -26,7 +26,7 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
         // No plan depends on what is drawn, only on how many pictures.
         args.prompt.push(String::new());
     }
-    let job = Job::resolve(&args)?;
+    let job = Invocation::resolve(&args)?;
     let mut progress = Progress::new(job.request.images(), args.quiet);
     let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
     let pipeline = xdit_models::open(&folder, &job.load)?;

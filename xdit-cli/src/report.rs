@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use xdit_core::parallel::record::RankReport;
 use xdit_core::pipeline::{Observer, Phase};
+use xdit_core::run::record::RankReport;
 
 use crate::parameters::Settings;
 

@@ -21,7 +21,7 @@ use crate::trace::TraceFile;
 const MAX_IMAGES: usize = 10_000;
 
 /// A run of `xdit generate`.
-pub struct Job {
+pub struct Invocation {
     /// A folder or an id on the hub.
     pub model: String,
     /// Of the model on the hub.
@@ -38,7 +38,7 @@ pub struct Job {
     init_latents: Option<PathBuf>,
 }
 
-impl Job {
+impl Invocation {
     /// Fills in what `--from` says and what is the same for all models, and reads the files that options name.
     ///
     /// # Errors

@@ -7,10 +7,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::record::{Activity, RankReport};
-use xdit_core::parallel::schedule::Action;
 use xdit_core::pipeline::Phase;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::schedule::Action;
+use xdit_core::run::record::{Activity, RankReport};
 use xdit_core::{Error, Result};
 
 use crate::output::{check_file, write_files};

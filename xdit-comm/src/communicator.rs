@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Buffer, Group, Pending, Reduce, Result, Spec, Traffic, Wait};
+use crate::{Buffer, BufferSpec, Group, Pending, Reduce, Result, Traffic, Wait};
 
 /// A communicator of any backend, shared by whoever needs it.
 pub type Comm = Arc<dyn Communicator>;
@@ -64,17 +64,18 @@ pub trait Communicator: fmt::Debug + Send + Sync {
     ///
     /// # Shapes
     /// `spec` on the root → `spec` everywhere.
-    fn broadcast(&self, root: usize, buffer: Option<Buffer>, spec: Spec) -> Pending<Buffer>;
+    fn broadcast(&self, root: usize, buffer: Option<Buffer>, spec: BufferSpec) -> Pending<Buffer>;
 
     /// Hands `buffer` to rank `to`. The transport owns it until it has arrived; a backend may complete this earlier.
     fn send(&self, to: usize, buffer: Buffer) -> Pending<()>;
 
     /// Posts a receive: the next message from rank `from` that no earlier receive has claimed.
-    fn recv(&self, from: usize, spec: Spec) -> Pending<Buffer>;
+    fn recv(&self, from: usize, spec: BufferSpec) -> Pending<Buffer>;
 
     /// Sends and receives that belong together: none waits for another, whatever their order, and all buffers are
     /// handed over as one operation. What arrives is ordered like `recvs`.
-    fn send_recv(&self, sends: Vec<(usize, Buffer)>, recvs: Vec<(usize, Spec)>) -> Pending<Vec<Buffer>>;
+    fn send_recv(&self, sends: Vec<(usize, Buffer)>, recvs: Vec<(usize, BufferSpec)>)
+    -> Pending<Vec<Buffer>>;
 
     /// Completes once every rank of the group has come here.
     fn barrier(&self) -> Pending<()>;
@@ -89,7 +90,7 @@ pub trait Communicator: fmt::Debug + Send + Sync {
     fn traffic(&self) -> Traffic;
 
     /// This rank's waits so far, one by one, in all its groups; none unless
-    /// [they are recorded](crate::Options::record_waits).
+    /// [they are recorded](crate::LaunchOptions::record_waits).
     fn waits(&self) -> Vec<Wait>;
 
     /// Time since this world began: real, or simulated as this rank sees it.

@@ -13,8 +13,8 @@ use std::time::Duration;
 use crate::fabric::{Address, Channel, Fabric};
 use crate::sim::mix;
 use crate::{
-    Buffer, Call, Comm, Communicator, DType, Error, Group, Operation, Pending, Reduce, Result, Spec, Traffic,
-    Wait,
+    Buffer, BufferSpec, Call, Comm, Communicator, DType, Error, Group, Operation, Pending, Reduce, Result,
+    Traffic, Wait,
 };
 
 /// One rank's end of one group.
@@ -94,7 +94,7 @@ impl Endpoint {
         call: Call,
         payload_bytes: usize,
         sends: Vec<(usize, Buffer)>,
-        recvs: Vec<(usize, Spec)>,
+        recvs: Vec<(usize, BufferSpec)>,
     ) -> Pending<Vec<Buffer>> {
         let sequence = self.collectives.fetch_add(1, Ordering::Relaxed);
         let channel = Channel::Collective;
@@ -110,7 +110,7 @@ impl Endpoint {
         &self,
         call: Call,
         sends: Vec<(usize, Buffer)>,
-        recvs: Vec<(usize, Spec)>,
+        recvs: Vec<(usize, BufferSpec)>,
     ) -> Pending<Vec<Buffer>> {
         let mut peers = sends.iter().map(|(to, _)| *to).chain(recvs.iter().map(|(from, _)| *from));
         if let Err(error) = peers.try_for_each(|peer| self.check_position(&call, peer)) {
@@ -133,7 +133,7 @@ impl Endpoint {
         call: Call,
         payload_bytes: usize,
         sends: Vec<(Address, Buffer)>,
-        recvs: Vec<(Address, Spec)>,
+        recvs: Vec<(Address, BufferSpec)>,
     ) -> Pending<Vec<Buffer>> {
         if let Err(error) = self.fabric.post(&call, payload_bytes, sends) {
             return Pending::ready(Err(error));
@@ -145,7 +145,8 @@ impl Endpoint {
         Pending::new(move || {
             let begin = fabric.now(call.rank);
             let deadline = fabric.deadline(begin);
-            let receive = |(address, spec): &(_, Spec)| receive(&fabric, &call, address, *spec, deadline);
+            let receive =
+                |(address, spec): &(_, BufferSpec)| receive(&fabric, &call, address, *spec, deadline);
             let arrived = recvs.iter().map(receive).collect::<Result<_>>()?;
             let bytes = recvs.iter().map(|(_, spec)| spec.size_bytes()).sum();
             fabric.waited(&call, begin, bytes);
@@ -168,7 +169,7 @@ fn receive(
     fabric: &Fabric,
     call: &Call,
     address: &Address,
-    expected: Spec,
+    expected: BufferSpec,
     deadline: Duration,
 ) -> Result<Buffer> {
     let (theirs, buffer) = fabric.take(call, address, deadline)?;
@@ -179,7 +180,7 @@ fn receive(
     Ok(buffer)
 }
 
-fn agree(call: &Call, peer: usize, expected: Spec, got: Spec) -> Result<()> {
+fn agree(call: &Call, peer: usize, expected: BufferSpec, got: BufferSpec) -> Result<()> {
     if expected == got { Ok(()) } else { Err(Error::Mismatch { call: call.clone(), peer, expected, got }) }
 }
 
@@ -222,7 +223,7 @@ impl Communicator for Endpoint {
 
     fn all_gather(&self, part: Buffer, lens: &[usize]) -> Pending<Vec<Buffer>> {
         let call = self.call(Operation::AllGather);
-        let spec = |from: usize| Spec::new(part.dtype(), lens[from]);
+        let spec = |from: usize| BufferSpec::new(part.dtype(), lens[from]);
         let own = || agree(&call, call.rank, spec(self.position), part.spec());
         if let Err(error) = self.check_parts(&call, lens.len()).and_then(|()| own()) {
             return Pending::ready(Err(error));
@@ -254,7 +255,7 @@ impl Communicator for Endpoint {
         }
         let payload_bytes = parts.iter().map(|part| part.spec().size_bytes()).sum();
         let own = parts.remove(self.position);
-        let spec = |from: usize| Spec::new(own.dtype(), lens[from]);
+        let spec = |from: usize| BufferSpec::new(own.dtype(), lens[from]);
         if let Err(error) = agree(&call, call.rank, spec(self.position), own.spec()) {
             return Pending::ready(Err(error));
         }
@@ -264,7 +265,7 @@ impl Communicator for Endpoint {
         self.with_own(others, own)
     }
 
-    fn broadcast(&self, root: usize, buffer: Option<Buffer>, spec: Spec) -> Pending<Buffer> {
+    fn broadcast(&self, root: usize, buffer: Option<Buffer>, spec: BufferSpec) -> Pending<Buffer> {
         let call = self.call(Operation::Broadcast);
         if let Err(error) = self.check_position(&call, root) {
             return Pending::ready(Err(error));
@@ -288,12 +289,16 @@ impl Communicator for Endpoint {
         self.direct(self.call(Operation::Send), vec![(to, buffer)], Vec::new()).map(drop)
     }
 
-    fn recv(&self, from: usize, spec: Spec) -> Pending<Buffer> {
+    fn recv(&self, from: usize, spec: BufferSpec) -> Pending<Buffer> {
         self.direct(self.call(Operation::Recv), Vec::new(), vec![(from, spec)])
             .map(|mut received| received.remove(0))
     }
 
-    fn send_recv(&self, sends: Vec<(usize, Buffer)>, recvs: Vec<(usize, Spec)>) -> Pending<Vec<Buffer>> {
+    fn send_recv(
+        &self,
+        sends: Vec<(usize, Buffer)>,
+        recvs: Vec<(usize, BufferSpec)>,
+    ) -> Pending<Vec<Buffer>> {
         self.direct(self.call(Operation::SendRecv), sends, recvs)
     }
 

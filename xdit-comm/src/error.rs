@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Reduce, Spec};
+use crate::{BufferSpec, Reduce};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -110,9 +110,9 @@ pub enum Error {
         /// The sending end.
         peer: usize,
         /// What the receiver was told to expect.
-        expected: Spec,
+        expected: BufferSpec,
         /// What the sender handed over.
-        got: Spec,
+        got: BufferSpec,
     },
     /// The ranks of a group issued their collectives in different orders.
     #[error("{call}: out of step with rank {peer}, which is in `{theirs}`")]

@@ -17,7 +17,7 @@ const STACK_BYTES: usize = 8 << 20;
 
 /// Limits of a run, and its network.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct LaunchOptions {
     /// The limit on each wait. It is a last resort, for a peer that is alive and silent, and must exceed the longest
     /// time a rank computes between two operations. 10 minutes unless set.
     pub timeout: Duration,
@@ -30,7 +30,7 @@ pub struct Options {
     pub record_waits: bool,
 }
 
-impl Default for Options {
+impl Default for LaunchOptions {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(600),
@@ -41,7 +41,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl LaunchOptions {
     /// Sets the limit on waits.
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
@@ -165,11 +165,11 @@ impl<E: Display> Display for RunError<E> {
 ///
 /// # Errors
 /// The first cause, if a rank returns an error or panics, or if a message was never received. All ranks are told at
-/// once; one that does not stop within [`Options::grace`] is left behind, so this returns even then.
+/// once; one that does not stop within [`LaunchOptions::grace`] is left behind, so this returns even then.
 ///
 /// # Panics
 /// If `size` is zero.
-pub fn run_ranks<T, E, F>(size: usize, options: &Options, work: F) -> Result<Vec<T>, RunError<E>>
+pub fn run_ranks<T, E, F>(size: usize, options: &LaunchOptions, work: F) -> Result<Vec<T>, RunError<E>>
 where
     T: Send + 'static,
     E: Display + Send + 'static,
@@ -182,7 +182,7 @@ where
 ///
 /// # Panics
 /// If `size` is zero.
-pub fn launch<T, E, F>(size: usize, options: &Options, work: F) -> Report<T, E>
+pub fn launch<T, E, F>(size: usize, options: &LaunchOptions, work: F) -> Report<T, E>
 where
     T: Send + 'static,
     E: Display + Send + 'static,

@@ -5,16 +5,16 @@
 //! it has arrived, so a caller overlaps transfers with work by waiting later.
 //!
 //! ```
-//! use xdit_comm::{Buffer, DType, Error, Group, Options, Reduce, Spec, run_ranks};
+//! use xdit_comm::{Buffer, DType, Error, Group, LaunchOptions, Reduce, BufferSpec, run_ranks};
 //!
-//! let sums = run_ranks(4, &Options::default(), |world| {
+//! let sums = run_ranks(4, &LaunchOptions::default(), |world| {
 //!     // Two groups of two, {0, 1} and {2, 3}, which talk at the same time.
 //!     let first = world.rank() / 2 * 2;
 //!     let pair = world.subgroup(&Group::new("tp", [first, first + 1]))?;
 //!
 //!     // A receive may be posted long before its send.
 //!     let (next, previous) = ((world.rank() + 1) % 4, (world.rank() + 3) % 4);
-//!     let arriving = world.recv(previous, Spec::new(DType::F32, 1));
+//!     let arriving = world.recv(previous, BufferSpec::new(DType::F32, 1));
 //!
 //!     let mine = Buffer::from_vec(vec![world.rank() as f32]);
 //!     let sum = pair.all_reduce(mine.clone(), Reduce::Sum).wait()?;
@@ -32,7 +32,7 @@
 //! |---|---|---|
 //! | local | this thread, alone | [`local()`] |
 //! | thread | threads of one process: a world emulated on the CPU | [`run_ranks`], [`launch`] |
-//! | sim | the same, with seeded delay, loss, death and stalls in simulated time | [`Options::sim`] |
+//! | sim | the same, with seeded delay, loss, death and stalls in simulated time | [`LaunchOptions::sim`] |
 //!
 //! All three share one implementation over in-process mailboxes. Each collective there is *one* message between each
 //! ordered pair of ranks, handed over when the operation is issued. No rank therefore depends on another one's
@@ -54,7 +54,7 @@
 //! [`Buffer`] keeps its storage private: today a reference-counted span of host bytes. A CUDA backend adds a second
 //! kind of storage beside it, a reference-counted device allocation with the event after which it may be read, and a
 //! type of its own that implements [`Communicator`]; nothing above this crate changes, because operations already say
-//! all that NCCL wants to know. Receives carry a [`Spec`], so memory is reserved without asking the peer;
+//! all that NCCL wants to know. Receives carry a [`BufferSpec`], so memory is reserved without asking the peer;
 //! [`Communicator::send_recv`] is one `ncclGroupStart`/`ncclGroupEnd`, as are the uneven collectives;
 //! [`Communicator::subgroup`] is `ncclCommSplit`; [`Pending`] holds the buffers and the event of a transfer, and
 //! waiting makes the caller's stream, not the host, wait.
@@ -73,11 +73,11 @@ mod reduce;
 pub mod sim;
 mod traffic;
 
-pub use buffer::{Buffer, DType, Element, Spec};
+pub use buffer::{Buffer, BufferSpec, DType, Element};
 pub use communicator::{Comm, Communicator};
 pub use error::{Call, Error, Operation, Result};
 pub use group::Group;
-pub use launch::{Cause, Options, Outcome, Report, RunError, launch, run_ranks};
+pub use launch::{Cause, LaunchOptions, Outcome, Report, RunError, launch, run_ranks};
 pub use local::{ends, local};
 pub use pending::{Pending, wait_all};
 pub use reduce::Reduce;

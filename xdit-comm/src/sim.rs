@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::fabric::Address;
 
-/// A network, and what goes wrong in it. Passed to [`Options::sim`](crate::Options::sim).
+/// A network, and what goes wrong in it. Passed to [`LaunchOptions::sim`](crate::LaunchOptions::sim).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sim {
     /// Decides on delays and losses, message by message.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor, TensorData};
 use xdit_comm::{Comm, Reduce};
 
-use crate::parallel::{Place, buffer, wait};
+use crate::link::{Place, buffer, wait};
 
 /// `x Wᵀ + b`: the only place where features sum.
 #[derive(Clone, Debug)]

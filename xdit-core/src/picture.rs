@@ -2,7 +2,16 @@
 
 use burn::tensor::{DType, Tensor};
 
-use crate::pipeline::Picture;
+/// A picture: rows of red, green and blue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `height · width · 3` values.
+    pub rgb: Vec<u8>,
+}
 
 /// Scales `image` to cover `size`, then crops its centre.
 ///

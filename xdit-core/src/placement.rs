@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use xdit_comm::Comm;
 
-use crate::parallel::split;
+use crate::split;
 
 /// What each rank holds of a linear layer. A layer that is not placed is whole on every rank.
 ///
@@ -39,6 +39,15 @@ pub struct Run {
 pub(crate) fn matches(layer: &str, pattern: &str) -> bool {
     let mut names = layer.rsplit('.');
     pattern.rsplit('.').all(|wanted| names.next().is_some_and(|name| wanted == "*" || wanted == name))
+}
+
+/// The part of a transformer that one rank holds.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// Its blocks.
+    pub blocks: Range<usize>,
+    /// The ranks that split each layer with it, if there are any.
+    pub tensor: Option<TensorShare>,
 }
 
 /// The ranks of tensor parallelism, seen from one of them.

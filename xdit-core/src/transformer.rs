@@ -9,7 +9,7 @@ use crate::tokens::Tokens;
 
 /// The sizes of a transformer that the engine needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spec {
+pub struct TransformerSpec {
     /// Side of the square of latent pixels that becomes a token.
     pub patch: usize,
     /// Channels of the latent.
@@ -26,7 +26,7 @@ pub struct Spec {
     pub block_parameters: Vec<usize>,
 }
 
-impl Spec {
+impl TransformerSpec {
     /// Features of a token between blocks.
     pub fn dim(&self) -> usize {
         self.heads * self.head_dim
@@ -41,7 +41,7 @@ pub struct Hidden {
     /// The text's tokens `[b, n, c]`, in models whose blocks change them. Where the image goes through the blocks
     /// patch by patch, the text may go with the first patch only, and this is `None` for the others.
     pub text: Option<Tensor<3>>,
-    /// What earlier blocks gave for later ones, by the index of the block that takes it: [`Spec::skips`].
+    /// What earlier blocks gave for later ones, by the index of the block that takes it: [`TransformerSpec::skips`].
     pub skips: BTreeMap<usize, Tensor<3>>,
 }
 
@@ -65,7 +65,7 @@ pub trait Transformer {
     type Context;
 
     /// The model's sizes.
-    fn spec(&self) -> &Spec;
+    fn spec(&self) -> &TransformerSpec;
 
     /// The type of what goes from block to block.
     fn dtype(&self) -> DType;

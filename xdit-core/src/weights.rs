@@ -17,8 +17,8 @@ use safetensors::Dtype;
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::parallel::fail;
-use crate::parallel::run::Share;
+use crate::link::fail;
+use crate::placement::Share;
 use crate::placement::{self, Placement, Run, TensorShare};
 
 pub use table::Table;
@@ -101,7 +101,7 @@ impl Weights {
 
     /// The same place, from which linear layers are checked now but read at each use, whole on every rank, and
     /// let go of after it: for layers that are used once before the first step. Where the file can no longer be read by
-    /// then, the rank that uses the layer [fails](crate::parallel::catch).
+    /// then, the rank that uses the layer [fails](crate::link::catch).
     #[must_use]
     pub fn deferred(&self) -> Self {
         Self { deferred: true, ..self.clone() }

@@ -8,9 +8,10 @@ use serde_json::Value;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
-use xdit_core::parallel::run::{Loaded, Share};
 use xdit_core::pipeline::LoadOptions;
 use xdit_core::placement::Placement;
+use xdit_core::placement::Share;
+use xdit_core::run::Loaded;
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 

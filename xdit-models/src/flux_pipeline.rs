@@ -2,11 +2,11 @@
 //!
 //! Source: diffusers' `FluxPipeline`.
 
-use xdit_core::parallel::cost::Cost;
-use xdit_core::parallel::guidance::Branch;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
+use xdit_core::plan::cost::Cost;
+use xdit_core::plan::guidance::Branch;
 use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 

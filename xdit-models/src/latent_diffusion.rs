@@ -5,45 +5,42 @@ use serde_json::Value;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
 use xdit_core::noise;
-use xdit_core::parallel::cost::{Cost, Seams, Sizes, costs};
-use xdit_core::parallel::guidance::{Branch, Guidance};
-use xdit_core::parallel::plan::{Plan, Work};
-use xdit_core::parallel::run::{Job, run};
-use xdit_core::parallel::vae::split_rows;
 use xdit_core::picture::{resize_and_crop, to_picture};
 use xdit_core::pipeline::{Generated, LoadOptions, Observer, Phase, Picture, Request, Resolved};
-use xdit_core::placement::Placement;
+use xdit_core::plan::cost::{Cost, Sizes, costs};
+use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::{Plan, Work};
+use xdit_core::run::decode::split_rows;
+use xdit_core::run::{Job, run};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
 use xdit_core::tokens::{pack, unpack};
-use xdit_core::transformer::{Spec, Transformer};
+use xdit_core::transformer::{Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::component::{Component, ModelIndex};
+use crate::sharding::Sharded;
 
 /// Pixels of the longest side that is accepted.
 const MAX_SIDE: usize = 16_384;
 
-/// A transformer that is published in the diffusers layout.
-pub trait Published: Transformer + Sized + 'static {
-    /// The options of its `config.json`.
-    type Config: Clone + Send + Sync + 'static;
-
+/// The options of a transformer's `config.json`.
+pub trait TransformerConfig: Sized {
     /// Takes the options from `config`.
     ///
     /// # Errors
     /// If one is missing, malformed, unknown, or has a value that is not supported.
-    fn read(config: Config) -> Result<Self::Config>;
+    fn read(config: Config) -> Result<Self>;
 
     /// The sizes that the engine needs.
-    fn spec_of(config: &Self::Config) -> &Spec;
+    fn spec(&self) -> &TransformerSpec;
+}
 
-    /// How the layers are cut where several devices share them.
-    fn placements(config: &Self::Config) -> Vec<(&'static str, Placement)>;
-
-    /// How often each block's tokens mix, and its features are summed where several devices share its layers.
-    fn seams(config: &Self::Config) -> Vec<Seams>;
+/// A transformer that is published in the diffusers layout.
+pub trait Published: Transformer + Sized + 'static {
+    /// The options of its `config.json`.
+    type Config: TransformerConfig + Sharded + Clone + Send + Sync + 'static;
 
     /// Takes the model from the weights of a `transformer/` folder.
     ///
@@ -96,7 +93,7 @@ where
                 &index.folder("transformer", family.transformer)?,
                 "diffusion_pytorch_model",
                 options,
-                T::read,
+                T::Config::read,
                 |_| options.dtype,
                 T::load,
             )?,
@@ -117,8 +114,8 @@ where
     }
 
     /// The transformer's sizes.
-    pub fn spec(&self) -> &Spec {
-        T::spec_of(&self.transformer.config)
+    pub fn spec(&self) -> &TransformerSpec {
+        self.transformer.config.spec()
     }
 
     /// Pixels that a token stands for, along each side.
@@ -185,10 +182,10 @@ where
             spec: self.spec().clone(),
             dtype: self.options.dtype,
             text_tokens: vec![text_tokens; plan.branches.len()],
-            seams: T::seams(&component.config),
+            exchanges: component.config.exchanges(),
         };
         costs(plan, &sizes, |share| {
-            component.share_bytes(&self.options, share, T::placements(&component.config), T::load)
+            component.share_bytes(&self.options, share, component.config.placements(), T::load)
         })
     }
 
@@ -219,7 +216,7 @@ where
         let (transformer, options) = (self.transformer.clone(), self.options.clone());
         let job = Job {
             load: Box::new(move |share| {
-                transformer.load_share(&options, share, T::placements(&transformer.config), T::load)
+                transformer.load_share(&options, share, transformer.config.placements(), T::load)
             }),
             guidance,
             noise: (0..request.images())

@@ -33,7 +33,7 @@ impl Heads {
 ///
 /// # Shapes
 /// `[b, rows, c]` to `R` tensors of `[b, 1, c]`.
-pub fn rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> [Tensor<3>; R] {
+pub fn modulation_rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> [Tensor<3>; R] {
     std::array::from_fn(|row| modulation.clone().narrow(1, first + row, 1))
 }
 

@@ -16,6 +16,7 @@ pub mod resolution;
 pub mod rotary;
 pub mod sd3;
 pub mod sd3_pipeline;
+pub mod sharding;
 pub mod t5;
 pub mod text_encoder;
 pub mod tiling;

@@ -10,16 +10,14 @@ use burn::tensor::{DType, Tensor};
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
-use xdit_core::parallel::cost::Seams;
-use xdit_core::placement::Placement;
 use xdit_core::tokens::{Positions, Tokens};
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::{Table, Weights};
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
-use crate::latent_diffusion::Published;
-use crate::layers::{FeedForward, Heads, packed_outputs, patch_embedding, rows};
+use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
 /// Of every norm.
@@ -29,7 +27,7 @@ const EPS: f64 = 1e-6;
 #[derive(Clone, Debug)]
 pub struct Sd3Config {
     /// Sizes the engine needs.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// Latent pixels a side of the image that the model was trained for.
     pub sample_size: usize,
     /// Features of a text token.
@@ -47,13 +45,9 @@ pub struct Sd3Config {
 /// More blocks than any model has.
 const MAX_BLOCKS: usize = 1024;
 
-impl Sd3Config {
-    /// Takes the options from `config`.
-    ///
-    /// # Errors
-    /// If one is malformed, unknown, or has a value that is not supported.
-    pub fn read(mut config: Config) -> Result<Self> {
-        let mut spec = Spec {
+impl TransformerConfig for Sd3Config {
+    fn read(mut config: Config) -> Result<Self> {
+        let mut spec = TransformerSpec {
             patch: config.take("patch_size", 2)?,
             channels: config.take("in_channels", 16)?,
             blocks: config.take("num_layers", 18)?,
@@ -96,6 +90,10 @@ impl Sd3Config {
         }
         config.finish()?;
         Ok(this)
+    }
+
+    fn spec(&self) -> &TransformerSpec {
+        &self.spec
     }
 }
 
@@ -141,7 +139,7 @@ struct Modulation {
 /// The transformer.
 #[derive(Clone, Debug)]
 pub struct Sd3 {
-    spec: Spec,
+    spec: TransformerSpec,
     dtype: DType,
     timestep_embedder: TimestepEmbedding,
     /// Of the pooled text.
@@ -174,45 +172,8 @@ struct Output {
 impl Published for Sd3 {
     type Config = Sd3Config;
 
-    fn read(config: Config) -> Result<Sd3Config> {
-        Sd3Config::read(config)
-    }
-
-    fn spec_of(config: &Sd3Config) -> &Spec {
-        &config.spec
-    }
-
-    /// By heads, and by features of the feed-forward.
-    fn placements(config: &Sd3Config) -> Vec<(&'static str, Placement)> {
-        let unit = config.spec.head_dim;
-        let mut placements = Vec::new();
-        for name in ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"] {
-            placements.push((name, Placement::Outputs { unit }));
-        }
-        for name in ["to_out.0", "to_add_out"] {
-            placements.push((name, Placement::Inputs { unit }));
-        }
-        for name in ["ff.net.0.proj", "ff_context.net.0.proj"] {
-            placements.push((name, Placement::Outputs { unit: 1 }));
-        }
-        for name in ["ff.net.2", "ff_context.net.2"] {
-            placements.push((name, Placement::Inputs { unit: 1 }));
-        }
-        placements
-    }
-
-    /// Sums end each attention and feed-forward, but those of the text in the last block.
-    fn seams(config: &Sd3Config) -> Vec<Seams> {
-        let seams = |block| {
-            let attentions = if config.dual_attention_layers.contains(&block) { 2 } else { 1 };
-            let text_sums = if block + 1 < config.spec.blocks { 2 } else { 0 };
-            Seams { attentions, image_sums: attentions + 1, text_sums }
-        };
-        (0..config.spec.blocks).map(seams).collect()
-    }
-
     fn load(config: &Sd3Config, weights: &Weights) -> Result<Self> {
-        let Spec { patch, channels, blocks: count, .. } = config.spec;
+        let TransformerSpec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.spec.dim();
         let blocks = weights.blocks(count);
         let deferred = weights.deferred();
@@ -258,7 +219,7 @@ impl Transformer for Sd3 {
     type Conditions = Conditions;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         &self.spec
     }
 
@@ -329,7 +290,7 @@ impl Transformer for Sd3 {
     fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
         let output = self.output.as_ref().expect("the last block is here");
         let modulation = context.output.as_ref().expect("the last block is here");
-        let [scale, shift] = rows(modulation, 0);
+        let [scale, shift] = modulation_rows(modulation, 0);
         output.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, EPS)).cast(DType::F32)
     }
 }
@@ -402,7 +363,7 @@ impl Block {
         modulation: &Modulation,
         attention: &mut dyn Attention,
     ) -> (Tensor<3>, Option<Tensor<3>>) {
-        let [shift, scale, gate] = rows(&modulation.image, 0);
+        let [shift, scale, gate] = modulation_rows(&modulation.image, 0);
         let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
         let text_qkv = text.as_ref().map(|text| {
             let [shift, scale] = self.text_attention_modulation(modulation);
@@ -411,7 +372,7 @@ impl Block {
         let (y, text_y) = attention.attend(Site { block: index, layer: 0 }, self.attn.qkv(y), text_qkv);
         // The second attention sees what the first one saw.
         let second = self.attn2.as_ref().map(|attn2| {
-            let [shift, scale, gate] = rows(&modulation.image, 6);
+            let [shift, scale, gate] = modulation_rows(&modulation.image, 6);
             let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
             let (y, _) = attention.attend(Site { block: index, layer: 1 }, attn2.qkv(y), None);
             (gate, attn2.out(y))
@@ -423,7 +384,7 @@ impl Block {
         let x = modulated_feed_forward(&self.ff, x, &modulation.image);
 
         let text = text.zip(text_y).zip(self.ff_context.as_ref()).map(|((text, y), ff)| {
-            let [gate] = rows(&modulation.text, 2);
+            let [gate] = modulation_rows(&modulation.text, 2);
             let text = gated_residual(text, gate, self.attn_context.out(y));
             modulated_feed_forward(ff, text, &modulation.text)
         });
@@ -433,9 +394,9 @@ impl Block {
     /// Shift and scale of the text before attention.
     fn text_attention_modulation(&self, modulation: &Modulation) -> [Tensor<3>; 2] {
         match self.ff_context {
-            Some(_) => rows(&modulation.text, 0),
+            Some(_) => modulation_rows(&modulation.text, 0),
             None => {
-                let [scale, shift] = rows(&modulation.text, 0);
+                let [scale, shift] = modulation_rows(&modulation.text, 0);
                 [shift, scale]
             }
         }
@@ -444,7 +405,7 @@ impl Block {
 
 /// A stream's feed-forward with its residual connection.
 fn modulated_feed_forward(ff: &FeedForward, x: Tensor<3>, modulation: &Tensor<3>) -> Tensor<3> {
-    let [shift, scale, gate] = rows(modulation, 3);
+    let [shift, scale, gate] = modulation_rows(modulation, 3);
     let y = ff.forward(layer_norm_modulate(x.clone(), shift, scale, EPS));
     gated_residual(x, gate, y)
 }

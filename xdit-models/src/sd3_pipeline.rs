@@ -3,12 +3,12 @@
 //! Source: diffusers' `StableDiffusion3Pipeline`.
 
 use burn::tensor::Tensor;
-use xdit_core::parallel::cost::Cost;
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::plan::check_skipped_layers;
 use xdit_core::pipeline::{
     Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
+use xdit_core::plan::check_skipped_layers;
+use xdit_core::plan::cost::Cost;
+use xdit_core::plan::guidance::Branch;
 use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::tokens::Tokens;
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_tests::toy::{Context, Toy};
 
 /// The block whose keys are wrong.
@@ -32,7 +32,7 @@ impl Transformer for MutantToy {
     type Conditions = Tensor<3>;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         self.toy.spec()
     }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use xdit_comm::{Buffer, Comm, Communicator, Group, Pending, Reduce, Result, Spec, Traffic, Wait};
+use xdit_comm::{Buffer, BufferSpec, Comm, Communicator, Group, Pending, Reduce, Result, Traffic, Wait};
 
 /// What is wrong with what arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl Communicator for Tampered {
         self.arrive(self.inner.all_to_all(parts.clone(), lens), parts)
     }
 
-    fn broadcast(&self, root: usize, buffer: Option<Buffer>, spec: Spec) -> Pending<Buffer> {
+    fn broadcast(&self, root: usize, buffer: Option<Buffer>, spec: BufferSpec) -> Pending<Buffer> {
         self.inner.broadcast(root, buffer, spec)
     }
 
@@ -118,11 +118,15 @@ impl Communicator for Tampered {
         self.inner.send(to, buffer)
     }
 
-    fn recv(&self, from: usize, spec: Spec) -> Pending<Buffer> {
+    fn recv(&self, from: usize, spec: BufferSpec) -> Pending<Buffer> {
         self.arrive_one(self.inner.recv(from, spec), Buffer::empty(spec.dtype))
     }
 
-    fn send_recv(&self, sends: Vec<(usize, Buffer)>, recvs: Vec<(usize, Spec)>) -> Pending<Vec<Buffer>> {
+    fn send_recv(
+        &self,
+        sends: Vec<(usize, Buffer)>,
+        recvs: Vec<(usize, BufferSpec)>,
+    ) -> Pending<Vec<Buffer>> {
         let own = sends.iter().map(|(_, buffer)| buffer.clone()).collect();
         self.arrive(self.inner.send_recv(sends, recvs), own)
     }

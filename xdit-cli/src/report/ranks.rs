@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::record::{RankReport, Times, Traffic};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::run::record::{RankReport, Times, Traffic};
 
 /// One rank.
 #[derive(Debug, Serialize)]

@@ -2,26 +2,26 @@
 
 use std::path::Path;
 
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
 use xdit_core::pipeline::{Picture, Request, Resolved, SkipLayerGuidance};
-use xdit_core::transformer::Spec;
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::transformer::TransformerSpec;
 
-use super::Job;
+use super::Invocation;
 use crate::args::{Command, parse};
 use crate::output::encode_png;
 
 /// The job of `xdit generate --output DIR/ ARGS`.
-fn job(dir: &Path, args: &[&str]) -> Job {
+fn job(dir: &Path, args: &[&str]) -> Invocation {
     let output = format!("{}/", dir.display());
     let argv = ["xdit", "generate", "--output", &output].into_iter().chain(args.iter().copied());
     let Command::Generate(args) = parse(argv.map(Into::into)).unwrap().command else { unreachable!() };
-    Job::resolve(&args).unwrap_or_else(|error| panic!("{error}"))
+    Invocation::resolve(&args).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Writes picture `index` of `job` to `path`, as a model would that takes everything.
-fn write(job: &Job, index: usize, path: &Path) {
-    let spec = Spec {
+fn write(job: &Invocation, index: usize, path: &Path) {
+    let spec = TransformerSpec {
         patch: 2,
         channels: 4,
         blocks: 2,

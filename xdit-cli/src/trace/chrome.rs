@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use xdit_core::parallel::record::{Activity, Kind, RankReport, Span};
-use xdit_core::parallel::schedule::Action;
 use xdit_core::pipeline::Phase;
+use xdit_core::plan::schedule::Action;
+use xdit_core::run::record::{Activity, Kind, RankReport, Span};
 
 use super::{Trace, name, place};
 

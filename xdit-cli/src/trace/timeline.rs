@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::time::Duration;
 
-use xdit_core::parallel::record::{Activity, Kind, RankReport, Span};
-use xdit_core::parallel::schedule::Action;
+use xdit_core::plan::schedule::Action;
+use xdit_core::run::record::{Activity, Kind, RankReport, Span};
 
 use super::{Trace, name, place};
 

@@ -1,7 +1,7 @@
 //! Each operation, in every small world.
 
 use half::{bf16, f16};
-use xdit_comm::{Buffer, DType, Error, Group, Reduce, RunError, Spec, local};
+use xdit_comm::{Buffer, BufferSpec, DType, Error, Group, Reduce, RunError, local};
 
 use crate::program::{self, OPS, Step, Waits};
 use crate::watchdog::run;
@@ -94,7 +94,7 @@ fn two_communicators_of_one_group_do_not_mix() {
             comm.send(peer, Buffer::from_vec(vec![value])).wait()?;
         }
         for (comm, value) in sends {
-            let got = comm.recv(peer, Spec::new(DType::I32, 1)).wait()?;
+            let got = comm.recv(peer, BufferSpec::new(DType::I32, 1)).wait()?;
             assert_eq!(got, Buffer::from_vec(vec![value]));
         }
         Ok(())
@@ -109,7 +109,7 @@ fn what_is_sent_stays_alive_and_is_not_copied() {
         let own = part.bytes().as_ptr() as usize;
         // Neither handle of this rank outlives the statement; the transport's does.
         drop(comm.send(1 - comm.rank(), part));
-        let received = comm.recv(1 - comm.rank(), Spec::new(DType::F32, 1024)).wait()?;
+        let received = comm.recv(1 - comm.rank(), BufferSpec::new(DType::F32, 1024)).wait()?;
         Ok((own, received.bytes().as_ptr() as usize, received))
     })
     .unwrap();

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xdit_comm::{Buffer, Call, Cause, DType, Error, Group, Operation, Options, Outcome, Reduce, Spec};
+use xdit_comm::{
+    Buffer, BufferSpec, Call, Cause, DType, Error, Group, LaunchOptions, Operation, Outcome, Reduce,
+};
 
 use crate::watchdog::{launch, run};
 
-const NUMBER: Spec = Spec::new(DType::I32, 1);
+const NUMBER: BufferSpec = BufferSpec::new(DType::I32, 1);
 
 fn numbers(len: usize) -> Buffer {
     Buffer::from_vec(vec![0i32; len])
@@ -23,7 +25,7 @@ fn text(size: usize, work: impl Fn(xdit_comm::Comm) -> Result<(), Error> + Send 
 #[test]
 fn an_error_on_one_rank_ends_all() {
     let started = Instant::now();
-    let report = launch(4, &Options::default(), |comm| -> Result<(), String> {
+    let report = launch(4, &LaunchOptions::default(), |comm| -> Result<(), String> {
         if comm.rank() == 2 {
             return Err("out of paper".to_owned());
         }
@@ -77,7 +79,8 @@ fn the_first_cause_wins_over_its_consequences() {
 fn a_silent_peer_costs_no_more_than_the_limit() {
     let (go_on, stop) = mpsc::channel::<()>();
     let stop = Arc::new(Mutex::new(stop));
-    let options = Options::default().timeout(Duration::from_millis(50)).grace(Duration::from_millis(50));
+    let options =
+        LaunchOptions::default().timeout(Duration::from_millis(50)).grace(Duration::from_millis(50));
     let started = Instant::now();
     let error = launch(2, &options, move |comm| {
         if comm.rank() == 1 {
@@ -101,7 +104,7 @@ fn a_silent_peer_costs_no_more_than_the_limit() {
 
 #[test]
 fn ranks_that_wait_for_each_other_time_out() {
-    let options = Options::default().timeout(Duration::from_millis(50));
+    let options = LaunchOptions::default().timeout(Duration::from_millis(50));
     let error =
         launch(2, &options, |comm| comm.recv(1 - comm.rank(), NUMBER).wait()).into_result().unwrap_err();
     assert!(matches!(error.cause, Cause::Failed(Error::Timeout { .. })), "{error}");
@@ -131,7 +134,7 @@ fn a_message_sent_before_leaving_still_arrives() {
 #[test]
 fn different_shapes_name_both_ends() {
     let error = text(2, |comm| match comm.rank() {
-        0 => comm.recv(1, Spec::new(DType::F32, 4)).wait().map(drop),
+        0 => comm.recv(1, BufferSpec::new(DType::F32, 4)).wait().map(drop),
         _ => comm.send(0, numbers(3)).wait(),
     });
     assert_eq!(
@@ -157,7 +160,7 @@ fn different_shapes_are_seen_by_every_collective() {
         (
             |comm| {
                 let buffer = (comm.rank() == 0).then(|| numbers(2));
-                let spec = Spec::new(DType::I32, 2 + comm.rank());
+                let spec = BufferSpec::new(DType::I32, 2 + comm.rank());
                 comm.broadcast(0, buffer, spec).wait().map(drop)
             },
             "broadcast",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xdit_comm::{Buffer, DType, Error, Options, Sim, Spec};
+use xdit_comm::{Buffer, BufferSpec, DType, Error, LaunchOptions, Sim};
 
 use crate::watchdog::{launch, run};
 
@@ -10,7 +10,7 @@ fn number(value: i32) -> Buffer {
     Buffer::from_vec(vec![value])
 }
 
-const NUMBER: Spec = Spec::new(DType::I32, 1);
+const NUMBER: BufferSpec = BufferSpec::new(DType::I32, 1);
 
 #[test]
 fn receives_posted_ahead_match_in_order_and_complete_in_any() {
@@ -112,7 +112,7 @@ fn transfers_in_flight_overlap() {
     let latency = Duration::from_millis(10);
     let network = Sim { latency, jitter: Duration::ZERO, bytes_per_s: f64::INFINITY, ..Sim::new(0) };
     let elapsed = |one_by_one: bool| {
-        let report = launch(2, &Options::default().sim(network.clone()), move |comm| {
+        let report = launch(2, &LaunchOptions::default().sim(network.clone()), move |comm| {
             let peer = 1 - comm.rank();
             let mut flying = Vec::new();
             for value in 0..8 {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use xdit_comm::{Buffer, Comm, DType, Error, Group, Pending, Reduce, Spec, wait_all};
+use xdit_comm::{Buffer, BufferSpec, Comm, DType, Error, Group, Pending, Reduce, wait_all};
 
 /// What the ranks of each group do in one step.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,7 @@ impl Step {
         let (here, size) = (comm.rank(), comm.size());
         let (next, previous) = ((here + 1) % size, (here + size - 1) % size);
         let part = |to: usize, len: usize| Buffer::from_vec(self.values(me, to, len));
-        let spec = |len: usize| Spec::new(DType::F32, len);
+        let spec = |len: usize| BufferSpec::new(DType::F32, len);
         let to = |position: usize| part(members[position], self.len(me, members[position]));
         let from = |position: usize| spec(self.len(members[position], me));
         // One part a rank, as long as the receiving rank says.

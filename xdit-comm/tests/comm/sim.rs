@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use xdit_comm::sim::FaultKind;
-use xdit_comm::{Buffer, Cause, DType, Error, Operation, Options, Outcome, Reduce, Report, Sim, Spec};
+use xdit_comm::{
+    Buffer, BufferSpec, Cause, DType, Error, LaunchOptions, Operation, Outcome, Reduce, Report, Sim,
+};
 
 use crate::program::{self, OPS, Step, Values, Waits};
 use crate::watchdog::launch;
@@ -20,7 +22,7 @@ fn steps(size: usize) -> Vec<Step> {
 }
 
 fn simulate(sim: &Sim, size: usize) -> Report<Vec<Values>, Error> {
-    let options = Options::default().timeout(LIMIT).sim(sim.clone());
+    let options = LaunchOptions::default().timeout(LIMIT).sim(sim.clone());
     launch(size, &options, move |comm| program::run(&steps(size), Waits::OneByOne, &comm))
 }
 
@@ -91,7 +93,7 @@ fn a_stall_below_the_limit_only_costs_time() {
 #[test]
 fn a_stall_above_the_limit_is_named_by_who_waits() {
     let sim = Sim::new(3).with_fault(1, 0, FaultKind::Stall(Duration::from_secs(2)));
-    let report = launch(2, &Options::default().timeout(LIMIT).sim(sim), |comm| comm.barrier().wait());
+    let report = launch(2, &LaunchOptions::default().timeout(LIMIT).sim(sim), |comm| comm.barrier().wait());
     let error = report.into_result().unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -102,10 +104,14 @@ fn a_stall_above_the_limit_is_named_by_who_waits() {
 #[test]
 fn a_death_in_the_middle_of_a_collective_reaches_some() {
     let sim = Sim::new(0).with_fault(0, 1, FaultKind::Die { messages: 1 });
-    let report: Report<_, Error> = launch(3, &Options::default().timeout(LIMIT).sim(sim), |comm| {
+    let report: Report<_, Error> = launch(3, &LaunchOptions::default().timeout(LIMIT).sim(sim), |comm| {
         comm.barrier().wait()?;
-        comm.broadcast(0, (comm.rank() == 0).then(|| Buffer::from_vec(vec![7u8])), Spec::new(DType::U8, 1))
-            .wait()
+        comm.broadcast(
+            0,
+            (comm.rank() == 0).then(|| Buffer::from_vec(vec![7u8])),
+            BufferSpec::new(DType::U8, 1),
+        )
+        .wait()
     });
     let Outcome::Done(got) = &report.outcomes[1] else { panic!("{:?}", report.outcomes[1]) };
     assert_eq!(*got, Buffer::from_vec(vec![7u8]));
@@ -126,7 +132,7 @@ fn the_first_cause_is_handed_on_along_a_chain() {
     let late = FaultKind::Stall(Duration::from_millis(500));
     let dead = FaultKind::Die { messages: 0 };
     let sim = Sim::new(0).with_fault(3, 0, dead).with_fault(0, 0, late).with_fault(1, 0, late);
-    let report: Report<_, Error> = launch(4, &Options::default().timeout(LIMIT).sim(sim), |comm| {
+    let report: Report<_, Error> = launch(4, &LaunchOptions::default().timeout(LIMIT).sim(sim), |comm| {
         let byte = Buffer::from_vec(vec![1u8]);
         if comm.rank() < 3 {
             comm.recv(comm.rank() + 1, byte.spec()).wait()?;
@@ -146,10 +152,10 @@ fn the_first_cause_is_handed_on_along_a_chain() {
 
 #[test]
 fn a_deadlock_is_found_at_once() {
-    let options = Options::default().timeout(Duration::from_secs(3_600)).sim(Sim::new(1));
+    let options = LaunchOptions::default().timeout(Duration::from_secs(3_600)).sim(Sim::new(1));
     let report = launch(3, &options, |comm| {
         let next = (comm.rank() + 1) % 3;
-        comm.recv(next, Spec::new(DType::U8, 1)).wait()
+        comm.recv(next, BufferSpec::new(DType::U8, 1)).wait()
     });
     assert_eq!(report.elapsed, options.timeout);
     let error = report.into_result().unwrap_err();
@@ -161,7 +167,7 @@ fn a_deadlock_is_found_at_once() {
 fn size_takes_time() {
     let sim =
         Sim { latency: Duration::from_millis(1), jitter: Duration::ZERO, bytes_per_s: 1e6, ..Sim::new(0) };
-    let report: Report<_, Error> = launch(2, &Options::default().sim(sim), |comm| {
+    let report: Report<_, Error> = launch(2, &LaunchOptions::default().sim(sim), |comm| {
         comm.all_reduce(Buffer::from_vec(vec![1u8; 4_000]), Reduce::Sum).wait()
     });
     assert_eq!(report.elapsed, Duration::from_millis(5));

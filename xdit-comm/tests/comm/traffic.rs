@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use xdit_comm::{Buffer, Count, DType, Error, Group, Operation, Options, Reduce, Sim, Spec, Wait};
+use xdit_comm::{
+    Buffer, BufferSpec, Count, DType, Error, Group, LaunchOptions, Operation, Reduce, Sim, Wait,
+};
 
 use crate::watchdog::launch;
 
 #[test]
 fn counts_follow_from_sizes_and_degrees() {
-    let report = launch(4, &Options::default(), |world| {
+    let report = launch(4, &LaunchOptions::default(), |world| {
         let first = world.rank() / 2 * 2;
         let tp = world.subgroup(&Group::new("tp", [first, first + 1]))?;
         let ulysses = world.subgroup(&Group::new("ulysses", 0..4))?;
@@ -20,14 +22,17 @@ fn counts_follow_from_sizes_and_degrees() {
         ulysses.all_gather(floats(5), &[5; 4]).wait()?;
         ulysses.reduce_scatter(vec![floats(2); 4], Reduce::Max).wait()?;
         let halves = (world.rank() == 1).then(|| Buffer::from_bytes(DType::Bf16, vec![0; 6]));
-        ulysses.broadcast(1, halves, Spec::new(DType::Bf16, 3)).wait()?;
+        ulysses.broadcast(1, halves, BufferSpec::new(DType::Bf16, 3)).wait()?;
         let next = (world.rank() + 1) % 4;
         let previous = (world.rank() + 3) % 4;
         // What a rank sends to itself stays at home.
         world
             .send_recv(
                 vec![(next, floats(6)), (world.rank(), floats(9))],
-                vec![(previous, Spec::new(DType::F32, 6)), (world.rank(), Spec::new(DType::F32, 9))],
+                vec![
+                    (previous, BufferSpec::new(DType::F32, 6)),
+                    (world.rank(), BufferSpec::new(DType::F32, 9)),
+                ],
             )
             .wait()?;
         world.barrier().wait()?;
@@ -65,14 +70,14 @@ fn counts_follow_from_sizes_and_degrees() {
 fn waits_last_until_the_last_message_is_there() {
     let latency = Duration::from_millis(1);
     let sim = Sim { latency, jitter: Duration::ZERO, bytes_per_s: 1e6, ..Sim::new(0) };
-    let options = Options::default().sim(sim).record_waits(true);
+    let options = LaunchOptions::default().sim(sim).record_waits(true);
     let report = launch(2, &options, |world| {
         let bytes = |len: usize| Buffer::from_vec(vec![0u8; len]);
         if world.rank() == 0 {
             world.send(1, bytes(4_000)).wait()?;
             world.send(1, bytes(500)).wait()?;
         } else {
-            let spec = |len| (0, Spec::new(DType::U8, len));
+            let spec = |len| (0, BufferSpec::new(DType::U8, len));
             let both = world.send_recv(Vec::new(), vec![spec(4_000), spec(500)]);
             assert_eq!(world.now(), Duration::ZERO, "nothing was waited for yet");
             both.wait()?;
@@ -95,7 +100,7 @@ fn waits_last_until_the_last_message_is_there() {
 
 #[test]
 fn waits_are_kept_one_by_one_only_if_asked_for() {
-    let report = launch(2, &Options::default(), |world| {
+    let report = launch(2, &LaunchOptions::default(), |world| {
         world.barrier().wait()?;
         Ok::<_, Error>(world.waits())
     });

@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 
 use super::*;
-use crate::parallel::catch;
+use crate::link::catch;
 use crate::placement::TensorShare;
 
 /// A checkpoint of f16 zeros.

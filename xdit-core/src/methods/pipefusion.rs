@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::attention::Site;
-use crate::parallel::ring::Kv;
+use crate::methods::ring::Kv;
 
 /// The latest keys and values of each patch at each site, of one guidance branch of one picture.
 #[derive(Clone, Debug, Default)]

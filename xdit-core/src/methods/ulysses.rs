@@ -8,9 +8,9 @@ use burn::tensor::Tensor;
 use xdit_comm::{Buffer, Comm, Pending};
 
 use crate::attention::Qkv;
-use crate::parallel::failure::wait;
-use crate::parallel::split;
-use crate::parallel::wire::{Place, buffer};
+use crate::link::wait;
+use crate::link::{Place, buffer};
+use crate::split;
 
 /// The ranks that exchange tokens for heads.
 #[derive(Clone, Debug)]

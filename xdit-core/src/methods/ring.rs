@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 use xdit_comm::Comm;
 use xdit_kernels::{attention_lse, merge_lse};
 
-use crate::parallel::failure::wait;
-use crate::parallel::wire::{Place, buffer};
+use crate::link::wait;
+use crate::link::{Place, buffer};
 
 /// Keys and values, `[b, n, h, d]` each.
 #[derive(Clone, Debug)]

@@ -7,30 +7,29 @@ use burn::tensor::DType;
 use xdit_comm::ends;
 
 use crate::error::Result;
-use crate::parallel::mesh::Axis;
-use crate::parallel::plan::Plan;
-use crate::parallel::run::Share;
-use crate::parallel::schedule::{Action, schedule};
-use crate::parallel::split;
-use crate::placement::TensorShare;
-use crate::transformer::Spec;
+use crate::placement::{Share, TensorShare};
+use crate::plan::Plan;
+use crate::plan::mesh::Axis;
+use crate::plan::schedule::{Action, schedule};
+use crate::split;
+use crate::transformer::TransformerSpec;
 
 /// What costs depend on beside the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// The transformer's sizes.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// The type of what goes from block to block.
     pub dtype: DType,
     /// Tokens of each guidance branch's text where blocks change the text, otherwise 0.
     pub text_tokens: Vec<usize>,
     /// Of each block.
-    pub seams: Vec<Seams>,
+    pub exchanges: Vec<BlockExchanges>,
 }
 
 /// How often a block's tokens mix and its features are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seams {
+pub struct BlockExchanges {
     /// Attentions among image tokens; a text that goes along takes part in the first.
     pub attentions: usize,
     /// Layers with [cut inputs](crate::placement::Placement::Inputs) that image tokens go through.
@@ -122,7 +121,7 @@ pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
     };
     let text = |branch| if plan.caches(branch) { sizes.text_tokens[branch] } else { 0 };
     let of_branch = |branch| {
-        let tokens = |block: usize| sizes.seams[block].attentions * image(branch) + text(branch);
+        let tokens = |block: usize| sizes.exchanges[block].attentions * image(branch) + text(branch);
         plan.blocks_of(branch, plan.stage(rank)).map(tokens).sum::<usize>()
     };
     let tokens: usize = plan.branches_of(rank).map(of_branch).sum();
@@ -197,9 +196,9 @@ impl Rank<'_> {
 
     /// Bytes that one block sends: around its attention, and for its sums.
     fn block(&self, step: usize, block: usize, patches: &Range<usize>, branch: usize) -> [(Axis, usize); 3] {
-        let Sizes { spec, dtype, seams, .. } = self.sizes;
+        let Sizes { spec, dtype, exchanges, .. } = self.sizes;
         let (size, text) = (dtype.size(), self.text(patches, branch));
-        let Seams { attentions, image_sums, text_sums } = seams[block];
+        let BlockExchanges { attentions, image_sums, text_sums } = exchanges[block];
         let summed = (image_sums * self.tokens(patches) + text_sums * text) * spec.dim();
         [
             (Axis::Tensor, summed * size * self.others(Axis::Tensor)),

@@ -1,9 +1,9 @@
 //! Tensors on their way between ranks.
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Tensor, TensorData};
-use xdit_comm::{Buffer, DType as WireType, Pending, Spec};
+use xdit_comm::{Buffer, BufferSpec, DType as WireType, Pending};
 
-use crate::parallel::failure::wait;
+use super::failure::wait;
 
 /// Where and as what received tensors are put.
 #[derive(Clone, Debug)]
@@ -21,8 +21,8 @@ impl Place {
     }
 
     /// The buffer that a tensor of `shape` arrives in.
-    pub fn spec<const D: usize>(&self, shape: [usize; D]) -> Spec {
-        Spec::new(wire_type(self.dtype), shape.iter().product())
+    pub fn spec<const D: usize>(&self, shape: [usize; D]) -> BufferSpec {
+        BufferSpec::new(wire_type(self.dtype), shape.iter().product())
     }
 
     /// What is sent where there is nothing to send.

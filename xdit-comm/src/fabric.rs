@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::traffic::Count;
-use crate::{Buffer, Call, Error, Operation, Options, Result, Sim, Traffic, Wait};
+use crate::{Buffer, Call, Error, LaunchOptions, Operation, Result, Sim, Traffic, Wait};
 pub(crate) use state::{Address, Channel};
 use state::{Exit, Failure, Letter, State};
 
@@ -28,7 +28,7 @@ pub(crate) struct Fabric {
 }
 
 impl Fabric {
-    pub(crate) fn new(size: usize, options: &Options) -> Arc<Self> {
+    pub(crate) fn new(size: usize, options: &LaunchOptions) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State::new(size)),
             changed: (0..size).map(|_| Condvar::new()).collect(),

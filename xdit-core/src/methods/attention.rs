@@ -6,13 +6,13 @@ use burn::tensor::Tensor;
 use xdit_kernels::attention;
 
 use crate::attention::{Attention, Qkv, Site, scale};
-use crate::parallel::distrifusion::{DistriFusion, Exchange};
-use crate::parallel::mesh::Axis;
-use crate::parallel::pipefusion::KvCache;
-use crate::parallel::plan::Plan;
-use crate::parallel::ring::{Kv, Ring};
-use crate::parallel::split;
-use crate::parallel::ulysses::Ulysses;
+use crate::methods::distrifusion::{DistriFusion, Exchange};
+use crate::methods::pipefusion::KvCache;
+use crate::methods::ring::{Kv, Ring};
+use crate::methods::ulysses::Ulysses;
+use crate::plan::Plan;
+use crate::plan::mesh::Axis;
+use crate::split;
 
 /// What one pass through the blocks computes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use burn::tensor::Tensor;
 use xdit_comm::{Buffer, Comm, Pending};
 
 use crate::attention::Site;
-use crate::parallel::failure::wait;
-use crate::parallel::ring::Kv;
-use crate::parallel::wire::{Place, buffer};
+use crate::link::wait;
+use crate::link::{Place, buffer};
+use crate::methods::ring::Kv;
 
 /// The ranks that own a strip each, and what is on its way between them.
 #[derive(Debug)]

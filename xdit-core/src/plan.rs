@@ -1,13 +1,18 @@
 //! From what was asked for to what every rank does: computed, checked and printed before anything is loaded.
 
+pub mod cost;
+pub mod guidance;
+pub mod mesh;
+pub mod schedule;
+
 use std::fmt;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::parallel::guidance::Branch;
-use crate::parallel::mesh::{Axis, Mesh};
-use crate::parallel::split;
-use crate::transformer::Spec;
+use crate::plan::guidance::Branch;
+use crate::plan::mesh::{Axis, Mesh};
+use crate::split;
+use crate::transformer::TransformerSpec;
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +50,7 @@ impl Default for ParallelConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work {
     /// The transformer's sizes.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// Image tokens.
     pub tokens: usize,
     /// Steps of the noise scheduler.
@@ -222,7 +227,7 @@ impl Plan {
 
     /// Whether patches of `branch` ever see keys of each other that are kept in a [cache].
     ///
-    /// [cache]: crate::parallel::pipefusion::KvCache
+    /// [cache]: crate::methods::pipefusion::KvCache
     pub fn caches(&self, branch: usize) -> bool {
         self.patches.len() > 1 && self.synchronous_steps < self.branches[branch].steps.end
     }
@@ -271,7 +276,7 @@ fn of_run(branch: &Branch, steps: usize) -> Branch {
 ///
 /// # Errors
 /// If it has no such block, or another one needs it.
-pub fn check_skipped_layers(layers: &[usize], spec: &Spec) -> Result<()> {
+pub fn check_skipped_layers(layers: &[usize], spec: &TransformerSpec) -> Result<()> {
     for &layer in layers {
         if layer >= spec.blocks {
             return Err(Error::usage(format!(
@@ -288,7 +293,7 @@ pub fn check_skipped_layers(layers: &[usize], spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn stages(config: &ParallelConfig, spec: &Spec) -> Result<Vec<Range<usize>>> {
+fn stages(config: &ParallelConfig, spec: &TransformerSpec) -> Result<Vec<Range<usize>>> {
     let blocks = spec.blocks;
     let degree = config.mesh.degree(Axis::Pipeline);
     let Some(lengths) = &config.stage_blocks else {
@@ -367,7 +372,7 @@ mod tests {
     use super::*;
 
     fn work() -> Work {
-        let spec = Spec {
+        let spec = TransformerSpec {
             patch: 2,
             channels: 4,
             blocks: 4,

@@ -1,4 +1,11 @@
-//! The parallel methods, for people: what each spreads over ranks, and the option that asks for it.
+//! The parallel methods, for people: what each spreads over ranks, and the option that asks for it. Those that touch attention or rows have a file each.
+
+pub mod attention;
+pub mod distrifusion;
+pub mod pipefusion;
+pub mod ring;
+pub mod ulysses;
+pub mod vae;
 
 /// A way to spread one run over ranks. Methods combine freely, and none asks anything of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

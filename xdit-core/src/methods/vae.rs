@@ -4,63 +4,13 @@
 //! the image only; group norms merge the moments of all ranks; attention passes keys and values round.
 
 use burn::tensor::Tensor;
-use xdit_comm::{Buffer, Comm, Options, local, run_ranks};
+use xdit_comm::{Buffer, Comm};
 use xdit_kernels::{Affine, Conv2d, Moments};
 
 use crate::attention::{Qkv, scale};
-use crate::error::Result;
-use crate::parallel::failure::{catch, first_cause, wait};
-use crate::parallel::record::{Activity, Recorder};
-use crate::parallel::ring::{Kv, Ring};
-use crate::parallel::run::WAIT_LIMIT;
-use crate::parallel::split;
-use crate::parallel::wire::{Place, buffer};
-use crate::pipeline::Observer;
+use crate::link::{Place, buffer, wait};
+use crate::methods::ring::{Kv, Ring};
 use crate::rows::{Rows, Whole};
-
-/// Gives some rows of `image` to each of at most `ranks` ranks, and puts together what `work` makes of them.
-///
-/// Ranks are threads of this process. There are no more of them than rows; with one, this thread is it. `observer`
-/// hears what each of them did.
-///
-/// # Shapes
-/// `image`: `[b, c, y, x]`; the result is as `work` makes it, its rows in the same order.
-///
-/// # Errors
-/// The first cause, if a rank fails.
-pub fn split_rows<F>(
-    ranks: usize,
-    image: Tensor<4>,
-    observer: &mut dyn Observer,
-    work: F,
-) -> Result<Tensor<4>>
-where
-    F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
-{
-    let [_, _, rows, _] = image.dims();
-    let ranks = ranks.min(rows);
-    let detailed = observer.wants_details();
-    if ranks <= 1 {
-        let mut recorder = Recorder::new(&local(), detailed);
-        let decoded = recorder.time(Activity::Decode, || work(image, &Whole));
-        observer.rank(recorder.report());
-        return Ok(decoded);
-    }
-    let shares = split::even(rows, ranks);
-    let rank = move |comm: Comm| {
-        let own = shares[comm.rank()].clone();
-        let rows = SplitRows::new(comm, shares.iter().map(ExactSizeIterator::len).collect());
-        let mut recorder = Recorder::new(&rows.comm, detailed);
-        let own = image.clone().narrow(2, own.start, own.len());
-        let part = catch(|| Ok(recorder.time(Activity::Decode, || work(own, &rows))))?;
-        Ok((part, recorder.report()))
-    };
-    let options = Options::default().timeout(WAIT_LIMIT).record_waits(detailed);
-    let parts = run_ranks(ranks, &options, rank).map_err(first_cause)?;
-    let (parts, reports): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-    reports.into_iter().for_each(|report| observer.rank(report));
-    Ok(Tensor::cat(parts, 2))
-}
 
 /// The rows of one rank among those of the ranks of a communicator, the first of which has the topmost.
 #[derive(Clone, Debug)]

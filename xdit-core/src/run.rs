@@ -1,22 +1,26 @@
 //! Runs a plan: starts its ranks, gives each its share of the model and its pictures, and collects the latents.
 
-use std::ops::Range;
+pub mod decode;
+pub mod execute;
+pub mod observer;
+pub mod record;
+
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use xdit_comm::{Comm, Options, local, run_ranks};
+use xdit_comm::{Comm, LaunchOptions, local, run_ranks};
 
 use crate::error::{Error, Result};
-use crate::parallel::catch;
-use crate::parallel::execute::{Groups, denoise};
-use crate::parallel::failure::first_cause;
-use crate::parallel::guidance::Guidance;
-use crate::parallel::mesh::Axis;
-use crate::parallel::plan::Plan;
-use crate::parallel::record::{Activity, RankReport, Recorder};
-use crate::pipeline::{Observer, Phase};
-use crate::placement::TensorShare;
+use crate::link::catch;
+use crate::link::first_cause;
+use crate::placement::{Share, TensorShare};
+use crate::plan::Plan;
+use crate::plan::guidance::Guidance;
+use crate::plan::mesh::Axis;
+use crate::run::execute::{Groups, denoise};
+use crate::run::observer::{Observer, Phase};
+use crate::run::record::{Activity, RankReport, Recorder};
 use crate::scheduler::Scheduler;
 use crate::tokens::Tokens;
 use crate::transformer::Transformer;
@@ -24,15 +28,6 @@ use crate::transformer::Transformer;
 /// The limit on each wait. A rank that fails or ends tells the others at once, so only one that is alive can make them
 /// wait this long, and a stage of a large model on a slow machine takes many minutes.
 pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
-
-/// The part of a transformer that one rank holds.
-#[derive(Clone, Debug)]
-pub struct Share {
-    /// Its blocks.
-    pub blocks: Range<usize>,
-    /// The ranks that split each layer with it, if there are any.
-    pub tensor: Option<TensorShare>,
-}
 
 /// A share that was loaded.
 #[derive(Clone, Debug)]
@@ -102,7 +97,7 @@ where
         // A run outlives a listener that went away.
         rank(&world, &job, detailed, &mut |event| drop(events.send(Some(event))))
     };
-    let options = Options::default().timeout(WAIT_LIMIT).record_waits(detailed);
+    let options = LaunchOptions::default().timeout(WAIT_LIMIT).record_waits(detailed);
     let ranks = std::thread::spawn(move || {
         let latents = run_ranks(size, &options, work);
         // A rank that was left behind, still busy, could tell of something as long as it lives.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use xdit_comm::Comm;
 pub use xdit_comm::{Traffic, Wait};
 
-use crate::parallel::schedule::Action;
+use crate::plan::schedule::Action;
 
 /// What a rank does at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]

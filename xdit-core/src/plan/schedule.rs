@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::parallel::mesh::Axis;
-use crate::parallel::plan::Plan;
+use crate::plan::Plan;
+use crate::plan::mesh::Axis;
 
 /// One thing a rank does.
 #[derive(Clone, Debug, PartialEq, Eq)]
