@@ -25,11 +25,11 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   xdit demo-checkpoint demo && xdit generate --model demo --prompt \"a small cactus\"
-            Generate a picture without a download, with an untrained model.
+      Generate a picture without a download, with an untrained model.
   xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt \"a small cactus\" --seed 7
-            Generate a picture with a checkpoint from the Hugging Face hub.
+      Generate a picture with a checkpoint from the Hugging Face hub.
   xdit inspect PixArt-alpha/PixArt-XL-2-512x512
-            Show the components of a checkpoint, and the memory that it needs.";
+      Show the components of a checkpoint, and the memory that it needs.";
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]

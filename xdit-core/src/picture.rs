@@ -2,14 +2,14 @@
 
 use burn::tensor::{DType, Tensor};
 
-/// A picture: rows of red, green and blue.
+/// A picture with one byte for each of red, green and blue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
-    /// Pixels in a row.
+    /// The width in pixels.
     pub width: usize,
-    /// Rows.
+    /// The height in pixels.
     pub height: usize,
-    /// `height · width · 3` values.
+    /// `height · width · 3` values, row by row.
     pub rgb: Vec<u8>,
 }
 

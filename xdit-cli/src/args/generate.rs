@@ -59,30 +59,32 @@ pub struct GenerateArgs {
     /// Number of denoising steps [default: the model's, see `xdit inspect`].
     #[arg(long, value_name = "STEPS", help_heading = "Generation")]
     pub num_inference_steps: Option<usize>,
-    /// Strength of classifier-free guidance; 1 and below turn it off; an input of the model in FLUX.1-dev [default:
-    /// the model's, see `xdit inspect`].
+    /// Strength of classifier-free guidance, turned off by 1 and below; FLUX.1-dev takes it as an input instead
+    /// [default: the model's, see `xdit inspect`].
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Generation")]
     pub guidance_scale: Option<f32>,
-    /// Strength of classifier-free guidance with the negative prompt in FLUX; 1 and below turn it off [default: 1].
+    /// Strength of classifier-free guidance with the negative prompt in FLUX, turned off by 1 and below [default:
+    /// 1].
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Generation")]
     pub true_cfg_scale: Option<f32>,
-    /// Blocks to skip in an additional branch of guidance, such as `7 8 9`; the picture moves away from the result
-    /// without them [default: none].
+    /// Blocks to skip in an additional branch of guidance, such as `7 8 9`; guidance moves the picture away from
+    /// the result of that branch [default: none].
     #[arg(long, value_name = "BLOCKS", num_args = 1.., value_delimiter = ',', help_heading = "Generation")]
     pub skip_guidance_layers: Vec<usize>,
     /// Strength of skip-layer guidance; 0 turns it off [default: 2.8].
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Generation")]
     pub skip_layer_guidance_scale: Option<f32>,
     /// Fraction of the steps after which skip-layer guidance starts [default: 0.01].
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Generation")]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Generation")]
     pub skip_layer_guidance_start: Option<f64>,
     /// Fraction of the steps at which skip-layer guidance stops [default: 0.2].
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Generation")]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Generation")]
     pub skip_layer_guidance_stop: Option<f64>,
     /// Seed of the first picture; picture `i` uses seed + `i` [default: 0].
     #[arg(long, help_heading = "Generation")]
     pub seed: Option<u64>,
-    /// Start from these latents instead of noise: a safetensors file with the key `latents`, [n, c, h, w] in f32.
+    /// Start from these latents instead of noise: a safetensors file with the key `latents`, in f32, of shape [n,
+    /// c, h, w].
     #[arg(long, value_name = "FILE", help_heading = "Generation")]
     pub init_latents: Option<PathBuf>,
     /// Maximum number of T5 tokens of a prompt; the rest is cut off with a warning; CLIP always takes 77 [default:
@@ -169,7 +171,7 @@ pub struct ParallelArgs {
     /// Number of ranks that divide the heads and features of each layer (tensor parallelism).
     #[arg(long, value_name = "RANKS", default_value_t = 1)]
     pub tensor_parallel_degree: usize,
-    /// How a picture is cut into patches; `row` is the only scheme.
+    /// Scheme for cutting a picture into patches; `row` is the only one.
     #[arg(long, value_name = "SCHEME", default_value = "row")]
     pub split_scheme: String,
     /// Run the negative branch of guidance on one half of the ranks, and the other branches on the other half.
@@ -178,8 +180,8 @@ pub struct ParallelArgs {
     /// Decode each picture on all ranks, with a part of the rows on each.
     #[arg(long)]
     pub use_parallel_vae: bool,
-    /// Give each rank of the ring axis one patch, and the other patches' keys and values of the previous step
-    /// (DistriFusion).
+    /// Use DistriFusion on the ring axis: each rank has one patch, and uses the stale keys and values of the others
+    /// from the previous step.
     #[arg(long)]
     pub distrifusion: bool,
 }

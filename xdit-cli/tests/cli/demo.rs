@@ -23,7 +23,6 @@ fn a_message_states_that_the_model_is_untrained() {
     let workspace = Workspace::new();
     let message = workspace.run(&["demo-checkpoint", "demo"]).stderr;
     insta::assert_snapshot!(message, @r#"
-    insta::assert_snapshot!(said, @r#"
     The model in `demo` is untrained: it generates coloured noise.
     Try it: xdit generate --model demo --prompt "a small cactus"
     "#);

@@ -36,7 +36,8 @@ fn the_first_page() {
     insta::assert_snapshot!(Workspace::new().ok(&["--help"]), @r#"
     Generate pictures with diffusion transformers, on Burn.
 
-    Options may be written with dashes or underscores: `--guidance-scale` is the same as `--guidance_scale`.
+    Options may be written with dashes or underscores: `--guidance-scale` is the same as
+    `--guidance_scale`.
 
     Usage: xdit <COMMAND>
 
@@ -59,10 +60,10 @@ fn the_first_page() {
 
     Examples:
       xdit demo-checkpoint demo && xdit generate --model demo --prompt "a small cactus"
-              Generate a picture without a download, with an untrained model.
+          Generate a picture without a download, with an untrained model.
       xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus" --seed 7
-              Generate a picture with a checkpoint from the Hugging Face hub.
+          Generate a picture with a checkpoint from the Hugging Face hub.
       xdit inspect PixArt-alpha/PixArt-XL-2-512x512
-              Show the components of a checkpoint, and the memory that it needs.
+          Show the components of a checkpoint, and the memory that it needs.
     "#);
 }
