@@ -146,7 +146,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The error for `path`. The original error would name the temporary file, which the user does not know.
+/// The error for `path`. The original error would name the temporary file, which means nothing to the user.
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     let folder = folder_of(path);
     let shown = folder.display();

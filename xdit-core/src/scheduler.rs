@@ -45,8 +45,8 @@ use options::SchedulerOptions;
 /// # Shapes
 /// - samples, model outputs and results: `[batch, tokens, features]`, all of the same shape; results in f32
 pub trait Scheduler: Send + Sync {
-    /// The timestep passed to the model in each step. Their number can exceed the requested one by one, where
-    /// diffusers' grid does.
+    /// The timesteps passed to the model, one for each step. There may be one more than requested, where diffusers'
+    /// grid has one more.
     fn timesteps(&self) -> &[f32];
 
     /// The standard deviation of the initial latents.

@@ -30,7 +30,7 @@ pub struct AutoencoderKlConfig {
     pub layers_per_block: usize,
     /// The number of groups of every group norm.
     pub norm_num_groups: usize,
-    /// Whether the middle contains an attention.
+    /// Whether the middle contains an attention layer.
     pub mid_block_add_attention: bool,
     /// Whether the encoder is followed by a 1×1 convolution.
     pub use_quant_conv: bool,
@@ -297,7 +297,7 @@ impl Decoder {
     }
 }
 
-/// The middle of the encoder and the decoder: two residual blocks with an attention between them.
+/// The middle of the encoder and the decoder: two residual blocks with an attention layer between them.
 #[derive(Clone, Debug)]
 struct Mid {
     first: Resnet,

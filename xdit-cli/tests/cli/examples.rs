@@ -3,10 +3,10 @@
 use crate::workspace::Workspace;
 
 #[path = "../../../xdit-models/examples/generate.rs"]
-#[expect(dead_code, reason = "the test calls what `main` calls")]
+#[expect(dead_code, reason = "the test calls the function that `main` calls")]
 mod generate;
 #[path = "../../../xdit-models/examples/transformer.rs"]
-#[expect(dead_code, reason = "the test calls what `main` calls")]
+#[expect(dead_code, reason = "the test calls the function that `main` calls")]
 mod transformer;
 
 #[test]

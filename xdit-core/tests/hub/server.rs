@@ -85,7 +85,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     Some(Request { method, path, headers })
 }
 
-/// Ignores errors, because the client may close the connection as soon as it has what it needs.
+/// Ignores errors, because the client may close the connection once it has the data that it needs.
 fn send(mut stream: &TcpStream, request: &Request, reply: Reply) {
     let mut head = format!("HTTP/1.1 {} Answer\r\nConnection: close\r\n", reply.status);
     if !reply.headers.iter().any(|(name, _)| *name == "Content-Length") {

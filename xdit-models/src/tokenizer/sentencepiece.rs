@@ -21,7 +21,7 @@ pub(super) enum PieceKind {
     Normal,
     /// Control tokens such as `<pad>` and `</s>`.
     Control,
-    /// A symbol that training was told to keep whole.
+    /// A symbol that training keeps whole.
     UserDefined,
 }
 

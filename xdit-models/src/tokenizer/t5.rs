@@ -50,9 +50,9 @@ impl T5Tokenizer {
     ///
     /// The vocabulary and the normalizer are read from `tokenizer.json` if it exists, and otherwise from
     /// `spiece.model`. The order is that of `transformers`; it means that a vocabulary extended after training is
-    /// used in full. Nothing else is read from `tokenizer.json`: its pre-tokenizer differs from the one that the
-    /// class in `transformers` builds (for example, only the former splits words at U+0085). Special tokens are
-    /// read from `tokenizer_config.json`, if it exists.
+    /// used in full. Nothing else is read from `tokenizer.json`, because its pre-tokenizer differs from the one
+    /// that the class in `transformers` builds (for example, only the class splits words at U+0085). Special tokens
+    /// are read from `tokenizer_config.json`, if it exists.
     ///
     /// # Errors
     /// If neither file exists, or a file is truncated, malformed or larger than 64 MiB.
