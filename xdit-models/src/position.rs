@@ -45,22 +45,22 @@ impl<V> fmt::Debug for PositionCache<V> {
     }
 }
 
-/// A two-dimensional sine-cosine embedding whose grid is stretched to the size the model was trained for.
+/// A two-dimensional sine-cosine embedding, with its grid stretched to the size that the model was trained on.
 ///
 /// # Source
 /// ViT's embedding as in MAE (He et al. 2021) with PixArt's interpolation; diffusers' `PatchEmbed`.
 #[derive(Clone, Copy, Debug)]
 pub struct SinCos2d {
-    /// Features of a token, a multiple of 4.
+    /// The number of features of a token, a multiple of 4.
     pub dim: usize,
-    /// Tokens a side of the image that the model was trained for.
+    /// The side, in tokens, of the images that the model was trained on.
     pub base_size: usize,
-    /// By how much the grid is compressed.
+    /// The factor by which the grid is compressed.
     pub interpolation_scale: f32,
 }
 
 impl SinCos2d {
-    /// The embedding of each token: its column in the first half of the features, its row in the second.
+    /// The embedding of each token: its column in the first half of the features, and its row in the second.
     ///
     /// # Shapes
     /// Result `[1, n, dim]`, f32.
@@ -76,7 +76,7 @@ impl SinCos2d {
         Tensor::from_data(TensorData::new(data, [1, positions.ids().len(), self.dim]), (device, DType::F32))
     }
 
-    /// The embedding of each of `count` places along one direction: `dim / 4` sines, then as many cosines.
+    /// The embedding of each of `count` positions along one direction: `dim / 4` sines, then as many cosines.
     fn table(&self, count: usize) -> Vec<f32> {
         let quarter = self.dim / 4;
         let stretch = (count as f64 / self.base_size as f64) as f32;

@@ -3,18 +3,18 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::tokens::Positions;
 
-/// How the features of a head are turned by the place of their token: pair `i` of the `dim` features that belong to
-/// one direction by `place / theta^(2i/dim)`.
+/// A rotation of a head's features that depends on the position of the token: pair `i` of the `dim` features of one
+/// direction is rotated by `position / theta^(2i/dim)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RotaryEmbedding {
-    /// Features of a head for the direction in which all tokens of a picture lie at 0, for its rows, and for its
-    /// columns. Each is even.
+    /// The number of features of a head for each direction: one in which all tokens of a picture have position 0,
+    /// the rows, and the columns. Each number is even.
     pub dims: [usize; 3],
-    /// Base of the frequencies.
+    /// The base of the frequencies.
     pub theta: f64,
 }
 
-/// Cosines and sines of the angles of some tokens.
+/// The cosines and sines of the angles of a set of tokens.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     /// `[n, d/2]`, f32
@@ -24,7 +24,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// The heads of these tokens, turned.
+    /// Rotates the heads of these tokens.
     ///
     /// # Shapes
     /// `x`: `[b, n, h, d]`.
@@ -54,7 +54,7 @@ impl RotaryEmbedding {
         Rotary { cos: table(f64::cos), sin: table(f64::sin) }
     }
 
-    /// `of` the angles at each of `places` along one direction.
+    /// `of` applied to the angles at each of `places` positions along one direction.
     fn table(&self, dim: usize, places: usize, of: fn(f64) -> f64) -> Vec<Vec<f32>> {
         let frequency = |pair| 1.0 / self.theta.powf(2.0 * pair as f64 / dim as f64);
         let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
