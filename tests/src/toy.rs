@@ -10,6 +10,7 @@ use xdit_core::placement::Share;
 use xdit_core::placement::{Placement, TensorShare};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
+use xdit_core::run::contexts::SharedContexts;
 use xdit_core::run::{Job, Loaded};
 use xdit_core::scheduler::{Scheduler, scheduler};
 use xdit_core::tokens::{Positions, Tokens};
@@ -136,6 +137,7 @@ impl Subject {
             scheduler: self.scheduler(),
             guidance: vec![self.guidance()],
             noise: vec![self.noise()],
+            contexts: SharedContexts::default(),
         }
     }
 }
@@ -234,6 +236,10 @@ impl Transformer for Toy {
             Context { timestep: tensor(waves, [1, 1, dim]), text: text.clone() }
         };
         timesteps.iter().map(at).collect()
+    }
+
+    fn context_bytes(&self) -> usize {
+        4 * self.spec.dim()
     }
 
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {

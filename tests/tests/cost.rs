@@ -7,9 +7,11 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::schedule::schedule;
 use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::contexts::SharedContexts;
 use xdit_core::run::record::{Activity, RankReport};
 use xdit_core::run::{Job, run};
 use xdit_core::tokens::{Positions, Tokens};
+use xdit_core::weights::Residency;
 use xdit_models::component::Component;
 use xdit_models::flux::{self, Flux};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
@@ -208,7 +210,8 @@ fn a_pipeline_knows_its_costs() {
             for (report, cost) in reports.ranks.iter().zip(costs) {
                 let what = format!("{checkpoint}, {dtype:?}, rank {} of {mesh}", report.rank);
                 assert!(report.parameter_bytes > 0, "{what}");
-                assert_eq!(report.parameter_bytes, cost.parameter_bytes, "{what}");
+                let parameters = cost.share.parameters;
+                assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
                 assert_eq!(report.peak_kv_bytes, cost.peak_kv_bytes, "{what}");
                 for axis in Axis::ALL {
                     // With these methods, all steps send the same.
@@ -251,17 +254,19 @@ where
     for method in methods {
         let plan = planned(method, &work);
         let placements = component.config.placements();
-        let costs =
-            costs(&plan, &sizes, |share| component.share_bytes(&options, share, placements.clone(), T::load));
+        let costs = costs(&plan, &sizes, component.scales(&options, placements.clone(), T::load));
         let (component, options) = (component.clone(), options.clone());
         let job = Job {
             plan: plan.clone(),
-            load: Box::new(move |share| component.load_share(&options, share, placements.clone(), T::load)),
+            load: Box::new(move |share| {
+                component.load_share(&options, share, placements.clone(), Residency::Hold, T::load)
+            }),
             scheduler: Subject::new(Kind::Alone).scheduler(),
             guidance: vec![
                 Guidance::classifier_free(conditions.clone(), conditions.clone(), 2.0).skip_layers(2.0),
             ],
             noise: vec![noise.clone()],
+            contexts: SharedContexts::default(),
         };
         let mut reports = Reports::default();
         run(job, &mut reports).unwrap_or_else(|error| panic!("{plan}{error}"));
@@ -272,7 +277,8 @@ where
                 let planned: u64 = sent.iter().filter_map(|step| step.get(&axis)).sum();
                 assert_eq!(report.traffic.of_label(axis.name()).sent_bytes, planned, "{axis:?}: {what}");
             }
-            assert_eq!(report.parameter_bytes, cost.parameter_bytes, "{what}");
+            let parameters = cost.share.parameters;
+            assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
             assert_eq!(report.peak_kv_bytes, cost.peak_kv_bytes, "{what}");
         }
     }

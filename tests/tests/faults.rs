@@ -140,6 +140,7 @@ fn half_loaded(axis: Axis, rest: Duration) -> Job<Toy> {
         noise: vec![subject.noise(); 2],
         plan: job.plan,
         scheduler: job.scheduler,
+        contexts: job.contexts,
     }
 }
 

@@ -11,6 +11,7 @@ use xdit_core::placement::Share;
 use xdit_core::plan::guidance::Branch;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::contexts::SharedContexts;
 use xdit_core::run::execute::{Groups, denoise};
 use xdit_core::run::record::Recorder;
 use xdit_core::run::run;
@@ -216,16 +217,27 @@ fn a_request_leaves_nothing_behind() {
         request([1, 37], &[3, 5], [Pipeline, Ulysses], 4, 0),
     ];
     let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
-    let in_a_row = requests.clone();
+    let in_a_row = requests.clone().map(|request| (request, SharedContexts::default()));
     let ranks = run_ranks(4, &LaunchOptions::default(), move |world: Comm| -> Result<_> {
         let world = HostLink::new(world);
-        let pictures = in_a_row.iter().map(|(subject, plan)| {
+        let pictures = in_a_row.iter().map(|((subject, plan), contexts)| {
             let groups = Groups::new(&world, plan)?;
             let toy =
                 subject.load(&Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() });
             let (scheduler, guidance, noise) = (subject.scheduler(), subject.guidance(), subject.noise());
-            let mut recorder = Recorder::new(world.rank(), Meter::new(false), false);
-            Ok(denoise(plan, &groups, &toy, &*scheduler, &guidance, &noise, &mut recorder, &mut |_| {}))
+            let (contexts, mut recorder) =
+                (contexts.of_picture(0), Recorder::new(world.rank(), Meter::new(false), false));
+            Ok(denoise(
+                plan,
+                &groups,
+                &toy,
+                &*scheduler,
+                &guidance,
+                &noise,
+                contexts,
+                &mut recorder,
+                &mut |_| {},
+            ))
         });
         pictures.collect()
     });

@@ -18,7 +18,7 @@ use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::run::execute::Groups;
 use xdit_core::run::record::RankReport;
 use xdit_core::run::run;
-use xdit_core::weights::Weights;
+use xdit_core::weights::{Residency, Weights};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
 use xdit_models::sharding::Sharded;
@@ -108,7 +108,7 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
         let groups = Groups::new(&HostLink::new(world.clone()), &plan)?;
         let share = Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() };
         let weights = Weights::check_only(checkpoint.clone(), &device(), DType::F32);
-        let weights = weights.of_share(share, config.placements());
+        let weights = weights.of_share(share, config.placements()).with_residency(Residency::Reread);
         PixArt::load(&config, &weights)?;
         Ok(weights.taken_bytes())
     });

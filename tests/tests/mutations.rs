@@ -11,6 +11,7 @@ use xdit_comm::LaunchOptions;
 use xdit_core::link::Link;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
+use xdit_core::run::contexts::SharedContexts;
 use xdit_core::run::{Job, Loaded};
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
@@ -65,6 +66,7 @@ impl Run {
             scheduler: of_ranks.scheduler,
             guidance: of_ranks.guidance,
             noise: of_ranks.noise,
+            contexts: SharedContexts::default(),
         };
         let seen = move |world: Arc<dyn Link>| match wire {
             Some((group, wire)) => Tampered::new(world, group, wire),

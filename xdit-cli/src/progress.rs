@@ -1,4 +1,4 @@
-//! What a user sees while waiting: bars on a terminal, a few plain lines elsewhere.
+//! Progress of a run: bars on a terminal, and a few plain lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressState, ProgressStyle};
 use xdit_core::hub::Download;
 use xdit_core::pipeline::{Observer, Phase};
 
-/// A plain log has this many lines for the steps of one picture.
+/// The number of lines for the steps of one picture in a plain log.
 const LINES_A_PICTURE: usize = 4;
 
 /// Shows progress on standard error.
@@ -15,9 +15,9 @@ pub struct Progress {
     style: Style,
     images: usize,
     bar: Option<ProgressBar>,
-    /// Whether the current phase is the one whose steps are worth a line.
+    /// Whether the current phase is denoising, the only phase that reports its steps.
     denoising: bool,
-    /// When the current phase began.
+    /// The start of the current phase.
     begin: Instant,
 }
 
@@ -29,7 +29,7 @@ enum Style {
 }
 
 impl Progress {
-    /// Shows the progress of making `images` pictures.
+    /// Shows the progress of a run with `images` pictures.
     pub fn new(images: usize, quiet: bool) -> Self {
         let style = match quiet {
             true => Style::Quiet,
@@ -39,7 +39,7 @@ impl Progress {
         Self { style, images, bar: None, denoising: false, begin: Instant::now() }
     }
 
-    /// Shows how far a download is.
+    /// Shows the progress of a download.
     pub fn download(&mut self, download: &Download<'_>) {
         match self.style {
             Style::Quiet => {}
@@ -61,7 +61,7 @@ impl Progress {
         }
     }
 
-    /// Says one line, where progress is shown at all.
+    /// Prints a line, unless the output is quiet.
     pub fn say(&self, line: &str) {
         if self.style != Style::Quiet {
             eprintln!("{line}");
@@ -106,7 +106,7 @@ impl Observer for Progress {
 
     fn end(&mut self, phase: Phase) {
         match phase {
-            // The finished bars of the steps stay, as a record of the speed.
+            // Finished bars of denoising stay visible as a record of the speed.
             Phase::Denoise { .. } => drop(self.bar.take().inspect(ProgressBar::abandon)),
             _ => self.clear(),
         }
@@ -141,10 +141,10 @@ impl Observer for Progress {
     }
 }
 
-/// A style from a template, which may use `{rate}`.
+/// A style from a template, which may contain `{rate}`.
 fn style(template: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-        // A text that cannot be drawn is left out.
+        // A failure to format the text leaves it out.
         let _ = write!(text, "{:.2} it/s", state.per_sec());
     };
     ProgressStyle::with_template(template).expect("templates are fixed and valid").with_key("rate", rate)

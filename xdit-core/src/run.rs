@@ -1,5 +1,6 @@
 //! Runs a plan: starts its ranks, gives each its share of the model and its pictures, and collects the latents.
 
+pub mod contexts;
 pub mod decode;
 pub mod execute;
 pub mod observer;
@@ -17,6 +18,7 @@ use crate::placement::Share;
 use crate::plan::Plan;
 use crate::plan::guidance::Guidance;
 use crate::plan::mesh::Axis;
+use crate::run::contexts::SharedContexts;
 use crate::run::execute::{Groups, denoise};
 use crate::run::observer::{Observer, Phase};
 use crate::run::record::{Activity, RankReport, Recorder};
@@ -52,6 +54,8 @@ pub struct Job<T: Transformer> {
     pub guidance: Vec<Guidance<T::Conditions>>,
     /// The initial latents of each picture, packed and whole.
     pub noise: Vec<Tokens>,
+    /// Conditions that were made ready, for the ranks of this process.
+    pub contexts: SharedContexts<T::Context>,
 }
 
 /// What a rank tells.
@@ -162,8 +166,18 @@ fn rank<T: Transformer>(
             let (guidance, noise) = (&job.guidance[image], &job.noise[image]);
             let mut step = |done| progress(Event::Step(done));
             let scheduler = &*job.scheduler;
-            let end =
-                denoise(plan, &groups, &transformer, scheduler, guidance, noise, &mut recorder, &mut step);
+            let contexts = job.contexts.of_picture(image);
+            let end = denoise(
+                plan,
+                &groups,
+                &transformer,
+                scheduler,
+                guidance,
+                noise,
+                contexts,
+                &mut recorder,
+                &mut step,
+            );
             latents.extend(end.filter(|_| leads));
             progress(Event::End(Phase::Denoise { image }));
         }

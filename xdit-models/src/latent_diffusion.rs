@@ -10,12 +10,13 @@ use xdit_core::pipeline::{Generated, LoadOptions, Observer, Phase, Picture, Requ
 use xdit_core::plan::cost::{Cost, Sizes, costs};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
+use xdit_core::run::contexts::SharedContexts;
 use xdit_core::run::decode::split_rows;
 use xdit_core::run::{Job, run};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
 use xdit_core::tokens::{pack, unpack};
 use xdit_core::transformer::{Transformer, TransformerSpec};
-use xdit_core::weights::Weights;
+use xdit_core::weights::{Residency, Weights};
 use xdit_core::{Error, Result};
 
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
@@ -184,9 +185,7 @@ where
             text_tokens: vec![text_tokens; plan.branches.len()],
             exchanges: component.config.exchanges(),
         };
-        costs(plan, &sizes, |share| {
-            component.share_bytes(&self.options, share, component.config.placements(), T::load)
-        })
+        costs(plan, &sizes, component.scales(&self.options, component.config.placements(), T::load))
     }
 
     /// Initial latents of picture `image`: the request's own, or noise from its seed.
@@ -216,7 +215,8 @@ where
         let (transformer, options) = (self.transformer.clone(), self.options.clone());
         let job = Job {
             load: Box::new(move |share| {
-                transformer.load_share(&options, share, transformer.config.placements(), T::load)
+                let placements = transformer.config.placements();
+                transformer.load_share(&options, share, placements, Residency::Hold, T::load)
             }),
             guidance,
             noise: (0..request.images())
@@ -227,6 +227,7 @@ where
                 .collect(),
             plan: resolved.plan.clone(),
             scheduler,
+            contexts: SharedContexts::default(),
         };
         let latents: Vec<_> = run(job, observer)?.into_iter().map(|tokens| unpack(tokens, patch)).collect();
         let pictures = match request.decode {

@@ -18,6 +18,7 @@ use crate::plan::Plan;
 use crate::plan::guidance::Guidance;
 use crate::plan::mesh::Axis;
 use crate::plan::schedule::{Action, edges, schedule};
+use crate::run::contexts::{Contexts, PictureContexts};
 use crate::run::record::{Activity, Recorder};
 use crate::scheduler::{History, Scheduler};
 use crate::split;
@@ -90,7 +91,7 @@ impl Groups {
 /// Denoises one picture on this rank.
 ///
 /// `noise` is the whole picture's, the same on every rank. The final latents, whole again, are returned on the
-/// ranks of the first stage. `recorder` is told of each action.
+/// ranks of the first stage. `contexts` are the picture's, and `recorder` is told of each action.
 ///
 /// # Shapes
 /// `noise`: packed, `[b, n, c]`; the result too.
@@ -101,18 +102,22 @@ pub fn denoise<T: Transformer>(
     scheduler: &dyn Scheduler,
     guidance: &Guidance<T::Conditions>,
     noise: &Tokens,
+    contexts: PictureContexts<'_, T::Context>,
     recorder: &mut Recorder,
     on_step: &mut dyn FnMut(usize),
 ) -> Option<Tokens> {
     assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
     assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
-    let start = || Walker::new(plan, groups, transformer, scheduler, guidance, noise);
+    let start = || Walker::new(plan, groups, transformer, scheduler, guidance, noise, contexts);
     let mut walker = recorder.time(Activity::Prepare, start);
     let actions = schedule(plan, groups.rank);
     for (index, action) in actions.iter().enumerate() {
         // Pictures of other ranks are no concern of this one, until one of them fails.
         must(groups.world.check());
         walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
+        if let Some(missing) = walker.contexts.missing(action) {
+            recorder.time(Activity::Prepare, || walker.contexts.prepare(missing));
+        }
         let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
         walker.reap();
         recorder.keep_kv(walker.attention.kv_bytes());
@@ -121,29 +126,6 @@ pub fn denoise<T: Transformer>(
         }
     }
     recorder.time(Activity::Gather, || walker.finish())
-}
-
-/// The conditions of each branch that a rank computes, made ready for each of the branch's steps.
-struct Contexts<C> {
-    first_branch: usize,
-    /// The first step, and what is ready from there on.
-    branches: Vec<(usize, Vec<C>)>,
-}
-
-impl<C> Contexts<C> {
-    fn new(branches: Range<usize>, of_branch: impl FnMut(usize) -> (usize, Vec<C>)) -> Self {
-        Self { first_branch: branches.start, branches: branches.map(of_branch).collect() }
-    }
-
-    fn at(&self, branch: usize, step: usize) -> &C {
-        let (first_step, contexts) = &self.branches[branch - self.first_branch];
-        &contexts[step - first_step]
-    }
-
-    /// At the first step of `branch`.
-    fn first(&self, branch: usize) -> &C {
-        &self.branches[branch - self.first_branch].1[0]
-    }
 }
 
 /// A rank on its way through its schedule.
@@ -164,7 +146,7 @@ struct Walker<'a, T: Transformer> {
     /// The sample at those tokens, of each patch: what the first stage embeds and the last one advances.
     samples: Vec<Tensor<3>>,
     histories: Vec<History>,
-    contexts: Contexts<T::Context>,
+    contexts: Contexts<'a, T>,
     hidden: Option<Hidden>,
     /// What the last pass left for blocks of other stages.
     skips: BTreeMap<usize, Tensor<3>>,
@@ -184,6 +166,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
         scheduler: &'a dyn Scheduler,
         guidance: &'a Guidance<T::Conditions>,
         noise: &Tokens,
+        contexts: PictureContexts<'a, T::Context>,
     ) -> Self {
         let sequence = plan.mesh.sequence_coordinate(groups.rank);
         let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence)).collect();
@@ -203,11 +186,15 @@ impl<'a, T: Transformer> Walker<'a, T> {
             latents: ([b, c], Place::of(&noise.x)),
             samples: shards.iter().map(|shard| noise.x.clone().narrow(1, shard.start, shard.len())).collect(),
             histories: vec![History::default(); shards.len()],
-            contexts: Contexts::new(plan.branches_of(groups.rank), |branch| {
-                let Range { start, end } = plan.branches[branch].steps;
-                let timesteps = &scheduler.timesteps()[start..end];
-                (start, transformer.contexts(&guidance.branches[branch], timesteps))
-            }),
+            contexts: Contexts::new(
+                plan,
+                groups.rank,
+                transformer,
+                scheduler.timesteps(),
+                guidance,
+                contexts,
+                noise.x.device(),
+            ),
             hidden: None,
             skips: BTreeMap::new(),
             predictions: vec![None; plan.branches.len()],
@@ -239,9 +226,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
 
     /// The text that `branch` has beside `patches`.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
-        // It does not change over the steps.
-        let text = self.transformer.text_shape(self.contexts.first(branch));
-        text.filter(|_| self.plan.brings_text(patches))
+        self.contexts.text_shape(branch).filter(|_| self.plan.brings_text(patches))
     }
 
     /// The stage of this rank.

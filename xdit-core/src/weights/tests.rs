@@ -27,8 +27,8 @@ fn a_file_that_shrinks_fails_the_rank_that_reads_it_later() {
     let device = Device::flex();
     let checkpoint =
         zeros(dir.path(), &[("late.weight", vec![3, 4]), ("late.bias", vec![3]), ("table", vec![5, 4])]);
-    let weights = Weights::new(checkpoint, &device, DType::F32);
-    let layer = weights.deferred().linear("late", 4, 3).unwrap();
+    let weights = Weights::new(checkpoint, &device, DType::F32).with_residency(Residency::Reread);
+    let layer = weights.once().linear("late", 4, 3).unwrap();
     let table = weights.table("table", &[5, 4]).unwrap();
     let use_them = || {
         let x = Tensor::<2>::zeros([1, 4], (&device, DType::F32));
