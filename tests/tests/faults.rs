@@ -9,15 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
 use xdit_comm::sim::FaultKind;
 use xdit_comm::{LaunchOptions, Outcome, Report, Sim, launch};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
-use xdit_core::run::{Job, run, run_rank};
 use xdit_tests::bits;
 use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::watchdog::Watchdog;
-use xdit_tests::world::run_in;
+use xdit_tests::world::{Job, Loader, run, run_in, run_rank};
 
 const SEEDS: u64 = 1_000;
 /// On each wait, in simulated time.
@@ -28,8 +28,9 @@ const BOUND: Duration = Duration::from_secs(5);
 const HANGS: Duration = Duration::from_secs(60);
 
 /// What a rank may say of a failed transfer.
-const OPERATIONS: [&str; 6] = ["all_reduce(sum)", "all_gather", "all_to_all", "send", "recv", "send_recv"];
-const GROUPS: [&str; 6] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp"];
+const OPERATIONS: [&str; 7] =
+    ["all_reduce(sum)", "all_gather", "all_to_all", "broadcast", "send", "recv", "send_recv"];
+const GROUPS: [&str; 7] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp", "world"];
 
 /// Bits of the latents of a rank's pictures, or how it failed.
 type End = Result<Vec<Vec<u32>>, String>;
@@ -37,7 +38,7 @@ type End = Result<Vec<Vec<u32>>, String>;
 /// One mesh, and how a run on it ends without faults.
 struct World {
     name: String,
-    job: Arc<Job<Toy>>,
+    job: Arc<(Arc<Loader<Toy>>, xdit_core::run::Job<Tensor<3>>)>,
     size: usize,
     sound: Vec<End>,
     /// Operations of the rank that has most.
@@ -62,7 +63,7 @@ impl World {
         };
         let plan = Plan::new(&config, &subject.work()).unwrap();
         let name = format!("{kind:?} on {mesh}, M = {patches}, distrifusion: {distrifusion}");
-        let (size, job) = (mesh.size(), Arc::new(subject.job(plan)));
+        let (size, job) = (mesh.size(), Arc::new(subject.job(plan).split()));
         let mut world = Self { name, job, size, sound: Vec::new(), operations: 0 };
         let report = world.run(LaunchOptions::default());
         world.operations = report.traffic.iter().map(|rank| rank.total().calls).max().unwrap();
@@ -155,7 +156,8 @@ fn a_rank_that_needs_no_other_stops_when_one_fails() {
     };
     let first = report.failures[0];
     assert_eq!(failed(first), "out of paper");
-    let expected = format!("`check` over `pp` on rank {}: stopped because rank {first} failed", 1 - first);
+    let expected =
+        format!("`broadcast` over `world` on rank {}: stopped because rank {first} failed", 1 - first);
     assert!(failed(1 - first).starts_with(&expected), "{}", failed(1 - first));
 }
 

@@ -10,11 +10,11 @@ use decorators::{Keys, MutantToy, Tampered, Wire};
 use xdit_comm::{Comm, LaunchOptions};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
-use xdit_core::run::{Job, Loaded};
+use xdit_core::run::Loaded;
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
 use xdit_tests::toy::{Kind, Subject, Toy};
-use xdit_tests::world::{pictures, run_in};
+use xdit_tests::world::{Job, pictures, run_in};
 
 const TOLERANCE: f64 = 1e-5;
 const VISIBLE: f64 = 1e-3;

@@ -2,8 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::progress::say;
+
 /// What a shell reports of a program that ended by Ctrl-C.
-const EXIT_CODE: i32 = 130;
+pub const EXIT_CODE: u8 = 130;
 
 /// Held from the first byte of a temporary file until all files have their names.
 static WRITING: Mutex<()> = Mutex::new(());
@@ -13,8 +15,8 @@ pub fn install() {
     let handler = || {
         // Everything before the writing leaves no trace, so it can be dropped where it is.
         let _written = writing();
-        eprintln!("\ninterrupted");
-        std::process::exit(EXIT_CODE);
+        say("\ninterrupted");
+        std::process::exit(EXIT_CODE.into());
     };
     // Without a handler the signal ends the program as well, only less tidily.
     let _ = ctrlc::set_handler(handler);

@@ -77,12 +77,9 @@ impl Outputs {
         Ok(())
     }
 
-    /// Writes the contents of each path.
-    ///
-    /// # Errors
-    /// As [`write_files`].
-    pub fn save(&self, contents: &[Vec<u8>]) -> Result<()> {
-        write_files(self.paths.iter().map(PathBuf::as_path).zip(contents.iter().map(Vec::as_slice)))
+    /// The file of picture `index`; latents of all pictures share one.
+    pub fn path(&self, index: usize) -> &Path {
+        &self.paths[index.min(self.paths.len() - 1)]
     }
 }
 
@@ -98,7 +95,15 @@ pub fn check_file(path: &Path) -> Result<()> {
     temporary(path).map(drop)
 }
 
-/// Writes files, each under its name only when all are written.
+/// Writes a file, whole or not at all.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_files([(path, bytes)])
+}
+
+/// Writes a few files, each under its name only when all are written.
 ///
 /// # Errors
 /// If one cannot be written.
@@ -189,7 +194,8 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         // The second name is taken by a folder after the check: only whole files may be there.
         fs::create_dir(&outputs.paths[1]).unwrap();
-        outputs.save(&[vec![1], vec![2]]).unwrap_err();
+        write_file(outputs.path(0), &[1]).unwrap();
+        write_file(outputs.path(1), &[2]).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
@@ -199,10 +205,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 1, 0).unwrap();
-        outputs.save(&[vec![1]]).unwrap();
+        write_file(outputs.path(0), &[1]).unwrap();
         let ordinary = dir.path().join("ordinary");
         fs::write(&ordinary, "").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode(&outputs.paths[0]), mode(&ordinary));
+        assert_eq!(mode(outputs.path(0)), mode(&ordinary));
     }
 }

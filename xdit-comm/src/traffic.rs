@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Sub};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,19 @@ impl AddAssign for Count {
         self.payload_bytes += other.payload_bytes;
         self.messages += other.messages;
         self.sent_bytes += other.sent_bytes;
+    }
+}
+
+impl Sub for Count {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            calls: self.calls - earlier.calls,
+            payload_bytes: self.payload_bytes - earlier.payload_bytes,
+            messages: self.messages - earlier.messages,
+            sent_bytes: self.sent_bytes - earlier.sent_bytes,
+        }
     }
 }
 
@@ -100,6 +113,25 @@ impl Traffic {
         for ((label, operation), duration) in &other.waited {
             self.add_wait(label, *operation, *duration);
         }
+    }
+
+    /// What was added since it was `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut since = Self::default();
+        for ((label, operation), count) in &self.counts {
+            let before = earlier.get(label, *operation);
+            if *count != before {
+                since.add(label, *operation, *count - before);
+            }
+        }
+        for ((label, operation), waited) in &self.waited {
+            let before = earlier.waited(label, *operation);
+            if *waited != before {
+                since.add_wait(label, *operation, *waited - before);
+            }
+        }
+        since
     }
 
     pub(crate) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {

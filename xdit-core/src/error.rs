@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-/// Whether the caller asked for something impossible, or something went wrong while doing it.
+/// Whether the caller asked for something impossible, something went wrong while doing it, or the caller ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The request itself is wrong (a bad option, size or value). The CLI exits with code 2.
     Usage,
     /// The request was fine but could not be carried out (a missing file, a corrupt checkpoint). The CLI exits with code 1.
     Failure,
+    /// The caller [cancelled](crate::run::cancel::Cancel) the request. The CLI exits with code 130.
+    Cancelled,
 }
 
 /// What went wrong, in one sentence that carries the values, and a hint that says the way out.
@@ -36,6 +38,11 @@ impl Error {
         Self { kind: ErrorKind::Failure, message: message.into(), hint: None }
     }
 
+    /// The end of a request that its caller cancelled.
+    pub fn cancelled() -> Self {
+        Self { kind: ErrorKind::Cancelled, message: "cancelled".to_owned(), hint: None }
+    }
+
     /// The same error, met while carrying a request out: what was asked for is not to blame.
     #[must_use]
     pub fn into_failure(self) -> Self {
@@ -48,7 +55,7 @@ impl Error {
         self
     }
 
-    /// Which of the two kinds this is.
+    /// Which of the kinds this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use serde_json::Value;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
@@ -76,8 +76,11 @@ impl ModelIndex {
 pub struct Component<C> {
     /// Its options.
     pub config: C,
+    /// The type of its weights and activations.
+    pub dtype: DType,
+    /// Bytes of its parameters, without layers that are read when they are used.
+    pub bytes: u64,
     checkpoint: Checkpoint,
-    dtype: DType,
 }
 
 impl<C> Component<C> {
@@ -97,29 +100,29 @@ impl<C> Component<C> {
         let config = read(Config::read(&folder.join("config.json"))?)?;
         let checkpoint = Checkpoint::open(folder, stem, options.variant.as_deref())?;
         let dtype = dtype(&config);
-        let weights = Weights::check_only(checkpoint.clone(), &options.device, dtype);
+        let weights = Weights::check_only(checkpoint.clone(), &options.devices[0], dtype);
         load(&config, &weights)?;
         weights.finish()?;
-        Ok(Self { config, checkpoint, dtype })
+        Ok(Self { config, checkpoint, dtype, bytes: weights.taken_bytes() })
     }
 
-    /// The weights, from which the model can be loaded.
-    pub fn weights(&self, options: &LoadOptions) -> Weights {
-        Weights::new(self.checkpoint.clone(), &options.device, self.dtype)
+    /// The weights, from which the model can be loaded onto `device`.
+    pub fn weights(&self, device: &Device) -> Weights {
+        Weights::new(self.checkpoint.clone(), device, self.dtype)
     }
 
-    /// Loads a share of the model, whose layers are cut as `placements` says.
+    /// Loads a share of the model onto `device`. Its layers are cut as `placements` says.
     ///
     /// # Errors
     /// If weights cannot be read.
     pub fn load_share<M>(
         &self,
-        options: &LoadOptions,
+        device: &Device,
         share: Share,
         placements: Vec<(&'static str, Placement)>,
         load: impl FnOnce(&C, &Weights) -> Result<M>,
     ) -> Result<Loaded<M>> {
-        let weights = self.weights(options).of_share(share, placements);
+        let weights = self.weights(device).of_share(share, placements);
         let transformer = load(&self.config, &weights)?;
         Ok(Loaded { transformer, parameter_bytes: weights.taken_bytes() })
     }
@@ -130,12 +133,12 @@ impl<C> Component<C> {
     /// If `load` finds the share to be wrong.
     pub fn share_bytes<M>(
         &self,
-        options: &LoadOptions,
+        device: &Device,
         share: Share,
         placements: Vec<(&'static str, Placement)>,
         load: impl FnOnce(&C, &Weights) -> Result<M>,
     ) -> Result<u64> {
-        let weights = Weights::check_only(self.checkpoint.clone(), &options.device, self.dtype);
+        let weights = Weights::check_only(self.checkpoint.clone(), device, self.dtype);
         let weights = weights.of_share(share, placements);
         load(&self.config, &weights)?;
         Ok(weights.taken_bytes())

@@ -7,8 +7,8 @@ use burn::tensor::Tensor;
 use xdit_comm::{Buffer, Comm, Pending};
 
 use crate::error::{Error, Result};
-use crate::link::wait;
-use crate::link::{Place, buffer};
+use crate::finite;
+use crate::link::{Place, buffer, fail, wait};
 use crate::methods::attention::{KeyExchange, ParallelAttention, Pass};
 use crate::methods::distrifusion::DistriFusion;
 use crate::methods::ring::Ring;
@@ -68,39 +68,59 @@ impl Groups {
     }
 }
 
-/// Denoises one picture on this rank.
-///
-/// `noise` is the whole picture's, the same on every rank. The final latents, whole again, are returned on the
-/// ranks of the first stage. `recorder` is told of each action.
-///
-/// # Shapes
-/// `noise`: packed, `[b, n, c]`; the result too.
-pub fn denoise<T: Transformer>(
-    plan: &Plan,
-    groups: &Groups,
-    transformer: &T,
-    scheduler: &dyn Scheduler,
-    guidance: &Guidance<T::Conditions>,
-    noise: &Tokens,
-    recorder: &mut Recorder,
-    on_step: &mut dyn FnMut(usize),
-) -> Option<Tokens> {
-    assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
-    assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
-    let start = || Walker::new(plan, groups, transformer, scheduler, guidance, noise);
-    let mut walker = recorder.time(Activity::Prepare, start);
-    let actions = schedule(plan, groups.rank);
-    for (index, action) in actions.iter().enumerate() {
-        // Pictures of other ranks are no concern of this one, until one of them fails.
-        wait(Pending::ready(groups.pipeline.check()));
-        walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
-        let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
-        recorder.keep_kv(walker.attention.kv_bytes());
-        if let Some(step) = step {
-            on_step(step);
+/// One picture on one rank, about to be denoised.
+pub struct Denoising<'a, T: Transformer> {
+    /// Who does what.
+    pub plan: &'a Plan,
+    /// The groups of this rank.
+    pub groups: &'a Groups,
+    /// The rank's share of the transformer.
+    pub transformer: &'a T,
+    /// The noise scheduler.
+    pub scheduler: &'a dyn Scheduler,
+    /// The conditions of the picture.
+    pub guidance: &'a Guidance<T::Conditions>,
+    /// The whole picture's noise, packed: the same on every rank.
+    pub noise: &'a Tokens,
+    /// Passes while the run goes on. It is called before each action and each block.
+    pub check: &'a dyn Fn() -> Result<()>,
+}
+
+impl<T: Transformer> Denoising<'_, T> {
+    /// Denoises the picture. The final latents, whole again, are returned on the ranks of the first stage. `recorder`
+    /// is told of each action, `on_step` of each step that ended here.
+    ///
+    /// # Shapes
+    /// Result packed, as the noise: `[b, n, c]`.
+    ///
+    /// # Panics
+    /// If guidance or scheduler are not those of the plan. A check that does not pass, a failed transfer and values
+    /// that are not finite unwind to [`catch`](crate::link::catch).
+    pub fn run(self, recorder: &mut Recorder, on_step: &mut dyn FnMut(usize)) -> Option<Tokens> {
+        let Self { plan, groups, scheduler, guidance, .. } = self;
+        assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
+        assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
+        self.check();
+        let mut walker = recorder.time(Activity::Prepare, || Walker::new(self));
+        let actions = schedule(plan, groups.rank);
+        for (index, action) in actions.iter().enumerate() {
+            walker.run.check();
+            walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
+            let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
+            recorder.keep_kv(walker.attention.kv_bytes());
+            if let Some(step) = step {
+                on_step(step);
+            }
         }
+        recorder.time(Activity::Gather, || walker.finish())
     }
-    recorder.time(Activity::Gather, || walker.finish())
+
+    /// Unwinds to [`catch`](crate::link::catch) unless the run goes on.
+    fn check(&self) {
+        // Pictures of other ranks are no concern of this one, until one of them fails.
+        wait(Pending::ready(self.groups.pipeline.check()));
+        (self.check)().unwrap_or_else(|error| fail(error));
+    }
 }
 
 /// The conditions of each branch that a rank computes, made ready for each of the branch's steps.
@@ -128,11 +148,7 @@ impl<C> Contexts<C> {
 
 /// A rank on its way through its schedule.
 struct Walker<'a, T: Transformer> {
-    plan: &'a Plan,
-    groups: &'a Groups,
-    transformer: &'a T,
-    scheduler: &'a dyn Scheduler,
-    guidance: &'a Guidance<T::Conditions>,
+    run: Denoising<'a, T>,
     attention: ParallelAttention,
     positions: Positions,
     /// Batch and features of packed latents, and where they are.
@@ -156,14 +172,8 @@ struct Walker<'a, T: Transformer> {
 }
 
 impl<'a, T: Transformer> Walker<'a, T> {
-    fn new(
-        plan: &'a Plan,
-        groups: &'a Groups,
-        transformer: &'a T,
-        scheduler: &'a dyn Scheduler,
-        guidance: &'a Guidance<T::Conditions>,
-        noise: &Tokens,
-    ) -> Self {
+    fn new(run: Denoising<'a, T>) -> Self {
+        let Denoising { plan, groups, transformer, scheduler, guidance, noise, .. } = run;
         let several = |comm: &Comm| (comm.size() > 1).then(|| comm.clone());
         let sequence = plan.mesh.sequence_coordinate(groups.rank);
         let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence)).collect();
@@ -194,11 +204,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
             posted: 0,
             arriving: VecDeque::new(),
             sending: Vec::new(),
-            plan,
-            groups,
-            transformer,
-            scheduler,
-            guidance,
+            run,
             shards,
         }
     }
@@ -214,14 +220,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
     }
 
     fn hidden_shape(&self, patches: &Range<usize>) -> [usize; 3] {
-        [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
+        [self.latents.0[0], self.tokens(patches), self.run.transformer.spec().dim()]
     }
 
     /// The text that `branch` has beside `patches`.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
         // It does not change over the steps.
-        let text = self.transformer.text_shape(self.contexts.first(branch));
-        text.filter(|_| self.plan.brings_text(patches))
+        let text = self.run.transformer.text_shape(self.contexts.first(branch));
+        text.filter(|_| self.run.plan.brings_text(patches))
     }
 
     /// Posts the receives of `actions` that have not been posted yet.
@@ -229,18 +235,18 @@ impl<'a, T: Transformer> Walker<'a, T> {
         for action in &actions[self.posted..] {
             match action {
                 Action::ReceiveLatents { patches } => {
-                    let last = self.groups.pipeline.size() - 1;
+                    let last = self.run.groups.pipeline.size() - 1;
                     self.expect(last, self.latents.1.clone(), self.latents_shape(patches));
                 }
                 Action::ReceiveHidden { patches, branch } => {
-                    let before = self.groups.pipeline.rank() - 1;
+                    let before = self.run.groups.pipeline.rank() - 1;
                     let shapes = [Some(self.hidden_shape(patches)), self.text_shape(patches, *branch)];
                     for shape in shapes.into_iter().flatten() {
                         self.expect(before, self.hidden_place.clone(), shape);
                     }
                 }
                 Action::ReceiveSkip { patches, from, .. } => {
-                    let stage = self.plan.stage_of(*from);
+                    let stage = self.run.plan.stage_of(*from);
                     self.expect(stage, self.hidden_place.clone(), self.hidden_shape(patches));
                 }
                 _ => {}
@@ -250,7 +256,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
     }
 
     fn expect(&mut self, from: usize, place: Place, shape: [usize; 3]) {
-        let pending = self.groups.pipeline.recv(from, place.spec(shape));
+        let pending = self.run.groups.pipeline.recv(from, place.spec(shape));
         self.arriving.push_back((pending, place, shape));
     }
 
@@ -279,19 +285,21 @@ impl<'a, T: Transformer> Walker<'a, T> {
             }
             Action::Embed { step, patches, branch } => {
                 let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
-                let x = self.scheduler.scale_model_input(sample, *step);
+                let x = self.run.scheduler.scale_model_input(sample, *step);
                 let positions = self.positions.select(&self.shards[patches.clone()]);
                 let context = self.contexts.at(*branch, *step);
-                let Hidden { image, text, skips } = self.transformer.embed(Tokens { x, positions }, context);
+                let Hidden { image, text, skips } =
+                    self.run.transformer.embed(Tokens { x, positions }, context);
                 self.hidden =
-                    Some(Hidden { image, text: text.filter(|_| self.plan.brings_text(patches)), skips });
+                    Some(Hidden { image, text: text.filter(|_| self.run.plan.brings_text(patches)), skips });
             }
             Action::Blocks { step, blocks, patches, branch } => {
                 self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
                 let mut hidden = self.hidden.take().expect("embedded or received before");
                 let context = self.contexts.at(*branch, *step);
-                for block in self.plan.blocks_of(*branch, blocks.clone()) {
-                    hidden = self.transformer.block(block, hidden, context, &mut self.attention);
+                for block in self.run.plan.blocks_of(*branch, blocks.clone()) {
+                    self.run.check();
+                    hidden = self.run.transformer.block(block, hidden, context, &mut self.attention);
                 }
                 self.skips = std::mem::take(&mut hidden.skips);
                 self.hidden = Some(hidden);
@@ -304,27 +312,27 @@ impl<'a, T: Transformer> Walker<'a, T> {
                     expected,
                     "the next stage knows the text's shape"
                 );
-                let pipeline = &self.groups.pipeline;
+                let pipeline = &self.run.groups.pipeline;
                 for x in [Some(image.x), text].into_iter().flatten() {
                     self.sending.push(pipeline.send(pipeline.rank() + 1, buffer(x)));
                 }
             }
             Action::SendSkip { to, .. } => {
                 let x = self.skips.remove(to).expect("a block leaves what its skip connections need");
-                self.sending.push(self.groups.pipeline.send(self.plan.stage_of(*to), buffer(x)));
+                self.sending.push(self.run.groups.pipeline.send(self.run.plan.stage_of(*to), buffer(x)));
             }
             Action::Finish { step, branch, .. } => {
                 let hidden = self.hidden.take().expect("blocks ran before");
-                let prediction = self.transformer.finish(hidden, self.contexts.at(*branch, *step));
+                let prediction = self.run.transformer.finish(hidden, self.contexts.at(*branch, *step));
                 self.predictions[*branch] = Some(prediction);
             }
             Action::Advance { step, patches } => {
                 self.advance(*step, patches);
-                return (patches.end == self.plan.patches.len()).then_some(step + 1);
+                return (patches.end == self.run.plan.patches.len()).then_some(step + 1);
             }
             Action::SendLatents { patches } => {
                 let x = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
-                self.sending.push(self.groups.pipeline.send(0, buffer(x)));
+                self.sending.push(self.run.groups.pipeline.send(0, buffer(x)));
             }
         }
         None
@@ -332,29 +340,32 @@ impl<'a, T: Transformer> Walker<'a, T> {
 
     /// Takes the scheduler's step for `patches` from the predictions of all branches.
     fn advance(&mut self, step: usize, patches: &Range<usize>) {
-        if self.groups.cfg.size() > 1 {
+        if self.run.groups.cfg.size() > 1 {
             self.gather_predictions(step, patches);
         }
-        let prediction = self.guidance.combine(&self.predictions);
+        let prediction = self.run.guidance.combine(&self.predictions);
         self.predictions.fill(None);
         let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
         for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
             let prediction = prediction.clone().narrow(1, run.start, run.len());
             let sample = self.samples[patch].clone();
-            self.samples[patch] = self.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+            let sample = self.run.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+            let what = || format!("the latents after step {} of {}", step + 1, self.run.plan.steps);
+            finite::check(&sample, self.run.transformer.dtype(), what).unwrap_or_else(|error| fail(error));
+            self.samples[patch] = sample;
         }
     }
 
     /// Brings together the predictions of all branches, of which each rank of the CFG group has some.
     fn gather_predictions(&mut self, step: usize, patches: &Range<usize>) {
-        let group = self.plan.mesh.group(self.groups.rank, &[Axis::Cfg]);
-        let branches = |&rank: &usize| self.plan.branches_at(rank, step).collect::<Vec<_>>();
+        let group = self.run.plan.mesh.group(self.run.groups.rank, &[Axis::Cfg]);
+        let branches = |&rank: &usize| self.run.plan.branches_at(rank, step).collect::<Vec<_>>();
         let branches: Vec<_> = group.ranks().iter().map(branches).collect();
         let [b, n, c] = self.latents_shape(patches);
         let lens: Vec<usize> = branches.iter().map(|branches| branches.len() * b * n * c).collect();
         let mine: Vec<_> = self.predictions.iter_mut().filter_map(Option::take).collect();
         let mine = if mine.is_empty() { self.latents.1.nothing() } else { buffer(Tensor::cat(mine, 0)) };
-        let arrived = wait(self.groups.cfg.all_gather(mine, &lens));
+        let arrived = wait(self.run.groups.cfg.all_gather(mine, &lens));
         for (branches, part) in branches.iter().zip(&arrived).filter(|(branches, _)| !branches.is_empty()) {
             let part: Tensor<3> = self.latents.1.tensor(part, [branches.len() * b, n, c]);
             for (place, &branch) in branches.iter().enumerate() {
@@ -376,10 +387,10 @@ impl<'a, T: Transformer> Walker<'a, T> {
         for sent in self.sending {
             wait(sent);
         }
-        if self.groups.pipeline.rank() > 0 {
+        if self.run.groups.pipeline.rank() > 0 {
             return None;
         }
-        let (plan, sequence) = (self.plan, &self.groups.sequence);
+        let (plan, sequence) = (self.run.plan, &self.run.groups.sequence);
         let [b, c] = self.latents.0;
         let shards_of = |coordinate| (0..plan.patches.len()).map(move |patch| plan.shard(patch, coordinate));
         let mine = Tensor::cat(self.samples, 1);

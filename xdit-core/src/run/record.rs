@@ -127,6 +127,8 @@ pub struct RankReport {
 #[derive(Debug)]
 pub struct Recorder {
     world: Comm,
+    /// What the world had counted, and how many waits it had recorded, before.
+    before: (Traffic, usize),
     detailed: bool,
     image: Option<usize>,
     times: Times,
@@ -136,9 +138,10 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Of this rank of `world`: each activity if `detailed`, otherwise sums only.
+    /// Of this rank of `world` from now on: each activity if `detailed`, otherwise sums only.
     pub fn new(world: &Comm, detailed: bool) -> Self {
         Self {
+            before: (world.traffic(), world.waits().len()),
             world: world.clone(),
             detailed,
             image: None,
@@ -199,11 +202,11 @@ impl Recorder {
             rank: self.world.rank(),
             began: now.checked_sub(self.world.now()).unwrap_or(now),
             times: self.times,
-            traffic: self.world.traffic(),
+            traffic: self.world.traffic().since(&self.before.0),
             parameter_bytes: self.parameter_bytes,
             peak_kv_bytes: self.peak_kv_bytes,
             spans: self.spans,
-            waits: self.world.waits(),
+            waits: self.world.waits().split_off(self.before.1),
         }
     }
 }
