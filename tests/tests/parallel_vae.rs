@@ -19,6 +19,7 @@ use xdit_core::run::decode::split_rows;
 use xdit_core::weights::Weights;
 use xdit_kernels::{Affine, Conv2d, Moments};
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use xdit_tests::verified::{Counts, add, check, model_of};
 use xdit_tests::{assert_close, device, goldens, relative_l2};
 
 /// Other orders of summation, through the whole decoder.
@@ -219,14 +220,23 @@ fn a_failing_rank_ends_all() {
 /// From prompt to pixels.
 #[test]
 fn pictures_equal_serial() {
+    let mut counts = Counts::new();
+    for checkpoint in ["pixart-alpha-256", "pixart-sigma-512", "sd35-medium", "flux-dev"] {
+        pictures_of(checkpoint, &mut counts);
+    }
+    check(&counts);
+}
+
+fn pictures_of(checkpoint: &str, counts: &mut Counts) {
     let options = LoadOptions::new(device(), DType::F32);
-    let mut pipeline = xdit_models::open(&goldens().join("pixart-sigma-512"), &options).unwrap();
+    let mut pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
     let mut pictures = |mesh, parallel_vae| -> Vec<Picture> {
         let request = Request {
             height: Some(112),
             width: Some(80),
             num_inference_steps: Some(2),
             use_resolution_binning: false,
+            true_cfg_scale: (checkpoint == "flux-dev").then_some(2.0),
             images_per_prompt: 2,
             parallel: ParallelConfig { mesh, patches: Some(1), parallel_vae, ..ParallelConfig::default() },
             ..Request::new("a photo of a cat, sitting on the red sofa")
@@ -241,7 +251,8 @@ fn pictures_equal_serial() {
             assert_eq!([parallel.height, parallel.width], [112, 80]);
             let apart = |(a, b): (&u8, &u8)| a.abs_diff(*b);
             let worst = parallel.rgb.iter().zip(&serial.rgb).map(apart).max().unwrap();
-            assert!(worst <= 1, "{mesh}: a pixel is off by {worst} of 255");
+            assert!(worst <= 1, "{checkpoint}, {mesh}: a pixel is off by {worst} of 255");
         }
+        add(counts, model_of(checkpoint), "parallel VAE", 1);
     }
 }

@@ -43,8 +43,9 @@ fn half_precision() {
 
 /// A checkpoint that was recorded elsewhere, with the real xDiT beside diffusers. It is not part of the project.
 #[test]
+#[ignore = "needs a checkpoint that was recorded with the real xDiT: set XDIT_REFERENCE"]
 fn outside_reference() {
-    let Some(shared) = xdit_tests::outside_reference() else { return };
+    let shared = xdit_tests::outside_reference();
     let case = Case::open(&shared.join("pixart-alpha-512.expected"));
     let options = LoadOptions::new(device(), DType::F32);
     let mut pipeline = xdit_models::open(&shared.join("pixart-alpha-512"), &options).unwrap();

@@ -1,5 +1,6 @@
 //! What holds for all sources and no compiler checks: who may depend on whom, and which words stand where.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,13 +8,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Who may depend on whom among the crates of the workspace. Everybody else's business is in [`FOREIGN`].
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("xdit-comm", &[]),
-    ("xdit-kernels", &[]),
-    ("xdit-core", &["xdit-comm", "xdit-kernels"]),
-    ("xdit-models", &["xdit-core", "xdit-kernels"]),
+    ("xdit-features", &[]),
+    ("xdit-kernels", &["xdit-features"]),
+    ("xdit-core", &["xdit-comm", "xdit-features", "xdit-kernels"]),
+    ("xdit-models", &["xdit-core", "xdit-features", "xdit-kernels"]),
     ("xdit-cli", &["xdit-comm", "xdit-core", "xdit-models"]),
-    ("xdit-tests", &["xdit-comm", "xdit-core", "xdit-kernels", "xdit-models"]),
+    ("xdit-tests", &["xdit-comm", "xdit-core", "xdit-features", "xdit-kernels", "xdit-models"]),
 ];
 
 /// Crates from outside that one of ours must do without, and why.
@@ -157,6 +159,37 @@ fn crates_depend_only_downwards() {
         }
     }
     none("dependencies go from the command line to the kernels, and nothing uses the tests", offences);
+}
+
+/// The features of Burn and of each crate below it, as tests of `package` or of the whole workspace select them.
+fn features(package: &[&str]) -> BTreeSet<String> {
+    let tree = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "--prefix", "none"])
+            .args(arguments)
+            .current_dir(root())
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // A crate that was printed before has a star, and is there without it.
+        String::from_utf8(output.stdout).expect("names are UTF-8").replace(" (*)", "")
+    };
+    let below = tree(&["-p", "burn", "-p", "burn-flex", "-e", "normal,build", "-f", "{p}"]);
+    let below: BTreeSet<&str> = below.lines().collect();
+    let all = tree(&[package, &["-e", "normal,build,dev", "-f", "{p}|{f}"]].concat());
+    let of_burn = |line: &&str| below.contains(line.split('|').next().unwrap_or_default());
+    all.lines().filter(of_burn).map(str::to_owned).collect()
+}
+
+/// `cargo test -p CRATE` uses the Burn that `cargo test --workspace` compiled.
+#[test]
+fn burn_is_compiled_once() {
+    let workspace = features(&["--workspace"]);
+    assert!(workspace.len() > 100, "{} crates below Burn", workspace.len());
+    for package in ["xdit-kernels", "xdit-core", "xdit-models", "xdit-cli", "xdit-tests"] {
+        let other: Vec<_> = features(&["-p", package]).difference(&workspace).cloned().collect();
+        none(&format!("tests of {package} select the features of the workspace: tests/features"), other);
+    }
 }
 
 /// The modules that a line of code uses of `krate`, as in `use xdit_core::plan::Plan;`.

@@ -48,8 +48,9 @@ fn small_tokenizer_json_equals_transformers() {
 }
 
 #[test]
+#[ignore = "needs a published vocabulary: set XDIT_REAL_TOKENIZERS"]
 fn published_files_equal_transformers() {
-    let Some(dir) = published("clip", "vocab.json") else { return };
+    let dir = published("clip", "vocab.json");
     check(&dir, "published", "published");
     check(with_old_config(&dir).path(), "published, old", "published");
     check(copy(&dir, &FILES[..2]).path(), "published, alone", "published");

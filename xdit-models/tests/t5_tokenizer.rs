@@ -37,8 +37,9 @@ fn small_tokenizer_json_equals_transformers() {
 }
 
 #[test]
+#[ignore = "needs a published vocabulary: set XDIT_REAL_TOKENIZERS"]
 fn published_files_equal_transformers() {
-    let Some(dir) = published("t5", "spiece.model") else { return };
+    let dir = published("t5", "spiece.model");
     let goldens = goldens();
     check(&dir, &goldens, "published", "published");
     // As PixArt publishes them: no `tokenizer.json`.

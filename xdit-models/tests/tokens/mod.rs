@@ -47,16 +47,18 @@ pub fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// The folder with the published files of the tokenizer `name`, or a word that the test did not run.
-pub fn published(name: &str, file: &str) -> Option<PathBuf> {
+/// The folder with the published files of the tokenizer `name`. They are not part of the project, so tests that need
+/// them are ignored by default.
+///
+/// # Panics
+/// If there is no `file` in it.
+pub fn published(name: &str, file: &str) -> PathBuf {
     let root = std::env::var_os("XDIT_REAL_TOKENIZERS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tokenizers"), PathBuf::from);
     let dir = root.join(name);
-    if dir.join(file).exists() {
-        return Some(dir);
-    }
-    eprintln!("SKIPPED: no `{}`; set XDIT_REAL_TOKENIZERS to a folder with `{name}/{file}`", dir.display());
-    None
+    let there = dir.join(file).exists();
+    assert!(there, "no `{}`; set XDIT_REAL_TOKENIZERS to a folder with `{name}/{file}`", dir.display());
+    dir
 }
 
 /// Loads a tokenizer and says how long it took.
