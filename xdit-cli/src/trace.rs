@@ -77,6 +77,7 @@ fn place(mesh: &Mesh, rank: usize) -> String {
 fn name(activity: &Activity) -> String {
     let name = match activity {
         Activity::Load => "load",
+        Activity::Broadcast => "broadcast conditions",
         Activity::Prepare => "prepare conditions",
         Activity::Gather => "gather latents",
         Activity::Decode => "decode",

@@ -72,8 +72,8 @@ pub struct Part {
 
 impl<const D: usize> From<Tensor<D>> for Part {
     fn from(x: Tensor<D>) -> Self {
-        let shape = x.dims().to_vec();
-        Self { x: x.reshape([-1]), shape }
+        let shape = x.dims();
+        Self { x: x.reshape([shape.iter().product::<usize>()]), shape: shape.to_vec() }
     }
 }
 

@@ -14,12 +14,9 @@ const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 /// # Panics
 /// If the first rank has none.
 pub(crate) fn broadcast<C: IntoParts + Clone>(world: &Comm, values: Option<&[C]>, device: &Device) -> Vec<C> {
-    let own = || values.expect("the first rank has the conditions").to_vec();
-    if world.size() == 1 {
-        return own();
-    }
     if world.rank() == 0 {
-        let values: Vec<Parts> = own().into_iter().map(C::into_parts).collect();
+        let values = values.expect("the first rank has the conditions");
+        let values: Vec<Parts> = values.iter().cloned().map(C::into_parts).collect();
         let header = header(&values);
         send(world, Buffer::from_vec((header.len() as u64).to_le_bytes().to_vec()));
         send(world, Buffer::from_vec(header));
@@ -119,10 +116,10 @@ mod tests {
         let values = |count: usize| (0..count).map(|index| index as f32 * 0.25).collect::<Vec<_>>();
         let options = (&Device::flex(), DType::F32);
         let text = |n: usize| Tensor::from_data(TensorData::new(values(2 * n), [1, n, 2]), options);
-        let pooled = Tensor::from_data(TensorData::new(values(4), [1, 4]), options).cast(DType::BF16);
+        let pooled = Tensor::<2>::from_data(TensorData::new(values(4), [1, 4]), options).cast(DType::BF16);
         vec![
             Conditions { text: text(3), pooled: Some(pooled), scale: 0.1 },
-            Conditions { text: text(0), pooled: None, scale: f32::MIN_POSITIVE },
+            Conditions { text: text(1), pooled: None, scale: f32::MIN_POSITIVE },
         ]
     }
 

@@ -101,8 +101,12 @@ impl<M: Model> Rank<M> {
         let groups = self.groups(plan)?;
         let seat = Seat::new(plan, self.world.rank());
         let mut loaded = Some(self.transformer(plan, &groups, &seat, &mut recorder, tell)?);
-        let conditions: Vec<Conditions<M>> = recorder
-            .time(Activity::Prepare, || broadcast(&self.world, job.conditions.as_deref(), &self.device));
+        let conditions = match &job.conditions {
+            Some(conditions) if self.world.size() == 1 => conditions.clone(),
+            conditions => recorder.time(Activity::Broadcast, || {
+                broadcast(&self.world, conditions.as_deref(), &self.device)
+            }),
+        };
         let images = plan.images[seat.share].clone();
         for image in images.clone() {
             cancel.check()?;
