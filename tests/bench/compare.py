@@ -1,11 +1,12 @@
-"""Times diffusers and xdit on one checkpoint, in turns, and prints the ratios.
+"""Times diffusers and xdit alternately on one checkpoint, and prints the ratios.
 
     python compare.py [--family pixart|sd3|flux] [--rounds 3] [--threads 2] [--steps 4] [--size 1024] [--folder FOLDER] [--xdit FILE]
 
-Both run with the same prompt, seed, steps, size and threads, each in a process of its own that nothing else shares.
-Figures are medians over the rounds; memory and the time of a whole process are measured from outside, alike for both.
-The final latents must agree: a fast wrong answer is none. The environment is that of `../goldens/make_pixart.py`; the
-checkpoint is made by `make_bench_checkpoint.py` unless FOLDER is there, and the program by cargo.
+Both run with the same prompt, seed, steps, size and threads, each in a separate process with no other load. Figures
+are medians over the rounds; memory and the time of the whole process are measured from outside, in the same way for
+both. The final latents must agree, because a fast wrong result is worthless. The environment is that of
+`../goldens/make_pixart.py`. If FOLDER does not exist, `make_bench_checkpoint.py` writes the checkpoint; cargo builds
+the program.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from safetensors.numpy import load_file
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
-# Of the final latents, ‖ours − theirs‖ / ‖theirs‖: that of the tests against the goldens.
+# The limit of ‖ours − theirs‖ / ‖theirs‖ for the final latents, as in the tests against the goldens.
 TOLERANCE = 1e-4
 
 
 def timed(command: list, environment: dict) -> tuple[dict, float, float]:
-    """Runs a command that prints JSON; what it printed, its seconds, and the most memory it had in use in MiB."""
+    """Runs a command that prints JSON, and returns its output, its time in seconds and its peak memory in MiB."""
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], env=environment, stdout=subprocess.PIPE)
     output = process.stdout.read()
@@ -42,7 +43,7 @@ def timed(command: list, environment: dict) -> tuple[dict, float, float]:
 
 
 def xdit_command(xdit: Path, args: argparse.Namespace, reference: dict) -> list:
-    """The same run as the reference reports to have made."""
+    """Builds the command for the same run from the reference's report."""
     options = [
         *(xdit, "generate", "--model", args.folder, "--quiet", "--report", "json"),
         *("--num-inference-steps", args.steps, "--height", args.size, "--width", args.size),
@@ -50,7 +51,7 @@ def xdit_command(xdit: Path, args: argparse.Namespace, reference: dict) -> list:
     for name, value in reference["call"].items():
         option = name.replace("_", "-")
         if value is False:
-            # Off where it is not asked for, but for resolution binning.
+            # Options are off by default, except for resolution binning.
             options += ["--no-use-resolution-binning"] if name == "use_resolution_binning" else []
         else:
             options += [f"--{option}", value]
@@ -58,7 +59,7 @@ def xdit_command(xdit: Path, args: argparse.Namespace, reference: dict) -> list:
 
 
 def build() -> Path:
-    """Builds the program; its path."""
+    """Builds the program and returns its path."""
     command = ["cargo", "build", "--release", "--package", "xdit-cli", "--message-format", "json-render-diagnostics"]
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     messages = [json.loads(line) for line in output.splitlines() if line.startswith(b"{")]
@@ -102,7 +103,7 @@ def main() -> None:
             figures = [[seconds["encode"]], seconds["steps"][0], seconds["decode"], *([x] for x in outside)]
             for (_, values), new in zip(rows.values(), figures, strict=True):
                 values += new
-        # Latents are asked for in a run of their own, which is not timed.
+        # Latents are saved in a separate run, which is not timed.
         timed([*command, "--output-type", "latent", "--output", ours], environment)
         expected, found = load_file(theirs)["latents"], load_file(ours)["latents"]
     distance = numpy.linalg.norm((found - expected).ravel()) / numpy.linalg.norm(expected.ravel())

@@ -1,8 +1,8 @@
-"""Times the reference pipeline on a checkpoint and prints the figures as JSON.
+"""Times the reference pipeline on a checkpoint, and prints the figures as JSON.
 
     python diffusers_bench.py FOLDER [--threads 2] [--steps 4] [--size 1024] [--save FILE]
 
-`--save` keeps the initial and final latents and the picture, so that a timing is also a comparison.
+`--save` writes the initial and final latents and the picture, so that results can be compared as well as timed.
 """
 
 import time
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 PROMPT = "A photo of a fox, sitting on the red sofa beside a broken teapot"
 
-# What each pipeline is called with; the other program takes the same as options.
+# The arguments of each pipeline; xdit gets the same values as options.
 CALLS = {
     "PixArtAlphaPipeline": {
         "negative_prompt": "blurry, low quality",
@@ -34,7 +34,7 @@ CALLS = {
 
 
 class Stopwatch:
-    """Sums up how long the calls of wrapped functions take."""
+    """Sums up the time spent in wrapped functions."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}

@@ -16,6 +16,7 @@ use xdit_comm::{Comm, LaunchOptions, run_ranks};
 use xdit_core::Result;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
+use xdit_core::link::HostLink;
 use xdit_core::placement::Share;
 use xdit_core::placement::TensorShare;
 use xdit_core::weights::Weights;
@@ -66,7 +67,7 @@ fn case(dir: &Path, share: &str, dtype: &str) {
         let config = FluxConfig::read(Config::read(&dir.join("config.json"))?)?;
         let files = Checkpoint::open(&dir, "diffusion_pytorch_model", None)?;
         let blocks = (DOUBLE + SINGLE) / stages;
-        let tensor = (world.size() > 1).then(|| TensorShare { comm: world.clone() });
+        let tensor = (world.size() > 1).then(|| TensorShare { link: HostLink::new(world.clone()) });
         let share = Share { blocks: 0..if stages == 1 { DOUBLE + SINGLE } else { blocks }, tensor };
         let weights = Weights::new(files, &device(), dtype).of_share(share, config.placements());
         let model = Flux::load(&config, &weights)?;

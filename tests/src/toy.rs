@@ -237,6 +237,10 @@ impl Transformer for Toy {
         timesteps.iter().map(at).collect()
     }
 
+    fn context_bytes(&self) -> usize {
+        4 * self.spec.dim()
+    }
+
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
         (self.kind == Kind::Joint).then(|| context.text.dims())
     }
@@ -380,7 +384,7 @@ impl Layers<'_> {
             }
             (Some(share), Some(Placement::Inputs { unit })) => {
                 let (start, len) = rows(share.part(c_in, unit));
-                Linear::new(weight.narrow(1, start, len), Some(bias)).summed_over(share.comm.clone())
+                Linear::new(weight.narrow(1, start, len), Some(bias)).summed_over(share.link.clone())
             }
             _ => Linear::new(weight, Some(bias)),
         }

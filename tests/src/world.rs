@@ -1,11 +1,12 @@
 //! Many ranks: the meshes there are, and a toy's run on the ranks of a world.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::{DType, Tensor};
-use xdit_comm::{Comm, LaunchOptions, Report, launch};
+use xdit_comm::{LaunchOptions, Report, launch};
 use xdit_core::error::{Error, Result};
+use xdit_core::link::{HostLink, Link};
 use xdit_core::pipeline::{Cancel, Completed, Keep, Observer, Phase, Step};
 use xdit_core::placement::Share;
 use xdit_core::plan::Plan;
@@ -57,7 +58,7 @@ impl Decoder for NoDecoder {
 
 impl<T> Model for Loader<T>
 where
-    T: Transformer<Conditions: IntoParts + Send + Sync> + Send + Sync + 'static,
+    T: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync> + Send + Sync + 'static,
 {
     type Transformer = T;
     type Decoder = NoDecoder;
@@ -66,7 +67,7 @@ where
         (self.0)(share)
     }
 
-    fn load_decoder(&self, _: &burn::tensor::Device) -> Result<NoDecoder> {
+    fn load_decoder(&self, _: &burn::tensor::Device) -> Result<Arc<NoDecoder>> {
         Err(Error::failure("no picture is decoded"))
     }
 }
@@ -152,7 +153,7 @@ pub fn meshes(axes: &[Axis], max_ranks: usize) -> Vec<Mesh> {
 /// The first cause, if a rank fails.
 pub fn run<T>(job: Job<T>, observer: &mut dyn Observer) -> Result<Vec<Tokens>>
 where
-    T: Transformer<Conditions: IntoParts + Send + Sync> + Send + Sync + 'static,
+    T: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync> + Send + Sync + 'static,
 {
     let (model, job) = job.split();
     run_on(&mut Ranks::new(model, vec![device()], Keep::None), job, &Cancel::new(), observer)
@@ -169,43 +170,62 @@ pub fn run_on<T>(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Tokens>>
 where
-    T: Transformer<Conditions: IntoParts + Send + Sync> + Send + Sync + 'static,
+    T: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync> + Send + Sync + 'static,
 {
     let mut latents = Latents { observer, latents: Vec::new() };
     ranks.run(job, cancel, &mut latents)?;
     Ok(latents.sorted())
 }
 
-/// The final latents of the pictures that a rank of `world` tells of, having done its part of `job`.
+/// The final latents of the pictures that a rank of `world` tells of, having done its part of the job.
 ///
 /// # Errors
 /// If the rank fails.
 pub fn run_rank<T>(
-    world: &Comm,
+    world: &Arc<dyn Link>,
     (model, job): &(Arc<Loader<T>>, run::Job<T::Conditions>),
     observer: &mut dyn Observer,
 ) -> Result<Vec<Tokens>>
 where
-    T: Transformer<Conditions: IntoParts + Send + Sync> + Send + Sync + 'static,
+    T: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync> + Send + Sync + 'static,
 {
+    let mut rank = Rank::new(world.clone(), model.clone(), device(), observer.wants_details());
     let mut latents = Latents { observer, latents: Vec::new() };
-    let held = Arc::new(Mutex::default());
-    let mut rank = Rank::new(world.clone(), model.clone(), device(), held, false);
     rank.run(job, &Cancel::new(), &mut latents)?;
     Ok(latents.sorted())
+}
+
+/// Keeps what ranks report, in rank order.
+#[derive(Default)]
+pub struct Reports {
+    /// Whether they are to hold each activity and each wait.
+    pub details: bool,
+    /// Of each rank.
+    pub ranks: Vec<RankReport>,
+}
+
+impl Observer for Reports {
+    fn rank(&mut self, report: RankReport) {
+        self.ranks.push(report);
+        self.ranks.sort_by_key(|report| report.rank);
+    }
+
+    fn wants_details(&self) -> bool {
+        self.details
+    }
 }
 
 /// Runs `job` on the ranks of a world, each of which sees it as `seen` makes it.
 pub fn run_in<T>(
     job: Job<T>,
     options: &LaunchOptions,
-    seen: impl Fn(Comm) -> Comm + Send + Sync + 'static,
+    seen: impl Fn(Arc<dyn Link>) -> Arc<dyn Link> + Send + Sync + 'static,
 ) -> Report<Vec<Tokens>, Error>
 where
-    T: Transformer<Conditions: IntoParts + Send + Sync> + Send + Sync + 'static,
+    T: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync> + Send + Sync + 'static,
 {
     let (size, job) = (job.plan.mesh.size(), Arc::new(job.split()));
-    launch(size, options, move |world| run_rank(&seen(world), &job, &mut ()))
+    launch(size, options, move |world| run_rank(&seen(HostLink::new(world)), &job, &mut ()))
 }
 
 /// The latents of all pictures of a run that went well, as [`run_in`] reports it.

@@ -1,7 +1,7 @@
 //! What a plan says that ranks send and keep is what they send and keep, to the byte; and where their time goes.
 
 use burn::tensor::DType;
-use xdit_core::pipeline::{LoadOptions, Observer, Request};
+use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::plan::cost::{BlockExchanges, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::{Axis, Mesh};
@@ -9,6 +9,7 @@ use xdit_core::plan::schedule::schedule;
 use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::run::record::{Activity, RankReport};
 use xdit_core::tokens::{Positions, Tokens};
+use xdit_core::weights::Residency;
 use xdit_models::component::Component;
 use xdit_models::flux::{self, Flux};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
@@ -16,28 +17,10 @@ use xdit_models::pixart::{self, PixArt};
 use xdit_models::sd3::{self, Sd3};
 use xdit_models::sharding::Sharded;
 use xdit_tests::toy::{Kind, Subject, random};
-use xdit_tests::world::{Job, run};
+use xdit_tests::world::{Job, Reports, run};
 use xdit_tests::{device, goldens};
 
 use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
-
-/// Keeps what ranks report, in rank order.
-#[derive(Default)]
-struct Reports {
-    details: bool,
-    ranks: Vec<RankReport>,
-}
-
-impl Observer for Reports {
-    fn rank(&mut self, report: RankReport) {
-        self.ranks.push(report);
-        self.ranks.sort_by_key(|report| report.rank);
-    }
-
-    fn wants_details(&self) -> bool {
-        self.details
-    }
-}
 
 fn sizes(subject: &Subject) -> Sizes {
     let blocks = subject.spec.blocks;
@@ -225,7 +208,8 @@ fn a_pipeline_knows_its_costs() {
             for (report, cost) in reports.ranks.iter().zip(costs) {
                 let what = format!("{checkpoint}, {dtype:?}, rank {} of {mesh}", report.rank);
                 assert!(report.parameter_bytes > 0, "{what}");
-                assert_eq!(report.parameter_bytes, cost.parameter_bytes, "{what}");
+                let parameters = cost.share.parameters;
+                assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
                 assert_eq!(report.peak_kv_bytes, cost.peak_kv_bytes, "{what}");
                 for axis in Axis::ALL {
                     // With these methods, all steps send the same.
@@ -268,13 +252,13 @@ where
     for method in methods {
         let plan = planned(method, &work);
         let placements = component.config.placements();
-        let costs = costs(&plan, &sizes, |share| {
-            component.share_bytes(&device(), share, placements.clone(), T::load)
-        });
+        let costs = costs(&plan, &sizes, component.scales(&device(), placements.clone(), T::load));
         let component = component.clone();
         let job = Job {
             plan: plan.clone(),
-            load: Box::new(move |share| component.load_share(&device(), share, placements.clone(), T::load)),
+            load: Box::new(move |share| {
+                component.load_share(&device(), share, placements.clone(), Residency::Hold, T::load)
+            }),
             scheduler: Subject::new(Kind::Alone).scheduler(),
             guidance: vec![
                 Guidance::classifier_free(conditions.clone(), conditions.clone(), 2.0).skip_layers(2.0),
@@ -290,7 +274,8 @@ where
                 let planned: u64 = sent.iter().filter_map(|step| step.get(&axis)).sum();
                 assert_eq!(report.traffic.of_label(axis.name()).sent_bytes, planned, "{axis:?}: {what}");
             }
-            assert_eq!(report.parameter_bytes, cost.parameter_bytes, "{what}");
+            let parameters = cost.share.parameters;
+            assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
             assert_eq!(report.peak_kv_bytes, cost.peak_kv_bytes, "{what}");
         }
     }

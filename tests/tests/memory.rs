@@ -10,21 +10,20 @@ use xdit_comm::{Comm, LaunchOptions, launch};
 use xdit_core::Result;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
-use xdit_core::pipeline::Observer;
+use xdit_core::link::HostLink;
 use xdit_core::placement::Share;
-use xdit_core::placement::TensorShare;
 use xdit_core::plan::guidance::Branch;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::run::execute::Groups;
 use xdit_core::run::record::RankReport;
-use xdit_core::weights::Weights;
+use xdit_core::weights::{Residency, Weights};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
 use xdit_models::sharding::Sharded;
 use xdit_tests::device;
 use xdit_tests::toy::{Kind, Subject};
-use xdit_tests::world::run;
+use xdit_tests::world::{Reports, run};
 
 /// For what every rank needs whole: biases of sums, tables of modulation, the first and the last layer.
 const SLACK: f64 = 1.05;
@@ -105,11 +104,10 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
     let plan = Plan::new(&parallel, &work).unwrap();
     let (checkpoint, config) = (checkpoint.clone(), config.clone());
     let ranks = launch(mesh.size(), &LaunchOptions::default(), move |world: Comm| -> Result<u64> {
-        let groups = Groups::new(&world, &plan)?;
-        let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-        let share = Share { blocks: plan.stage(world.rank()), tensor };
+        let groups = Groups::new(&HostLink::new(world.clone()), &plan)?;
+        let share = Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() };
         let weights = Weights::check_only(checkpoint.clone(), &device(), DType::F32);
-        let weights = weights.of_share(share, config.placements());
+        let weights = weights.of_share(share, config.placements()).with_residency(Residency::Reread);
         PixArt::load(&config, &weights)?;
         Ok(weights.taken_bytes())
     });
@@ -133,16 +131,6 @@ fn a_rank_holds_its_share_of_the_parameters() {
         println!("{mesh}: at most {} MiB, {:.4} of a share", most >> 20, most as f64 / share);
         assert!(most as f64 <= SLACK * share, "{mesh}: {ranks:?} of {whole}");
         assert!(ranks.iter().sum::<u64>() >= whole, "{mesh}: something is held by nobody");
-    }
-}
-
-/// Keeps what ranks report.
-#[derive(Default)]
-struct Reports(Vec<RankReport>);
-
-impl Observer for Reports {
-    fn rank(&mut self, report: RankReport) {
-        self.0.push(report);
     }
 }
 
@@ -170,8 +158,8 @@ fn a_rank_keeps_the_keys_that_its_method_needs() {
             let plan = Plan::new(&config, &subject.work()).unwrap();
             let mut reports = Reports::default();
             run(subject.job(plan), &mut reports).unwrap();
-            assert_eq!(reports.0.len(), degree);
-            for RankReport { rank, peak_kv_bytes, .. } in reports.0 {
+            assert_eq!(reports.ranks.len(), degree);
+            for RankReport { rank, peak_kv_bytes, .. } in reports.ranks {
                 assert_eq!(peak_kv_bytes, 2 * a_branch, "{method} on {degree}, rank {rank}");
             }
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use decorators::{Keys, MutantToy, Tampered, Wire};
-use xdit_comm::{Comm, LaunchOptions};
+use xdit_comm::LaunchOptions;
+use xdit_core::link::Link;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
 use xdit_core::run::Loaded;
@@ -63,8 +64,8 @@ impl Run {
             guidance: of_ranks.guidance,
             noise: of_ranks.noise,
         };
-        let seen = move |world: Comm| match wire {
-            Some((group, wire)) => Arc::new(Tampered::new(world, group, wire)) as Comm,
+        let seen = move |world: Arc<dyn Link>| match wire {
+            Some((group, wire)) => Tampered::new(world, group, wire),
             None => world,
         };
         let [actual] =

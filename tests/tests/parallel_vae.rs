@@ -8,7 +8,7 @@ use xdit_core::Error;
 use xdit_core::attention::Qkv;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
-use xdit_core::link::catch;
+use xdit_core::link::{HostLink, catch};
 use xdit_core::methods::vae::SplitRows;
 use xdit_core::noise::Generator;
 use xdit_core::pipeline::{LoadOptions, Picture, Request};
@@ -53,8 +53,9 @@ where
 {
     let shape = image.dims();
     let rank = move |comm: Comm| {
-        let image = (comm.rank() == 0).then(|| image.clone());
-        catch(|| Ok(split_rows(&comm, image, shape, &device(), &work)))
+        let link = HostLink::new(comm);
+        let image = (link.rank() == 0).then(|| image.clone());
+        catch(|| Ok(split_rows(&link, image, shape, &device(), &work)))
     };
     let images = run_ranks(ranks.min(shape[2]), &LaunchOptions::default(), rank)?;
     let [image] = <[_; 1]>::try_from(images.into_iter().flatten().collect::<Vec<_>>()).unwrap();
@@ -107,7 +108,7 @@ where
     let ranks = shares.len();
     let rank = move |comm: Comm| {
         let (start, own) = (shares[..comm.rank()].iter().sum(), shares[comm.rank()]);
-        let rows = SplitRows::new(comm, shares.clone());
+        let rows = SplitRows::new(HostLink::new(comm), shares.clone());
         catch(|| Ok(work(image.clone().narrow(2, start, own), &rows)))
     };
     let parts = run_ranks(ranks, &LaunchOptions::default().sim(Sim::new(seed)), rank);

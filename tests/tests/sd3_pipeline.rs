@@ -93,8 +93,8 @@ fn refusals_read_well() {
 
     a maximum sequence length of `513` is not between 1 and 512
 
-    `clip_skip` of `3` leaves nothing of CLIP's 3 layers
-    hint: the most is 2
+    `clip_skip` of `3` is too large for the 3 layers of CLIP
+    hint: use at most 2
 
     Stable Diffusion 3 does not take `clean_caption`
     hint: leave it out; of the options that not all models have, it takes `prompt_2`, `prompt_3`, `negative_prompt_2`, `negative_prompt_3`, `skip_guidance_layers`, `clip_skip`

@@ -32,7 +32,7 @@ const FOREIGN: [(&str, &str, &str); 4] = [
 
 /// The layers of xdit-core from the lowest up: a module may use those of its own layer and of lower ones.
 const CORE_LAYERS: [&[&str]; 8] = [
-    &["error", "json", "split"],
+    &["error", "json", "shared", "split"],
     &["checkpoint", "config", "hub", "noise", "picture", "tokens"],
     &["attention", "link", "rows", "transformer"],
     &["placement"],
@@ -174,9 +174,9 @@ fn features(package: &[&str]) -> BTreeSet<String> {
         // A crate that was printed before has a star, and is there without it.
         String::from_utf8(output.stdout).expect("names are UTF-8").replace(" (*)", "")
     };
-    let below = tree(&["-p", "burn", "-p", "burn-flex", "-e", "normal,build", "-f", "{p}"]);
+    let below = tree(&["-p", "burn", "-p", "burn-flex", "-e", "normal,no-proc-macro", "-f", "{p}"]);
     let below: BTreeSet<&str> = below.lines().collect();
-    let all = tree(&[package, &["-e", "normal,build,dev", "-f", "{p}|{f}"]].concat());
+    let all = tree(&[package, &["-e", "normal,dev,no-proc-macro", "-f", "{p}|{f}"]].concat());
     let of_burn = |line: &&str| below.contains(line.split('|').next().unwrap_or_default());
     all.lines().filter(of_burn).map(str::to_owned).collect()
 }

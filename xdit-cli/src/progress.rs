@@ -1,4 +1,4 @@
-//! What a user sees while waiting: bars on a terminal, a few plain lines elsewhere.
+//! Progress of a run: bars on a terminal, and a few plain lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -7,23 +7,24 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressState, ProgressS
 use xdit_core::hub::Download;
 use xdit_core::pipeline::{Observer, Phase, Step};
 
-/// A plain log has this many lines for the steps of one picture.
+/// The number of lines for the steps of one picture in a plain log.
 const LINES_A_PICTURE: usize = 4;
 
 /// Shows progress on standard error.
 pub struct Progress {
     style: Style,
     images: usize,
-    /// The bars that can be seen.
+    /// The visible bars.
     bars: MultiProgress,
     download: Option<ProgressBar>,
-    /// The phases that have begun: data-parallel ranks work on several pictures at once.
+    /// The phases that have begun. Data-parallel ranks work on several pictures at once.
     running: Vec<Running>,
 }
 
 /// A phase that has begun.
 struct Running {
     phase: Phase,
+    /// The start of the phase.
     begin: Instant,
     bar: Option<ProgressBar>,
 }
@@ -36,7 +37,7 @@ enum Style {
 }
 
 impl Progress {
-    /// Shows the progress of making `images` pictures.
+    /// Shows the progress of a run with `images` pictures.
     pub fn new(images: usize, quiet: bool) -> Self {
         let style = match quiet {
             true => Style::Quiet,
@@ -46,7 +47,7 @@ impl Progress {
         Self { style, images, bars: MultiProgress::new(), download: None, running: Vec::new() }
     }
 
-    /// Shows how far a download is.
+    /// Shows the progress of a download.
     pub fn download(&mut self, download: &Download<'_>) {
         match self.style {
             Style::Quiet => {}
@@ -69,7 +70,7 @@ impl Progress {
         }
     }
 
-    /// Says one line, where progress is shown at all.
+    /// Prints a line, unless the output is quiet.
     pub fn say(&self, line: &str) {
         if self.style != Style::Quiet {
             say(line);
@@ -149,15 +150,15 @@ impl Observer for Progress {
     }
 }
 
-/// Writes a line to standard error. A run does not depend on whether anybody can read it.
+/// Writes a line to standard error. A run does not depend on a reader there.
 pub fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// A style from a template, which may use `{rate}`.
+/// A style from a template, which may contain `{rate}`.
 fn style(template: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-        // A text that cannot be drawn is left out.
+        // A failure to format the text leaves it out.
         let _ = write!(text, "{:.2} it/s", state.per_sec());
     };
     ProgressStyle::with_template(template).expect("templates are fixed and valid").with_key("rate", rate)

@@ -75,7 +75,7 @@ impl Invocation {
             dtype: burn_dtype(dtype),
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
             devices: vec![device.clone()],
-            keep: Keep::None,
+            keep: Keep::Request,
         };
         let request = Request {
             height: args.height.or(old.map(|s| s.height)),

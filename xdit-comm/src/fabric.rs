@@ -6,25 +6,25 @@
 mod simulated;
 mod state;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::traffic::Count;
-use crate::{Buffer, Call, Error, LaunchOptions, Operation, Result, Sim, Traffic, Wait};
-pub(crate) use state::{Address, Channel};
-use state::{Exit, Failure, Letter, State};
+use crate::{Buffer, Call, Error, LaunchOptions, Operation, Result, Sim};
+pub(crate) use state::Address;
+use state::{Exit, Failure, Letter, State, Waiting};
 
 /// What connects the ranks of one world.
 pub(crate) struct Fabric {
     state: Mutex<State>,
-    /// One for each rank: something it may be waiting for has happened.
+    /// One for each rank: something that it waits for has happened.
     changed: Vec<Condvar>,
     /// The limit on waits.
     limit: Duration,
     started: Instant,
     sim: Option<Sim>,
-    /// Whether each wait is kept, not only their sums.
-    record_waits: bool,
+    /// Whether a rank has failed.
+    failed: AtomicBool,
 }
 
 impl Fabric {
@@ -35,7 +35,7 @@ impl Fabric {
             limit: options.timeout,
             started: Instant::now(),
             sim: options.sim.clone(),
-            record_waits: options.record_waits,
+            failed: AtomicBool::new(false),
         })
     }
 
@@ -47,66 +47,44 @@ impl Fabric {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Time since the start: real, or simulated as `rank` sees it.
-    pub(crate) fn now(&self, rank: usize) -> Duration {
-        if self.sim.is_some() { self.lock().ranks[rank].clock } else { self.started.elapsed() }
+    /// When a wait of `rank` that begins now is given up, in time since the start: real, or simulated as the rank sees
+    /// it.
+    pub(crate) fn deadline(&self, rank: usize) -> Duration {
+        let now = if self.sim.is_some() { self.lock().ranks[rank].clock } else { self.started.elapsed() };
+        now.saturating_add(self.limit)
     }
 
-    /// When a wait that begins at `begin` is given up.
-    pub(crate) fn deadline(&self, begin: Duration) -> Duration {
-        begin.saturating_add(self.limit)
-    }
-
-    /// Counts the time from `begin` until now as a wait for `received_bytes`.
-    pub(crate) fn waited(&self, call: &Call, begin: Duration, received_bytes: usize) {
-        let end = self.now(call.rank);
-        let (group, operation) = (&call.group, call.operation);
-        let mut state = self.lock();
-        let rank = &mut state.ranks[call.rank];
-        rank.traffic.add_wait(group, operation, end - begin);
-        if self.record_waits {
-            let received_bytes = received_bytes as u64;
-            rank.waits.push(Wait { group: group.clone(), operation, begin, end, received_bytes });
-        }
-    }
-
-    /// Issues an operation: counts it, and hands over its messages without waiting for anybody.
-    pub(crate) fn post(
-        &self,
-        call: &Call,
-        payload_bytes: usize,
-        sends: Vec<(Address, Buffer)>,
-    ) -> Result<()> {
+    /// Issues an operation: hands over its messages without waiting for anybody.
+    pub(crate) fn post(&self, call: &Call, sends: Vec<(Address, Buffer)>) -> Result<()> {
         let mut state = self.lock();
         let killed_after = match &self.sim {
             Some(sim) => state.apply_fault(sim, call)?,
             None => state.check_failure(call).map(|()| None)?,
         };
-        let mut count = Count { calls: 1, payload_bytes: payload_bytes as u64, ..Count::default() };
+        let mut awaited = Vec::new();
         for (address, buffer) in sends.into_iter().take(killed_after.unwrap_or(usize::MAX)) {
-            if address.to != address.from {
-                count.messages += 1;
-                count.sent_bytes += buffer.spec().size_bytes() as u64;
-            }
             let sent_at = state.ranks[call.rank].clock;
             let arrival = self.sim.as_ref().map_or(Some(sent_at), |sim| {
                 sim.delay(&address, buffer.spec().size_bytes()).map(|delay| sent_at + delay)
             });
-            state.release_receiver_of(&address);
-            self.changed[address.to].notify_all();
+            if state.release_receiver_of(&address) {
+                awaited.push(address.to);
+            }
             state.mail.insert(address, Letter { call: call.clone(), buffer, arrival });
         }
-        state.ranks[call.rank].traffic.add(&call.group, call.operation, count);
         if killed_after.is_some() {
             self.leave(&mut state, call.rank, Exit::Killed);
-            return Err(Error::Killed { call: call.clone() });
         }
-        Ok(())
+        // Who wakes up needs the lock.
+        drop(state);
+        awaited.into_iter().for_each(|rank: usize| self.changed[rank].notify_all());
+        if killed_after.is_some() { Err(Error::Killed { call: call.clone() }) } else { Ok(()) }
     }
 
     /// An error once any rank has failed. In simulated time only waits tell of it, so that every run goes alike.
     pub(crate) fn check(&self, call: &Call) -> Result<()> {
-        if self.sim.is_some() { Ok(()) } else { self.lock().check_failure(call) }
+        let must_end = self.failed.load(Ordering::Acquire) && self.sim.is_none();
+        if must_end { self.lock().check_failure(call) } else { Ok(()) }
     }
 
     /// Waits for the message at `address` and takes it.
@@ -128,9 +106,12 @@ impl Fabric {
             state = match self.sim {
                 Some(_) => self.block_simulated(state, address, deadline),
                 None => {
+                    state.ranks[address.to].waiting.push(Waiting { address: *address, deadline });
                     let left = deadline.saturating_sub(self.started.elapsed());
                     let woken = self.changed[address.to].wait_timeout(state, left);
-                    woken.unwrap_or_else(PoisonError::into_inner).0
+                    let mut state = woken.unwrap_or_else(PoisonError::into_inner).0;
+                    state.release_receiver_of(address);
+                    state
                 }
             };
         }
@@ -169,6 +150,7 @@ impl Fabric {
                 let failure = heard.unwrap_or_else(|| Failure { rank, cause: text.into() });
                 state.failures.push(rank);
                 state.first_failure.get_or_insert_with(|| failure.clone());
+                self.failed.store(true, Ordering::Release);
                 Exit::Failed(failure)
             }
         };
@@ -200,14 +182,6 @@ impl Fabric {
         let state = self.lock();
         let (address, letter) = state.mail.iter().min_by_key(|(address, _)| **address)?;
         Some(Error::Unreceived { call: letter.call.clone(), peer: address.to })
-    }
-
-    pub(crate) fn traffic(&self, rank: usize) -> Traffic {
-        self.lock().ranks[rank].traffic.clone()
-    }
-
-    pub(crate) fn waits(&self, rank: usize) -> Vec<Wait> {
-        self.lock().ranks[rank].waits.clone()
     }
 
     /// How long the run has taken: real time, or what the slowest rank saw of simulated time.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::Endpoint;
 use crate::fabric::Fabric;
-use crate::{Comm, Error, Sim, Traffic};
+use crate::{Comm, Error, Sim};
 
 /// As much as a main thread has on Linux: ranks run whole models, not worker tasks.
 const STACK_BYTES: usize = 8 << 20;
@@ -26,18 +26,11 @@ pub struct LaunchOptions {
     pub grace: Duration,
     /// Simulates time and trouble; limits on waits are then in simulated time.
     pub sim: Option<Sim>,
-    /// Keeps [each wait](crate::Communicator::waits), not only their sums.
-    pub record_waits: bool,
 }
 
 impl Default for LaunchOptions {
     fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(600),
-            grace: Duration::from_secs(2),
-            sim: None,
-            record_waits: false,
-        }
+        Self { timeout: Duration::from_secs(600), grace: Duration::from_secs(2), sim: None }
     }
 }
 
@@ -55,11 +48,6 @@ impl LaunchOptions {
     /// Runs in the simulator.
     pub fn sim(self, sim: Sim) -> Self {
         Self { sim: Some(sim), ..self }
-    }
-
-    /// Keeps each wait.
-    pub fn record_waits(self, record_waits: bool) -> Self {
-        Self { record_waits, ..self }
     }
 }
 
@@ -81,8 +69,6 @@ pub enum Outcome<T, E> {
 pub struct Report<T, E> {
     /// How each rank ended, in rank order.
     pub outcomes: Vec<Outcome<T, E>>,
-    /// What each rank sent, in rank order.
-    pub traffic: Vec<Traffic>,
     /// How long it took, in simulated time if the run was simulated.
     pub elapsed: Duration,
     /// Ranks that failed, first cause first.
@@ -246,7 +232,6 @@ where
     let failed = |outcome: &Outcome<T, E>| matches!(outcome, Outcome::Failed(_) | Outcome::Panicked(_));
     let done = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done(_)));
     Report {
-        traffic: (0..size).map(|rank| fabric.traffic(rank)).collect(),
         elapsed: fabric.elapsed(),
         failures: fabric.failures().into_iter().filter(|&rank| failed(&outcomes[rank])).collect(),
         unreceived: if done { fabric.unreceived() } else { None },

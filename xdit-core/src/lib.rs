@@ -20,6 +20,7 @@ pub mod plan;
 pub mod rows;
 pub mod run;
 pub mod scheduler;
+pub mod shared;
 pub mod split;
 pub mod tokens;
 pub mod transformer;

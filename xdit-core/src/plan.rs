@@ -1,5 +1,6 @@
 //! From what was asked for to what every rank does: computed, checked and printed before anything is loaded.
 
+pub mod contexts;
 pub mod cost;
 pub mod guidance;
 pub mod mesh;

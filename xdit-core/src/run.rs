@@ -2,6 +2,7 @@
 
 pub mod cancel;
 mod conditions;
+pub mod contexts;
 pub mod decode;
 pub mod execute;
 pub mod observer;
@@ -9,6 +10,8 @@ pub mod rank;
 pub mod ranks;
 pub mod record;
 pub mod residency;
+
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
@@ -33,7 +36,10 @@ pub struct Loaded<T> {
 /// A model from which ranks take their shares.
 pub trait Model: Send + Sync + 'static {
     /// Its transformer.
-    type Transformer: Transformer<Conditions: IntoParts + Send + Sync> + Send + Sync + 'static;
+    type Transformer: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync>
+        + Send
+        + Sync
+        + 'static;
     /// Its autoencoder.
     type Decoder: Decoder + 'static;
 
@@ -43,11 +49,11 @@ pub trait Model: Send + Sync + 'static {
     /// If weights cannot be read.
     fn load(&self, share: Share, device: &Device) -> Result<Loaded<Self::Transformer>>;
 
-    /// Loads the autoencoder.
+    /// Loads the autoencoder, or gives that of another rank on the same device.
     ///
     /// # Errors
     /// If weights cannot be read.
-    fn load_decoder(&self, device: &Device) -> Result<Self::Decoder>;
+    fn load_decoder(&self, device: &Device) -> Result<Arc<Self::Decoder>>;
 }
 
 /// The half of an autoencoder that makes pictures of latents.
@@ -66,6 +72,8 @@ pub trait Decoder: Send + Sync {
 /// The pictures that are made of latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoding {
+    /// The shape `[b, c, y, x]` of the latents of a picture.
+    pub latents: [usize; 4],
     /// Height and width, to which pictures are resized and cropped.
     pub size: [usize; 2],
     /// Whether they are decoded tile by tile, on one rank.

@@ -120,7 +120,7 @@ pub trait Transformer {
     /// What one guidance branch is conditioned on: text embeddings and the like.
     type Conditions: Clone;
     /// The conditions made ready for the blocks that were loaded, at one timestep.
-    type Context;
+    type Context: Send + Sync;
 
     /// The model's sizes.
     fn spec(&self) -> &TransformerSpec;
@@ -130,10 +130,15 @@ pub trait Transformer {
 
     /// The conditions made ready for each of `timesteps`.
     ///
-    /// It is called once before the first step, so whatever depends only on the conditions and on the timestep,
-    /// above all the modulation of every block, is computed here for all steps at once. The layers for it can be
-    /// [deferred](crate::weights::Weights::deferred): they take no memory while blocks run.
+    /// Whatever depends only on the conditions and on the timestep, above all the modulation of every block, is
+    /// computed here for many steps at once: as many as memory allows, in order. Layers that are used nowhere else
+    /// come from [`Weights::once`](crate::weights::Weights::once), so that a run may free them in between. Ranks that
+    /// loaded the same blocks share the result, so it must not depend on a rank's part of a layer, and waits for no
+    /// transfer.
     fn contexts(&self, conditions: &Self::Conditions, timesteps: &[f32]) -> Vec<Self::Context>;
+
+    /// Bytes of a context that depend on its timestep, for one picture.
+    fn context_bytes(&self) -> usize;
 
     /// The shape `[b, n, c]` of the [text](Hidden::text) between blocks, in models whose blocks change it. It must
     /// be known without computing: ranks that wait for the text ask, too.

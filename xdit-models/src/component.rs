@@ -9,10 +9,11 @@ use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
 use xdit_core::pipeline::LoadOptions;
-use xdit_core::placement::Placement;
-use xdit_core::placement::Share;
+use xdit_core::placement::{Placement, Share};
+use xdit_core::plan::cost::Weighed;
 use xdit_core::run::Loaded;
-use xdit_core::weights::Weights;
+use xdit_core::transformer::Transformer;
+use xdit_core::weights::{Residency, SharedLayers, Weights};
 use xdit_core::{Error, Result};
 
 /// What `model_index.json` says: the class of the pipeline and of each of its components.
@@ -78,9 +79,10 @@ pub struct Component<C> {
     pub config: C,
     /// The type of its weights and activations.
     pub dtype: DType,
-    /// Bytes of its parameters, without layers that are read when they are used.
+    /// Bytes of its parameters.
     pub bytes: u64,
     checkpoint: Checkpoint,
+    layers: SharedLayers,
 }
 
 impl<C> Component<C> {
@@ -103,7 +105,8 @@ impl<C> Component<C> {
         let weights = Weights::check_only(checkpoint.clone(), &options.devices[0], dtype);
         load(&config, &weights)?;
         weights.finish()?;
-        Ok(Self { config, checkpoint, dtype, bytes: weights.taken_bytes() })
+        let bytes = weights.taken_bytes();
+        Ok(Self { config, dtype, bytes, checkpoint, layers: SharedLayers::default() })
     }
 
     /// The weights, from which the model can be loaded onto `device`.
@@ -111,7 +114,8 @@ impl<C> Component<C> {
         Weights::new(self.checkpoint.clone(), device, self.dtype)
     }
 
-    /// Loads a share of the model onto `device`. Its layers are cut as `placements` says.
+    /// Loads a share of the model onto `device`. Its layers are cut as `placements` says. Linear layers are held in common with other
+    /// shares of this component and its clones.
     ///
     /// # Errors
     /// If weights cannot be read.
@@ -120,27 +124,34 @@ impl<C> Component<C> {
         device: &Device,
         share: Share,
         placements: Vec<(&'static str, Placement)>,
+        residency: Residency,
         load: impl FnOnce(&C, &Weights) -> Result<M>,
     ) -> Result<Loaded<M>> {
         let weights = self.weights(device).of_share(share, placements);
+        let weights = weights.sharing(&self.layers).with_residency(residency);
         let transformer = load(&self.config, &weights)?;
         Ok(Loaded { transformer, parameter_bytes: weights.taken_bytes() })
     }
 
-    /// Bytes of the parameters that [`load_share`](Self::load_share) would load; nothing is read.
+    /// Weighs shares of the model that would be [loaded](Self::load_share) together; nothing is read.
     ///
     /// # Errors
-    /// If `load` finds the share to be wrong.
-    pub fn share_bytes<M>(
+    /// The function fails if `load` finds a share to be wrong.
+    pub fn scales<M: Transformer>(
         &self,
         device: &Device,
-        share: Share,
         placements: Vec<(&'static str, Placement)>,
-        load: impl FnOnce(&C, &Weights) -> Result<M>,
-    ) -> Result<u64> {
-        let weights = Weights::check_only(self.checkpoint.clone(), device, self.dtype);
-        let weights = weights.of_share(share, placements);
-        load(&self.config, &weights)?;
-        Ok(weights.taken_bytes())
+        load: impl Fn(&C, &Weights) -> Result<M>,
+    ) -> impl FnMut(Share) -> Result<Weighed> {
+        let (layers, mut models) = (SharedLayers::default(), Vec::new());
+        move |share| {
+            let weights = Weights::check_only(self.checkpoint.clone(), device, self.dtype);
+            let weights = weights.of_share(share, placements.clone()).sharing(&layers);
+            let model = load(&self.config, &weights)?;
+            let context_bytes = model.context_bytes();
+            // Its layers count as held from now on.
+            models.push(model);
+            Ok(Weighed { parameters: weights.taken(), added: weights.loaded(), context_bytes })
+        }
     }
 }

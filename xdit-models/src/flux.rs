@@ -19,7 +19,8 @@ use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rm
 
 use crate::latent_diffusion::{Published, TransformerConfig};
 use crate::layers::{FeedForward, Heads, modulation_rows};
-use crate::rotary::{Rotary, RotaryCache, RotaryEmbedding};
+use crate::position::PositionCache;
+use crate::rotary::{Rotary, RotaryEmbedding};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
 /// Of every norm.
@@ -124,7 +125,6 @@ pub struct Context {
     /// `[b, n, dim]`, where the first block is.
     text: Option<Tensor<3>>,
     text_shape: [usize; 3],
-    rotary: RotaryCache,
 }
 
 /// The transformer.
@@ -133,6 +133,7 @@ pub struct Flux {
     spec: TransformerSpec,
     dtype: DType,
     rotary: RotaryEmbedding,
+    rotary_cache: PositionCache<Rotary>,
     timestep_embedder: TimestepEmbedding,
     guidance_embedder: Option<TimestepEmbedding>,
     /// Of the pooled text.
@@ -163,10 +164,10 @@ struct Output {
 impl Published for Flux {
     type Config = FluxConfig;
 
-    /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.
+    /// Embedders and modulations, a quarter of the parameters, are used before the first step only.
     fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let (dim, count) = (config.spec.dim(), config.spec.blocks);
-        let (share, once) = (weights.blocks(count), weights.deferred());
+        let (share, once) = (weights.blocks(count), weights.once());
         let features = config.spec.channels * PATCH * PATCH;
         let embed = once.at("time_text_embed");
         let embedder = |name, c_in| TimestepEmbedding::load(&embed.at(name), c_in, dim);
@@ -187,6 +188,7 @@ impl Published for Flux {
             spec: config.spec.clone(),
             dtype: weights.dtype(),
             rotary: config.rotary,
+            rotary_cache: PositionCache::default(),
             timestep_embedder: embedder("timestep_embedder", SINUSOID_WIDTH)?,
             guidance_embedder: guidance.transpose()?,
             text_embedder: embedder("text_embedder", config.pooled_projection_dim)?,
@@ -244,7 +246,6 @@ impl Transformer for Flux {
         let text =
             |embedders: &Embedders| embedders.context.forward(conditions.text.clone().cast(self.dtype));
         let text = self.embedders.as_ref().map(text);
-        let rotary = RotaryCache::new(self.rotary);
         let context = |step| {
             let at_step = |rows: &Tensor<4>| rows.clone().narrow(0, step, 1).squeeze_dim(0);
             Context {
@@ -252,10 +253,15 @@ impl Transformer for Flux {
                 norm_out: norm_out.as_ref().map(at_step),
                 text: text.clone(),
                 text_shape: [b, n, dim],
-                rotary: rotary.clone(),
             }
         };
         (0..steps).map(context).collect()
+    }
+
+    fn context_bytes(&self) -> usize {
+        let norm_out = self.output.iter().map(|output| &output.norm_out);
+        let layers = self.blocks.iter().flat_map(Block::norms).chain(norm_out);
+        layers.map(Linear::c_out).sum::<usize>() * self.dtype.size()
     }
 
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
@@ -276,7 +282,8 @@ impl Transformer for Flux {
         attention: &mut dyn Attention,
     ) -> Hidden {
         let local = index - self.first_block;
-        let rotary = context.rotary.get(&hidden.image.positions, &hidden.image.x.device());
+        let Tokens { x, positions } = &hidden.image;
+        let rotary = self.rotary_cache.get(positions, || self.rotary.rotary(positions, &x.device()));
         let given = Given {
             site: Site { block: index, layer: 0 },
             modulation: &context.modulations[local],
@@ -393,7 +400,7 @@ impl Stream {
         let dim = config.spec.dim();
         let attn = weights.at("attn");
         Ok(Self {
-            norm: weights.deferred().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
+            norm: weights.once().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
             projections: Projections::load(config, &attn, [q, k, v, norm_q, norm_k])?,
             out: attn.linear(out, dim, dim)?,
             ff: FeedForward::load(&weights.at(ff), dim)?,
@@ -436,7 +443,7 @@ impl SingleBlock {
         let dim = config.spec.dim();
         let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         Ok(Self {
-            norm: weights.deferred().linear("norm.linear", dim, 3 * dim)?,
+            norm: weights.once().linear("norm.linear", dim, 3 * dim)?,
             projections: Projections::load(config, &weights.at("attn"), names)?,
             proj_mlp: weights.linear("proj_mlp", dim, 4 * dim)?,
             proj_out: weights.linear("proj_out", 5 * dim, dim)?,

@@ -104,10 +104,6 @@ impl Recipe for FluxRecipe {
         warnings
     }
 
-    fn text_encoder_bytes(&self) -> u64 {
-        self.clip.bytes() + self.t5.bytes()
-    }
-
     /// CLIP's pooled output of the first text, T5's embeddings of the second.
     fn encode(
         &mut self,

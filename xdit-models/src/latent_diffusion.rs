@@ -1,5 +1,6 @@
 //! What all pipelines do alike: a transformer denoises latents, an autoencoder makes pictures of them.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -8,7 +9,7 @@ use xdit_core::config::Config;
 use xdit_core::json::read_json;
 use xdit_core::noise;
 use xdit_core::pipeline::{
-    Cancel, Extra, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
+    Cancel, Extra, Keep, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
 use xdit_core::placement::Share;
 use xdit_core::plan::cost::{Cost, Sizes, costs};
@@ -19,9 +20,10 @@ use xdit_core::run::ranks::{Ranks, check_devices};
 use xdit_core::run::residency::free_bytes;
 use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model, Noise};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
+use xdit_core::shared::Shared;
 use xdit_core::tokens::pack;
 use xdit_core::transformer::{IntoParts, Transformer, TransformerSpec};
-use xdit_core::weights::Weights;
+use xdit_core::weights::{Residency, Weights};
 use xdit_core::{Error, Result};
 
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
@@ -96,9 +98,6 @@ pub trait Recipe: Send + Sized + 'static {
         Vec::new()
     }
 
-    /// Bytes of the parameters of all text encoders.
-    fn text_encoder_bytes(&self) -> u64;
-
     /// The conditions of each prompt and, behind them, of the negative prompt if one guides.
     ///
     /// # Errors
@@ -137,11 +136,24 @@ pub struct LatentModel<T: Published> {
     pub transformer: Component<T::Config>,
     /// The autoencoder.
     pub vae: Component<AutoencoderKlConfig>,
+    residency: Residency,
+    /// The autoencoders that ranks are using.
+    decoders: Shared<OnDevice, AutoencoderKl>,
+}
+
+#[derive(PartialEq, Eq)]
+struct OnDevice(Device);
+
+impl Hash for OnDevice {
+    /// Devices have no hash; they are compared.
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 impl<T: Published> LatentModel<T> {
     fn open(index: &ModelIndex, options: &LoadOptions, family: &Family) -> Result<Self> {
         let this = Self {
+            residency: Residency::Hold,
+            decoders: Shared::default(),
             transformer: Component::open(
                 &index.folder("transformer", family.transformer)?,
                 "diffusion_pytorch_model",
@@ -198,11 +210,13 @@ impl<T: Published> Model for LatentModel<T> {
     type Decoder = AutoencoderKl;
 
     fn load(&self, share: Share, device: &Device) -> Result<Loaded<T>> {
-        self.transformer.load_share(device, share, self.transformer.config.placements(), T::load)
+        let placements = self.transformer.config.placements();
+        self.transformer.load_share(device, share, placements, self.residency, T::load)
     }
 
-    fn load_decoder(&self, device: &Device) -> Result<AutoencoderKl> {
-        AutoencoderKl::load(&self.vae.config, &self.vae.weights(device))
+    fn load_decoder(&self, device: &Device) -> Result<Arc<AutoencoderKl>> {
+        let load = || AutoencoderKl::load(&self.vae.config, &self.vae.weights(device));
+        self.decoders.get(OnDevice(device.clone()), load)
     }
 }
 
@@ -243,10 +257,13 @@ impl<R: Recipe> LatentPipeline<R> {
         // Whatever is wrong with it, the checkpoint is to blame.
         let any_steps = (R::FAMILY.steps)(1).of_image(1);
         scheduler(&scheduler_config, any_steps).map_err(Error::into_failure)?;
-        let model = LatentModel::open(index, options, &R::FAMILY)?;
+        let mut model = LatentModel::open(index, options, &R::FAMILY)?;
         let recipe = recipe(&model)?;
-        let sizes = (recipe.text_encoder_bytes(), model.transformer.bytes + model.vae.bytes);
-        let keep = options.keep.choose(sizes.0, sizes.1, free_bytes());
+        let transformer_bytes = model.transformer.bytes + model.vae.bytes;
+        let keep = options.keep.choose(transformer_bytes, free_bytes());
+        if keep == Keep::None {
+            model.residency = Residency::Reread;
+        }
         let options = LoadOptions { keep, ..options.clone() };
         let model = Arc::new(model);
         let ranks = Ranks::new(model.clone(), options.devices.clone(), keep);
@@ -331,9 +348,8 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             text_tokens: vec![text_tokens; plan.branches.len()],
             exchanges: component.config.exchanges(),
         };
-        costs(plan, &sizes, |share| {
-            component.share_bytes(self.device(), share, component.config.placements(), R::Transformer::load)
-        })
+        let scales = component.scales(self.device(), component.config.placements(), R::Transformer::load);
+        costs(plan, &sizes, scales)
     }
 
     fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()> {
@@ -357,7 +373,11 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             conditions: Some(conditions),
             guidance: (0..request.images()).map(guidance).collect(),
             noise: self.noise(resolved, scheduler.init_noise_sigma()),
-            decoding: request.decode.then_some(Decoding { size: resolved.size, tiled: request.vae_tiling }),
+            decoding: request.decode.then_some(Decoding {
+                latents: self.model.latent_shape(resolved.generated_size),
+                size: resolved.size,
+                tiled: request.vae_tiling,
+            }),
             scheduler,
         };
         self.ranks.run(job, cancel, observer)

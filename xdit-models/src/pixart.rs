@@ -18,7 +18,7 @@ use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
 
 use crate::latent_diffusion::{Published, TransformerConfig};
 use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
-use crate::position::SinCos2d;
+use crate::position::{PositionCache, SinCos2d};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
 /// The options of `transformer/config.json`.
@@ -87,6 +87,9 @@ impl TransformerConfig for PixArtConfig {
             micro_conditions: config.take("use_additional_conditions", sample_size == 128)?,
             norm_eps: config.take("norm_eps", 1e-6)?,
         };
+        if this.spec.patch == 0 {
+            return Err(Error::failure("a PixArt transformer cannot have `patch_size` 0"));
+        }
         config.finish()?;
         Ok(this)
     }
@@ -132,6 +135,7 @@ pub struct PixArt {
     spec: TransformerSpec,
     dtype: DType,
     position: SinCos2d,
+    position_cache: PositionCache<Tensor<3>>,
     /// Beside the first block.
     patch_embedding: Option<Linear>,
     timestep_embedder: TimestepEmbedding,
@@ -170,12 +174,12 @@ impl Published for PixArt {
                 proj: proj.select_outputs(packed_outputs(channels, patch, config.out_channels)),
             })
         };
-        let adaln = weights.at("adaln_single").deferred();
+        let adaln = weights.at("adaln_single").once();
         let emb = adaln.at("emb");
         let embedder = |name, c_out| TimestepEmbedding::load(&emb.at(name), SINUSOID_WIDTH, c_out);
         let micro =
             || Ok([embedder("resolution_embedder", dim / 3)?, embedder("aspect_ratio_embedder", dim / 3)?]);
-        let caption = weights.at("caption_projection").deferred();
+        let caption = weights.at("caption_projection").once();
         Ok(Self {
             spec: config.spec.clone(),
             dtype: weights.dtype(),
@@ -184,6 +188,7 @@ impl Published for PixArt {
                 base_size: config.sample_size / patch,
                 interpolation_scale: config.interpolation_scale,
             },
+            position_cache: PositionCache::default(),
             patch_embedding: (blocks.start == 0).then(patch_embedding).transpose()?,
             timestep_embedder: embedder("timestep_embedder", dim)?,
             micro: config.micro_conditions.then(micro).transpose()?,
@@ -234,9 +239,15 @@ impl Transformer for PixArt {
         (0..timesteps.len()).map(at).collect()
     }
 
+    fn context_bytes(&self) -> usize {
+        // The timestep, and what is made of it.
+        (self.spec.dim() + self.adaln_linear.c_out()) * self.dtype.size()
+    }
+
     fn embed(&self, latents: Tokens, _: &Context) -> Hidden {
         let patch_embedding = self.patch_embedding.as_ref().expect("the first block is here");
-        let position = self.position.embed(&latents.positions, &latents.x.device()).cast(self.dtype);
+        let embed = || self.position.embed(&latents.positions, &latents.x.device()).cast(self.dtype);
+        let position = self.position_cache.get(&latents.positions, embed);
         let x = patch_embedding.forward(latents.x.clone().cast(self.dtype)) + position;
         Hidden::new(latents.with(x), None)
     }

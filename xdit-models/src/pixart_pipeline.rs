@@ -95,10 +95,6 @@ impl Recipe for PixArtRecipe {
         0
     }
 
-    fn text_encoder_bytes(&self) -> u64 {
-        self.text_encoder.bytes()
-    }
-
     fn encode(
         &mut self,
         resolved: &Resolved,

@@ -18,6 +18,7 @@ use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rm
 
 use crate::latent_diffusion::{Published, TransformerConfig};
 use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
+use crate::position::PositionCache;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
 /// Of every norm.
@@ -176,19 +177,19 @@ impl Published for Sd3 {
         let TransformerSpec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.spec.dim();
         let blocks = weights.blocks(count);
-        let deferred = weights.deferred();
-        let embedder = deferred.at("time_text_embed");
+        let once = weights.once();
+        let embedder = once.at("time_text_embed");
         let input = || {
             Ok(Input {
                 patch_embedding: patch_embedding(&weights.at("pos_embed.proj"), channels, patch, dim)?,
                 position: PositionTable::load(&weights.at("pos_embed"), config.pos_embed_max_size, dim)?,
-                context_embedder: deferred.linear("context_embedder", config.joint_attention_dim, dim)?,
+                context_embedder: once.linear("context_embedder", config.joint_attention_dim, dim)?,
             })
         };
         let output = || {
             let proj_out = weights.linear("proj_out", dim, patch * patch * channels)?;
             Ok(Output {
-                norm_out: deferred.linear("norm_out.linear", dim, 2 * dim)?,
+                norm_out: once.linear("norm_out.linear", dim, 2 * dim)?,
                 proj_out: proj_out.select_outputs(packed_outputs(channels, patch, channels)),
             })
         };
@@ -263,6 +264,12 @@ impl Transformer for Sd3 {
         (0..steps).map(context).collect()
     }
 
+    fn context_bytes(&self) -> usize {
+        let of_blocks = self.blocks.iter().flat_map(|block| [&block.norm1, &block.norm1_context]);
+        let layers = of_blocks.chain(self.output.iter().map(|output| &output.norm_out));
+        layers.map(Linear::c_out).sum::<usize>() * self.dtype.size()
+    }
+
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
         Some(context.text_shape)
     }
@@ -296,16 +303,18 @@ impl Transformer for Sd3 {
 }
 
 /// A square of positions, of which an image takes the middle. That of 3.5 medium has more parameters than two of
-/// its blocks, so it stays in the file.
+/// its blocks, so it stays in the file, and only the places of a picture are kept.
 #[derive(Clone, Debug)]
 struct PositionTable {
     table: Table,
     side: usize,
+    cache: PositionCache<Tensor<3>>,
 }
 
 impl PositionTable {
     fn load(weights: &Weights, side: usize, dim: usize) -> Result<Self> {
-        Ok(Self { table: weights.table("pos_embed", &[1, side * side, dim])?, side })
+        let table = weights.table("pos_embed", &[1, side * side, dim])?;
+        Ok(Self { table, side, cache: PositionCache::default() })
     }
 
     /// # Shapes
@@ -313,7 +322,7 @@ impl PositionTable {
     fn embed(&self, positions: &Positions) -> Tensor<3> {
         let [top, left] = positions.extent().map(|extent| (self.side - extent) / 2);
         let place = |&[row, column]: &[u32; 2]| (top + row as usize) * self.side + left + column as usize;
-        self.table.rows(positions.ids().iter().map(place)).unsqueeze()
+        self.cache.get(positions, || self.table.rows(positions.ids().iter().map(place)).unsqueeze())
     }
 }
 
@@ -339,7 +348,7 @@ impl Block {
         let dim = config.spec.dim();
         let (is_dual, is_last) =
             (config.dual_attention_layers.contains(&index), index + 1 == config.spec.blocks);
-        let modulation = |name, rows| weights.deferred().linear(format!("{name}.linear"), dim, rows * dim);
+        let modulation = |name, rows| weights.once().linear(format!("{name}.linear"), dim, rows * dim);
         let image = |attn| Projections::load(config, &weights.at(attn), IMAGE_PROJECTIONS, Some("to_out.0"));
         let text_out = (!is_last).then_some("to_add_out");
         Ok(Self {

@@ -175,11 +175,6 @@ impl Recipe for Sd3Recipe {
         }
     }
 
-    fn text_encoder_bytes(&self) -> u64 {
-        let clips: u64 = self.clips.iter().map(ClipText::bytes).sum();
-        clips + self.t5.as_ref().map_or(0, T5Text::bytes)
-    }
-
     fn encode(
         &mut self,
         resolved: &Resolved,

@@ -50,7 +50,7 @@ pub enum Padding {
 pub struct Desk<'a> {
     /// The device that computes.
     pub device: &'a Device,
-    /// Whether encoders, and encodings of the last texts, are kept for the next request.
+    /// Whether encoders, and the encodings of the last texts, are kept for the next request.
     pub keep: Keep,
     /// Ends the request.
     pub cancel: &'a Cancel,
@@ -96,7 +96,7 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
             }
         };
         let encodings = texts.iter().map(|text| known[text].clone()).collect();
-        if desk.keep != Keep::None {
+        if desk.keep.keeps_transformer() {
             self.known = known.into_iter().take(MAX_KNOWN).collect();
         }
         Ok(encodings)
@@ -211,11 +211,6 @@ impl T5Text {
         self.encoder.component.config.d_model
     }
 
-    /// Bytes of its parameters.
-    pub fn bytes(&self) -> u64 {
-        self.encoder.component.bytes
-    }
-
     /// States `[1, n, features]` of each text, of at most `max_length` tokens before padding.
     ///
     /// # Errors
@@ -282,11 +277,6 @@ impl ClipText {
     /// The model's options.
     pub fn config(&self) -> &ClipTextConfig {
         &self.encoder.component.config
-    }
-
-    /// Bytes of its parameters.
-    pub fn bytes(&self) -> u64 {
-        self.encoder.component.bytes
     }
 
     /// Tokens of each text, padding included.

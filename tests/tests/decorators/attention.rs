@@ -44,6 +44,10 @@ impl Transformer for MutantToy {
         self.toy.contexts(text, timesteps)
     }
 
+    fn context_bytes(&self) -> usize {
+        self.toy.context_bytes()
+    }
+
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
         self.toy.text_shape(context)
     }

@@ -1,5 +1,4 @@
-//! Checkpoints as they are published, of 31 and 15 GiB, in files without values: what the program says before it reads
-//! any.
+//! Commands that read no weights, on checkpoints of 31 and 15 GiB as they are published, in files without contents.
 #![cfg(unix)]
 
 use std::os::unix::fs::MetadataExt;
@@ -57,7 +56,7 @@ fn a_full_size_checkpoint_is_inspected_and_planned_without_reading_it() {
        7    3.17 GiB       810.00 MiB  pp 1.00 MiB, tp 804.00 MiB
     ");
 
-    // Each rank holds an eighth, or less: nobody holds the modulations.
+    // Each rank holds an eighth at most, because no rank holds the modulations.
     let held = plan.lines().skip_while(|line| !line.contains("parameters")).skip(1);
     for line in held.filter(|line| !line.is_empty()) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -66,7 +65,7 @@ fn a_full_size_checkpoint_is_inspected_and_planned_without_reading_it() {
     }
 }
 
-/// Of 9.2 GiB in f32 two stages hold 5.5: nobody holds the table of positions, nor the modulations.
+/// Of 9.2 GiB in f32, two stages hold 5.5 GiB: no rank holds the table of positions or the modulations.
 #[test]
 fn stable_diffusion_3_5_medium() {
     let workspace = Workspace::new();

@@ -6,15 +6,15 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use xdit_comm::{Cause, Pending, RunError};
+use xdit_comm::{Cause, RunError};
 
 use crate::error::{Error, Result};
 
 struct Failed(Error);
 
-/// What arrives. Unwinds to [`catch`] if nothing does, with an error that names operation, group and rank.
-pub fn wait<T: Send + 'static>(pending: Pending<T>) -> T {
-    pending.wait().unwrap_or_else(|error| fail(Error::failure(error.to_string())))
+/// What a transfer gives. Unwinds to [`catch`] if it failed, with an error that names operation, group and rank.
+pub fn must<T>(result: Result<T, xdit_comm::Error>) -> T {
+    result.unwrap_or_else(|error| fail(Error::failure(error.to_string())))
 }
 
 thread_local! {
@@ -25,7 +25,7 @@ thread_local! {
 /// Unwinds to [`catch`].
 ///
 /// # Panics
-/// If there is none around: in a model that somebody uses without the engine. Then the panic prints the error.
+/// Outside of `catch`: in a model that is used without the engine. The panic has the error as its message.
 pub fn fail(error: Error) -> ! {
     assert!(CATCHING.get() > 0, "{error}");
     // Not a panic: nothing is printed, the launcher tells the first cause.
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_failure_outside_is_a_panic_with_its_message() {
-        // A failure that was caught leaves nothing behind.
+        // An earlier failure that was caught changes nothing.
         drop(catch(|| -> Result<()> { fail(Error::failure("caught")) }));
         let payload = catch_unwind(|| fail(Error::failure("out of paper"))).unwrap_err();
         assert_eq!(payload.downcast_ref::<String>().map(String::as_str), Some("out of paper"));

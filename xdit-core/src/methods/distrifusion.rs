@@ -4,25 +4,29 @@
 //! Source: DistriFusion (Li et al. 2024), "displaced patch parallelism".
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use xdit_comm::{Buffer, Comm, Pending};
 
 use crate::attention::Site;
-use crate::link::wait;
-use crate::link::{Place, buffer};
+use crate::link::{Arriving, Link, bytes_of};
 use crate::methods::ring::Kv;
 
 /// The ranks that own a strip each, and what is on its way between them.
 #[derive(Debug)]
 pub struct DistriFusion {
-    comm: Comm,
-    /// The keys and values of all ranks at the step before, of each guidance branch at each site.
-    travelling: HashMap<(usize, Site), Travelling>,
+    link: Arc<dyn Link>,
+    /// The keys and values of the step before, of each guidance branch at each site.
+    before: HashMap<(usize, Site), Before>,
 }
 
-/// Keys and values on their way, and how many bytes they are of all ranks together.
-type Travelling = (u64, Pending<Vec<Buffer>>);
+/// Keys and values of all ranks at the step before, those of a rank stacked.
+#[derive(Debug)]
+enum Before {
+    Here(Vec<Tensor<4>>),
+    /// On their way, and how many bytes they are.
+    Travelling(u64, Arriving<4>),
+}
 
 /// What a step does with what travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +38,18 @@ pub struct Exchange {
 }
 
 impl DistriFusion {
-    /// Over the ranks of `comm`, in the order of their strips.
-    pub fn new(comm: Comm) -> Self {
-        Self { comm, travelling: HashMap::new() }
+    /// Over the ranks of `link`, in the order of their strips.
+    pub fn new(link: Arc<dyn Link>) -> Self {
+        Self { link, before: HashMap::new() }
     }
 
     /// Bytes of all keys and values that the next step will use.
     pub fn bytes(&self) -> u64 {
-        self.travelling.values().map(|(bytes, _)| bytes).sum()
+        let bytes = |before: &Before| match before {
+            Before::Here(parts) => parts.iter().map(bytes_of).sum(),
+            Before::Travelling(bytes, _) => *bytes,
+        };
+        self.before.values().map(bytes).sum()
     }
 
     /// All keys and values that this rank attends to: its own, and the others' of this step or the one before.
@@ -49,31 +57,30 @@ impl DistriFusion {
     /// # Shapes
     /// `own`: `[b, tokens[rank], h, d]`; the result has Σ tokens.
     pub fn gather(&mut self, branch: usize, site: Site, own: Kv, tokens: &[usize], exchange: Exchange) -> Kv {
-        let place = Place::of(&own.k);
         let [b, _, h, d] = own.k.dims();
-        let lens: Vec<usize> = tokens.iter().map(|n| 2 * b * n * h * d).collect();
-        let stacked = || buffer(Tensor::cat(vec![own.k.clone(), own.v.clone()], 0));
-        let bytes = (lens.iter().sum::<usize>() * own.k.dtype().size()) as u64;
-        let before = self.travelling.remove(&(branch, site));
-        let arrived = if exchange.synchronous {
-            let parts = wait(self.comm.all_gather(stacked(), &lens));
+        let shapes: Vec<_> = tokens.iter().map(|&n| [2 * b, n, h, d]).collect();
+        let send = || self.link.all_gather(Tensor::cat(vec![own.k.clone(), own.v.clone()], 0), &shapes);
+        let before = self.before.remove(&(branch, site));
+        let parts = if exchange.synchronous {
+            let parts = send().wait();
             if exchange.send {
-                self.travelling.insert((branch, site), (bytes, Pending::ready(Ok(parts.clone()))));
+                self.before.insert((branch, site), Before::Here(parts.clone()));
             }
             parts
         } else {
             if exchange.send {
-                self.travelling.insert((branch, site), (bytes, self.comm.all_gather(stacked(), &lens)));
+                let elements: usize = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
+                let travelling = Before::Travelling((elements * own.k.dtype().size()) as u64, send());
+                self.before.insert((branch, site), travelling);
             }
-            let (_, before) = before.expect("the first step is synchronous and sends");
-            wait(before)
+            match before.expect("the first step is synchronous and sends") {
+                Before::Here(parts) => parts,
+                Before::Travelling(_, arriving) => arriving.wait(),
+            }
         };
-        let parts = arrived.iter().zip(tokens).enumerate().map(|(rank, (part, &n))| {
-            if rank == self.comm.rank() {
-                return own.clone();
-            }
-            let stacked: Tensor<4> = place.tensor(part, [2 * b, n, h, d]);
-            Kv { k: stacked.clone().narrow(0, 0, b), v: stacked.narrow(0, b, b) }
+        let parts = parts.into_iter().enumerate().map(|(rank, stacked)| match rank == self.link.rank() {
+            true => own.clone(),
+            false => Kv { k: stacked.clone().narrow(0, 0, b), v: stacked.narrow(0, b, b) },
         });
         Kv::cat(parts.collect())
     }

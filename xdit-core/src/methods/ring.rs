@@ -2,12 +2,12 @@
 //!
 //! Source: Ring Attention (Liu et al. 2023).
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
-use xdit_comm::Comm;
 use xdit_kernels::{attention_lse, merge_lse};
 
-use crate::link::wait;
-use crate::link::{Place, buffer};
+use crate::link::{Link, Place, bytes_of};
 
 /// Keys and values, `[b, n, h, d]` each.
 #[derive(Clone, Debug)]
@@ -30,8 +30,7 @@ impl Kv {
 
     /// Bytes of both.
     pub fn bytes(&self) -> u64 {
-        let of = |x: &Tensor<4>| (x.shape().num_elements() * x.dtype().size()) as u64;
-        of(&self.k) + of(&self.v)
+        bytes_of(&self.k) + bytes_of(&self.v)
     }
 
     /// `length` tokens from `start` on.
@@ -43,13 +42,13 @@ impl Kv {
 /// The ranks that pass keys and values round.
 #[derive(Clone, Debug)]
 pub struct Ring {
-    comm: Comm,
+    link: Arc<dyn Link>,
 }
 
 impl Ring {
-    /// Over the ranks of `comm`, in their order.
-    pub fn new(comm: Comm) -> Self {
-        Self { comm }
+    /// Over the ranks of `link`, in their order.
+    pub fn new(link: Arc<dyn Link>) -> Self {
+        Self { link }
     }
 
     /// Attention of this rank's queries to the keys of all ranks, and to a text that every rank has whole and that
@@ -60,11 +59,11 @@ impl Ring {
     /// # Shapes
     /// `q`: `[b, nq, h, d]`, also the result; `own`: `[b, tokens[rank], h, d]`.
     pub fn attend(&self, q: Tensor<4>, own: Kv, text: Option<Kv>, tokens: &[usize], scale: f32) -> Tensor<4> {
-        let (rank, size) = (self.comm.rank(), self.comm.size());
+        let (rank, size) = (self.link.rank(), self.link.size());
         let place = Place::of(&own.k);
         let [b, _, h, d] = own.k.dims();
         let (next, previous) = ((rank + 1) % size, (rank + size - 1) % size);
-        let mut travelling = buffer(Tensor::cat(vec![own.k.clone(), own.v.clone()], 0));
+        let mut travelling = Tensor::cat(vec![own.k.clone(), own.v.clone()], 0);
         let mut present = match text {
             Some(text) => Kv::cat(vec![text, own]),
             None => own,
@@ -73,19 +72,17 @@ impl Ring {
         for hop in 0..size {
             let transfer = (hop + 1 < size).then(|| {
                 let n = tokens[(rank + size - hop - 1) % size];
-                let shape = [2 * b, n, h, d];
-                let sends = vec![(next, travelling.clone())];
-                (self.comm.send_recv(sends, vec![(previous, place.spec(shape))]), shape)
+                let slot = place.slot([2 * b, n, h, d]);
+                self.link.exchange(vec![(next, travelling.clone())], vec![(previous, slot)])
             });
             let partial = attention_lse(q.clone(), present.k.clone(), present.v.clone(), None, scale);
             result = Some(match result {
                 Some(result) => merge_lse(result, partial),
                 None => partial,
             });
-            if let Some((transfer, shape)) = transfer {
-                travelling = wait(transfer).remove(0);
-                let stacked: Tensor<4> = place.tensor(&travelling, shape);
-                present = Kv { k: stacked.clone().narrow(0, 0, b), v: stacked.narrow(0, b, b) };
+            if let Some(transfer) = transfer {
+                travelling = transfer.wait_one();
+                present = Kv { k: travelling.clone().narrow(0, 0, b), v: travelling.clone().narrow(0, b, b) };
             }
         }
         result.expect("a ring has at least one rank").0

@@ -3,72 +3,68 @@
 //! Nothing is approximated. Convolutions take the neighbours' rows where a rank's own end, and zeros at the border of
 //! the image only; group norms merge the moments of all ranks; attention passes keys and values round.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
-use xdit_comm::{Buffer, Comm};
 use xdit_kernels::{Affine, Conv2d, Moments};
 
 use crate::attention::{Qkv, scale};
-use crate::link::{Place, buffer, wait};
+use crate::link::{Link, Place};
 use crate::methods::ring::{Kv, Ring};
 use crate::rows::{Rows, Whole};
 
-/// The rows of one rank among those of the ranks of a communicator, the first of which has the topmost.
+/// The rows of one rank among those of the ranks of a link, the first of which has the topmost.
 #[derive(Clone, Debug)]
 pub struct SplitRows {
-    comm: Comm,
+    link: Arc<dyn Link>,
     ring: Ring,
     /// Rows of each rank, at the resolution of the input.
     shares: Vec<usize>,
 }
 
 impl SplitRows {
-    /// Over the ranks of `comm`, of which each has as many rows as `shares` says.
+    /// Over the ranks of `link`, of which each has as many rows as `shares` says.
     ///
     /// # Panics
     /// If there is not a share for each rank, or one without rows.
-    pub fn new(comm: Comm, shares: Vec<usize>) -> Self {
-        assert_eq!(shares.len(), comm.size(), "a share for each rank");
+    pub fn new(link: Arc<dyn Link>, shares: Vec<usize>) -> Self {
+        assert_eq!(shares.len(), link.size(), "a share for each rank");
         assert!(!shares.contains(&0), "a rank without rows has none to give to its neighbours: {shares:?}");
-        Self { ring: Ring::new(comm.clone()), comm, shares }
+        Self { ring: Ring::new(link.clone()), link, shares }
     }
 
     /// How many of something each rank has, where this rank has `own` and each row as many as any other.
     fn of_each(&self, own: usize) -> Vec<usize> {
-        let share = self.shares[self.comm.rank()];
+        let share = self.shares[self.link.rank()];
         self.shares.iter().map(|theirs| own * theirs / share).collect()
     }
 
     /// `x` between the last `above` rows of the rank above and the first `below` rows of the one below, where there
     /// are such ranks.
     fn with_halo(&self, x: Tensor<4>, [above, below]: [usize; 2]) -> Tensor<4> {
-        let place = Place::of(&x);
         let [b, c, rows, cols] = x.dims();
         assert!(rows >= above.max(below), "{rows} rows are too few to give {above} and {below} of them");
+        let (mut sends, mut receives) = (Vec::new(), Vec::new());
         let [up, down] = self.neighbours();
-        let (mut sends, mut recvs) = (Vec::new(), Vec::new());
         for (neighbour, taken, given) in [(up, above, 0..below), (down, below, rows - above..rows)] {
             let Some(neighbour) = neighbour else { continue };
             if !given.is_empty() {
-                sends.push((neighbour, buffer(x.clone().narrow(2, given.start, given.len()))));
+                sends.push((neighbour, x.clone().narrow(2, given.start, given.len())));
             }
             if taken > 0 {
-                recvs.push((neighbour, [b, c, taken, cols]));
+                receives.push((neighbour, Place::of(&x).slot([b, c, taken, cols])));
             }
         }
-        let specs = recvs.iter().map(|&(from, shape)| (from, place.spec(shape))).collect();
-        let arrived = wait(self.comm.send_recv(sends, specs));
-        let mut parts = vec![x];
-        for (&(from, shape), part) in recvs.iter().zip(&arrived) {
-            let part = place.tensor(part, shape);
-            if up == Some(from) { parts.insert(0, part) } else { parts.push(part) }
-        }
+        let takes_from_above = up.is_some() && above > 0;
+        let mut parts = self.link.exchange(sends, receives).wait();
+        parts.insert(usize::from(takes_from_above), x);
         Tensor::cat(parts, 2)
     }
 
     /// The ranks above and below.
     fn neighbours(&self) -> [Option<usize>; 2] {
-        let rank = self.comm.rank();
-        [rank.checked_sub(1), Some(rank + 1).filter(|&below| below < self.comm.size())]
+        let rank = self.link.rank();
+        [rank.checked_sub(1), Some(rank + 1).filter(|&below| below < self.link.size())]
     }
 }
 
@@ -107,15 +103,15 @@ impl Rows for SplitRows {
 
     fn moments(&self, x: Tensor<4>, groups: usize) -> Moments {
         let Moments { count, mean, deviation } = Whole.moments(x, groups);
-        let place = Place::of(&mean);
         let [b, groups] = mean.dims();
-        let lens = vec![2 * b * groups; self.comm.size()];
-        let arrived = wait(self.comm.all_gather(buffer(Tensor::cat(vec![mean, deviation], 0)), &lens));
-        let of_rank = |(part, count): (&Buffer, usize)| {
-            let both: Tensor<2> = place.tensor(part, [2 * b, groups]);
-            Moments { count, mean: both.clone().narrow(0, 0, b), deviation: both.narrow(0, b, b) }
+        let shapes = vec![[2 * b, groups]; self.link.size()];
+        let arrived = self.link.all_gather(Tensor::cat(vec![mean, deviation], 0), &shapes).wait();
+        let of_rank = |(both, count): (Tensor<2>, usize)| Moments {
+            count,
+            mean: both.clone().narrow(0, 0, b),
+            deviation: both.narrow(0, b, b),
         };
-        let moments = arrived.iter().zip(self.of_each(count)).map(of_rank);
+        let moments = arrived.into_iter().zip(self.of_each(count)).map(of_rank);
         moments.reduce(Moments::merge).expect("the moments of this rank at least")
     }
 

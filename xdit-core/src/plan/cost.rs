@@ -1,18 +1,21 @@
 //! What a plan costs, from sizes alone: the bytes that each rank sends, and those it holds.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::btree_map::Entry;
+use std::ops::{AddAssign, Range};
 
 use burn::tensor::DType;
-use xdit_comm::ends;
 
 use crate::error::Result;
+use crate::link::HostLink;
 use crate::placement::{Share, TensorShare};
 use crate::plan::Plan;
+use crate::plan::contexts::chunks;
 use crate::plan::mesh::Axis;
 use crate::plan::schedule::{Action, schedule};
 use crate::split;
 use crate::transformer::TransformerSpec;
+use crate::weights::ParameterBytes;
 
 /// What costs depend on beside the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,36 +49,81 @@ pub type Sent = BTreeMap<Axis, u64>;
 pub struct Cost {
     /// What it sends to other ranks in a steady step: the first asynchronous one or, if there is none, the last.
     pub step_bytes: Sent,
-    /// Parameters of its share of the transformer.
-    pub parameter_bytes: u64,
+    /// Its share of the transformer.
+    pub share: ShareBytes,
+    /// Of it, what no lower rank of the process holds: ranks on one device hold equal parts of a layer, and equal
+    /// contexts, once.
+    pub added: ShareBytes,
     /// The most keys and values that it keeps from one call of attention to another.
     pub peak_kv_bytes: u64,
 }
 
-/// What each rank of `plan` sends and holds. `share_bytes` tells how many bytes the parameters of a share have.
+/// Bytes of a share of the transformer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShareBytes {
+    /// Parameters.
+    pub parameters: ParameterBytes,
+    /// [Contexts](crate::transformer::Transformer::Context), as far as they depend on the timestep, of all branches and
+    /// of as many steps as are made ready together.
+    pub contexts: u64,
+}
+
+impl AddAssign for ShareBytes {
+    fn add_assign(&mut self, other: Self) {
+        self.parameters += other.parameters;
+        self.contexts += other.contexts;
+    }
+}
+
+/// What a share would be if it were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Weighed {
+    /// Its parameters.
+    pub parameters: ParameterBytes,
+    /// Those of them that no share weighed before holds.
+    pub added: ParameterBytes,
+    /// [Bytes of a context](crate::transformer::Transformer::context_bytes).
+    pub context_bytes: usize,
+}
+
+/// What each rank of `plan` sends and holds. All ranks are of one process and on one device. `weigh` is asked for each
+/// share, and once more for one that several ranks have.
 ///
 /// # Errors
-/// Those of `share_bytes`.
-pub fn costs(plan: &Plan, sizes: &Sizes, share_bytes: impl Fn(Share) -> Result<u64>) -> Result<Vec<Cost>> {
-    let tensor_ranks = ends(plan.mesh.degree(Axis::Tensor));
-    // Ranks that differ along other axes have equal shares.
-    let mut known: BTreeMap<[usize; 2], u64> = BTreeMap::new();
+/// Those of `weigh`.
+pub fn costs(
+    plan: &Plan,
+    sizes: &Sizes,
+    mut weigh: impl FnMut(Share) -> Result<Weighed>,
+) -> Result<Vec<Cost>> {
+    let tensor_ranks = HostLink::ends(plan.mesh.degree(Axis::Tensor));
+    // What the first rank with a share adds, and what each other one does.
+    let mut known: BTreeMap<[usize; 2], (Weighed, Option<Weighed>)> = BTreeMap::new();
     let cost = |rank| {
-        let at @ [_, tensor] = [Axis::Pipeline, Axis::Tensor].map(|axis| plan.mesh.coordinate(rank, axis));
-        let parameter_bytes = match known.get(&at) {
-            Some(&bytes) => bytes,
-            None => {
-                let tensor = TensorShare { comm: tensor_ranks[tensor].clone() };
-                let tensor = (tensor_ranks.len() > 1).then_some(tensor);
-                let bytes = share_bytes(Share { blocks: plan.stage(rank), tensor })?;
-                known.insert(at, bytes);
-                bytes
-            }
+        let at = |axis| plan.mesh.coordinate(rank, axis);
+        let mut weigh = || {
+            let tensor = TensorShare { link: tensor_ranks[at(Axis::Tensor)].clone() };
+            let tensor = (tensor_ranks.len() > 1).then_some(tensor);
+            weigh(Share { blocks: plan.stage(rank), tensor })
         };
+        let weighed = match known.entry([Axis::Pipeline, Axis::Tensor].map(at)) {
+            Entry::Vacant(entry) => entry.insert((weigh()?, None)).0,
+            Entry::Occupied(mut entry) => match &mut entry.get_mut().1 {
+                Some(again) => *again,
+                again => *again.insert(weigh()?),
+            },
+        };
+        let steps = |branch: usize| {
+            let chunks = chunks(&plan.branches[branch].steps, weighed.context_bytes);
+            chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
+        };
+        let contexts = (plan.branches_of(rank).map(steps).sum::<usize>() * weighed.context_bytes) as u64;
+        let first = [Axis::Ring, Axis::Ulysses, Axis::Tensor].map(at) == [0; 3];
         let steady = plan.synchronous_steps.min(plan.steps - 1);
         Ok(Cost {
             step_bytes: sent_bytes(plan, sizes, rank).swap_remove(steady),
-            parameter_bytes,
+            share: ShareBytes { parameters: weighed.parameters, contexts },
+            added: ShareBytes { parameters: weighed.added, contexts: if first { contexts } else { 0 } },
             peak_kv_bytes: peak_kv_bytes(plan, sizes, rank),
         })
     };

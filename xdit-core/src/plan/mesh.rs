@@ -104,6 +104,12 @@ impl Mesh {
         let label = axes.iter().map(|axis| axis.name()).collect::<Vec<_>>().join("x");
         Group::new(label, (0..self.size()).filter(|&other| same(other)))
     }
+
+    /// All [groups](Self::group) along `axes`: each rank is in one of them.
+    pub fn groups(&self, axes: &[Axis]) -> Vec<Group> {
+        let is_first = |&rank: &usize| self.group(rank, axes).ranks()[0] == rank;
+        (0..self.size()).filter(is_first).map(|rank| self.group(rank, axes)).collect()
+    }
 }
 
 impl fmt::Display for Mesh {

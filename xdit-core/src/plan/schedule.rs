@@ -1,5 +1,6 @@
 //! What one rank does, action by action: data that the executor walks, and that a test can walk without a device.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::plan::Plan;
@@ -83,6 +84,15 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
         );
     }
     actions
+}
+
+/// The directed edges between stages along which something travels: from each stage to the next, from the last to the
+/// first, and along long skip connections. What travels along one edge is received in the order in which it is sent.
+pub fn edges(plan: &Plan) -> BTreeSet<[usize; 2]> {
+    let last = plan.stages.len() - 1;
+    let onwards = (0..last).map(|stage| [stage, stage + 1]);
+    let skips = plan.skips.iter().map(|skip| skip.map(|block| plan.stage_of(block)));
+    onwards.chain([[last, 0]]).chain(skips).filter(|[from, to]| from != to).collect()
 }
 
 /// Whether a skip connection comes from before `blocks` and ends in them.

@@ -1,51 +1,56 @@
 //! Conditions on their way from the first rank, which encoded the prompts, to all others.
 
-use burn::tensor::{DType, Device, Tensor};
-use xdit_comm::{Buffer, BufferSpec, Comm, DType as WireType};
+use std::sync::Arc;
 
-use crate::link::{Place, buffer, wait};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use crate::link::{Link, Place};
 use crate::transformer::{IntoParts, Part, Parts};
 
 /// The types of tensors that travel, by their number in a header.
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+/// A number travels in so many parts of 16 bits, each of which is exact in f32.
+const DIGITS: usize = 4;
 
 /// `values` of the first rank of `world`, on each rank, on its `device`. Only the first rank needs to have them.
 ///
 /// # Panics
 /// If the first rank has none.
-pub(crate) fn broadcast<C: IntoParts + Clone>(world: &Comm, values: Option<&[C]>, device: &Device) -> Vec<C> {
+pub(crate) fn broadcast<C: IntoParts + Clone>(
+    world: &Arc<dyn Link>,
+    values: Option<&[C]>,
+    device: &Device,
+) -> Vec<C> {
+    let words = |count: usize| Place { device: device.clone(), dtype: DType::F32 }.slot([count * DIGITS]);
     if world.rank() == 0 {
         let values = values.expect("the first rank has the conditions");
         let values: Vec<Parts> = values.iter().cloned().map(C::into_parts).collect();
         let header = header(&values);
-        send(world, Buffer::from_vec((header.len() as u64).to_le_bytes().to_vec()));
-        send(world, Buffer::from_vec(header));
-        for part in values.iter().flat_map(|parts| &parts.tensors) {
-            send(world, buffer(part.x.clone()));
-        }
+        send(world, encode(&[header.len() as u64], device));
+        send(world, encode(&header, device));
+        values.iter().flat_map(|parts| &parts.tensors).for_each(|part| send(world, part.x.clone()));
         return values.into_iter().map(C::from_parts).collect();
     }
-    let len = receive(world, BufferSpec::new(WireType::U8, 8));
-    let len = Words(len.bytes()).next() as usize;
-    let header = receive(world, BufferSpec::new(WireType::U8, len));
-    let mut words = Words(header.bytes());
-    let tensor = |words: &mut Words<'_>| {
-        let place = Place { dtype: DTYPES[words.next() as usize], device: device.clone() };
-        let shape: Vec<usize> = (0..words.next()).map(|_| words.next() as usize).collect();
-        let count = [shape.iter().product()];
-        let x: Tensor<1> = place.tensor(&receive(world, place.spec(count)), count);
-        Part { x, shape }
-    };
-    let value = |words: &mut Words<'_>| {
-        let numbers = (0..words.next()).map(|_| f64::from_bits(words.next())).collect();
-        let tensors = (0..words.next()).map(|_| tensor(words)).collect();
-        C::from_parts(Parts { tensors, numbers })
-    };
-    (0..words.next()).map(|_| value(&mut words)).collect()
+    let receive = |slot| world.exchange(Vec::new(), vec![(0, slot)]).wait_one();
+    let [len] = <[u64; 1]>::try_from(decode(receive(words(1)))).expect("one number was sent");
+    let mut header = decode(receive(words(len as usize))).into_iter();
+    let mut next = || header.next().expect("a header is as long as announced");
+    let mut values = Vec::new();
+    for _ in 0..next() {
+        let numbers = (0..next()).map(|_| f64::from_bits(next())).collect();
+        let mut tensors = Vec::new();
+        for _ in 0..next() {
+            let place = Place { dtype: DTYPES[next() as usize], device: device.clone() };
+            let shape: Vec<usize> = (0..next()).map(|_| next() as usize).collect();
+            tensors.push(Part { x: receive(place.slot([shape.iter().product()])), shape });
+        }
+        values.push(C::from_parts(Parts { tensors, numbers }));
+    }
+    values
 }
 
-/// How many values there are; of each its numbers, and type and shape of its tensors: words of 8 bytes.
-fn header(values: &[Parts]) -> Vec<u8> {
+/// The number of values; of each value its numbers, and the type and shape of its tensors.
+fn header(values: &[Parts]) -> Vec<u64> {
     let mut words = vec![values.len() as u64];
     for Parts { tensors, numbers } in values {
         words.push(numbers.len() as u64);
@@ -58,36 +63,35 @@ fn header(values: &[Parts]) -> Vec<u8> {
             words.extend(shape.iter().map(|&length| length as u64));
         }
     }
-    words.into_iter().flat_map(u64::to_le_bytes).collect()
+    words
 }
 
-/// The words of a header that are still to be read.
-struct Words<'a>(&'a [u8]);
-
-impl Words<'_> {
-    fn next(&mut self) -> u64 {
-        let (word, rest) = self.0.split_first_chunk().expect("a header is as long as it says");
-        self.0 = rest;
-        u64::from_le_bytes(*word)
-    }
+/// Numbers as a tensor, the only thing that a link carries.
+fn encode(words: &[u64], device: &Device) -> Tensor<1> {
+    let digits = words.iter().flat_map(|word| (0..DIGITS).map(move |digit| (word >> (16 * digit)) as u16));
+    let digits: Vec<f32> = digits.map(f32::from).collect();
+    let count = digits.len();
+    Tensor::from_data(TensorData::new(digits, [count]), (device, DType::F32))
 }
 
-fn send(world: &Comm, buffer: Buffer) {
-    let spec = buffer.spec();
-    wait(world.broadcast(0, Some(buffer), spec));
+fn decode(digits: Tensor<1>) -> Vec<u64> {
+    let digits: Vec<f32> = digits.into_data().try_to_vec().expect("an f32 tensor");
+    let word = |digits: &[f32]| digits.iter().rev().fold(0, |word, &digit| word << 16 | digit as u64);
+    digits.chunks_exact(DIGITS).map(word).collect()
 }
 
-fn receive(world: &Comm, spec: BufferSpec) -> Buffer {
-    wait(world.broadcast(0, None, spec))
+/// Gives `x` to all other ranks.
+fn send(world: &Arc<dyn Link>, x: Tensor<1>) {
+    world.exchange((1..world.size()).map(|to| (to, x.clone())).collect(), Vec::new()).wait();
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
     use xdit_comm::{LaunchOptions, run_ranks};
 
     use super::*;
     use crate::error::Error;
+    use crate::link::HostLink;
 
     #[derive(Clone, Debug)]
     struct Conditions {
@@ -124,8 +128,15 @@ mod tests {
     }
 
     #[test]
+    fn numbers_survive() {
+        let words = [0, 1, 65_535, 65_536, u64::MAX, 0.1f64.to_bits(), f64::NEG_INFINITY.to_bits()];
+        assert_eq!(decode(encode(&words, &Device::flex())), words);
+    }
+
+    #[test]
     fn every_rank_has_the_conditions_of_the_first() {
         let ranks = run_ranks(3, &LaunchOptions::default(), |world| {
+            let world = HostLink::new(world);
             let own = (world.rank() == 0).then(conditions);
             Ok::<_, Error>(broadcast(&world, own.as_deref(), &Device::flex()))
         });

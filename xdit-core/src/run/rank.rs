@@ -4,27 +4,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
-use xdit_comm::{Comm, Group};
+use xdit_comm::Group;
 
 use crate::error::{Error, Result};
 use crate::finite;
-use crate::link::catch;
+use crate::link::{Counted, Link, Meter, catch};
 use crate::picture::{Picture, resize_and_crop, to_picture};
-use crate::placement::{Share, TensorShare};
+use crate::placement::Share;
 use crate::plan::Plan;
 use crate::plan::mesh::{Axis, Mesh};
 use crate::run::cancel::Cancel;
 use crate::run::conditions::broadcast;
+use crate::run::contexts::SharedContexts;
 use crate::run::decode::split_rows;
 use crate::run::execute::{Denoising, Groups};
 use crate::run::observer::{Completed, Event, Observer, Phase, Step};
 use crate::run::record::{Activity, Recorder};
 use crate::run::{Decoder, Decoding, Job, Loaded, Model};
-use crate::tokens::{Tokens, unpack};
+use crate::tokens::unpack;
 use crate::transformer::Transformer;
 
 /// The conditions of a model's transformer.
 pub type Conditions<M> = <<M as Model>::Transformer as Transformer>::Conditions;
+
+/// The contexts that the ranks of a process share in one job.
+pub(crate) type JobContexts<M> = SharedContexts<<<M as Model>::Transformer as Transformer>::Context>;
 
 /// The components that a rank holds between jobs. They outlive its thread and its world.
 pub struct Held<M: Model> {
@@ -42,47 +46,63 @@ impl<M: Model> Default for Held<M> {
 ///
 /// Every rank of the world runs the same jobs in the same order, wherever it is.
 pub struct Rank<M: Model> {
-    world: Comm,
+    world: Arc<dyn Link>,
+    meter: Arc<Meter>,
+    detailed: bool,
     model: Arc<M>,
     device: Device,
     held: Arc<Mutex<Held<M>>>,
     /// Whether components are held between jobs.
     keeps: bool,
-    /// Those of the last job.
-    groups: Option<(Mesh, Groups)>,
+    links: Option<Links>,
+}
+
+/// The links of the last job, which stay as long as the next one needs the same.
+struct Links {
+    mesh: Mesh,
+    groups: Groups,
+    /// The size of the groups that decode a picture, and this rank's.
+    decoding: (usize, Option<Arc<dyn Link>>),
 }
 
 impl<M: Model> Rank<M> {
-    /// A rank that computes on `device`, and has components from `held`. Between jobs it holds them if it `keeps` them.
-    pub fn new(world: Comm, model: Arc<M>, device: Device, held: Arc<Mutex<Held<M>>>, keeps: bool) -> Self {
-        Self { world, model, device, held, keeps, groups: None }
+    /// A rank of `world` that computes on `device`. Its reports hold each activity if they are `detailed`.
+    pub fn new(world: Arc<dyn Link>, model: Arc<M>, device: Device, detailed: bool) -> Self {
+        let meter = Meter::new(detailed);
+        let world = Counted::new(world, &meter);
+        Self { world, meter, detailed, model, device, held: Arc::default(), keeps: false, links: None }
+    }
+
+    /// The same rank with the components in `held`, which it holds between jobs if it `keeps` them.
+    pub(crate) fn holding(self, held: Arc<Mutex<Held<M>>>, keeps: bool) -> Self {
+        Self { held, keeps, ..self }
     }
 
     /// Does this rank's part of `job`. The first rank of a data-parallel share tells `observer` of the share's progress
-    /// and pictures, its last stage of the steps, and each rank of what it did.
+    /// and pictures, a rank of its last stage of the steps, and each rank of what it did.
     ///
     /// # Errors
     /// If the plan is for another number of ranks, the job is cancelled, a share cannot be loaded, a value is not
-    /// finite, or a transfer fails: then the error names operation, group and rank. The world is of no use any more.
+    /// finite, or a transfer fails: then the error names operation, group and rank. After an error, the world is of no
+    /// use.
     pub fn run(
         &mut self,
         job: &Job<Conditions<M>>,
         cancel: &Cancel,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let detailed = observer.wants_details();
-        self.carry_out(job, cancel, detailed, &mut |event| event.tell(observer))
+        self.carry_out(job, &SharedContexts::default(), cancel, &mut |event| event.tell(observer))
     }
 
-    /// As [`run`](Self::run); `detailed` reports hold each activity.
+    /// As [`run`](Self::run), with the contexts that all ranks of this process have for the job.
     pub(crate) fn carry_out(
         &mut self,
         job: &Job<Conditions<M>>,
+        contexts: &JobContexts<M>,
         cancel: &Cancel,
-        detailed: bool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        let result = catch(|| self.pictures(job, cancel, detailed, tell));
+        let result = catch(|| self.pictures(job, contexts, cancel, tell));
         if !self.keeps {
             *self.held() = Held::default();
         }
@@ -92,20 +112,20 @@ impl<M: Model> Rank<M> {
     fn pictures(
         &mut self,
         job: &Job<Conditions<M>>,
+        contexts: &JobContexts<M>,
         cancel: &Cancel,
-        detailed: bool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let plan = &job.plan;
-        let mut recorder = Recorder::new(&self.world, detailed);
-        let groups = self.groups(plan)?;
+        self.meter.restart();
+        let mut recorder = Recorder::new(self.world.rank(), self.meter.clone(), self.detailed);
         let seat = Seat::new(plan, self.world.rank());
+        let (groups, decoders) = self.links(job)?;
         let mut loaded = Some(self.transformer(plan, &groups, &seat, &mut recorder, tell)?);
         let conditions = match &job.conditions {
             Some(conditions) if self.world.size() == 1 => conditions.clone(),
-            conditions => recorder.time(Activity::Broadcast, || {
-                broadcast(&self.world, conditions.as_deref(), &self.device)
-            }),
+            conditions => recorder
+                .time(Activity::Broadcast, || broadcast(&self.world, conditions.as_deref(), &self.device)),
         };
         let images = plan.images[seat.share].clone();
         for image in images.clone() {
@@ -123,6 +143,7 @@ impl<M: Model> Rank<M> {
                 scheduler: &*job.scheduler,
                 guidance: &guidance,
                 noise: &noise,
+                contexts: contexts.of_picture(image),
                 check: &|| cancel.check(),
             };
             let end = denoising.run(&mut recorder, &mut |done| {
@@ -138,17 +159,11 @@ impl<M: Model> Rank<M> {
                 loaded = None;
             }
             cancel.check()?;
-            let picture = match job.decoding {
-                Some(decoding) => {
-                    let shape = latent_shape(&noise, patch);
-                    let group = match decoding.tiled {
-                        true => &seat.ranks[..1],
-                        false => &seat.ranks[..plan.decoding_shares.min(shape[2])],
-                    };
-                    let decode = Decode { decoding, image, shape, group };
-                    self.decode(decode, latents.clone(), &seat, &mut recorder, tell)?
+            let picture = match (job.decoding, &decoders) {
+                (Some(decoding), Some(ranks)) => {
+                    self.decode((image, latents.clone()), decoding, ranks, &seat, &mut recorder, tell)?
                 }
-                None => None,
+                _ => None,
             };
             if let Some(latents) = latents {
                 let latents = latents.cast(DType::F32).into_data();
@@ -159,16 +174,31 @@ impl<M: Model> Rank<M> {
         Ok(())
     }
 
-    /// The groups of this rank in the plan's mesh. They stay as long as the mesh does.
-    fn groups(&mut self, plan: &Plan) -> Result<Groups> {
-        match &self.groups {
-            Some((mesh, groups)) if *mesh == plan.mesh => Ok(groups.clone()),
+    /// The links of this rank in the plan's mesh, and that of the ranks that decode its pictures, if it is one of them.
+    fn links(&mut self, job: &Job<Conditions<M>>) -> Result<(Groups, Option<Arc<dyn Link>>)> {
+        let plan = &job.plan;
+        let decoding_ranks = match job.decoding {
+            Some(Decoding { tiled: false, latents: [_, _, rows, _], .. }) => plan.decoding_shares.min(rows),
+            _ => 1,
+        };
+        let known = self.links.take().filter(|known| known.mesh == plan.mesh);
+        let groups = match &known {
+            Some(known) => known.groups.clone(),
+            None => Groups::new(&self.world, plan)?,
+        };
+        let decoding = match known {
+            Some(known) if known.decoding.0 == decoding_ranks => known.decoding,
             _ => {
-                let groups = Groups::new(&self.world, plan)?;
-                self.groups = Some((plan.mesh, groups.clone()));
-                Ok(groups)
+                let first =
+                    |share: &Group| Group::new("vae", share.ranks()[..decoding_ranks].iter().copied());
+                let shares: Vec<_> = plan.mesh.groups(&Axis::ALL[1..]).iter().map(first).collect();
+                let own = self.world.split(&shares).map_err(|error| Error::failure(error.to_string()))?;
+                (decoding_ranks, own)
             }
-        }
+        };
+        let own = decoding.1.clone();
+        self.links = Some(Links { mesh: plan.mesh, groups: groups.clone(), decoding });
+        Ok((groups, own))
     }
 
     fn held(&self) -> MutexGuard<'_, Held<M>> {
@@ -184,17 +214,17 @@ impl<M: Model> Rank<M> {
         recorder: &mut Recorder,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Arc<Loaded<M::Transformer>>> {
-        let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-        let share = Share { blocks: plan.stage(self.world.rank()), tensor };
-        let held = self.held().transformer.take_if(|(held, _)| !same(held, &share));
-        // The old one goes before the new one comes.
-        drop(held);
-        let held = self.held().transformer.as_ref().map(|(_, loaded)| loaded.clone());
+        let share = Share { blocks: plan.stage(self.world.rank()), tensor: groups.tensor_share() };
+        let held = self.held().transformer.clone();
         let loaded = match held {
-            Some(loaded) => loaded,
-            None => {
+            Some((held, loaded)) if same(&held, &share) => loaded,
+            held => {
+                // The old share goes first, unless it only sums over other links: then most of its layers stay.
+                let old = held.filter(|(held, _)| held.blocks == share.blocks);
+                self.held().transformer = None;
                 let load = || Ok(Arc::new(self.model.load(share.clone(), &self.device)?));
                 let loaded = seat.loading("transformer", recorder, tell, load)?;
+                drop(old);
                 self.held().transformer = Some((share, loaded.clone()));
                 loaded
             }
@@ -213,35 +243,30 @@ impl<M: Model> Rank<M> {
         if let Some(decoder) = held {
             return Ok(decoder);
         }
-        let load = || Ok(Arc::new(self.model.load_decoder(&self.device)?));
-        let decoder = seat.loading("vae", recorder, tell, load)?;
+        let decoder = seat.loading("vae", recorder, tell, || self.model.load_decoder(&self.device))?;
         self.held().decoder = Some(decoder.clone());
         Ok(decoder)
     }
 
-    /// The picture of `latents`, on the rank that has them. The others of the group decode some of its rows.
+    /// The picture of `latents`, on the rank that has them. The others of `ranks` decode some of its rows.
     fn decode(
         &self,
-        Decode { decoding, image, shape, group }: Decode<'_>,
-        latents: Option<Tensor<4>>,
+        (image, latents): (usize, Option<Tensor<4>>),
+        decoding: Decoding,
+        ranks: &Arc<dyn Link>,
         seat: &Seat,
         recorder: &mut Recorder,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Option<Picture>> {
-        if !group.contains(&self.world.rank()) {
-            return Ok(None);
-        }
         let decoder = self.decoder(seat, recorder, tell)?;
         let phase = Phase::Decode { image };
         seat.lead(|| tell(Event::Begin(phase, Instant::now())));
         let picture = recorder.time(Activity::Decode, || {
-            let decoded = match (latents, decoding.tiled) {
-                (Some(latents), true) => Some(decoder.decode_tiled(latents)),
-                (latents, _) => {
-                    let group = self.world.subgroup(&Group::new("vae", group.iter().copied()));
-                    let group = group.map_err(|error| Error::failure(error.to_string()))?;
-                    split_rows(&group, latents, shape, &self.device, |z, rows| decoder.decode(z, rows))
-                }
+            let decoded = match latents {
+                Some(latents) if decoding.tiled => Some(decoder.decode_tiled(latents)),
+                latents => split_rows(ranks, latents, decoding.latents, &self.device, |z, rows| {
+                    decoder.decode(z, rows)
+                }),
             };
             let picture = |decoded: Tensor<4>| {
                 let what = || format!("the values of picture {} after decoding", image + 1);
@@ -255,27 +280,11 @@ impl<M: Model> Rank<M> {
     }
 }
 
-/// A picture that a group of ranks decodes.
-struct Decode<'a> {
-    decoding: Decoding,
-    image: usize,
-    /// Of its latents.
-    shape: [usize; 4],
-    group: &'a [usize],
-}
-
-/// The shape `[b, c, y, x]` of the latents that were packed into `tokens`.
-fn latent_shape(tokens: &Tokens, patch: usize) -> [usize; 4] {
-    let [b, _, features] = tokens.x.dims();
-    let [rows, columns] = tokens.positions.extent();
-    [b, features / (patch * patch), rows * patch, columns * patch]
-}
-
 /// Whether two ranks that hold these shares hold the same parameters and sum them over the same ranks.
 fn same(held: &Share, wanted: &Share) -> bool {
     let tensor = match (&held.tensor, &wanted.tensor) {
         (None, None) => true,
-        (Some(held), Some(wanted)) => Arc::ptr_eq(&held.comm, &wanted.comm),
+        (Some(held), Some(wanted)) => Arc::ptr_eq(&held.link, &wanted.link),
         _ => false,
     };
     tensor && held.blocks == wanted.blocks
@@ -285,9 +294,7 @@ fn same(held: &Share, wanted: &Share) -> bool {
 struct Seat {
     /// The data-parallel share.
     share: usize,
-    /// All ranks of the share.
-    ranks: Vec<usize>,
-    /// Whether this is the first of them.
+    /// Whether this is the first rank of the share.
     leads: bool,
     /// Whether steps end here.
     steps: bool,
@@ -296,14 +303,12 @@ struct Seat {
 impl Seat {
     fn new(plan: &Plan, rank: usize) -> Self {
         let at = |axis| plan.mesh.coordinate(rank, axis);
-        let ranks = plan.mesh.group(rank, &Axis::ALL[1..]).ranks().to_vec();
         let first_of = |axes: &[Axis]| axes.iter().all(|&axis| at(axis) == 0);
         Self {
             share: at(Axis::Data),
-            leads: ranks[0] == rank,
+            leads: first_of(&Axis::ALL[1..]),
             steps: first_of(&[Axis::Cfg, Axis::Ring, Axis::Ulysses, Axis::Tensor])
                 && at(Axis::Pipeline) + 1 == plan.stages.len(),
-            ranks,
         }
     }
 

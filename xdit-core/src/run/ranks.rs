@@ -9,11 +9,12 @@ use burn::tensor::Device;
 use xdit_comm::{Comm, LaunchOptions, run_ranks};
 
 use crate::error::{Error, Result};
-use crate::link::first_cause;
+use crate::link::{HostLink, first_cause};
 use crate::plan::mesh::Mesh;
 use crate::run::cancel::Cancel;
+use crate::run::contexts::SharedContexts;
 use crate::run::observer::{Event, Observer};
-use crate::run::rank::{Conditions, Held, Rank};
+use crate::run::rank::{Conditions, Held, JobContexts, Rank};
 use crate::run::residency::Keep;
 use crate::run::{Job, Model};
 
@@ -64,7 +65,8 @@ impl<M: Model> Ranks<M> {
             self.world = None;
         }
         let world = self.world.take().map_or_else(|| self.start(size, detailed), Ok)?;
-        world.carry_out(Arc::new(Order { job, cancel: cancel.clone() }), observer)?;
+        let order = Order { job, contexts: SharedContexts::default(), cancel: cancel.clone() };
+        world.carry_out(Arc::new(order), observer)?;
         self.world = Some(world);
         Ok(())
     }
@@ -80,18 +82,18 @@ impl<M: Model> Ranks<M> {
             let at = world.rank();
             let inbox: Option<Receiver<Arc<Order<M>>>> =
                 inboxes.lock().unwrap_or_else(PoisonError::into_inner)[at].take();
-            let mut rank = Rank::new(world, model.clone(), devices[at].clone(), held[at].clone(), keeps);
+            let rank = Rank::new(HostLink::new(world), model.clone(), devices[at].clone(), detailed);
+            let mut rank = rank.holding(held[at].clone(), keeps);
             // An engine that went away needs no news.
             let tell = |message| drop(to_engine.send(message));
             for order in inbox.into_iter().flatten() {
-                rank.carry_out(&order.job, &order.cancel, detailed, &mut |event| {
-                    tell(Message::Event(event));
-                })?;
+                let Order { job, contexts, cancel } = &*order;
+                rank.carry_out(job, contexts, cancel, &mut |event| tell(Message::Event(event)))?;
                 tell(Message::Done);
             }
             Ok(())
         };
-        let options = LaunchOptions::default().timeout(WAIT_LIMIT).record_waits(detailed);
+        let options = LaunchOptions::default().timeout(WAIT_LIMIT);
         let launcher = std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
             let end = run_ranks(size, &options, work);
             drop(tell.send(Message::Ended(end.map(drop).map_err(first_cause))));
@@ -102,9 +104,10 @@ impl<M: Model> Ranks<M> {
     }
 }
 
-/// A job, and the token that ends it.
+/// A job, the contexts that ranks make for it, and the token that ends it.
 struct Order<M: Model> {
     job: Job<Conditions<M>>,
+    contexts: JobContexts<M>,
     cancel: Cancel,
 }
 

@@ -1,11 +1,11 @@
 //! What a rank did, and for how long.
 
 use std::ops::AddAssign;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use xdit_comm::Comm;
-pub use xdit_comm::{Traffic, Wait};
-
+use crate::link::Meter;
+pub use crate::link::{Traffic, Wait};
 use crate::plan::schedule::Action;
 
 /// What a rank does at a time.
@@ -13,7 +13,7 @@ use crate::plan::schedule::Action;
 pub enum Activity {
     /// Loads its share of the model.
     Load,
-    /// Hands the conditions on that the first rank has made.
+    /// Sends the conditions of all pictures to the other ranks, or receives them.
     Broadcast,
     /// Makes the conditions of a picture ready.
     Prepare,
@@ -57,7 +57,7 @@ impl Activity {
     }
 }
 
-/// One activity. Times are those of [`now`](xdit_comm::Communicator::now).
+/// One activity. Times are those of the [`Meter`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// What was done.
@@ -105,7 +105,7 @@ impl AddAssign for Times {
 pub struct RankReport {
     /// The rank.
     pub rank: usize,
-    /// When its world began.
+    /// When its time began.
     pub began: Instant,
     /// Where its time went.
     pub times: Times,
@@ -128,9 +128,8 @@ pub struct RankReport {
 /// missing shows in the span that needs the result.
 #[derive(Debug)]
 pub struct Recorder {
-    world: Comm,
-    /// What the world had counted, and how many waits it had recorded, before.
-    before: (Traffic, usize),
+    rank: usize,
+    meter: Arc<Meter>,
     detailed: bool,
     image: Option<usize>,
     times: Times,
@@ -140,11 +139,11 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Of this rank of `world` from now on: each activity if `detailed`, otherwise sums only.
-    pub fn new(world: &Comm, detailed: bool) -> Self {
+    /// Of `rank`, whose links are counted by `meter`: each activity if `detailed`, otherwise sums only.
+    pub fn new(rank: usize, meter: Arc<Meter>, detailed: bool) -> Self {
         Self {
-            before: (world.traffic(), world.waits().len()),
-            world: world.clone(),
+            rank,
+            meter,
             detailed,
             image: None,
             times: Times::default(),
@@ -171,11 +170,11 @@ impl Recorder {
 
     /// Does `work` and takes down how long it took. Activities are not nested.
     pub fn time<R>(&mut self, activity: Activity, work: impl FnOnce() -> R) -> R {
-        let begin = self.world.now();
-        let (waited_before, sent_before) = self.totals();
+        let begin = self.meter.now();
+        let (waited_before, sent_before) = self.meter.totals();
         let result = work();
-        let (waited, sent) = self.totals();
-        let (end, waited) = (self.world.now(), waited - waited_before);
+        let (waited, sent) = self.meter.totals();
+        let (end, waited) = (self.meter.now(), waited - waited_before);
         let busy = (end - begin).saturating_sub(waited);
         self.times.wait += waited;
         match activity.kind() {
@@ -191,24 +190,17 @@ impl Recorder {
         result
     }
 
-    /// What this rank has waited and sent so far.
-    fn totals(&self) -> (Duration, u64) {
-        let traffic = self.world.traffic();
-        (traffic.total_waited(), traffic.total().sent_bytes)
-    }
-
     /// All there is to say.
     pub fn report(self) -> RankReport {
-        let now = Instant::now();
         RankReport {
-            rank: self.world.rank(),
-            began: now.checked_sub(self.world.now()).unwrap_or(now),
+            rank: self.rank,
+            began: self.meter.started(),
             times: self.times,
-            traffic: self.world.traffic().since(&self.before.0),
+            traffic: self.meter.traffic(),
             parameter_bytes: self.parameter_bytes,
             peak_kv_bytes: self.peak_kv_bytes,
             spans: self.spans,
-            waits: self.world.waits().split_off(self.before.1),
+            waits: self.meter.waits(),
         }
     }
 }

@@ -1,29 +1,33 @@
 //! Which components stay in memory between requests.
 
-/// A policy for the memory between requests. Within a request a component is loaded at most once, whatever the policy.
+/// A policy for the memory that components take, from one request to the next and within one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Keep {
-    /// [Chosen](Self::choose) from the sizes of the components and the free memory.
+    /// [Chosen](Self::choose) from the size of the transformer and the free memory.
     #[default]
     Auto,
-    /// Text encoders, transformer and autoencoder.
+    /// Text encoders, transformer and autoencoder stay.
     All,
-    /// Transformer and autoencoder. Text encoders are freed once all prompts of a request are encoded.
+    /// Transformer and autoencoder stay. Text encoders are freed once all prompts of a request are encoded.
     Transformer,
-    /// Nothing. The transformer is freed before the last picture of a request is decoded.
+    /// Nothing stays. The transformer is freed before the last picture of a request is decoded.
+    Request,
+    /// As `Request`; and layers that only make conditions ready are read for each picture, and take no memory while its
+    /// steps run.
     None,
 }
 
 impl Keep {
-    /// The policy that `Auto` stands for; the others stand for themselves. A component is kept if twice its size fits
-    /// into `free_bytes`: activations need room, too. Where the free memory is unknown, the transformer is kept.
-    pub fn choose(self, text_encoder_bytes: u64, transformer_bytes: u64, free_bytes: Option<u64>) -> Self {
-        let fits = |bytes: u64| free_bytes.is_none_or(|free| bytes <= free / 2);
-        match self {
-            Self::Auto if free_bytes.is_some() && fits(text_encoder_bytes + transformer_bytes) => Self::All,
-            Self::Auto if fits(transformer_bytes) => Self::Transformer,
-            Self::Auto => Self::None,
-            chosen => chosen,
+    /// The policy that `Auto` stands for; the others stand for themselves. The transformer stays if twice its size fits
+    /// into `free_bytes`, as activations need memory, too, or if the free memory is unknown. If it hardly fits, nothing
+    /// stays.
+    pub fn choose(self, transformer_bytes: u64, free_bytes: Option<u64>) -> Self {
+        match (self, free_bytes) {
+            (Self::Auto, None) => Self::Transformer,
+            (Self::Auto, Some(free)) if transformer_bytes <= free / 2 => Self::Transformer,
+            (Self::Auto, Some(free)) if transformer_bytes <= free / 4 * 3 => Self::Request,
+            (Self::Auto, Some(_)) => Self::None,
+            (chosen, _) => chosen,
         }
     }
 
@@ -51,12 +55,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_depends_on_what_fits() {
-        let auto = |free| Keep::Auto.choose(10, 20, free);
-        assert_eq!(auto(Some(60)), Keep::All);
-        assert_eq!(auto(Some(59)), Keep::Transformer);
+    fn auto_depends_on_the_free_memory() {
+        let auto = |free| Keep::Auto.choose(30, free);
+        assert_eq!(auto(Some(60)), Keep::Transformer);
+        assert_eq!(auto(Some(59)), Keep::Request);
+        assert_eq!(auto(Some(40)), Keep::Request);
         assert_eq!(auto(Some(39)), Keep::None);
         assert_eq!(auto(None), Keep::Transformer);
-        assert_eq!(Keep::All.choose(10, 20, Some(0)), Keep::All);
+        assert_eq!(Keep::All.choose(30, Some(0)), Keep::All);
     }
 }

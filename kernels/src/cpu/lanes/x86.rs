@@ -3,20 +3,20 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Mul, Sub};
 
-use super::{Job, Lanes};
+use super::{Lanes, Vectorized};
 
 /// # Safety
 /// The processor must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn run_avx2<J: Job>(job: J) -> J::Output {
-    job.run::<Avx2>()
+pub(super) unsafe fn run_avx2<W: Vectorized>(work: W) -> W::Output {
+    work.run::<Avx2>()
 }
 
 /// # Safety
 /// The processor must have AVX-512F, AVX2 and FMA.
 #[target_feature(enable = "avx512f,avx2,fma")]
-pub(super) unsafe fn run_avx512<J: Job>(job: J) -> J::Output {
-    job.run::<Avx512>()
+pub(super) unsafe fn run_avx512<W: Vectorized>(work: W) -> W::Output {
+    work.run::<Avx512>()
 }
 
 #[derive(Clone, Copy)]
@@ -31,7 +31,7 @@ macro_rules! operators {
             type Output = Self;
             #[inline(always)]
             fn add(self, other: Self) -> Self {
-                // SAFETY: only jobs under this type's level have such vectors; so throughout this module.
+                // SAFETY: only work under this type's level has such vectors; so throughout this module.
                 Self(unsafe { $add(self.0, other.0) })
             }
         }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::{AddAssign, Sub};
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Operation;
+use xdit_comm::Operation;
 
 /// How much one rank did of one kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,8 @@ pub struct Count {
     pub payload_bytes: u64,
     /// Messages handed to other ranks.
     pub messages: u64,
-    /// Bytes in those messages, as this backend sends them: directly, from each rank to each other rank.
+    /// Bytes in those messages, where each goes directly from one rank to another. A sum counts as sent that way, too,
+    /// whatever way it takes.
     pub sent_bytes: u64,
 }
 
@@ -31,19 +32,6 @@ impl AddAssign for Count {
     }
 }
 
-impl Sub for Count {
-    type Output = Self;
-
-    fn sub(self, earlier: Self) -> Self {
-        Self {
-            calls: self.calls - earlier.calls,
-            payload_bytes: self.payload_bytes - earlier.payload_bytes,
-            messages: self.messages - earlier.messages,
-            sent_bytes: self.sent_bytes - earlier.sent_bytes,
-        }
-    }
-}
-
 /// One wait of one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
@@ -51,7 +39,7 @@ pub struct Wait {
     pub group: Arc<str>,
     /// What was waited for.
     pub operation: Operation,
-    /// When it began, as [`Communicator::now`](crate::Communicator::now) tells it.
+    /// When it began, in time of the [`Meter`](super::Meter).
     pub begin: Duration,
     /// When it was over.
     pub end: Duration,
@@ -115,30 +103,11 @@ impl Traffic {
         }
     }
 
-    /// What was added since it was `earlier`.
-    #[must_use]
-    pub fn since(&self, earlier: &Self) -> Self {
-        let mut since = Self::default();
-        for ((label, operation), count) in &self.counts {
-            let before = earlier.get(label, *operation);
-            if *count != before {
-                since.add(label, *operation, *count - before);
-            }
-        }
-        for ((label, operation), waited) in &self.waited {
-            let before = earlier.waited(label, *operation);
-            if *waited != before {
-                since.add_wait(label, *operation, *waited - before);
-            }
-        }
-        since
-    }
-
-    pub(crate) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {
+    pub(super) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {
         *self.counts.entry((label.clone(), operation)).or_default() += count;
     }
 
-    pub(crate) fn add_wait(&mut self, label: &Arc<str>, operation: Operation, duration: Duration) {
+    pub(super) fn add_wait(&mut self, label: &Arc<str>, operation: Operation, duration: Duration) {
         *self.waited.entry((label.clone(), operation)).or_default() += duration;
     }
 

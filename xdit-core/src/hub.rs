@@ -1,18 +1,19 @@
-//! A model by its folder or by its id on the Hugging Face hub.
+//! Finds a model by its folder or by its id on the Hugging Face hub.
 //!
-//! [`resolve`] turns what a user calls a model into a local folder in the diffusers layout. An id is looked up in
-//! the hub's cache, which is the one of Python's `huggingface_hub`: what either has downloaded, the other finds.
-//! Only the files that a pipeline reads are downloaded ([`select`]), each to a `.incomplete` file first, which is
-//! resumed after an interruption, checked, and then renamed. Nothing here prints or reads the environment.
+//! [`resolve`] turns a model name into a local folder in the diffusers layout. Ids are looked up in the cache of
+//! Python's `huggingface_hub`, so a model downloaded by either program is available to the other. Only the files
+//! that a pipeline reads are downloaded ([`select`]). Each file is first written to a `.incomplete` file, resumed
+//! after an interruption, checked, and then renamed. Nothing here prints or reads the environment.
 //!
-//! Why this is not the `hf-hub` crate (looked at: 0.4.3, 0.5.0 and 1.0.0): 1.0.0 cannot resume a file, and brings
-//! an async runtime and the client of another storage protocol; the older ones resume without checking size, hash
-//! or the server's answer to the range, so a server that ignores it corrupts the file, and none of the three falls
-//! back on the cache when the network is down. What remains is three requests and a folder layout.
+//! The `hf-hub` crate is not used (versions 0.4.3, 0.5.0 and 1.0.0 were examined). Version 1.0.0 cannot resume a
+//! file and adds an async runtime and the client of another storage protocol. The older versions resume without
+//! checking the size, the hash, or the server's response to the range request, so a server that ignores the range
+//! corrupts the file. None of the three falls back on the cache when the network is down. This client needs only
+//! three requests and a folder layout.
 //!
 //! # Source
 //! `file_download.py` and `_snapshot_download.py` of `huggingface_hub` for the layout, headers and variables;
-//! `DiffusionPipeline.download` of diffusers for the files.
+//! `DiffusionPipeline.download` of diffusers for the choice of files.
 
 mod cache;
 mod client;
@@ -33,29 +34,32 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// How far the download of one file is.
+/// The download progress of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Download<'a> {
-    /// The path in the repository, like `vae/config.json`.
+    /// The path in the repository, such as `vae/config.json`.
     pub file: &'a str,
-    /// What lies on the disk, with what an earlier run left there.
+    /// Bytes on disk, including those left by an earlier run.
     pub done_bytes: u64,
-    /// Unknown if the server does not say.
+    /// `None` if the server does not announce a length.
     pub total_bytes: Option<u64>,
-    /// The last report on this file: it is checked and in place.
+    /// True in the last report on this file, once it has been checked and renamed.
     pub finished: bool,
 }
 
-/// The local folder of `model`: the folder of that name, or the snapshot of that hub id in the cache.
+/// Returns the local folder of `model`: the folder of that name, or the cached snapshot of that hub id.
 ///
-/// A folder goes before an id. For an id, the files that are missing from the cache are downloaded and `progress`
-/// is told about each of them; a model that is there already costs one request for the revision's commit, and none
-/// if the revision is a commit. If the hub cannot be reached, the cached snapshot is used.
+/// A folder takes precedence over an id. For an id, files missing from the cache are downloaded, and `progress` is
+/// called for each of them. A fully cached model costs one request for the revision's commit, or none if the
+/// revision is a commit hash. If the hub cannot be reached, the cached snapshot is used.
 ///
 /// # Errors
-/// If `model` is neither; if the folder has no `model_index.json`; if the hub refuses (a gated model, a wrong
-/// name), cannot be reached while the cache is not complete, or sends something else than it announced; if the disk
-/// cannot be written. Each names the model or file and the way out.
+/// - `model` is neither a folder nor an id, or the folder has no `model_index.json`.
+/// - The hub refuses access (a gated model, a wrong name) or sends something other than it announced.
+/// - The hub cannot be reached and the cache is incomplete.
+/// - The disk cannot be written.
+///
+/// Each error names the model or file and gives a remedy.
 pub fn resolve(model: &str, options: &HubOptions, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
@@ -63,13 +67,13 @@ pub fn resolve(model: &str, options: &HubOptions, progress: &mut dyn FnMut(Downl
     }
     let both = "give a folder in the diffusers layout, or an id on the hub like `owner/name`";
     if path.exists() {
-        return Err(Error::usage(format!("`{model}` is a file, not the folder of a model")).hint(both));
+        return Err(Error::usage(format!("`{model}` is a file, not a model folder")).hint(both));
     }
     if !is_hub_id(model) {
-        return Err(Error::usage(format!("`{model}` is neither a folder nor the id of a model")).hint(both));
+        return Err(Error::usage(format!("`{model}` is neither a folder nor a model id")).hint(both));
     }
     if !is_revision(&options.revision) {
-        return Err(Error::usage(format!("`{}` cannot be a revision", options.revision))
+        return Err(Error::usage(format!("`{}` is not a valid revision", options.revision))
             .hint("give a branch, a tag or a full commit hash"));
     }
     Repo { model, options, cache: RepoCache::new(&options.cache_dir, model) }.resolve(progress)
@@ -83,11 +87,11 @@ fn local(folder: &Path) -> Result<PathBuf> {
     let is_empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     let what = if is_empty { "is empty" } else { "has no `model_index.json`" };
     Err(Error::usage(format!("the folder `{shown}` {what}")).hint(
-        "give the folder that holds `model_index.json`; a model on the hub is found by its id only where no folder has that name",
+        "give the folder that contains `model_index.json`; a hub id is used only if no folder has that name",
     ))
 }
 
-/// The hub's rules for `owner/name`.
+/// Checks the hub's rules for `owner/name`.
 fn is_hub_id(text: &str) -> bool {
     let word = |part: &str| {
         let edge = |char: Option<char>| char.is_some_and(|char| char != '-' && char != '.');
@@ -103,7 +107,7 @@ fn is_hub_id(text: &str) -> bool {
         && !text.ends_with(".git")
 }
 
-/// A revision becomes a path below `refs`, so it must stay there; git forbids the same names.
+/// A revision becomes a path below `refs` and must not leave that folder; git forbids the same names.
 fn is_revision(text: &str) -> bool {
     let part = |part: &str| !part.is_empty() && !part.starts_with('.');
     text.split('/').all(part)
@@ -122,7 +126,7 @@ impl Repo<'_> {
     fn resolve(&self, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
         let Self { model, options, cache } = self;
         let (revision, variant) = (options.revision.as_str(), options.variant.as_deref());
-        // A commit never changes, so nothing has to be asked about a complete one.
+        // A commit never changes, so a complete snapshot of one needs no request.
         if is_commit(revision)
             && let Ok(folder) = cache.complete_snapshot(revision, variant)
         {
@@ -135,7 +139,7 @@ impl Repo<'_> {
         let listing = match client.listing(model, revision) {
             Ok(listing) => listing,
             Err(fault) if fault.leaves_the_cache() => {
-                // What went wrong with the hub matters more than what the cache lacks.
+                // The hub's error is more useful than the list of files missing from the cache.
                 return self.cached().map_err(|_| fault.into_error(self.subject(None)));
             }
             Err(fault) => return Err(fault.into_error(self.subject(None))),
@@ -144,7 +148,7 @@ impl Repo<'_> {
             return Err(Error::usage(format!(
                 "`{model}` has no `{MODEL_INDEX}`, so it is not in the diffusers layout"
             ))
-            .hint("look for a repository of the same model whose name ends in `-diffusers`"));
+            .hint("look for a repository of the same model with a name that ends in `-diffusers`"));
         }
         let commit = listing.commit.as_str();
         self.ensure(&client, commit, MODEL_INDEX, progress)?;
@@ -154,17 +158,17 @@ impl Repo<'_> {
         for file in select(model, &index, &listing.files, variant)? {
             self.ensure(&client, commit, &file, progress)?;
         }
-        // Last, so that offline runs never see a newer commit that is not complete. A cache that cannot be written,
-        // but has everything, is as good without.
+        // Written last, so that offline runs never see a newer commit that is incomplete. A failure is ignored: a
+        // complete cache that is read-only works without the ref.
         let _ = cache.write_ref(revision, commit);
         Ok(folder)
     }
 
-    /// The snapshot that an earlier run left, without the network.
+    /// Finds the snapshot left by an earlier run, without using the network.
     fn cached(&self) -> Result<PathBuf> {
         let Self { model, options, cache } = self;
         let revision = &options.revision;
-        let hint = "unset `HF_HUB_OFFLINE` to download it, or point `HF_HOME` at a cache that has it";
+        let hint = "unset `HF_HUB_OFFLINE` to download it, or set `HF_HOME` to a cache that contains it";
         let Some(commit) = cache.commit(revision) else {
             return Err(Error::failure(format!(
                 "`{model}` at revision `{revision}` is not in the cache `{}`",
@@ -173,12 +177,12 @@ impl Repo<'_> {
             .hint(hint));
         };
         cache.complete_snapshot(&commit, options.variant.as_deref()).map_err(|missing| {
-            Error::failure(format!("the cached copy of `{model}` is not complete: {}", missing.message()))
+            Error::failure(format!("the cached copy of `{model}` is incomplete: {}", missing.message()))
                 .hint(hint)
         })
     }
 
-    /// Downloads one file, unless its snapshot or its blob is there.
+    /// Downloads one file, unless its snapshot entry or its blob already exists.
     fn ensure(
         &self,
         client: &Client,
@@ -215,7 +219,7 @@ impl Repo<'_> {
         }
         let incomplete = match lock {
             Some(_) => format!("{}.incomplete", metadata.etag),
-            // Without locks nobody may share a partial file: it is this process's own, and never resumed.
+            // Without locks a partial file cannot be shared: each process uses its own and never resumes it.
             None => format!("{}.{}.incomplete", metadata.etag, std::process::id()),
         };
         let incomplete = blob.with_file_name(incomplete);
@@ -223,8 +227,8 @@ impl Repo<'_> {
             FetchError::Hub(fault) => fault.into_error(self.subject(Some(file))),
             FetchError::Disk(error) => self.disk_error(&error),
             FetchError::Corrupt(why) => {
-                Error::failure(format!("the download of `{file}` of `{}` is damaged: {why}", self.model))
-                    .hint("run it again; if it stays, the mirror in `HF_ENDPOINT` or a proxy alters the file")
+                Error::failure(format!("the download of `{file}` of `{}` is corrupt: {why}", self.model))
+                    .hint("run the command again; if the error persists, a proxy or the mirror in `HF_ENDPOINT` alters the file")
             }
         })
     }
@@ -236,12 +240,12 @@ impl Repo<'_> {
 
     fn disk_error(&self, error: &io::Error) -> Error {
         let cache = self.options.cache_dir.display();
-        let failed = Error::failure(format!("cannot keep `{}` in the cache `{cache}`: {error}", self.model));
+        let failed = Error::failure(format!("cannot store `{}` in the cache `{cache}`: {error}", self.model));
         failed.hint(match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                "make room, or set `HF_HOME` to a folder on a larger disk; what came so far is kept and resumed"
+                "free some space, or set `HF_HOME` to a folder on a larger disk; the partial download is kept and resumed"
             }
-            _ => "set `HF_HOME` to a folder that can be written",
+            _ => "set `HF_HOME` to a writable folder",
         })
     }
 }
