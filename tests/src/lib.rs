@@ -12,6 +12,7 @@ use xdit_core::config::Config;
 use xdit_core::weights::Weights;
 
 pub mod full_size;
+pub mod in_order;
 pub mod on_ranks;
 pub mod oracle;
 pub mod recorded;
