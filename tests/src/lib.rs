@@ -15,6 +15,7 @@ pub mod full_size;
 pub mod on_ranks;
 pub mod oracle;
 pub mod recorded;
+pub mod sparse;
 pub mod toy;
 pub mod verified;
 pub mod watchdog;
