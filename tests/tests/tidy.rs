@@ -174,9 +174,9 @@ fn features(package: &[&str]) -> BTreeSet<String> {
         // A crate that was printed before has a star, and is there without it.
         String::from_utf8(output.stdout).expect("names are UTF-8").replace(" (*)", "")
     };
-    let below = tree(&["-p", "burn", "-p", "burn-flex", "-e", "normal,build", "-f", "{p}"]);
+    let below = tree(&["-p", "burn", "-p", "burn-flex", "-e", "normal,no-proc-macro", "-f", "{p}"]);
     let below: BTreeSet<&str> = below.lines().collect();
-    let all = tree(&[package, &["-e", "normal,build,dev", "-f", "{p}|{f}"]].concat());
+    let all = tree(&[package, &["-e", "normal,dev,no-proc-macro", "-f", "{p}|{f}"]].concat());
     let of_burn = |line: &&str| below.contains(line.split('|').next().unwrap_or_default());
     all.lines().filter(of_burn).map(str::to_owned).collect()
 }
