@@ -12,9 +12,12 @@ use xdit_core::config::Config;
 use xdit_core::weights::Weights;
 
 pub mod full_size;
+pub mod in_order;
 pub mod on_ranks;
 pub mod oracle;
+pub mod probe;
 pub mod recorded;
+pub mod sparse;
 pub mod toy;
 pub mod verified;
 pub mod watchdog;

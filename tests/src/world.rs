@@ -138,6 +138,8 @@ impl Observer for Latents<'_> {
     }
 }
 
+use crate::in_order::{InOrder, Order, RENDEZVOUS};
+
 /// All meshes of up to `max_ranks` ranks along `axes`, on other axes one; two guidance branches at most.
 pub fn meshes(axes: &[Axis], max_ranks: usize) -> Vec<Mesh> {
     axes.iter().fold(vec![Mesh::default()], |meshes, &axis| {
@@ -226,6 +228,19 @@ where
 {
     let (size, job) = (job.plan.mesh.size(), Arc::new(job.split()));
     launch(size, options, move |world| run_rank(&seen(HostLink::new(world)), &job, &mut ()))
+}
+
+/// The latents of all pictures of `job`, on ranks whose links are [as NCCL orders them](crate::in_order), with sends that wait
+/// for their receives.
+///
+/// # Panics
+/// If a rank fails, or all wait for each other.
+pub fn pictures_in_order<T>(job: Job<T>) -> Vec<Tensor<3>>
+where
+    T: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync> + Send + Sync + 'static,
+{
+    let order = Order::new(job.plan.mesh.size(), RENDEZVOUS);
+    pictures(run_in(job, &LaunchOptions::default(), move |world| InOrder::world(world, &order)))
 }
 
 /// The latents of all pictures of a run that went well, as [`run_in`] reports it.

@@ -18,6 +18,8 @@
 mod counted;
 mod failure;
 mod host;
+#[cfg(test)]
+mod tests;
 mod traffic;
 
 use std::fmt;

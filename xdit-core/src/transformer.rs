@@ -100,6 +100,14 @@ pub trait IntoParts {
     fn from_parts(parts: Parts) -> Self;
 }
 
+impl IntoParts for () {
+    fn into_parts(self) -> Parts {
+        Parts::default()
+    }
+
+    fn from_parts(_: Parts) -> Self {}
+}
+
 impl<const D: usize> IntoParts for Tensor<D> {
     fn into_parts(self) -> Parts {
         Parts { tensors: vec![self.into()], numbers: Vec::new() }

@@ -70,6 +70,7 @@ pub(super) fn attention_lse(
     let tasks = nq.div_ceil(per_task.max(1));
     workers::for_each(
         b * h * tasks,
+        2 * b * h * nq * nk * d,
         || scratch(d),
         |scratch, index| {
             let (image, head, first) = (index / tasks / h, index / tasks % h, index % tasks * per_task);

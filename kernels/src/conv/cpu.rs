@@ -103,6 +103,7 @@ pub(super) fn conv2d(level: Level, algorithm: Algorithm, geometry: Geometry, inp
         rows: rows_out,
         cols: cols_out,
     };
+    let products = shape.iter().product::<usize>() * c_in * ky * kx;
     let convolve = |target: Target| match algorithm {
         Algorithm::Winograd => {
             assert_eq!(([ky, kx], stride), ([3, 3], 1), "Winograd's kernel and stride");
@@ -111,6 +112,7 @@ pub(super) fn conv2d(level: Level, algorithm: Algorithm, geometry: Geometry, inp
             let weights = weights.as_slice();
             for_each(
                 sizes.blocks(),
+                products,
                 || Scratch::new(sizes.scratch()),
                 |scratch, index| {
                     let scratch = scratch.as_mut_slice();
@@ -125,6 +127,7 @@ pub(super) fn conv2d(level: Level, algorithm: Algorithm, geometry: Geometry, inp
             let weights = weights.as_slice();
             for_each(
                 sizes.blocks(lanes),
+                products,
                 || Scratch::new(sizes.scratch(lanes)),
                 |scratch, index| {
                     let scratch = scratch.as_mut_slice();

@@ -19,6 +19,9 @@ use crate::optional::Optional;
 /// The most rows for which streaming the weight wins.
 const FEW: usize = 8;
 
+/// How many numbers a task copies: fewer are copied sooner than another thread wakes up.
+const COPIED: usize = 1 << 16;
+
 /// Outputs of a task of the streaming path.
 const OUTPUTS: usize = 32;
 
@@ -70,7 +73,8 @@ fn multiply(x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f3
     }
     if let Some(bias) = bias {
         // The product is added to what is there.
-        y.spare_capacity_mut()[..rows * c_out].par_chunks_exact_mut(c_out).for_each(|row| {
+        let y = &mut y.spare_capacity_mut()[..rows * c_out];
+        y.par_chunks_exact_mut(c_out).with_min_len(COPIED.div_ceil(c_out)).for_each(|row| {
             row.write_copy_of_slice(bias);
         });
     }

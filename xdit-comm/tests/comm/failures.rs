@@ -146,7 +146,7 @@ fn different_shapes_name_both_ends() {
 fn different_shapes_are_seen_in_every_pattern() {
     type Work = fn(xdit_comm::Comm) -> Result<(), Error>;
     let cases: [(Work, &str); 4] = [
-        (|comm| all_gather(&comm, numbers(2), &[2, 2 + comm.rank()]).wait().map(drop), "all_gather"),
+        (|comm| all_gather(&comm, numbers(2), &[2 + comm.rank(), 2]).wait().map(drop), "all_gather"),
         (
             |comm| all_to_all(&comm, vec![numbers(1), numbers(1)], &[1 + comm.rank(), 1]).wait().map(drop),
             "all_to_all",

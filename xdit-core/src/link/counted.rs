@@ -127,7 +127,10 @@ impl Meter {
         Self::with_clock(keeps_waits, move || started.elapsed())
     }
 
-    fn with_clock(keeps_waits: bool, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Arc<Self> {
+    pub(super) fn with_clock(
+        keeps_waits: bool,
+        clock: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> Arc<Self> {
         let (clock, started) = (Box::new(clock), Instant::now());
         Arc::new(Self { clock, started, keeps_waits, totals: Mutex::default() })
     }

@@ -132,7 +132,7 @@ impl<T: Transformer> Denoising<'_, T> {
                 recorder.time(Activity::Prepare, || walker.contexts.prepare(missing));
             }
             let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
-            walker.sending.retain_mut(|sent| !sent.is_complete());
+            walker.reap();
             recorder.keep_kv(walker.attention.kv_bytes());
             if let Some(step) = step {
                 on_step(step);
@@ -289,6 +289,13 @@ impl<'a, T: Transformer> Walker<'a, T> {
     fn send(&mut self, to: usize, tensors: Vec<Tensor<3>>) {
         let edge = &self.groups.edges[&[self.stage(), to]];
         self.sending.push(edge.exchange(tensors.into_iter().map(|x| (1, x)).collect(), Vec::new()));
+    }
+
+    /// Lets go of what has been sent.
+    fn reap(&mut self) {
+        let complete = self.sending.extract_if(.., Arriving::is_complete);
+        // Waiting takes no time any more, but a send may have failed.
+        complete.for_each(|sent| drop(sent.wait()));
     }
 
     /// Does `action`; says how many steps are done, if it ended one.
