@@ -15,6 +15,7 @@ pub mod full_size;
 pub mod in_order;
 pub mod on_ranks;
 pub mod oracle;
+pub mod probe;
 pub mod recorded;
 pub mod sparse;
 pub mod toy;

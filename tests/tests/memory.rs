@@ -12,7 +12,6 @@ use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::run::execute::Groups;
 use xdit_core::run::record::RankReport;
-use xdit_core::run::run;
 use xdit_core::weights::{Residency, Weights};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
@@ -20,7 +19,7 @@ use xdit_models::sharding::Sharded;
 use xdit_tests::device;
 use xdit_tests::sparse::SparsePixArt;
 use xdit_tests::toy::{Kind, Subject};
-use xdit_tests::world::Reports;
+use xdit_tests::world::{Reports, run};
 
 /// For what every rank needs whole: biases of sums, tables of modulation, the first and the last layer.
 const SLACK: f64 = 1.05;

@@ -16,9 +16,8 @@ use xdit_core::plan::cost::{BlockExchanges, Sizes, Weighed, costs};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
-use xdit_core::run::contexts::SharedContexts;
+use xdit_core::run::Loaded;
 use xdit_core::run::execute::Groups;
-use xdit_core::run::{Job, Loaded, run};
 use xdit_core::scheduler::{Scheduler, scheduler};
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
@@ -32,6 +31,7 @@ use xdit_models::sharding::Sharded;
 use xdit_tests::on_ranks::mesh;
 use xdit_tests::sparse::SparsePixArt;
 use xdit_tests::toy::{Kind, Subject, random};
+use xdit_tests::world::{Job, run};
 use xdit_tests::{bits, device, goldens};
 
 /// Counts what is allocated.
@@ -45,7 +45,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn options() -> LoadOptions {
-    LoadOptions { device: device(), dtype: DType::F32, variant: None }
+    LoadOptions::new(device(), DType::F32)
 }
 
 const STEM: &str = "diffusion_pytorch_model";
@@ -153,7 +153,7 @@ where
     Job {
         plan,
         load: Box::new(move |share| {
-            let weights = component.weights(&options()).of_share(share, component.config.placements());
+            let weights = component.weights(&device()).of_share(share, component.config.placements());
             let weights = weights.sharing(&seen.layers).with_residency(residency);
             let model = T::load(&component.config, &weights)?;
             seen.weights.lock().unwrap().push(weights);
@@ -163,7 +163,6 @@ where
         scheduler,
         guidance: vec![Guidance::classifier_free(conditions[0].clone(), conditions[1].clone(), 2.0)],
         noise: vec![Tokens { x: noise, positions: Positions::grid(rows, columns) }],
-        contexts: SharedContexts::default(),
     }
 }
 
@@ -222,8 +221,8 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         text_tokens: vec![0; 2],
         exchanges: component.config.exchanges(),
     };
-    let options = options();
-    let scales = component.scales(&options, component.config.placements(), PixArt::load);
+    let device = device();
+    let scales = component.scales(&device, component.config.placements(), PixArt::load);
     let planned = costs(&plan, &sizes, scales).unwrap();
     let planned = planned.iter().map(|cost| cost.added.parameters);
     let planned: u64 = planned.map(|ParameterBytes { steps, once }| steps + once).sum();
@@ -232,7 +231,7 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         let (rank, groups) = (world.rank(), Groups::new(&HostLink::new(world), &plan)?);
         let share = Share { blocks: plan.stage(rank), tensor: groups.tensor_share() };
         let placements = component.config.placements();
-        component.load_share(&options, share, placements, Residency::Hold, PixArt::load)
+        component.load_share(&xdit_tests::device(), share, placements, Residency::Hold, PixArt::load)
     };
     let ranks = run_ranks(mesh.size(), &LaunchOptions::default(), load);
     let ranks = ranks.unwrap_or_else(|error| panic!("{error}"));
@@ -297,7 +296,6 @@ fn contexts_are_made_once_for_ranks_that_need_the_same() {
             scheduler: toy.scheduler,
             guidance: toy.guidance,
             noise: toy.noise,
-            contexts: SharedContexts::default(),
         };
         run(job, &mut ()).unwrap_or_else(|error| panic!("{error}"));
         let (branches, chunks) = (2, 3);
@@ -371,7 +369,6 @@ fn wide(steps: usize, ranks: usize) -> [f64; 2] {
         scheduler: flow_matching(steps),
         guidance: vec![Guidance::classifier_free((), (), 2.0)],
         noise: vec![Tokens { x: random("noise", [1, 64, 3]), positions: Positions::grid(8, 8) }],
-        contexts: SharedContexts::default(),
         plan,
     };
     run(job, &mut ()).unwrap_or_else(|error| panic!("{error}"));

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod finite;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod json;
