@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--size", type=int, default=1024, help="height and width in pixels")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", metavar="FILE", help="a safetensors file for latents and picture")
     args = parser.parse_args()
@@ -65,7 +66,8 @@ def main() -> None:
     diffusers.utils.logging.disable_progress_bar()
     imported = time.perf_counter()
 
-    pipe = diffusers.DiffusionPipeline.from_pretrained(args.folder, dtype=torch.float32)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(args.folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     call = CALLS[type(pipe).__name__]
@@ -118,7 +120,7 @@ def main() -> None:
         final = latents[-1]
         if final.ndim == 3:
             final = pipe._unpack_latents(final, args.size, args.size, pipe.vae_scale_factor)
-        save_file({"latents": final.contiguous(), "image": picture.contiguous()}, args.save)
+        save_file({"latents": final.float().contiguous(), "image": picture.contiguous()}, args.save)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ pub struct OnRanks {
 impl OnRanks {
     /// Opens `checkpoint`, for a `request` of 35 tokens.
     pub fn open(checkpoint: &str, request: &Request, guided: bool) -> Self {
-        let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+        let options = LoadOptions::new(device(), DType::F32);
         let pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
         let request = Request { decode: false, ..request.clone() };
         Self {

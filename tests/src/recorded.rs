@@ -111,9 +111,8 @@ fn names(prefixes: &[&str]) -> Vec<String> {
 fn check_call(name: &str, case: &Case, tolerance: f64) {
     let scratch = tempfile::tempdir().unwrap();
     let options = LoadOptions {
-        device: device(),
-        dtype: DType::F32,
         variant: case.json["checkpoint"].as_str().unwrap().contains("2k").then(|| "fp16".to_owned()),
+        ..LoadOptions::new(device(), DType::F32)
     };
     let mut pipeline = xdit_models::open(&checkpoint(case, scratch.path()), &options)
         .unwrap_or_else(|error| panic!("{name}: {error}"));

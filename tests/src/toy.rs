@@ -10,14 +10,14 @@ use xdit_core::placement::Share;
 use xdit_core::placement::{Placement, TensorShare};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
-use xdit_core::run::contexts::SharedContexts;
-use xdit_core::run::{Job, Loaded};
+use xdit_core::run::Loaded;
 use xdit_core::scheduler::{Scheduler, scheduler};
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_kernels::{Activation, activate, layer_norm};
 
 use crate::device;
+use crate::world::Job;
 
 /// Features of a text token.
 const TEXT_DIM: usize = 6;
@@ -137,7 +137,6 @@ impl Subject {
             scheduler: self.scheduler(),
             guidance: vec![self.guidance()],
             noise: vec![self.noise()],
-            contexts: SharedContexts::default(),
         }
     }
 }

@@ -81,7 +81,7 @@ fn mutated(mut config: Value, place: &str, value: Option<Value>) -> Option<Value
 
 /// Opens a checkpoint and, if it can be opened, asks for a plan.
 fn open(checkpoint: &Path) -> Result<()> {
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let pipeline = xdit_models::open(checkpoint, &options)?;
     let resolved = pipeline.resolve(&Request::new("a cat"))?;
     pipeline.costs(&resolved).map(drop)

@@ -7,9 +7,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::schedule::schedule;
 use xdit_core::plan::{ParallelConfig, Plan, Work};
-use xdit_core::run::contexts::SharedContexts;
 use xdit_core::run::record::{Activity, RankReport};
-use xdit_core::run::{Job, run};
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::weights::Residency;
 use xdit_models::component::Component;
@@ -19,7 +17,7 @@ use xdit_models::pixart::{self, PixArt};
 use xdit_models::sd3::{self, Sd3};
 use xdit_models::sharding::Sharded;
 use xdit_tests::toy::{Kind, Subject, random};
-use xdit_tests::world::Reports;
+use xdit_tests::world::{Job, Reports, run};
 use xdit_tests::{device, goldens};
 
 use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
@@ -188,7 +186,7 @@ fn a_pipeline_knows_its_costs() {
         ("pixart-sigma-512", DType::F32),
         ("pixart-alpha-256", DType::BF16),
     ] {
-        let options = LoadOptions { device: device(), dtype, variant: None };
+        let options = LoadOptions::new(device(), dtype);
         let mut pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
         for (degrees, patches, warmup_steps, distrifusion) in methods {
             let mesh = degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree));
@@ -228,7 +226,7 @@ fn check_model<T: Published>(checkpoint: &str, conditions: &T::Conditions, text_
 where
     T::Conditions: Send + Sync,
 {
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let folder = goldens().join(checkpoint).join("transformer");
     let read = |config| T::Config::read(config);
     let stem = "diffusion_pytorch_model";
@@ -254,19 +252,18 @@ where
     for method in methods {
         let plan = planned(method, &work);
         let placements = component.config.placements();
-        let costs = costs(&plan, &sizes, component.scales(&options, placements.clone(), T::load));
-        let (component, options) = (component.clone(), options.clone());
+        let costs = costs(&plan, &sizes, component.scales(&device(), placements.clone(), T::load));
+        let component = component.clone();
         let job = Job {
             plan: plan.clone(),
             load: Box::new(move |share| {
-                component.load_share(&options, share, placements.clone(), Residency::Hold, T::load)
+                component.load_share(&device(), share, placements.clone(), Residency::Hold, T::load)
             }),
             scheduler: Subject::new(Kind::Alone).scheduler(),
             guidance: vec![
                 Guidance::classifier_free(conditions.clone(), conditions.clone(), 2.0).skip_layers(2.0),
             ],
             noise: vec![noise.clone()],
-            contexts: SharedContexts::default(),
         };
         let mut reports = Reports::default();
         run(job, &mut reports).unwrap_or_else(|error| panic!("{plan}{error}"));

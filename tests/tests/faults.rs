@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
 use xdit_comm::sim::FaultKind;
 use xdit_comm::{LaunchOptions, Outcome, Report, Sim, launch};
 use xdit_core::link::HostLink;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
-use xdit_core::run::{Job, run, run_rank};
 use xdit_tests::bits;
 use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::watchdog::Watchdog;
-use xdit_tests::world::{Reports, run_in};
+use xdit_tests::world::{Job, Loader, Reports, run, run_in, run_rank};
 
 const SEEDS: u64 = 1_000;
 /// On each wait, in simulated time.
@@ -30,7 +30,7 @@ const HANGS: Duration = Duration::from_secs(60);
 
 /// What a rank may say of a failed transfer.
 const OPERATIONS: [&str; 6] = ["all_reduce(sum)", "all_gather", "all_to_all", "send", "recv", "send_recv"];
-const GROUPS: [&str; 6] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp"];
+const GROUPS: [&str; 7] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp", "world"];
 
 /// Bits of the latents of a rank's pictures, or how it failed.
 type End = Result<Vec<Vec<u32>>, String>;
@@ -38,7 +38,7 @@ type End = Result<Vec<Vec<u32>>, String>;
 /// One mesh, and how a run on it ends without faults.
 struct World {
     name: String,
-    job: Arc<Job<Toy>>,
+    job: Arc<(Arc<Loader<Toy>>, xdit_core::run::Job<Tensor<3>>)>,
     size: usize,
     sound: Vec<End>,
     /// Operations of the rank that has most.
@@ -63,7 +63,7 @@ impl World {
         };
         let plan = Plan::new(&config, &subject.work()).unwrap();
         let name = format!("{kind:?} on {mesh}, M = {patches}, distrifusion: {distrifusion}");
-        let (size, job) = (mesh.size(), Arc::new(subject.job(plan)));
+        let (size, job) = (mesh.size(), Arc::new(subject.job(plan).split()));
         let mut world = Self { name, job, size, sound: Vec::new(), operations: 0 };
         let (report, operations) = world.run(LaunchOptions::default());
         world.operations = operations;
@@ -140,7 +140,6 @@ fn half_loaded(axis: Axis, rest: Duration) -> Job<Toy> {
         noise: vec![subject.noise(); 2],
         plan: job.plan,
         scheduler: job.scheduler,
-        contexts: job.contexts,
     }
 }
 

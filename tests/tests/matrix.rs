@@ -4,21 +4,16 @@
 use std::collections::HashSet;
 
 use burn::tensor::Tensor;
-use xdit_comm::{Comm, LaunchOptions, run_ranks};
-use xdit_core::Result;
-use xdit_core::link::{HostLink, Meter};
-use xdit_core::placement::Share;
+use xdit_core::pipeline::{Cancel, Keep};
 use xdit_core::plan::guidance::Branch;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
-use xdit_core::run::contexts::SharedContexts;
-use xdit_core::run::execute::{Groups, denoise};
-use xdit_core::run::record::Recorder;
-use xdit_core::run::run;
+use xdit_core::run::ranks::Ranks;
+use xdit_core::tokens::Tokens;
 use xdit_tests::oracle::{self, Fault, Turns};
 use xdit_tests::toy::{Kind, Subject, Toy};
-use xdit_tests::world::{meshes, pictures_in_order};
-use xdit_tests::{assert_close, relative_l2};
+use xdit_tests::world::{meshes, pictures_in_order, run, run_on};
+use xdit_tests::{assert_close, device, relative_l2};
 
 /// Of final latents: f32 sums in another order, through all blocks and steps.
 const TOLERANCE: f64 = 1e-5;
@@ -196,7 +191,8 @@ fn mistakes_would_show() {
     }
 }
 
-/// Four ranks carry out requests of other sizes, texts, warm-ups and meshes in a row, in one world.
+/// Four ranks carry out requests of other sizes, texts, warm-ups and meshes in a row, in one world, and hold their shares
+/// as long as they fit.
 #[test]
 fn a_request_leaves_nothing_behind() {
     use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
@@ -217,33 +213,12 @@ fn a_request_leaves_nothing_behind() {
         request([1, 37], &[3, 5], [Pipeline, Ulysses], 4, 0),
     ];
     let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
-    let in_a_row = requests.clone().map(|request| (request, SharedContexts::default()));
-    let ranks = run_ranks(4, &LaunchOptions::default(), move |world: Comm| -> Result<_> {
-        let world = HostLink::new(world);
-        let pictures = in_a_row.iter().map(|((subject, plan), contexts)| {
-            let groups = Groups::new(&world, plan)?;
-            let toy =
-                subject.load(&Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() });
-            let (scheduler, guidance, noise) = (subject.scheduler(), subject.guidance(), subject.noise());
-            let (contexts, mut recorder) =
-                (contexts.of_picture(0), Recorder::new(world.rank(), Meter::new(false), false));
-            Ok(denoise(
-                plan,
-                &groups,
-                &toy,
-                &*scheduler,
-                &guidance,
-                &noise,
-                contexts,
-                &mut recorder,
-                &mut |_| {},
-            ))
-        });
-        pictures.collect()
-    });
-    let ranks: Vec<Vec<_>> = ranks.unwrap_or_else(|error| panic!("{error}"));
+    let (model, _) = requests[0].0.job(requests[0].1.clone()).split();
+    let mut ranks = Ranks::new(model, vec![device()], Keep::All);
     for (index, ((subject, plan), alone)) in requests.iter().zip(alone).enumerate() {
-        let picture = ranks[0][index].clone().expect("rank 0 is of the first stage").x;
+        let (_, job) = subject.job(plan.clone()).split();
+        let pictures = run_on(&mut ranks, job, &Cancel::new(), &mut ()).unwrap();
+        let [Tokens { x: picture, .. }] = <[_; 1]>::try_from(pictures).unwrap();
         assert_eq!(picture.clone().into_data(), alone.into_data(), "request {index} is not what it is alone");
         let oracle = expected(subject, plan.patches.len(), plan.synchronous_steps, None);
         assert_close(&format!("request {index}"), &picture, &oracle, TOLERANCE);

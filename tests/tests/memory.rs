@@ -1,13 +1,9 @@
 //! What a rank holds: its share of the parameters, and of the keys and values of earlier steps what its method needs.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
-use serde_json::{Map, Value, json};
 use xdit_comm::{Comm, LaunchOptions, launch};
 use xdit_core::Result;
 use xdit_core::attention::{Attention, Qkv, Site};
@@ -25,7 +21,6 @@ use xdit_core::plan::schedule::{Action, schedule};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::run::execute::Groups;
 use xdit_core::run::record::RankReport;
-use xdit_core::run::run;
 use xdit_core::transformer::TransformerSpec;
 use xdit_core::weights::{Residency, Weights};
 use xdit_kernels::shared_memory;
@@ -33,74 +28,15 @@ use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
 use xdit_models::sharding::Sharded;
 use xdit_tests::device;
+use xdit_tests::sparse::SparsePixArt;
 use xdit_tests::toy::{Kind, Subject, random};
-use xdit_tests::world::Reports;
+use xdit_tests::world::{Reports, run};
 
 /// For what every rank needs whole: biases of sums, tables of modulation, the first and the last layer.
 const SLACK: f64 = 1.05;
 
-const DIM: usize = 1152;
-const BLOCKS: usize = 8;
-
-/// Names and shapes of PixArt-α's tensors, with fewer blocks.
-fn shapes() -> Vec<(String, Vec<usize>)> {
-    let mut shapes = vec![
-        ("pos_embed.proj.weight".into(), vec![DIM, 4, 2, 2]),
-        ("pos_embed.proj.bias".into(), vec![DIM]),
-        ("scale_shift_table".into(), vec![2, DIM]),
-    ];
-    let mut linear = |name: String, c_in: usize, c_out: usize| {
-        shapes.push((format!("{name}.weight"), vec![c_out, c_in]));
-        shapes.push((format!("{name}.bias"), vec![c_out]));
-    };
-    linear("adaln_single.emb.timestep_embedder.linear_1".into(), 256, DIM);
-    linear("adaln_single.emb.timestep_embedder.linear_2".into(), DIM, DIM);
-    linear("adaln_single.linear".into(), DIM, 6 * DIM);
-    linear("caption_projection.linear_1".into(), 4096, DIM);
-    linear("caption_projection.linear_2".into(), DIM, DIM);
-    linear("proj_out".into(), DIM, 32);
-    for block in (0..BLOCKS).map(|index| format!("transformer_blocks.{index}")) {
-        for layer in ["to_q", "to_k", "to_v", "to_out.0"] {
-            linear(format!("{block}.attn1.{layer}"), DIM, DIM);
-            linear(format!("{block}.attn2.{layer}"), DIM, DIM);
-        }
-        linear(format!("{block}.ff.net.0.proj"), DIM, 4 * DIM);
-        linear(format!("{block}.ff.net.2"), 4 * DIM, DIM);
-    }
-    let tables = (0..BLOCKS).map(|index| format!("transformer_blocks.{index}.scale_shift_table"));
-    shapes.extend(tables.map(|name| (name, vec![6, DIM])));
-    shapes
-}
-
-/// A checkpoint in `dir` that takes no room: a header, and a hole where the values would be.
-fn sparse_checkpoint(dir: &Path) -> Checkpoint {
-    let mut header = Map::new();
-    let mut end = 0;
-    for (name, shape) in shapes() {
-        let start = end;
-        end += 4 * shape.iter().product::<usize>();
-        header.insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
-    }
-    let header = Value::Object(header).to_string();
-    let mut file = File::create(dir.join("model.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + end) as u64).unwrap();
-    Checkpoint::open(dir, "model", None).unwrap()
-}
-
-fn config(dir: &Path) -> PixArtConfig {
-    let config = json!({
-        "_class_name": "Transformer2DModel", "activation_fn": "gelu-approximate", "attention_bias": true,
-        "attention_head_dim": 72, "attention_type": "default", "caption_channels": 4096,
-        "cross_attention_dim": DIM, "in_channels": 4, "norm_elementwise_affine": false, "norm_eps": 1e-6,
-        "norm_type": "ada_norm_single", "num_attention_heads": 16, "num_embeds_ada_norm": 1000,
-        "num_layers": BLOCKS, "out_channels": 8, "patch_size": 2, "sample_size": 64,
-    });
-    let path = dir.join("config.json");
-    std::fs::write(&path, config.to_string()).unwrap();
-    PixArtConfig::read(Config::read(&path).unwrap()).unwrap()
-}
+/// PixArt-α with fewer blocks.
+const MODEL: SparsePixArt = SparsePixArt { heads: 16, blocks: 8, caption: 4096, dtype: ("F32", 4) };
 
 /// Bytes of the parameters that each rank of `mesh` holds.
 fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -> Vec<u64> {
@@ -128,10 +64,12 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
 #[test]
 fn a_rank_holds_its_share_of_the_parameters() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, config) = (sparse_checkpoint(dir.path()), config(dir.path()));
+    MODEL.write(dir.path(), "model");
+    let checkpoint = Checkpoint::open(dir.path(), "model", None).unwrap();
+    let config = PixArtConfig::read(Config::read(&dir.path().join("config.json")).unwrap()).unwrap();
     let [whole] = parameter_bytes(&checkpoint, &config, Mesh::default())[..] else { panic!("one rank") };
     // Layers that are used before the first step only are held by nobody.
-    let file: usize = shapes().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>()).sum();
+    let file = 4 * MODEL.parameters();
     println!("{} MiB of {} in the file", whole >> 20, file >> 20);
     assert!(whole > file as u64 * 8 / 10 && whole < file as u64);
     let mesh = |pipeline, tensor| Mesh::default().with(Axis::Pipeline, pipeline).with(Axis::Tensor, tensor);

@@ -11,12 +11,11 @@ use xdit_comm::LaunchOptions;
 use xdit_core::link::Link;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
-use xdit_core::run::contexts::SharedContexts;
-use xdit_core::run::{Job, Loaded};
+use xdit_core::run::Loaded;
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
 use xdit_tests::toy::{Kind, Subject, Toy};
-use xdit_tests::world::{pictures, run_in};
+use xdit_tests::world::{Job, pictures, run_in};
 
 const TOLERANCE: f64 = 1e-5;
 const VISIBLE: f64 = 1e-3;
@@ -66,7 +65,6 @@ impl Run {
             scheduler: of_ranks.scheduler,
             guidance: of_ranks.guidance,
             noise: of_ranks.noise,
-            contexts: SharedContexts::default(),
         };
         let seen = move |world: Arc<dyn Link>| match wire {
             Some((group, wire)) => Tampered::new(world, group, wire),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use xdit_comm::{LaunchOptions, Sim, run_ranks};
+use xdit_comm::{Comm, LaunchOptions, RunError, Sim, run_ranks};
+use xdit_core::Error;
 use xdit_core::attention::Qkv;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
@@ -45,9 +46,25 @@ fn image(shape: [usize; 4]) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
 }
 
+/// What `work` makes of `image`, some rows on each of at most `ranks` ranks. Only the first rank has the image before.
+fn on_ranks<F>(ranks: usize, image: Tensor<4>, work: F) -> Result<Tensor<4>, RunError<Error>>
+where
+    F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
+{
+    let shape = image.dims();
+    let rank = move |comm: Comm| {
+        let link = HostLink::new(comm);
+        let image = (link.rank() == 0).then(|| image.clone());
+        catch(|| Ok(split_rows(&link, image, shape, &device(), &work)))
+    };
+    let images = run_ranks(ranks.min(shape[2]), &LaunchOptions::default(), rank)?;
+    let [image] = <[_; 1]>::try_from(images.into_iter().flatten().collect::<Vec<_>>()).unwrap();
+    Ok(image)
+}
+
 fn decode(vae: &Arc<AutoencoderKl>, ranks: usize, z: &Tensor<4>) -> Tensor<4> {
     let vae = vae.clone();
-    split_rows(ranks, z.clone(), &mut (), move |z, rows| vae.decode_rows(z, rows)).unwrap()
+    on_ranks(ranks, z.clone(), move |z, rows| vae.decode_rows(z, rows)).unwrap()
 }
 
 fn bits(x: &Tensor<4>) -> Vec<u32> {
@@ -89,7 +106,7 @@ where
     F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
 {
     let ranks = shares.len();
-    let rank = move |comm: xdit_comm::Comm| {
+    let rank = move |comm: Comm| {
         let (start, own) = (shares[..comm.rank()].iter().sum(), shares[comm.rank()]);
         let rows = SplitRows::new(HostLink::new(comm), shares.clone());
         catch(|| Ok(work(image.clone().narrow(2, start, own), &rows)))
@@ -180,8 +197,7 @@ fn what_is_not_shared_shows() {
         for alone in [Alone::Conv, Alone::Moments, Alone::Attend] {
             let vae = vae.clone();
             let wrong =
-                split_rows(2, z.clone(), &mut (), move |z, rows| vae.decode_rows(z, &Mutant { rows, alone }))
-                    .unwrap();
+                on_ranks(2, z.clone(), move |z, rows| vae.decode_rows(z, &Mutant { rows, alone })).unwrap();
             let error = relative_l2(&wrong, &serial);
             println!("{checkpoint}: {alone:?} alone is off by {error:.1e}");
             assert!(error > 1e-3, "{checkpoint}: {alone:?} alone is off by {error:.1e} only");
@@ -194,7 +210,7 @@ fn what_is_not_shared_shows() {
 fn a_failing_rank_ends_all() {
     let (vae, channels) = autoencoder(CHECKPOINTS[0]);
     let z = image([1, channels, 7, 4]);
-    let error = split_rows(3, z, &mut (), move |z, rows| {
+    let error = on_ranks(3, z, move |z, rows| {
         assert_ne!(z.dims()[2], 3, "the first of three ranks has a row more");
         vae.decode_rows(z, rows)
     });
@@ -213,7 +229,7 @@ fn pictures_equal_serial() {
 }
 
 fn pictures_of(checkpoint: &str, counts: &mut Counts) {
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let mut pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
     let mut pictures = |mesh, parallel_vae| -> Vec<Picture> {
         let request = Request {

@@ -66,7 +66,7 @@ fn distrifusion_equals_one_rank_with_its_patches() {
 fn outside_reference() {
     let shared = xdit_tests::outside_reference();
     let case = Case::open(&shared.join("pixart-alpha-512.expected"));
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let mut pipeline = xdit_models::open(&shared.join("pixart-alpha-512"), &options).unwrap();
     let call = &case.json["call"];
     let request = Request {

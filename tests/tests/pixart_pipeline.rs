@@ -26,7 +26,7 @@ fn half_precision() {
         ..Request::new("a photo of a cat")
     };
     let made = |dtype, parallel| {
-        let options = LoadOptions { device: device(), dtype, variant: None };
+        let options = LoadOptions::new(device(), dtype);
         let mut pipeline = xdit_models::open(&goldens().join("pixart-alpha-256"), &options).unwrap();
         pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap()
     };
@@ -47,7 +47,7 @@ fn half_precision() {
 fn outside_reference() {
     let shared = xdit_tests::outside_reference();
     let case = Case::open(&shared.join("pixart-alpha-512.expected"));
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let mut pipeline = xdit_models::open(&shared.join("pixart-alpha-512"), &options).unwrap();
     let made = pipeline.generate(&request(&case), &mut ()).unwrap();
     assert_close("outside reference", &made.latents, &case.tensor("serial_latents"), TOLERANCE);

@@ -8,12 +8,12 @@ use xdit_core::attention::Attention;
 use xdit_core::plan::mesh::Axis::{Ring, Tensor as Tp, Ulysses};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
-use xdit_core::run::{Job, Loaded};
+use xdit_core::run::Loaded;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_tests::bits;
 use xdit_tests::toy::{Context, Kind, Subject, Toy};
-use xdit_tests::world::{pictures, run_in};
+use xdit_tests::world::{Job, pictures, run_in};
 
 /// The text after each block that a rank computed.
 type Texts = Arc<Mutex<Vec<(usize, Vec<u32>)>>>;
@@ -87,7 +87,6 @@ fn texts(degrees: &[(Axis, usize)], patches: usize) -> Vec<Vec<(usize, Vec<u32>)
         }),
         scheduler: job.scheduler,
         guidance: job.guidance,
-        contexts: job.contexts,
         noise: job.noise,
     };
     pictures(run_in(job, &LaunchOptions::default(), |world| world));

@@ -19,9 +19,8 @@
 use xdit_core::link::{Count, Traffic};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
-use xdit_core::run::run;
 use xdit_tests::toy::{Kind, Subject};
-use xdit_tests::world::Reports;
+use xdit_tests::world::{Reports, run};
 
 /// For tokens and heads that do not divide.
 const TOLERANCE: f64 = 0.02;

@@ -15,6 +15,7 @@ use xdit_core::{Error, Result};
 use crate::args::DemoArgs;
 use crate::output::write_files;
 use crate::print;
+use crate::progress::say;
 
 use tensors::Tensors;
 
@@ -41,8 +42,8 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     write_files(files.iter().map(|(path, bytes)| (path.as_path(), bytes.as_slice())))?;
     if !args.quiet {
-        eprintln!("The model in `{shown}` is untrained: it generates coloured noise.");
-        eprintln!("Try it: xdit generate --model {shown} --prompt \"a small cactus\"");
+        say(&format!("The model in `{shown}` is untrained: it generates coloured noise."));
+        say(&format!("Try it: xdit generate --model {shown} --prompt \"a small cactus\""));
     }
     print(&format!("{shown}\n"))
 }

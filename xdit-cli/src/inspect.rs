@@ -116,7 +116,7 @@ fn inspect(folder: &Path, variant: Option<&str>) -> Result<Inspection> {
     }
     let all = || components.iter().filter_map(|component| component.weights.as_ref());
     let options =
-        LoadOptions { device: Device::flex(), dtype: DType::F32, variant: variant.map(str::to_owned) };
+        LoadOptions { variant: variant.map(str::to_owned), ..LoadOptions::new(Device::flex(), DType::F32) };
     let defaults =
         xdit_models::open(folder, &options).and_then(|pipeline| pipeline.resolve(&Request::new("")));
     Ok(Inspection {

@@ -2,8 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::progress::say;
+
 /// The exit code that a shell reports for a program ended by Ctrl-C.
-const EXIT_CODE: i32 = 130;
+pub const EXIT_CODE: u8 = 130;
 
 /// Locked from the creation of a temporary file until all files have their final names.
 static WRITING: Mutex<()> = Mutex::new(());
@@ -13,8 +15,8 @@ pub fn install() {
     let handler = || {
         // Nothing outside the critical section leaves a trace, so the program can end anywhere else.
         let _written = writing();
-        eprintln!("\ninterrupted");
-        std::process::exit(EXIT_CODE);
+        say("\ninterrupted");
+        std::process::exit(EXIT_CODE.into());
     };
     // Without the handler the signal still ends the program, though less tidily.
     let _ = ctrlc::set_handler(handler);

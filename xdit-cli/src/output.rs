@@ -78,12 +78,9 @@ impl Outputs {
         Ok(())
     }
 
-    /// Writes `contents` to the paths, in order.
-    ///
-    /// # Errors
-    /// As for [`write_files`].
-    pub fn save(&self, contents: &[Vec<u8>]) -> Result<()> {
-        write_files(self.paths.iter().map(PathBuf::as_path).zip(contents.iter().map(Vec::as_slice)))
+    /// The path of picture `index`; all latents share one file.
+    pub fn path(&self, index: usize) -> &Path {
+        &self.paths[index.min(self.paths.len() - 1)]
     }
 }
 
@@ -99,7 +96,15 @@ pub fn check_file(path: &Path) -> Result<()> {
     temporary(path).map(drop)
 }
 
-/// Writes several files; none gets its final name before all have been written.
+/// Writes a file, whole or not at all.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_files([(path, bytes)])
+}
+
+/// Writes a few files; none gets its final name before all have been written.
 ///
 /// # Errors
 /// If a file cannot be written.
@@ -190,7 +195,8 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         // After the check, the second path is taken by a folder: only complete files may exist.
         fs::create_dir(&outputs.paths[1]).unwrap();
-        outputs.save(&[vec![1], vec![2]]).unwrap_err();
+        write_file(outputs.path(0), &[1]).unwrap();
+        write_file(outputs.path(1), &[2]).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
@@ -200,10 +206,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 1, 0).unwrap();
-        outputs.save(&[vec![1]]).unwrap();
+        write_file(outputs.path(0), &[1]).unwrap();
         let ordinary = dir.path().join("ordinary");
         fs::write(&ordinary, "").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode(&outputs.paths[0]), mode(&ordinary));
+        assert_eq!(mode(outputs.path(0)), mode(&ordinary));
     }
 }

@@ -13,7 +13,7 @@ use xdit_core::plan::schedule::Action;
 use xdit_core::run::record::{Activity, RankReport};
 use xdit_core::{Error, Result};
 
-use crate::output::{check_file, write_files};
+use crate::output::{check_file, write_file};
 
 /// The activity of a run.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl TraceFile {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, trace: &Trace) -> Result<()> {
-        write_files([(self.path.as_path(), (self.encode)(trace).as_slice())])
+        write_file(&self.path, &(self.encode)(trace))
     }
 }
 
@@ -77,6 +77,7 @@ fn place(mesh: &Mesh, rank: usize) -> String {
 fn name(activity: &Activity) -> String {
     let name = match activity {
         Activity::Load => "load",
+        Activity::Broadcast => "broadcast conditions",
         Activity::Prepare => "prepare conditions",
         Activity::Gather => "gather latents",
         Activity::Decode => "decode",

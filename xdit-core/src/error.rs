@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-/// The kind of an error: an impossible request, or a failure while carrying it out.
+/// The kind of an error: an impossible request, a failure while carrying it out, or the caller's wish to end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The request is invalid (a bad option, size or value). The CLI exits with code 2.
     Usage,
     /// A valid request failed (a missing file, a corrupt checkpoint). The CLI exits with code 1.
     Failure,
+    /// The caller [cancelled](crate::run::cancel::Cancel) the request. The CLI exits with code 130.
+    Cancelled,
 }
 
 /// A one-sentence message that names the values, and a hint with a remedy.
@@ -34,6 +36,11 @@ impl Error {
     /// Creates an error about a failure while carrying out a valid request.
     pub fn failure(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Failure, message: message.into(), hint: None }
+    }
+
+    /// Creates the error of a request that its caller cancelled.
+    pub fn cancelled() -> Self {
+        Self { kind: ErrorKind::Cancelled, message: "cancelled".to_owned(), hint: None }
     }
 
     /// Converts the error to a failure, for an error found while carrying out a request that was itself valid.

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod finite;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod json;
@@ -26,3 +27,8 @@ pub mod transformer;
 pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
+pub use pipeline::{
+    Cancel, Engine, Event, Generated, Keep, LoadOptions, Observer, Pipeline, Request, Running,
+};
+pub use plan::mesh::{Axis, Mesh};
+pub use plan::{ParallelConfig, Plan};

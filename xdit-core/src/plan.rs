@@ -29,7 +29,7 @@ pub struct ParallelConfig {
     /// Let the ranks of the ring axis use each other's keys of the step before (DistriFusion), rather than pass
     /// fresh ones round. On one rank with several patches it computes the same.
     pub distrifusion: bool,
-    /// Whether all ranks decode each picture, some rows each.
+    /// Whether all ranks that denoise a picture decode it, too, some rows each.
     pub parallel_vae: bool,
 }
 
@@ -83,7 +83,7 @@ pub struct Plan {
     pub branches: Vec<Branch>,
     /// Pictures of each data-parallel share.
     pub images: Vec<Range<usize>>,
-    /// Between how many ranks the rows of a picture are split as it is decoded.
+    /// Between how many ranks the rows of a picture are split as it is decoded: those that denoised it, or one.
     pub decoding_shares: usize,
 }
 
@@ -180,7 +180,7 @@ impl Plan {
             steps: *steps,
             branches: branches.iter().map(|branch| of_run(branch, *steps)).collect(),
             images: split::even(*images, mesh.degree(Axis::Data)),
-            decoding_shares: if config.parallel_vae { mesh.size() } else { 1 },
+            decoding_shares: if config.parallel_vae { mesh.size() / mesh.degree(Axis::Data) } else { 1 },
         })
     }
 

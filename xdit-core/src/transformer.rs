@@ -52,6 +52,72 @@ impl Hidden {
     }
 }
 
+/// A value as tensors and numbers, the form in which it goes from rank to rank.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// The tensors.
+    pub tensors: Vec<Part>,
+    /// The numbers; integers up to 2⁵³ and every f32 are exact.
+    pub numbers: Vec<f64>,
+}
+
+/// A tensor of any number of dimensions.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its values, row by row.
+    pub x: Tensor<1>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl<const D: usize> From<Tensor<D>> for Part {
+    fn from(x: Tensor<D>) -> Self {
+        let shape = x.dims();
+        Self { x: x.reshape([shape.iter().product::<usize>()]), shape: shape.to_vec() }
+    }
+}
+
+impl Part {
+    /// The tensor.
+    ///
+    /// # Panics
+    /// If it has another number of dimensions.
+    pub fn tensor<const D: usize>(self) -> Tensor<D> {
+        let shape: [usize; D] = self.shape.try_into().expect("a part of the value that was taken apart");
+        self.x.reshape(shape)
+    }
+}
+
+/// A value that goes from rank to rank.
+pub trait IntoParts {
+    /// Takes it apart.
+    fn into_parts(self) -> Parts;
+
+    /// Puts it together again.
+    ///
+    /// # Panics
+    /// If the parts are of something else.
+    fn from_parts(parts: Parts) -> Self;
+}
+
+impl IntoParts for () {
+    fn into_parts(self) -> Parts {
+        Parts::default()
+    }
+
+    fn from_parts(_: Parts) -> Self {}
+}
+
+impl<const D: usize> IntoParts for Tensor<D> {
+    fn into_parts(self) -> Parts {
+        Parts { tensors: vec![self.into()], numbers: Vec::new() }
+    }
+
+    fn from_parts(mut parts: Parts) -> Self {
+        parts.tensors.remove(0).tensor()
+    }
+}
+
 /// A diffusion transformer: `embed`, a loop over `block`, `finish`.
 ///
 /// An implementation is single-device code. It may be given any run of the image's tokens, and must get all it

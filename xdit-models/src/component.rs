@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use serde_json::Value;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
@@ -77,8 +77,11 @@ impl ModelIndex {
 pub struct Component<C> {
     /// Its options.
     pub config: C,
+    /// The type of its weights and activations.
+    pub dtype: DType,
+    /// Bytes of its parameters.
+    pub bytes: u64,
     checkpoint: Checkpoint,
-    dtype: DType,
     layers: SharedLayers,
 }
 
@@ -99,31 +102,32 @@ impl<C> Component<C> {
         let config = read(Config::read(&folder.join("config.json"))?)?;
         let checkpoint = Checkpoint::open(folder, stem, options.variant.as_deref())?;
         let dtype = dtype(&config);
-        let weights = Weights::check_only(checkpoint.clone(), &options.device, dtype);
+        let weights = Weights::check_only(checkpoint.clone(), &options.devices[0], dtype);
         load(&config, &weights)?;
         weights.finish()?;
-        Ok(Self { config, checkpoint, dtype, layers: SharedLayers::default() })
+        let bytes = weights.taken_bytes();
+        Ok(Self { config, dtype, bytes, checkpoint, layers: SharedLayers::default() })
     }
 
-    /// The weights, from which the model can be loaded.
-    pub fn weights(&self, options: &LoadOptions) -> Weights {
-        Weights::new(self.checkpoint.clone(), &options.device, self.dtype)
+    /// The weights, from which the model can be loaded onto `device`.
+    pub fn weights(&self, device: &Device) -> Weights {
+        Weights::new(self.checkpoint.clone(), device, self.dtype)
     }
 
-    /// Loads a share of the model, whose layers are cut as `placements` says. Linear layers are held in common with other
+    /// Loads a share of the model onto `device`. Its layers are cut as `placements` says. Linear layers are held in common with other
     /// shares of this component and its clones.
     ///
     /// # Errors
     /// If weights cannot be read.
     pub fn load_share<M>(
         &self,
-        options: &LoadOptions,
+        device: &Device,
         share: Share,
         placements: Vec<(&'static str, Placement)>,
         residency: Residency,
         load: impl FnOnce(&C, &Weights) -> Result<M>,
     ) -> Result<Loaded<M>> {
-        let weights = self.weights(options).of_share(share, placements);
+        let weights = self.weights(device).of_share(share, placements);
         let weights = weights.sharing(&self.layers).with_residency(residency);
         let transformer = load(&self.config, &weights)?;
         Ok(Loaded { transformer, parameter_bytes: weights.taken_bytes() })
@@ -135,13 +139,13 @@ impl<C> Component<C> {
     /// The function fails if `load` finds a share to be wrong.
     pub fn scales<M: Transformer>(
         &self,
-        options: &LoadOptions,
+        device: &Device,
         placements: Vec<(&'static str, Placement)>,
         load: impl Fn(&C, &Weights) -> Result<M>,
     ) -> impl FnMut(Share) -> Result<Weighed> {
         let (layers, mut models) = (SharedLayers::default(), Vec::new());
         move |share| {
-            let weights = Weights::check_only(self.checkpoint.clone(), &options.device, self.dtype);
+            let weights = Weights::check_only(self.checkpoint.clone(), device, self.dtype);
             let weights = weights.of_share(share, placements.clone()).sharing(&layers);
             let model = load(&self.config, &weights)?;
             let context_bytes = model.context_bytes();

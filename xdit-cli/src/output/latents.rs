@@ -9,15 +9,15 @@ use xdit_core::{Error, Result};
 
 const KEY: &str = "latents";
 
-/// The contents of a safetensors file with `latents`.
+/// The contents of a safetensors file with `latents`, one after the other.
 ///
 /// # Shapes
-/// `latents`: `[n, c, h, w]`.
-pub fn encode_latents(latents: &Tensor<4>) -> Vec<u8> {
-    let shape = latents.dims().to_vec();
-    let data = latents.clone().cast(DType::F32).into_data();
-    let values = data.as_slice::<f32>().expect("cast to f32");
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+/// `latents`: each `[1, c, h, w]`, all alike.
+pub fn encode_latents(latents: &[TensorData]) -> Vec<u8> {
+    let mut shape = latents[0].shape().to_vec();
+    shape[0] = latents.len();
+    let values = latents.iter().flat_map(|latents| latents.as_slice::<f32>().expect("latents are f32"));
+    let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, shape, &bytes).expect("the number of bytes matches the shape");
     safetensors::serialize([(KEY, view)], None).expect("one valid tensor can be serialized")
 }

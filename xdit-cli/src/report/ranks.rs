@@ -35,7 +35,7 @@ struct Seconds {
 /// One operation in the groups along some axes.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// Names of the axes; `world` while pictures are decoded.
+    /// Names of the axes; `world` for conditions, `vae` for the rows of pictures.
     group: String,
     operation: String,
     calls: u64,

@@ -38,6 +38,7 @@ fn write(job: &Invocation, index: usize, path: &Path) {
         images: job.request.images(),
     };
     let resolved = Resolved {
+        request: job.request.clone(),
         size: [16; 2],
         generated_size: [16; 2],
         num_inference_steps: 4,
@@ -45,9 +46,9 @@ fn write(job: &Invocation, index: usize, path: &Path) {
         max_sequence_length: 77,
         plan: Plan::new(&ParallelConfig::default(), &work).unwrap(),
     };
-    let parameters = job.parameters(&job.settings(&resolved));
+    let parameters = job.parameters(&job.settings(&resolved), index);
     let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-    std::fs::write(path, encode_png(&picture, &parameters[index])).unwrap();
+    std::fs::write(path, encode_png(&picture, &parameters)).unwrap();
 }
 
 /// All texts of a request with one prompt.

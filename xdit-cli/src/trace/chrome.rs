@@ -75,7 +75,9 @@ fn span_event(report: &RankReport, span: &Span, offset: Duration) -> Value {
 fn arguments(activity: &Activity) -> Map<String, Value> {
     let range = |range: &Range<usize>| json!(format!("{}..{}", range.start, range.end));
     let (step, patches, branch, blocks) = match activity {
-        Activity::Load | Activity::Prepare | Activity::Gather | Activity::Decode => (None, None, None, None),
+        Activity::Load | Activity::Broadcast | Activity::Prepare | Activity::Gather | Activity::Decode => {
+            (None, None, None, None)
+        }
         Activity::Action(action) => match action {
             Action::ReceiveLatents { patches } | Action::SendLatents { patches } => {
                 (None, Some(patches), None, None)

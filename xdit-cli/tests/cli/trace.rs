@@ -90,7 +90,9 @@ fn a_trace_contains_the_activity_of_every_rank() {
         assert_eq!(count(["embed", "finish"][stage]), 2 + 2 * 3, "rank {rank}");
         assert_eq!(count(["send tokens", "receive tokens"][stage]), 2 + 2 * 3, "rank {rank}");
         assert_eq!(count("step"), stage * (1 + 3), "rank {rank}");
-        assert_eq!((count("load"), count("prepare conditions"), count("decode")), (1, 1, 1), "rank {rank}");
+        // Transformer and autoencoder.
+        assert_eq!((count("load"), count("prepare conditions"), count("decode")), (2, 1, 1), "rank {rank}");
+        assert_eq!(count("broadcast conditions"), 1, "rank {rank}");
         let blocks = spans.iter().rfind(|span| span.name.starts_with("blocks")).unwrap();
         let arguments =
             ["image", "step", "patches", "branch", "blocks"].map(|key| blocks.arguments[key].clone());
@@ -125,6 +127,7 @@ fn a_run_on_one_rank_can_be_traced() {
     finish
     step
     gather latents
+    load
     decode
     ");
     assert!(events(&trace, 2).is_empty());
@@ -190,7 +193,7 @@ fn the_report_covers_every_rank() {
         "communication": "[seconds]",
         "decode": "[seconds]"
       },
-      "parameter_bytes": 275840,
+      "parameter_bytes": 491392,
       "peak_kv_bytes": 131072,
       "traffic": [
         {
@@ -215,6 +218,14 @@ fn the_report_covers_every_rank() {
           "calls": 32,
           "messages": 32,
           "sent_bytes": 261120,
+          "wait_s": "[seconds]"
+        },
+        {
+          "group": "world",
+          "operation": "broadcast",
+          "calls": 4,
+          "messages": 0,
+          "sent_bytes": 0,
           "wait_s": "[seconds]"
         }
       ]

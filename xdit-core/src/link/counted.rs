@@ -135,6 +135,11 @@ impl Meter {
         Arc::new(Self { clock, started, keeps_waits, totals: Mutex::default() })
     }
 
+    /// Counts from zero again. Its time goes on.
+    pub fn restart(&self) {
+        *self.lock() = Totals::default();
+    }
+
     /// When its time began.
     pub fn started(&self) -> Instant {
         self.started

@@ -62,6 +62,11 @@ impl<C> Guidance<C> {
         Self { branches: vec![negative, positive], terms: vec![Term { from: 0, to: 1, scale }] }
     }
 
+    /// The same guidance with other conditions: `of` what each branch has.
+    pub fn map<D>(&self, of: impl FnMut(&C) -> D) -> Guidance<D> {
+        Guidance { branches: self.branches.iter().map(of).collect(), terms: self.terms.clone() }
+    }
+
     /// With one branch more, which has the conditions of the last one but leaves out some blocks: the prediction
     /// moves away from it.
     ///

@@ -1,59 +1,55 @@
-//! Decodes a picture on all ranks, some rows each.
+//! Decodes a picture on several ranks, some rows each.
 
-use burn::tensor::Tensor;
-use xdit_comm::{Comm, LaunchOptions, run_ranks};
+use std::sync::Arc;
 
-use crate::error::Result;
-use crate::link::{Counted, HostLink, Meter, catch, first_cause};
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::link::{Link, Place};
 use crate::methods::vae::SplitRows;
 use crate::rows::{Rows, Whole};
-use crate::run::WAIT_LIMIT;
-use crate::run::observer::Observer;
-use crate::run::record::{Activity, Recorder};
 use crate::split;
 
-/// Gives some rows of `image` to each of at most `ranks` ranks, and puts together what `work` makes of them.
-///
-/// Ranks are threads of this process. There are no more of them than rows; with one, this thread is it. `observer`
-/// hears what each of them did.
+/// Gives some rows of `image` to each rank of `link`, and puts together on the first rank the rows that `work` makes
+/// of them. Only the first rank needs to have the image.
 ///
 /// # Shapes
-/// `image`: `[b, c, y, x]`; the result is as `work` makes it, its rows in the same order.
+/// `image`: `shape`, `[b, c, y, x]` with at least a row for each rank, f32. `work` makes as many rows of each row.
 ///
-/// # Errors
-/// The first cause, if a rank fails.
-pub fn split_rows<F>(
-    ranks: usize,
-    image: Tensor<4>,
-    observer: &mut dyn Observer,
-    work: F,
-) -> Result<Tensor<4>>
-where
-    F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
-{
-    let [_, _, rows, _] = image.dims();
-    let ranks = ranks.min(rows);
-    let detailed = observer.wants_details();
-    if ranks <= 1 {
-        let mut recorder = Recorder::new(0, Meter::new(detailed), detailed);
-        let decoded = recorder.time(Activity::Decode, || work(image, &Whole));
-        observer.rank(recorder.report());
-        return Ok(decoded);
+/// # Panics
+/// If there are more ranks than rows, or the first rank has no image.
+pub fn split_rows(
+    link: &Arc<dyn Link>,
+    image: Option<Tensor<4>>,
+    shape: [usize; 4],
+    device: &Device,
+    work: impl FnOnce(Tensor<4>, &dyn Rows) -> Tensor<4>,
+) -> Option<Tensor<4>> {
+    if link.size() == 1 {
+        return Some(work(image.expect("the first rank has the image"), &Whole));
     }
-    let shares = split::even(rows, ranks);
-    let rank = move |comm: Comm| {
-        let own = shares[comm.rank()].clone();
-        let meter = Meter::new(detailed);
-        let mut recorder = Recorder::new(comm.rank(), meter.clone(), detailed);
-        let link = Counted::new(HostLink::new(comm), &meter);
-        let rows = SplitRows::new(link, shares.iter().map(ExactSizeIterator::len).collect());
-        let own = image.clone().narrow(2, own.start, own.len());
-        let part = catch(|| Ok(recorder.time(Activity::Decode, || work(own, &rows))))?;
-        Ok((part, recorder.report()))
+    let image = match image {
+        Some(image) => {
+            let sends = (1..link.size()).map(|to| (to, image.clone())).collect();
+            link.exchange(sends, Vec::new()).wait();
+            image
+        }
+        None => {
+            let place = Place { device: device.clone(), dtype: DType::F32 };
+            link.exchange(Vec::new(), vec![(0, place.slot(shape))]).wait_one()
+        }
     };
-    let options = LaunchOptions::default().timeout(WAIT_LIMIT);
-    let parts = run_ranks(ranks, &options, rank).map_err(first_cause)?;
-    let (parts, reports): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-    reports.into_iter().for_each(|report| observer.rank(report));
-    Ok(Tensor::cat(parts, 2))
+    let shares = split::even(shape[2], link.size());
+    let lengths: Vec<usize> = shares.iter().map(ExactSizeIterator::len).collect();
+    let own = shares[link.rank()].clone();
+    let rows = SplitRows::new(link.clone(), lengths.clone());
+    let part = work(image.narrow(2, own.start, own.len()), &rows);
+    if link.rank() > 0 {
+        link.exchange(vec![(0, part)], Vec::new()).wait();
+        return None;
+    }
+    let ([b, c, y, x], place) = (part.dims(), Place::of(&part));
+    let slot = |(rank, length)| (rank, place.slot([b, c, y / lengths[0] * length, x]));
+    let slots = lengths.iter().copied().enumerate().skip(1).map(slot).collect();
+    let others = link.exchange(Vec::new(), slots).wait();
+    Some(Tensor::cat([vec![part], others].concat(), 2))
 }

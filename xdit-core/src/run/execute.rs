@@ -8,7 +8,8 @@ use burn::tensor::Tensor;
 use xdit_comm::Group;
 
 use crate::error::{Error, Result};
-use crate::link::{Arriving, Link, Place, Slot, must};
+use crate::finite;
+use crate::link::{Arriving, Link, Place, Slot, fail, must};
 use crate::methods::attention::{KeyExchange, ParallelAttention, Pass};
 use crate::methods::distrifusion::DistriFusion;
 use crate::methods::ring::Ring;
@@ -88,44 +89,57 @@ impl Groups {
     }
 }
 
-/// Denoises one picture on this rank.
-///
-/// `noise` is the whole picture's, the same on every rank. The final latents, whole again, are returned on the
-/// ranks of the first stage. `contexts` are the picture's, and `recorder` is told of each action.
-///
-/// # Shapes
-/// `noise`: packed, `[b, n, c]`; the result too.
-pub fn denoise<T: Transformer>(
-    plan: &Plan,
-    groups: &Groups,
-    transformer: &T,
-    scheduler: &dyn Scheduler,
-    guidance: &Guidance<T::Conditions>,
-    noise: &Tokens,
-    contexts: PictureContexts<'_, T::Context>,
-    recorder: &mut Recorder,
-    on_step: &mut dyn FnMut(usize),
-) -> Option<Tokens> {
-    assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
-    assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
-    let start = || Walker::new(plan, groups, transformer, scheduler, guidance, noise, contexts);
-    let mut walker = recorder.time(Activity::Prepare, start);
-    let actions = schedule(plan, groups.rank);
-    for (index, action) in actions.iter().enumerate() {
-        // Pictures of other ranks are no concern of this one, until one of them fails.
-        must(groups.world.check());
-        walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
-        if let Some(missing) = walker.contexts.missing(action) {
-            recorder.time(Activity::Prepare, || walker.contexts.prepare(missing));
+/// One picture on one rank, about to be denoised.
+pub struct Denoising<'a, T: Transformer> {
+    /// Who does what.
+    pub plan: &'a Plan,
+    /// The links of this rank.
+    pub groups: &'a Groups,
+    /// The rank's share of the transformer.
+    pub transformer: &'a T,
+    /// The noise scheduler.
+    pub scheduler: &'a dyn Scheduler,
+    /// The conditions of the picture.
+    pub guidance: &'a Guidance<T::Conditions>,
+    /// The whole picture's noise, packed: the same on every rank.
+    pub noise: &'a Tokens,
+    /// The contexts of the picture.
+    pub contexts: PictureContexts<'a, T::Context>,
+    /// Passes while the job goes on. It is called before each action and each block.
+    pub check: &'a dyn Fn() -> Result<()>,
+}
+
+impl<T: Transformer> Denoising<'_, T> {
+    /// Denoises the picture. The final latents, whole again, are returned on the ranks of the first stage. `recorder`
+    /// is told of each action, `on_step` of each step that ends on this rank.
+    ///
+    /// # Shapes
+    /// The result is packed, as the noise is: `[b, n, c]`.
+    ///
+    /// # Panics
+    /// If guidance or scheduler are not those of the plan. A check that does not pass, a failed transfer and values
+    /// that are not finite unwind to [`catch`](crate::link::catch).
+    pub fn run(self, recorder: &mut Recorder, on_step: &mut dyn FnMut(usize)) -> Option<Tokens> {
+        let Self { plan, groups, scheduler, guidance, .. } = self;
+        assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
+        assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
+        let mut walker = recorder.time(Activity::Prepare, || Walker::new(self));
+        let actions = schedule(plan, groups.rank);
+        for (index, action) in actions.iter().enumerate() {
+            walker.check();
+            walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
+            if let Some(missing) = walker.contexts.missing(action) {
+                recorder.time(Activity::Prepare, || walker.contexts.prepare(missing));
+            }
+            let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
+            walker.reap();
+            recorder.keep_kv(walker.attention.kv_bytes());
+            if let Some(step) = step {
+                on_step(step);
+            }
         }
-        let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
-        walker.reap();
-        recorder.keep_kv(walker.attention.kv_bytes());
-        if let Some(step) = step {
-            on_step(step);
-        }
+        recorder.time(Activity::Gather, || walker.finish())
     }
-    recorder.time(Activity::Gather, || walker.finish())
 }
 
 /// A rank on its way through its schedule.
@@ -135,6 +149,7 @@ struct Walker<'a, T: Transformer> {
     transformer: &'a T,
     scheduler: &'a dyn Scheduler,
     guidance: &'a Guidance<T::Conditions>,
+    check: &'a dyn Fn() -> Result<()>,
     attention: ParallelAttention,
     positions: Positions,
     /// Batch and features of packed latents, and where they are.
@@ -159,15 +174,8 @@ struct Walker<'a, T: Transformer> {
 }
 
 impl<'a, T: Transformer> Walker<'a, T> {
-    fn new(
-        plan: &'a Plan,
-        groups: &'a Groups,
-        transformer: &'a T,
-        scheduler: &'a dyn Scheduler,
-        guidance: &'a Guidance<T::Conditions>,
-        noise: &Tokens,
-        contexts: PictureContexts<'a, T::Context>,
-    ) -> Self {
+    fn new(denoising: Denoising<'a, T>) -> Self {
+        let Denoising { plan, groups, transformer, scheduler, guidance, noise, contexts, check } = denoising;
         let sequence = plan.mesh.sequence_coordinate(groups.rank);
         let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence)).collect();
         let [b, _, c] = noise.x.dims();
@@ -206,8 +214,16 @@ impl<'a, T: Transformer> Walker<'a, T> {
             transformer,
             scheduler,
             guidance,
+            check,
             shards,
         }
+    }
+
+    /// Unwinds to [`catch`](crate::link::catch) unless the job goes on.
+    fn check(&self) {
+        // Pictures of other ranks do not matter to this one, but their failures do.
+        must(self.groups.world.check());
+        (self.check)().unwrap_or_else(|error| fail(error));
     }
 
     /// This rank's tokens of `patches`.
@@ -313,8 +329,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let mut hidden = self.hidden.take().expect("embedded or received before");
                 let context = self.contexts.at(*branch, *step);
                 for block in self.plan.blocks_of(*branch, blocks.clone()) {
-                    // A failure elsewhere ends this rank within one block.
-                    must(self.groups.world.check());
+                    // A failure elsewhere, or the end of the job, ends this rank within one block.
+                    self.check();
                     hidden = self.transformer.block(block, hidden, context, &mut self.attention);
                 }
                 self.skips = std::mem::take(&mut hidden.skips);
@@ -363,7 +379,10 @@ impl<'a, T: Transformer> Walker<'a, T> {
         for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
             let prediction = prediction.clone().narrow(1, run.start, run.len());
             let sample = self.samples[patch].clone();
-            self.samples[patch] = self.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+            let sample = self.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+            let what = || format!("the latents after step {} of {}", step + 1, self.plan.steps);
+            finite::check(&sample, self.transformer.dtype(), what).unwrap_or_else(|error| fail(error));
+            self.samples[patch] = sample;
         }
     }
 

@@ -13,6 +13,8 @@ use crate::plan::schedule::Action;
 pub enum Activity {
     /// Loads its share of the model.
     Load,
+    /// Sends the conditions of all pictures to the other ranks, or receives them.
+    Broadcast,
     /// Makes the conditions of a picture ready.
     Prepare,
     /// Something of its schedule.
@@ -43,7 +45,7 @@ impl Activity {
             Self::Load => Kind::Load,
             Self::Prepare => Kind::Compute,
             Self::Decode => Kind::Decode,
-            Self::Gather => Kind::Communicate,
+            Self::Broadcast | Self::Gather => Kind::Communicate,
             Self::Action(action) => match action {
                 Action::Embed { .. } | Action::Blocks { .. } => Kind::Compute,
                 Action::Finish { .. } | Action::Advance { .. } => Kind::Compute,
