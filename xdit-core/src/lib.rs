@@ -27,3 +27,8 @@ pub mod transformer;
 pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
+pub use pipeline::{
+    Cancel, Engine, Event, Generated, Keep, LoadOptions, Observer, Pipeline, Request, Running,
+};
+pub use plan::mesh::{Axis, Mesh};
+pub use plan::{ParallelConfig, Plan};

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
-use xdit_core::Result;
-use xdit_core::pipeline::{LoadOptions, Observer, Request, Step};
+use xdit_core::pipeline::Step;
+use xdit_core::{LoadOptions, Observer, Request, Result};
 
 /// Prints each step.
 struct Steps;

@@ -65,7 +65,7 @@ pub const MODELS: &[Model] = &[
 ///
 /// ```no_run
 /// use burn::tensor::{DType, Device};
-/// use xdit_core::pipeline::{LoadOptions, Request};
+/// use xdit_core::{LoadOptions, Request};
 ///
 /// let options = LoadOptions::new(Device::flex(), DType::F32);
 /// let mut pipeline = xdit_models::open("pixart".as_ref(), &options)?;

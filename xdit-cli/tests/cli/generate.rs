@@ -287,11 +287,12 @@ fn a_plan_is_printed_and_no_file_is_written() {
        2    0   0   1    0       0   0      0..1      1..2       129
        3    0   0   1    0       1   0      0..1      1..2       127
 
-    rank  parameters  keys and values  sent a step
-       0  265.00 KiB       128.00 KiB  pp 64.50 KiB, ulysses 128.50 KiB
-       1  265.00 KiB       128.00 KiB  pp 63.50 KiB, ulysses 127.50 KiB
-       2  269.38 KiB       128.00 KiB  pp 8.06 KiB, ulysses 128.50 KiB
-       3  269.38 KiB       128.00 KiB  pp 7.94 KiB, ulysses 127.50 KiB
+    rank  parameters   used once    contexts  keys and values  sent a step
+       0  265.00 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 64.50 KiB, ulysses 128.50 KiB
+       1  265.00 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 63.50 KiB, ulysses 127.50 KiB
+       2  269.38 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 8.06 KiB, ulysses 128.50 KiB
+       3  269.38 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 7.94 KiB, ulysses 127.50 KiB
+     all  550.25 KiB  210.50 KiB  140.00 KiB       512.00 KiB
     ");
     assert_eq!(workspace.files(), ["demo"]);
 }

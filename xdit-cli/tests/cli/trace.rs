@@ -193,7 +193,7 @@ fn the_report_covers_every_rank() {
         "communication": "[seconds]",
         "decode": "[seconds]"
       },
-      "parameter_bytes": 275840,
+      "parameter_bytes": 491392,
       "peak_kv_bytes": 131072,
       "traffic": [
         {
