@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use half::bf16;
+use burn::tensor::bf16;
 
 use super::super::tile::Head;
 

@@ -6,17 +6,18 @@
 //! on how queries are cut.
 //!
 //! # Source
-//! FlashAttention-2 (Dao 2023), Algorithm 1. Rescaling only when the maximum has grown by much is from
+//! FlashAttention-2 (Dao 2023), Algorithm 1. Rescaling only where the largest score has grown by much is from
 //! FlashAttention-4.
 
 use std::arch::x86_64::*;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
-use half::{bf16, f16};
+use burn::tensor::{bf16, f16};
 
 use super::super::tile::{Head, HeadBias, HeadOut};
-use super::pack::{DEPTH, ROWS, TILE, WIDTH, pack_keys, pack_queries, pack_values, unpack};
+pub(super) use super::pack::WIDTH;
+use super::pack::{DEPTH, ROWS, TILE, pack_keys, pack_queries, pack_values, unpack};
 use super::products::{Product, Unit};
 use crate::cpu::memory::Scratch;
 
@@ -147,7 +148,6 @@ impl Attend<'_> {
             let first = self.queries.start + tile * WIDTH;
             first..(first + WIDTH).min(self.queries.end)
         };
-        let keys = |block: usize| block * KEYS..((block + 1) * KEYS).min(self.nk);
         let Parts { q, out, scores, weights, bias, reference, sum } = Parts::of(self.scratch, d);
         for (tile, to) in q.chunks_exact_mut(q_len).take(tiles).enumerate() {
             pack_queries(self.q, queries(tile), self.scale < 0.0, to);
@@ -157,7 +157,7 @@ impl Attend<'_> {
         sum.fill(0.0);
 
         for block in 0..blocks {
-            let keys = keys(block);
+            let keys = block * KEYS..((block + 1) * KEYS).min(self.nk);
             let packed = &self.packed[block * block_len..][..block_len];
             let (packed_keys, packed_values) = packed.split_at(keys_len(d));
             for tile in 0..tiles {
@@ -236,7 +236,7 @@ impl AnyBias<'_> {
     }
 }
 
-/// [`AnyBias::pack`] of either type.
+/// [`AnyBias::pack`] of one type.
 fn pack_bias<T: Copy + Into<f32>>(
     bias: HeadBias<T>,
     queries: Range<usize>,

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use burn::tensor::bf16;
 
 use super::pack::{DEPTH, ROWS, TILE, WIDTH};
 #[cfg(target_os = "linux")]
