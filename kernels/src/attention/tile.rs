@@ -57,6 +57,14 @@ impl<T: Copy> HeadBias<'_, T> {
     pub(super) fn at(&self, q: usize, k: usize) -> T {
         self.data[(self.start as isize + q as isize * self.stride_q + k as isize * self.stride_k) as usize]
     }
+
+    /// The numbers of a query for `keys`, which lie together.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn row(&self, q: usize, keys: Range<usize>) -> &[T] {
+        debug_assert_eq!(self.stride_k, 1);
+        let start = self.start as isize + q as isize * self.stride_q;
+        &self.data[(start as usize + keys.start)..][..keys.len()]
+    }
 }
 
 /// Where the results of a head go.

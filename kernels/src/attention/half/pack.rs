@@ -3,11 +3,12 @@
 //! Where a pair must lie along another dimension than it did, it is one number of 32 bits in a transposition.
 
 use std::arch::x86_64::*;
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::super::tile::Head;
+use super::super::tile::{Head, HeadBias};
 
 /// Queries of a tile: two vectors.
 pub(super) const WIDTH: usize = 32;
@@ -139,6 +140,64 @@ pub(super) fn pack_queries(q: Head<bf16>, queries: Range<usize>, negate: bool, t
                 // SAFETY: 64 bytes.
                 unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), row) };
             }
+        }
+    }
+}
+
+/// A bias for `queries` (at most [`WIDTH`]) transposed, to base 2. What is beyond the last query is of no use.
+///
+/// # Shapes
+/// - `to`: `[keys, a multiple of 16, WIDTH]`
+#[target_feature(enable = "avx512f")]
+pub(super) fn pack_bias<T: Copy + Into<f32>>(
+    bias: HeadBias<T>,
+    queries: Range<usize>,
+    keys: Range<usize>,
+    to: &mut [f32],
+) {
+    if bias.stride_q == 0 {
+        for (to, key) in to.chunks_exact_mut(WIDTH).zip(keys) {
+            to.fill(bias.at(0, key).into() * LOG2_E);
+        }
+        return;
+    }
+    for (to, first) in to.chunks_exact_mut(16 * WIDTH).zip(keys.clone().step_by(16)) {
+        let keys = first..keys.end.min(first + 16);
+        for half in 0..2 {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (row, query) in rows.iter_mut().zip((queries.start + half * 16)..queries.end) {
+                let mut numbers = [0.0; 16];
+                let together = if bias.stride_k == 1 { bias.row(query, keys.clone()) } else { &[] };
+                // The common case has a fixed length, for which the compiler uses vectors.
+                if let Some(together) = together.first_chunk::<16>() {
+                    numbers = together.map(|x| x.into() * LOG2_E);
+                } else {
+                    for (to, key) in numbers.iter_mut().zip(keys.clone()) {
+                        *to = bias.at(query, key).into() * LOG2_E;
+                    }
+                }
+                // SAFETY: 64 bytes.
+                *row = unsafe { _mm512_loadu_si512(numbers.as_ptr().cast()) };
+            }
+            for (row, to) in transpose(rows).into_iter().zip(to.chunks_exact_mut(WIDTH)) {
+                let to = &mut to[half * 16..][..16];
+                // SAFETY: 64 bytes.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), row) };
+            }
+        }
+    }
+}
+
+/// Asks for what [`pack_bias`] will read, if that is much: a few lines of each row, too few for the processor to foresee.
+pub(super) fn fetch_bias<T: Copy>(bias: HeadBias<T>, queries: Range<usize>, keys: Range<usize>) {
+    const LINE: usize = 64;
+    if bias.stride_q == 0 || bias.stride_k != 1 || keys.is_empty() {
+        return;
+    }
+    for query in queries {
+        for numbers in bias.row(query, keys.clone()).chunks(LINE / size_of::<T>()) {
+            // SAFETY: the instruction has no effect on memory.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(numbers.as_ptr().cast()) };
         }
     }
 }

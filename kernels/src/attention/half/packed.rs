@@ -6,8 +6,7 @@
 //! on how queries are cut.
 //!
 //! # Source
-//! FlashAttention-2 (Dao 2023), Algorithm 1. Rescaling only where the largest score has grown by much is from
-//! FlashAttention-4.
+//! FlashAttention-2 (Dao 2023), Algorithm 1.
 
 use std::arch::x86_64::*;
 use std::f32::consts::{LN_2, LOG2_E};
@@ -17,7 +16,7 @@ use burn::tensor::{bf16, f16};
 
 use super::super::tile::{Head, HeadBias, HeadOut};
 pub(super) use super::pack::WIDTH;
-use super::pack::{DEPTH, ROWS, TILE, pack_keys, pack_queries, pack_values, unpack};
+use super::pack::{DEPTH, ROWS, TILE, fetch_bias, pack_bias, pack_keys, pack_queries, pack_values, unpack};
 use super::products::{Product, Unit};
 use crate::cpu::memory::Scratch;
 
@@ -26,9 +25,6 @@ pub(super) const KEYS: usize = 128;
 
 /// The most queries of a task. They share the reading of K and V.
 pub(super) const QUERIES: usize = 256;
-
-/// By how much the largest score, to base 2, may grow beyond what the exponentials are relative to.
-const SLACK: f32 = 8.0;
 
 /// Elements of bf16 for the packed keys of a block.
 fn keys_len(d: usize) -> usize {
@@ -91,8 +87,8 @@ struct Parts<'a> {
     weights: &'a mut [bf16],
     /// `[KEYS, WIDTH]`: the bias, to base 2.
     bias: &'a mut [f32],
-    /// `[tile, WIDTH]`: what the exponentials are relative to, to base 2: the largest score so far, or a little less.
-    reference: &'a mut [f32],
+    /// `[tile, WIDTH]`: the largest score so far, to base 2. The exponentials are relative to it.
+    max: &'a mut [f32],
     /// `[tile, WIDTH]`: the sum of exponentials so far.
     sum: &'a mut [f32],
 }
@@ -126,7 +122,7 @@ impl<'a> Parts<'a> {
             scores: part(KEYS * WIDTH),
             weights: bytemuck::cast_slice_mut(part(KEYS * WIDTH / 2)),
             bias: part(KEYS * WIDTH),
-            reference: part(TILES * WIDTH),
+            max: part(TILES * WIDTH),
             sum: part(TILES * WIDTH),
         }
     }
@@ -148,16 +144,17 @@ impl Attend<'_> {
             let first = self.queries.start + tile * WIDTH;
             first..(first + WIDTH).min(self.queries.end)
         };
-        let Parts { q, out, scores, weights, bias, reference, sum } = Parts::of(self.scratch, d);
+        let keys_of = |block: usize| (block * KEYS).min(self.nk)..((block + 1) * KEYS).min(self.nk);
+        let Parts { q, out, scores, weights, bias, max, sum } = Parts::of(self.scratch, d);
         for (tile, to) in q.chunks_exact_mut(q_len).take(tiles).enumerate() {
             pack_queries(self.q, queries(tile), self.scale < 0.0, to);
         }
         out.fill(0.0);
-        reference.fill(f32::MIN);
+        max.fill(f32::MIN);
         sum.fill(0.0);
 
         for block in 0..blocks {
-            let keys = block * KEYS..((block + 1) * KEYS).min(self.nk);
+            let keys = keys_of(block);
             let packed = &self.packed[block * block_len..][..block_len];
             let (packed_keys, packed_values) = packed.split_at(keys_len(d));
             for tile in 0..tiles {
@@ -176,15 +173,17 @@ impl Attend<'_> {
                 let mut softmax = Softmax {
                     scores: &mut scores[..keys.len() * WIDTH],
                     scale: self.scale.abs() * LOG2_E,
-                    reference: reference[tile * WIDTH..].first_chunk_mut().expect("whole tiles"),
+                    max: max[tile * WIDTH..].first_chunk_mut().expect("whole tiles"),
                     sum: sum[tile * WIDTH..].first_chunk_mut().expect("whole tiles"),
                 };
                 if let Some(any) = self.bias {
                     any.pack(queries(tile), keys.clone(), bias);
+                    let (block, tile) = if tile + 1 < tiles { (block, tile + 1) } else { (block + 1, 0) };
+                    any.fetch(queries(tile), keys_of(block));
                     softmax.add_bias(bias);
                 }
                 let out = &mut out[tile * out_len..][..out_len];
-                if let Some(factors) = softmax.move_reference() {
+                if let Some(factors) = softmax.raise_max() {
                     scale_rows(out, factors);
                 }
                 softmax.weigh(weights);
@@ -204,13 +203,13 @@ impl Attend<'_> {
         }
 
         for tile in 0..tiles {
-            let (reference, sum) = (&reference[tile * WIDTH..], &sum[tile * WIDTH..]);
+            let (max, sum) = (&max[tile * WIDTH..], &sum[tile * WIDTH..]);
             let mut inverses = [0.0; WIDTH];
             for (i, query) in queries(tile).enumerate() {
                 if sum[i] != 0.0 {
                     inverses[i] = 1.0 / sum[i];
                 }
-                let lse = reference[i] * LN_2 + sum[i].ln();
+                let lse = max[i] * LN_2 + sum[i].ln();
                 // SAFETY: the place belongs to this task alone, see `Attend::out`.
                 unsafe { self.out.lse.add(query * self.out.lse_stride).write(lse) };
             }
@@ -226,7 +225,8 @@ impl Attend<'_> {
 }
 
 impl AnyBias<'_> {
-    /// The bias transposed to `[keys, WIDTH]`, to base 2.
+    /// [`pack_bias`] of any type.
+    #[target_feature(enable = "avx512f")]
     fn pack(self, queries: Range<usize>, keys: Range<usize>, to: &mut [f32]) {
         match self {
             Self::F32(bias) => pack_bias(bias, queries, keys, to),
@@ -234,22 +234,13 @@ impl AnyBias<'_> {
             Self::Bf16(bias) => pack_bias(bias, queries, keys, to),
         }
     }
-}
 
-/// [`AnyBias::pack`] of one type.
-fn pack_bias<T: Copy + Into<f32>>(
-    bias: HeadBias<T>,
-    queries: Range<usize>,
-    keys: Range<usize>,
-    to: &mut [f32],
-) {
-    for (to, key) in to.chunks_exact_mut(WIDTH).zip(keys) {
-        if bias.stride_q == 0 {
-            to.fill(bias.at(0, key).into() * LOG2_E);
-        } else {
-            for (to, query) in to.iter_mut().zip(queries.clone()) {
-                *to = bias.at(query, key).into() * LOG2_E;
-            }
+    /// [`fetch_bias`] of any type.
+    fn fetch(self, queries: Range<usize>, keys: Range<usize>) {
+        match self {
+            Self::F32(bias) => fetch_bias(bias, queries, keys),
+            Self::F16(bias) => fetch_bias(bias, queries, keys),
+            Self::Bf16(bias) => fetch_bias(bias, queries, keys),
         }
     }
 }
@@ -260,7 +251,7 @@ struct Softmax<'a> {
     scores: &'a mut [f32],
     /// To be multiplied with the scores: they are to base 2 then.
     scale: f32,
-    reference: &'a mut [f32; WIDTH],
+    max: &'a mut [f32; WIDTH],
     sum: &'a mut [f32; WIDTH],
 }
 
@@ -276,11 +267,11 @@ impl Softmax<'_> {
         self.scale = 1.0;
     }
 
-    /// Moves the references of queries that have a score far beyond it. If any has, the factors for their results so
-    /// far, by which the sums are multiplied.
+    /// Finds the largest scores. If one is larger than those of the blocks before, the sums are rescaled and the factors
+    /// for the results so far are returned.
     #[target_feature(enable = "avx512f,avx512dq")]
     #[inline]
-    fn move_reference(&mut self) -> Option<[__m512; 2]> {
+    fn raise_max(&mut self) -> Option<[__m512; 2]> {
         let mut largest = [[_mm512_set1_ps(f32::NEG_INFINITY); 2]; 2];
         let (pairs, rest) = self.scores.as_chunks::<{ 2 * WIDTH }>();
         for pair in pairs {
@@ -293,18 +284,16 @@ impl Softmax<'_> {
         for (j, rest) in rest.as_chunks::<16>().0.iter().enumerate() {
             largest[0][j] = _mm512_max_ps(load(rest), largest[0][j]);
         }
-        let mut factors = [_mm512_set1_ps(1.0); 2];
+        let mut factors = [_mm512_setzero_ps(); 2];
         let mut any = 0;
         for j in 0..2 {
             let largest = _mm512_max_ps(largest[0][j], largest[1][j]);
             let largest = _mm512_mul_ps(largest, _mm512_set1_ps(self.scale));
-            let old = load(&self.reference[j * 16..]);
-            let far = _mm512_add_ps(old, _mm512_set1_ps(SLACK));
-            let grown = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, far);
-            let new = _mm512_mask_mov_ps(old, grown, largest);
-            store(new, &mut self.reference[j * 16..]);
+            let old = load(&self.max[j * 16..]);
+            let new = _mm512_max_ps(largest, old);
+            any |= _mm512_cmp_ps_mask::<_CMP_GT_OQ>(new, old);
+            store(new, &mut self.max[j * 16..]);
             factors[j] = exp2(_mm512_sub_ps(old, new));
-            any |= grown;
         }
         if any == 0 {
             return None;
@@ -322,7 +311,7 @@ impl Softmax<'_> {
     fn weigh(self, weights: &mut [bf16]) {
         let keys = self.scores.len() / WIDTH;
         let scale = _mm512_set1_ps(self.scale);
-        let references = [load(&self.reference[..]), load(&self.reference[16..])];
+        let max = [load(&self.max[..]), load(&self.max[16..])];
         let mut sums = [[_mm512_setzero_ps(); 2]; 2];
         let (pairs, rest) = self.scores.as_chunks::<{ 2 * WIDTH }>();
         let mut weights = weights.as_chunks_mut::<{ 2 * WIDTH }>().0.iter_mut();
@@ -331,7 +320,7 @@ impl Softmax<'_> {
                 let mut both = [_mm512_setzero_ps(); 2];
                 for i in 0..2 {
                     let score = load(&pair[i * WIDTH + j * 16..]);
-                    both[i] = exp2(_mm512_fmsub_ps(score, scale, references[j]));
+                    both[i] = exp2(_mm512_fmsub_ps(score, scale, max[j]));
                     sums[i][j] = _mm512_add_ps(sums[i][j], both[i]);
                 }
                 store_pairs(both, &mut to[j * WIDTH..]);
@@ -340,7 +329,7 @@ impl Softmax<'_> {
         if !rest.is_empty() {
             let to = weights.next().expect("room for all keys");
             for j in 0..2 {
-                let weight = exp2(_mm512_fmsub_ps(load(&rest[j * 16..]), scale, references[j]));
+                let weight = exp2(_mm512_fmsub_ps(load(&rest[j * 16..]), scale, max[j]));
                 sums[0][j] = _mm512_add_ps(sums[0][j], weight);
                 store_pairs([weight, _mm512_setzero_ps()], &mut to[j * WIDTH..]);
             }
@@ -398,7 +387,7 @@ fn store_pairs(both: [__m512; 2], to: &mut [bf16]) {
 #[inline]
 fn exp2(x: __m512) -> __m512 {
     // Minimax over [0, 1) with the first coefficient exact.
-    const FIT: [f32; 6] = [1.0, 0.693_151_3, 0.240_164_44, 0.055_799_913, 0.009_017_031, 0.001_867_130_05];
+    const FIT: [f32; 6] = [1.0, 0.693_151_3, 0.240_164_44, 0.055_799_913, 0.009_017_031, 0.001_867_13];
     const FLOOR: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
     let rest = _mm512_reduce_ps::<FLOOR>(x);
     let mut sum = _mm512_set1_ps(FIT[5]);
