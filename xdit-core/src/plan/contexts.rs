@@ -27,6 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "one chunk is a list of one range")]
     fn chunks_are_even_and_neither_large_nor_tiny() {
         let flux = 4 << 20;
         assert_eq!(chunks(&(0..28), flux), [0..28]);
