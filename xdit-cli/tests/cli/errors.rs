@@ -455,3 +455,36 @@ fn broken_checkpoints() {
     hint: expected one of `epsilon`, `sample`, `v_prediction`, `flow_prediction`
     ");
 }
+
+/// Overwrites the last value of a file of weights, which is an f32.
+fn damage(workspace: &Workspace, file: &str) {
+    let path = workspace.path(file);
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+/// Wherever a value that is not finite comes from, no picture and no latents are written.
+#[test]
+fn values_that_are_not_finite() {
+    let run = ["generate", "--model", "demo", "--prompt", "a", "--num-inference-steps", "3", "--quiet"];
+    let error = |change: &dyn Fn(&Workspace), options: &[&str]| {
+        let workspace = Workspace::with_demo();
+        change(&workspace);
+        workspace.error(&[&run, options].concat())
+    };
+    let weights = |file: &'static str| move |workspace: &Workspace| damage(workspace, file);
+    insta::assert_snapshot!(error(&weights("demo/text_encoder/model.safetensors"), &[]), @"");
+    let transformer = weights("demo/transformer/diffusion_pytorch_model.safetensors");
+    insta::assert_snapshot!(error(&transformer, &[]), @"");
+    insta::assert_snapshot!(error(&transformer, &["--output-type", "latent", "--ring-degree", "2"]), @"");
+    insta::assert_snapshot!(error(&weights("demo/vae/diffusion_pytorch_model.safetensors"), &[]), @"");
+    let stretched = |workspace: &Workspace| {
+        let path = workspace.path("demo/transformer/config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["interpolation_scale"] = 0.into();
+        fs::write(path, config.to_string()).unwrap();
+    };
+    insta::assert_snapshot!(error(&stretched, &[]), @"");
+}
