@@ -456,12 +456,13 @@ fn broken_checkpoints() {
     ");
 }
 
-/// Overwrites the last value of a file of weights, which is an f32.
-fn damage(workspace: &Workspace, file: &str) {
+/// Replaces the first value of a tensor, which is an f32.
+fn damage(workspace: &Workspace, file: &str, name: &str) {
     let path = workspace.path(file);
     let mut bytes = fs::read(&path).unwrap();
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let start = tensors.tensor(name).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(path, bytes).unwrap();
 }
 
@@ -474,12 +475,14 @@ fn values_that_are_not_finite() {
         change(&workspace);
         workspace.error(&[&run, options].concat())
     };
-    let weights = |file: &'static str| move |workspace: &Workspace| damage(workspace, file);
-    insta::assert_snapshot!(error(&weights("demo/text_encoder/model.safetensors"), &[]), @"");
-    let transformer = weights("demo/transformer/diffusion_pytorch_model.safetensors");
+    let weights = |file, name| move |workspace: &Workspace| damage(workspace, file, name);
+    let encoder = weights("demo/text_encoder/model.safetensors", "encoder.final_layer_norm.weight");
+    insta::assert_snapshot!(error(&encoder, &[]), @"");
+    let transformer = weights("demo/transformer/diffusion_pytorch_model.safetensors", "proj_out.bias");
     insta::assert_snapshot!(error(&transformer, &[]), @"");
     insta::assert_snapshot!(error(&transformer, &["--output-type", "latent", "--ring-degree", "2"]), @"");
-    insta::assert_snapshot!(error(&weights("demo/vae/diffusion_pytorch_model.safetensors"), &[]), @"");
+    let vae = weights("demo/vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias");
+    insta::assert_snapshot!(error(&vae, &[]), @"");
     let stretched = |workspace: &Workspace| {
         let path = workspace.path("demo/transformer/config.json");
         let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
