@@ -17,8 +17,7 @@ pub fn check<const D: usize>(x: &Tensor<D>, dtype: DType, what: impl FnOnce() ->
     let hint = match dtype {
         DType::F16 => "f16 ends at 65504: compute with `--dtype bf16` or `--dtype f32`",
         _ => {
-            "the weights or an option of the checkpoint may be damaged, or guidance is too strong: try \
-             another checkpoint, or a smaller scale"
+            "the checkpoint may be damaged: compare its files with the original, or try a smaller guidance scale"
         }
     };
     Err(Error::failure(format!("{} are not finite", what())).hint(hint))

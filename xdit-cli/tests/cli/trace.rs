@@ -222,7 +222,7 @@ fn the_report_covers_every_rank() {
         },
         {
           "group": "world",
-          "operation": "broadcast",
+          "operation": "recv",
           "calls": 4,
           "messages": 0,
           "sent_bytes": 0,
