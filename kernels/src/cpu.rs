@@ -5,7 +5,7 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{Bytes, DType, FloatDType};
+use burn::tensor::{Bytes, DType, FloatDType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(crate) mod lanes;
@@ -59,4 +59,19 @@ pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
 /// The elements of a contiguous f32 tensor.
 pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("made contiguous")
+}
+
+/// The memory of `tensor`, shared with it: `None` unless it is on the CPU and its elements, one after the other, are all
+/// that is in there. Whoever changes the tensor in place changes a copy while this is alive.
+pub fn shared_memory<const D: usize>(tensor: &Tensor<D>) -> Option<impl AsRef<[u8]> + Send + Sync + use<D>> {
+    struct Memory(FlexTensor);
+    impl AsRef<[u8]> for Memory {
+        fn as_ref(&self) -> &[u8] {
+            self.0.bytes()
+        }
+    }
+    let tensor = tensor.clone().try_into_primitive::<Flex>().ok()?;
+    let (layout, size) = (tensor.layout(), tensor.dtype().size());
+    let is_all = layout.is_contiguous() && layout.num_elements() * size == tensor.bytes().len();
+    is_all.then_some(Memory(tensor))
 }

@@ -58,6 +58,7 @@ mod testing;
 pub use activation::{Activation, ActivationOps, activate, gated_activate};
 pub use attention::{AttentionOps, attention, attention_lse, merge_lse};
 pub use conv::{Conv2d, ConvOps, Geometry, conv2d};
+pub use cpu::shared_memory;
 pub use group_norm::{Affine, GroupNormOps, Moments, group_norm_affine, group_norm_moments, norm_act};
 pub use linear::{LinearOps, linear};
 pub use norm::{NormOps, layer_norm, layer_norm_modulate, rms_norm};

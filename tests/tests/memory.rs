@@ -1,24 +1,35 @@
 //! What a rank holds: its share of the parameters, and of the keys and values of earlier steps what its method needs.
 
-use burn::tensor::DType;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor};
 use xdit_comm::{Comm, LaunchOptions, launch};
 use xdit_core::Result;
+use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
-use xdit_core::link::HostLink;
+use xdit_core::link::{HostLink, Link, catch};
+use xdit_core::methods::attention::{KeyExchange, ParallelAttention, Pass};
+use xdit_core::methods::ring::Ring;
+use xdit_core::methods::ulysses::Ulysses;
 use xdit_core::placement::Share;
+use xdit_core::plan::cost::{BlockExchanges, Sizes, peak_kv_bytes};
 use xdit_core::plan::guidance::Branch;
 use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::schedule::{Action, schedule};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::run::execute::Groups;
 use xdit_core::run::record::RankReport;
+use xdit_core::transformer::TransformerSpec;
 use xdit_core::weights::{Residency, Weights};
+use xdit_kernels::shared_memory;
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
 use xdit_models::sharding::Sharded;
 use xdit_tests::device;
 use xdit_tests::sparse::SparsePixArt;
-use xdit_tests::toy::{Kind, Subject};
+use xdit_tests::toy::{Kind, Subject, random};
 use xdit_tests::world::{Reports, run};
 
 /// For what every rank needs whole: biases of sums, tables of modulation, the first and the last layer.
@@ -86,7 +97,8 @@ fn a_rank_keeps_the_keys_that_its_method_needs() {
         for (method, axis, distrifusion, a_branch) in [
             // Of its own blocks.
             ("pipefusion", Axis::Pipeline, false, all / n),
-            ("distrifusion", Axis::Ring, true, all),
+            // Of the other strips: the paper counts its own, too, which is of this step and not kept.
+            ("distrifusion", Axis::Ring, true, all - all / n),
             ("ring", Axis::Ring, false, 0),
             ("ulysses", Axis::Ulysses, false, 0),
             ("tensor", Axis::Tensor, false, 0),
@@ -99,6 +111,97 @@ fn a_rank_keeps_the_keys_that_its_method_needs() {
             assert_eq!(reports.ranks.len(), degree);
             for RankReport { rank, peak_kv_bytes, .. } in reports.ranks {
                 assert_eq!(peak_kv_bytes, 2 * a_branch, "{method} on {degree}, rank {rank}");
+            }
+        }
+    }
+}
+
+/// Queries, keys and values of `tokens` tokens: views of one tensor, as a layer that computes all three gives them.
+fn qkv(spec: &TransformerSpec, tokens: usize) -> Qkv {
+    let all: Tensor<4> = random("qkv", [1, tokens, 3 * spec.heads, spec.head_dim]);
+    let part = |index: usize| all.clone().narrow(2, index * spec.heads, spec.heads);
+    Qkv { q: part(0), k: part(1), v: part(2) }
+}
+
+/// Where the memory of `tensors` begins, and how much it is.
+///
+/// # Panics
+/// If one of them is a view of more.
+fn allocations<'a>(tensors: impl Iterator<Item = &'a Tensor<3>>) -> BTreeMap<usize, u64> {
+    let allocation = |tensor: &Tensor<3>| {
+        let memory = shared_memory(tensor).expect("no view of a larger tensor is kept");
+        (memory.as_ref().as_ptr() as usize, memory.as_ref().len() as u64)
+    };
+    tensors.map(allocation).collect()
+}
+
+/// Attends as `rank` of `plan` does for a picture. Says how much memory the caches took at most; it is checked after
+/// each pass that it is what they say.
+fn most_cached(subject: &Subject, plan: &Plan, world: &Arc<dyn Link>) -> u64 {
+    let (rank, spec) = (world.rank(), &subject.spec);
+    let at = |axis| plan.mesh.coordinate(rank, axis);
+    let along = |axis| {
+        let link = world.split(&plan.mesh.groups(&[axis])).unwrap();
+        link.filter(|_| plan.mesh.degree(axis) > 1)
+    };
+    let (ulysses, ring) = (along(Axis::Ulysses).map(Ulysses::new), along(Axis::Ring).map(Ring::new));
+    let mut attention =
+        ParallelAttention::new(plan.clone(), at(Axis::Ring), ulysses, ring.map(KeyExchange::Ring));
+    let (mut most, mut last) = (0, BTreeMap::new());
+    for action in schedule(plan, rank) {
+        let Action::Blocks { step, blocks, patches, branch } = action else { continue };
+        attention.begin(Pass { step, patches: patches.clone(), branch });
+        let tokens = plan.tokens(&patches, plan.mesh.sequence_coordinate(rank));
+        let text = (subject.kind == Kind::Joint && plan.brings_text(&patches))
+            .then(|| qkv(spec, subject.text_tokens[branch]));
+        for block in plan.blocks_of(branch, blocks) {
+            drop(attention.attend(Site { block, layer: 0 }, qkv(spec, tokens), text.clone()));
+        }
+        let now = allocations(attention.cached());
+        assert_eq!(now.values().sum::<u64>(), attention.kv_bytes(), "step {step}, {patches:?}");
+        // Once all is there, it is written in place.
+        if step > plan.synchronous_steps + 1 {
+            assert_eq!(now, last, "step {step}, {patches:?}: memory was moved");
+        }
+        most = most.max(now.values().sum());
+        last = now;
+    }
+    most
+}
+
+/// Not a byte more is kept than a plan says, whatever keys and values are views of, and whoever else was sent them.
+#[test]
+fn caches_take_the_memory_that_the_plan_says() {
+    use Axis::{Ring as R, Ulysses as U};
+    let methods: [(&[(Axis, usize)], bool); 5] =
+        [(&[], false), (&[], true), (&[(U, 2)], false), (&[(R, 2)], false), (&[(R, 2), (U, 2)], false)];
+    for kind in [Kind::Alone, Kind::Joint] {
+        for (degrees, distrifusion) in methods {
+            for (patches, warmup_steps) in [(2, 0), (3, 1), (4, 2)] {
+                let subject = Subject { steps: 6, ..Subject::new(kind) };
+                let mesh =
+                    degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree));
+                let patches = Some(patches);
+                let config =
+                    ParallelConfig { mesh, patches, warmup_steps, distrifusion, ..Default::default() };
+                let plan = Plan::new(&config, &subject.work()).unwrap();
+                let exchange = BlockExchanges { attentions: 1, image_sums: 0, text_sums: 0 };
+                let joint = usize::from(kind == Kind::Joint);
+                let sizes = Sizes {
+                    spec: subject.spec.clone(),
+                    dtype: DType::F32,
+                    text_tokens: subject.text_tokens.iter().map(|tokens| joint * tokens).collect(),
+                    exchanges: vec![exchange; subject.spec.blocks],
+                };
+                let planned: Vec<_> =
+                    (0..mesh.size()).map(|rank| peak_kv_bytes(&plan, &sizes, rank)).collect();
+                let ranks =
+                    launch(mesh.size(), &LaunchOptions::default(), move |world: Comm| -> Result<u64> {
+                        catch(|| Ok(most_cached(&subject, &plan, &HostLink::new(world))))
+                    });
+                let held = ranks.into_result().unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(held, planned, "{kind:?}, {mesh}, {config:?}");
+                assert!(held.iter().all(|&bytes| bytes > 0));
             }
         }
     }

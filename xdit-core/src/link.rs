@@ -147,7 +147,26 @@ pub struct Arriving<const D: usize> {
     own: Option<(usize, Tensor<D>)>,
 }
 
+/// An operation that is over.
+struct Here(Vec<Tensor<1>>);
+
+impl InFlight for Here {
+    fn is_complete(&mut self) -> bool {
+        true
+    }
+
+    fn wait(self: Box<Self>) -> Result<Vec<Tensor<1>>, Error> {
+        Ok(self.0)
+    }
+}
+
 impl<const D: usize> Arriving<D> {
+    /// Tensors that have arrived.
+    pub fn here(tensors: Vec<Tensor<D>>) -> Self {
+        let shapes = tensors.iter().map(Tensor::dims).collect();
+        Self { in_flight: Box::new(Here(tensors.into_iter().map(flat).collect())), shapes, own: None }
+    }
+
     /// Whether it is known to be over, without waiting for it.
     pub fn is_complete(&mut self) -> bool {
         self.in_flight.is_complete()
@@ -207,8 +226,14 @@ impl dyn Link + '_ {
     /// # Shapes
     /// `shapes[rank]` is that of the rank's part.
     pub fn all_gather<const D: usize>(&self, part: Tensor<D>, shapes: &[[usize; D]]) -> Arriving<D> {
+        let others = self.gather_others(part.clone(), shapes);
+        Arriving { own: Some((self.rank(), part)), ..others }
+    }
+
+    /// As [`all_gather`](Self::all_gather), without this rank's own part.
+    pub fn gather_others<const D: usize>(&self, part: Tensor<D>, shapes: &[[usize; D]]) -> Arriving<D> {
         let sends = self.others().map(|to| (to, part.clone())).collect();
-        self.issue(Operation::AllGather, bytes_of(&part), sends, self.slots(&part, shapes), Some(part))
+        self.issue(Operation::AllGather, bytes_of(&part), sends, self.slots(&part, shapes), None)
     }
 
     /// A part from each rank, in their order: each rank gives `parts[i]` to rank `i`.

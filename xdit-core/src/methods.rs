@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod distrifusion;
+pub mod keys;
 pub mod pipefusion;
 pub mod ring;
 pub mod ulysses;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Tensor, TensorData};
 use xdit_comm::{Buffer, BufferSpec, Comm, DType as WireType, Error, Group, Operation, Pending};
+use xdit_kernels::shared_memory;
 
 use super::{InFlight, Link, Slot, Transfer};
 
@@ -105,16 +106,22 @@ impl InFlight for HostSum {
     }
 }
 
-/// The elements of `tensor`: in its own memory, if they lie there one after the other and nobody else holds it.
+/// The elements of `tensor`: in its own memory, unless it is a view of more.
 fn buffer(tensor: Tensor<1>) -> Buffer {
-    struct Owner(TensorData);
-    impl AsRef<[u8]> for Owner {
+    struct Copy(TensorData);
+    impl AsRef<[u8]> for Copy {
         fn as_ref(&self) -> &[u8] {
             self.0.as_bytes()
         }
     }
     let dtype = wire_type(tensor.dtype());
-    Buffer::from_bytes(dtype, bytes::Bytes::from_owner(Owner(tensor.into_data())))
+    Buffer::from_bytes(
+        dtype,
+        match shared_memory(&tensor) {
+            Some(memory) => bytes::Bytes::from_owner(memory),
+            None => bytes::Bytes::from_owner(Copy(tensor.into_data())),
+        },
+    )
 }
 
 /// The tensor in `buffer`. They share their memory; who changes the tensor in place, changes a copy.
@@ -162,8 +169,22 @@ mod tests {
 
     #[test]
     fn nothing_is_copied_on_the_way() {
-        let sent = buffer(counted());
-        assert_eq!(buffer(arrived(&sent)).bytes().as_ptr(), sent.bytes().as_ptr());
+        let (sent, kept) = (counted(), counted());
+        for (sent, _kept) in [(sent, None), (kept.clone(), Some(kept))] {
+            let sent = buffer(sent);
+            // On to the next rank, while this one uses it.
+            let arrived = arrived(&sent);
+            assert_eq!(buffer(arrived.clone()).bytes().as_ptr(), sent.bytes().as_ptr());
+        }
+    }
+
+    #[test]
+    fn what_the_sender_changes_later_does_not_travel() {
+        let kept = counted();
+        let sent = buffer(kept.clone());
+        assert_eq!(buffer(kept.clone()).bytes().as_ptr(), sent.bytes().as_ptr());
+        assert_eq!(values(&kept.mul_scalar(2.0))[3], 6.0);
+        assert_eq!(values(&arrived(&sent)), values(&counted()));
     }
 
     #[test]
@@ -178,6 +199,7 @@ mod tests {
 
     #[test]
     fn views_travel_as_what_they_show() {
+        assert_eq!(values(&arrived(&buffer(counted().narrow(0, 0, 5)))), [0.0, 1.0, 2.0, 3.0, 4.0]);
         let view = counted().reshape([3, 4]).narrow(1, 1, 2);
         let arrived = arrived(&buffer(flat(view.clone())));
         assert_eq!(values(&arrived), values(&view));

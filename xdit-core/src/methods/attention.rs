@@ -7,8 +7,9 @@ use xdit_kernels::attention;
 
 use crate::attention::{Attention, Qkv, Site, scale};
 use crate::methods::distrifusion::{DistriFusion, Exchange};
+use crate::methods::keys::{Keys, Kv};
 use crate::methods::pipefusion::KvCache;
-use crate::methods::ring::{Kv, Ring};
+use crate::methods::ring::Ring;
 use crate::methods::ulysses::Ulysses;
 use crate::plan::Plan;
 use crate::plan::mesh::Axis;
@@ -57,7 +58,9 @@ impl ParallelAttention {
         ulysses: Option<Ulysses>,
         exchange: Option<KeyExchange>,
     ) -> Self {
-        let cache = |branch| plan.caches(branch).then(KvCache::default);
+        let tokens = |patch| plan.ring_tokens(&(patch..patch + 1), ring_coordinate);
+        let patches = split::consecutive(&(0..plan.patches.len()).map(tokens).collect::<Vec<_>>());
+        let cache = |branch| plan.caches(branch).then(|| KvCache::new(patches.clone()));
         let caches = (0..plan.branches.len()).map(cache).collect();
         let pass = Pass { step: 0, patches: 0..plan.patches.len(), branch: 0 };
         Self { plan, ring_coordinate, ulysses, exchange, caches, pass }
@@ -75,6 +78,11 @@ impl ParallelAttention {
             Some(KeyExchange::Ring(_)) | None => 0,
         };
         self.caches.iter().flatten().map(KvCache::bytes).sum::<u64>() + exchanged
+    }
+
+    /// The tensors in the caches.
+    pub fn cached(&self) -> impl Iterator<Item = &Tensor<3>> {
+        self.caches.iter().flatten().flat_map(KvCache::tensors)
     }
 
     /// Where each patch of this pass lies among the tokens that ulysses brought together: rank by rank, and in
@@ -111,45 +119,42 @@ impl Attention for ParallelAttention {
             None => (None, None),
         };
         let fresh = Kv { k: image.k, v: image.v };
+        let Pass { step, patches, branch } = self.pass.clone();
         let runs = self.runs();
-        let synchronous = self.pass.step < self.plan.synchronous_steps;
-        let (kv, text_kv, known) = match &mut self.caches[self.pass.branch] {
-            Some(cache) if self.plan.distrifusion && !synchronous => {
-                let kv = cache.displace(site, fresh, self.pass.patches.start);
-                (kv, cache.refresh_text(site, text_kv), 0..cache.patches(site))
+        let mut known = patches.clone();
+        let keys = match &mut self.caches[branch] {
+            None => Keys::new(text_kv, fresh),
+            Some(cache) if step < self.plan.synchronous_steps => {
+                // All that the first asynchronous step sees of an earlier one.
+                if step + 1 == self.plan.synchronous_steps {
+                    let kept = text_kv.as_ref().filter(|_| !self.plan.distrifusion);
+                    cache.store(site, kept, &fresh, patches, &runs);
+                }
+                Keys::new(text_kv, fresh)
+            }
+            Some(cache) if self.plan.distrifusion => {
+                Keys::new(text_kv, cache.displace(site, fresh, patches.start))
             }
             Some(cache) => {
-                let kv = cache.refresh(site, &fresh, self.pass.patches.clone(), &runs);
-                (kv, cache.refresh_text(site, text_kv), 0..cache.patches(site))
+                cache.store(site, text_kv.as_ref(), &fresh, patches, &runs);
+                known = 0..cache.known(site);
+                cache.keys(site)
             }
-            None => (fresh, text_kv, self.pass.patches.clone()),
         };
 
-        let text_tokens = text_q.as_ref().map_or(0, |q| q.dims()[1]);
-        let image_tokens = image.q.dims()[1];
-        let q = match text_q {
-            Some(text) => Tensor::cat(vec![text, image.q], 1),
-            None => image.q,
-        };
         let tokens_of_keys = self.ring_tokens(&known);
-        let attend = |kv: Kv, text: Option<Kv>, q| {
-            let all = Kv::cat(text.into_iter().chain([kv]).collect());
-            attention(q, all.k, all.v, None, scale)
-        };
-        let out = match &mut self.exchange {
-            Some(KeyExchange::Ring(ring)) => ring.attend(q, kv, text_kv, &tokens_of_keys, scale),
+        let (image_out, text_out) = match &mut self.exchange {
+            Some(KeyExchange::Ring(ring)) => ring.attend(image.q, text_q, keys, &tokens_of_keys, scale),
             Some(KeyExchange::DistriFusion(strips)) => {
-                let Pass { step, branch, .. } = self.pass;
-                let send = self.plan.branches[branch].steps.contains(&(step + 1));
-                let exchange = Exchange { synchronous, send };
-                let kv = strips.gather(branch, site, kv, &tokens_of_keys, exchange);
-                attend(kv, text_kv, q)
+                let exchange = Exchange {
+                    synchronous: step < self.plan.synchronous_steps,
+                    send: self.plan.branches[branch].steps.contains(&(step + 1)),
+                };
+                let parts = strips.gather(branch, site, keys.image, &tokens_of_keys, exchange);
+                attend(image.q, text_q, Kv::cat(keys.text.into_iter().chain(parts).collect()), scale)
             }
-            None => attend(kv, text_kv, q),
+            None => attend(image.q, text_q, keys.both(), scale),
         };
-
-        let text_out = (text_tokens > 0).then(|| out.clone().narrow(1, 0, text_tokens));
-        let image_out = out.narrow(1, text_tokens, image_tokens);
         match &self.ulysses {
             Some(ulysses) => (
                 ulysses.gather_heads(image_out, &tokens, heads),
@@ -158,4 +163,15 @@ impl Attention for ParallelAttention {
             None => (image_out, text_out),
         }
     }
+}
+
+/// Attention of an image's queries, and of those of a text, to the keys that are here.
+fn attend(image: Tensor<4>, text: Option<Tensor<4>>, kv: Kv, scale: f32) -> (Tensor<4>, Option<Tensor<4>>) {
+    let (n_text, n_image) = (text.as_ref().map_or(0, |text| text.dims()[1]), image.dims()[1]);
+    let q = match text {
+        Some(text) => Tensor::cat(vec![text, image], 1),
+        None => image,
+    };
+    let out = attention(q, kv.k, kv.v, None, scale);
+    (out.clone().narrow(1, n_text, n_image), (n_text > 0).then(|| out.narrow(1, 0, n_text)))
 }

@@ -6,26 +6,23 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
-
 use crate::attention::Site;
-use crate::link::{Arriving, Link, bytes_of};
-use crate::methods::ring::Kv;
+use crate::link::{Arriving, Link};
+use crate::methods::keys::Kv;
 
 /// The ranks that own a strip each, and what is on its way between them.
 #[derive(Debug)]
 pub struct DistriFusion {
     link: Arc<dyn Link>,
-    /// The keys and values of the step before, of each guidance branch at each site.
+    /// The other ranks' keys and values at the step before, of each guidance branch at each site.
     before: HashMap<(usize, Site), Before>,
 }
 
-/// Keys and values of all ranks at the step before, those of a rank stacked.
+/// Keys and values of the other ranks, each rank's stacked.
 #[derive(Debug)]
-enum Before {
-    Here(Vec<Tensor<4>>),
-    /// On their way, and how many bytes they are.
-    Travelling(u64, Arriving<4>),
+struct Before {
+    bytes: u64,
+    parts: Arriving<4>,
 }
 
 /// What a step does with what travels.
@@ -43,45 +40,46 @@ impl DistriFusion {
         Self { link, before: HashMap::new() }
     }
 
-    /// Bytes of all keys and values that the next step will use.
+    /// Bytes of the other ranks' keys and values that the next step will use, there or on their way.
     pub fn bytes(&self) -> u64 {
-        let bytes = |before: &Before| match before {
-            Before::Here(parts) => parts.iter().map(bytes_of).sum(),
-            Before::Travelling(bytes, _) => *bytes,
-        };
-        self.before.values().map(bytes).sum()
+        self.before.values().map(|before| before.bytes).sum()
     }
 
-    /// All keys and values that this rank attends to: its own, and the others' of this step or the one before.
+    /// All keys and values that this rank attends to, rank by rank: its own, and the others' of this step or the one
+    /// before.
     ///
     /// # Shapes
-    /// `own`: `[b, tokens[rank], h, d]`; the result has Σ tokens.
-    pub fn gather(&mut self, branch: usize, site: Site, own: Kv, tokens: &[usize], exchange: Exchange) -> Kv {
+    /// `own`: `[b, tokens[rank], h, d]`; the results have `tokens`.
+    pub fn gather(
+        &mut self,
+        branch: usize,
+        site: Site,
+        own: Kv,
+        tokens: &[usize],
+        exchange: Exchange,
+    ) -> Vec<Kv> {
         let [b, _, h, d] = own.k.dims();
         let shapes: Vec<_> = tokens.iter().map(|&n| [2 * b, n, h, d]).collect();
-        let send = || self.link.all_gather(Tensor::cat(vec![own.k.clone(), own.v.clone()], 0), &shapes);
         let before = self.before.remove(&(branch, site));
-        let parts = if exchange.synchronous {
-            let parts = send().wait();
-            if exchange.send {
-                self.before.insert((branch, site), Before::Here(parts.clone()));
-            }
-            parts
-        } else {
-            if exchange.send {
-                let elements: usize = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
-                let travelling = Before::Travelling((elements * own.k.dtype().size()) as u64, send());
-                self.before.insert((branch, site), travelling);
-            }
-            match before.expect("the first step is synchronous and sends") {
-                Before::Here(parts) => parts,
-                Before::Travelling(_, arriving) => arriving.wait(),
-            }
-        };
-        let parts = parts.into_iter().enumerate().map(|(rank, stacked)| match rank == self.link.rank() {
-            true => own.clone(),
-            false => Kv { k: stacked.clone().narrow(0, 0, b), v: stacked.narrow(0, b, b) },
+        let fresh = (exchange.synchronous || exchange.send).then(|| {
+            let stacked = own.stack();
+            let bytes = (tokens.iter().sum::<usize>() - tokens[self.link.rank()]) * 2 * b * h * d;
+            let bytes = (bytes * stacked.dtype().size()) as u64;
+            Before { bytes, parts: self.link.gather_others(stacked, &shapes) }
         });
-        Kv::cat(parts.collect())
+        let (parts, next) = match (exchange.synchronous, fresh) {
+            (true, fresh) => {
+                let Before { bytes, parts } = fresh.expect("issued above");
+                let parts = parts.wait();
+                (parts.clone(), Some(Before { bytes, parts: Arriving::here(parts) }))
+            }
+            (false, fresh) => (before.expect("the first step is synchronous and sends").parts.wait(), fresh),
+        };
+        if let Some(next) = next.filter(|_| exchange.send) {
+            self.before.insert((branch, site), next);
+        }
+        let mut all: Vec<_> = parts.into_iter().map(Kv::unstack).collect();
+        all.insert(self.link.rank(), own);
+        all
     }
 }

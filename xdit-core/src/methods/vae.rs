@@ -10,7 +10,8 @@ use xdit_kernels::{Affine, Conv2d, Moments};
 
 use crate::attention::{Qkv, scale};
 use crate::link::{Link, Place};
-use crate::methods::ring::{Kv, Ring};
+use crate::methods::keys::{Keys, Kv};
+use crate::methods::ring::Ring;
 use crate::rows::{Rows, Whole};
 
 /// The rows of one rank among those of the ranks of a link, the first of which has the topmost.
@@ -117,6 +118,7 @@ impl Rows for SplitRows {
 
     fn attend(&self, pixels: Qkv) -> Tensor<4> {
         let (scale, tokens) = (scale(&pixels.q), self.of_each(pixels.k.dims()[1]));
-        self.ring.attend(pixels.q, Kv { k: pixels.k, v: pixels.v }, None, &tokens, scale)
+        let keys = Keys::new(None, Kv { k: pixels.k, v: pixels.v });
+        self.ring.attend(pixels.q, None, keys, &tokens, scale).0
     }
 }

@@ -152,22 +152,23 @@ pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
 pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
     let at = |axis| plan.mesh.coordinate(rank, axis);
     let view = Rank { plan, sizes, rank };
-    let (patches, ring_degree) = (plan.patches.len(), plan.mesh.degree(Axis::Ring));
-    let all = 0..patches;
+    let ring_degree = plan.mesh.degree(Axis::Ring);
+    let all = 0..plan.patches.len();
     let image = |branch: usize| match plan.distrifusion && ring_degree > 1 {
-        // Those of all strips, which the branch's next step uses.
+        // Those of the other strips, which the branch's next step uses.
         true if plan.branches[branch].steps.len() > 1 => {
-            (0..ring_degree).map(|ring| plan.ring_tokens(&all, ring)).sum()
+            let others = (0..ring_degree).filter(|&ring| ring != at(Axis::Ring));
+            others.map(|ring| plan.ring_tokens(&all, ring)).sum()
         }
-        // Those of all patches, and in DistriFusion new ones that wait for the last patch of the step.
+        // Those of all patches, and in DistriFusion new ones that wait for the next step.
         false if plan.caches(branch) => {
-            let waiting =
-                if plan.distrifusion { plan.ring_tokens(&(0..patches - 1), at(Axis::Ring)) } else { 0 };
-            plan.ring_tokens(&all, at(Axis::Ring)) + waiting
+            plan.ring_tokens(&all, at(Axis::Ring)) * if plan.distrifusion { 2 } else { 1 }
         }
         _ => 0,
     };
-    let text = |branch| if plan.caches(branch) { sizes.text_tokens[branch] } else { 0 };
+    // In DistriFusion each patch brings its own.
+    let keeps_text = |branch| plan.caches(branch) && !plan.distrifusion;
+    let text = |branch| if keeps_text(branch) { sizes.text_tokens[branch] } else { 0 };
     let of_branch = |branch| {
         let tokens = |block: usize| sizes.exchanges[block].attentions * image(branch) + text(branch);
         plan.blocks_of(branch, plan.stage(rank)).map(tokens).sum::<usize>()

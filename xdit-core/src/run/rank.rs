@@ -74,8 +74,10 @@ impl<M: Model> Rank<M> {
     }
 
     /// The same rank with the components in `held`, which it holds between jobs if it `keeps` them.
-    pub(crate) fn holding(self, held: Arc<Mutex<Held<M>>>, keeps: bool) -> Self {
-        Self { held, keeps, ..self }
+    pub(crate) fn holding(mut self, held: Arc<Mutex<Held<M>>>, keeps: bool) -> Self {
+        self.held = held;
+        self.keeps = keeps;
+        self
     }
 
     /// Does this rank's part of `job`. The first rank of a data-parallel share tells `observer` of the share's progress
@@ -103,10 +105,15 @@ impl<M: Model> Rank<M> {
         tell: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let result = catch(|| self.pictures(job, contexts, cancel, tell));
+        self.release();
+        result
+    }
+
+    /// Lets go of components that are not held between jobs.
+    fn release(&self) {
         if !self.keeps {
             *self.held() = Held::default();
         }
-        result
     }
 
     fn pictures(
@@ -277,6 +284,13 @@ impl<M: Model> Rank<M> {
         })?;
         seat.lead(|| tell(Event::End(phase, Instant::now())));
         Ok(picture)
+    }
+}
+
+/// A panic ends a rank, too.
+impl<M: Model> Drop for Rank<M> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
