@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use generate::{Dtype, GenerateArgs, OutputType, ParallelArgs, ReportFormat};
+pub use generate::{Dtype, GenerateArgs, KeepPolicy, OutputType, ParallelArgs, ReportFormat};
 pub use parse::parse;
 
 /// Generate pictures with diffusion transformers, on Burn.

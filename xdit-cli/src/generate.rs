@@ -1,19 +1,18 @@
 //! `xdit generate`: a job, a pipeline, files.
 
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
-use burn::tensor::TensorData;
 use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Step};
 use xdit_core::run::record::RankReport;
 use xdit_core::{Error, Result};
 
-use crate::args::{GenerateArgs, OutputType};
+use crate::args::GenerateArgs;
 use crate::model::locate;
-use crate::output::{encode_latents, encode_png, write_file};
+use crate::output::{encode_png, finish_latents, put_latents, write_file};
 use crate::parameters::{Parameters, Settings};
 use crate::print;
-use crate::progress::Progress;
+use crate::progress::{Progress, say};
 use crate::report::{Output, Report, Stopwatch, peak_rss_bytes, ranks};
 use crate::resolve::Invocation;
 use crate::trace::Trace;
@@ -39,7 +38,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             job: &job,
             settings: &settings,
             announces: args.report.is_none(),
-            latents: BTreeMap::new(),
             cancel: &cancel,
             failure: None,
         },
@@ -79,10 +77,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 struct Saver<'a> {
     job: &'a Invocation,
     settings: &'a Settings,
-    /// Whether the name of each file is printed.
+    /// Whether the path of each file is printed.
     announces: bool,
-    /// Latents of pictures that are done: all go into one file.
-    latents: BTreeMap<usize, TensorData>,
     /// Ends the run if a file cannot be written.
     cancel: &'a Cancel,
     failure: Option<Error>,
@@ -90,36 +86,36 @@ struct Saver<'a> {
 
 impl Saver<'_> {
     fn save(&mut self, Completed { image, latents, picture }: Completed) -> Result<()> {
-        match (self.job.outputs.output_type, picture) {
-            (OutputType::Png, Some(picture)) => {
+        let path = self.job.outputs.path(image);
+        match picture {
+            Some(picture) => {
                 let parameters = self.job.parameters(self.settings, image);
-                self.write(image, &encode_png(&picture, &parameters))
+                write_file(path, &encode_png(&picture, &parameters))?;
+                self.announce(path)
             }
-            _ => {
-                self.latents.insert(image, latents);
-                Ok(())
-            }
+            None => put_latents(path, &latents, image, self.job.request.images()),
         }
     }
 
-    fn write(&self, image: usize, bytes: &[u8]) -> Result<()> {
-        let path = self.job.outputs.path(image);
-        write_file(path, bytes)?;
+    fn announce(&self, path: &Path) -> Result<()> {
         if self.announces { print(&format!("{}\n", path.display())) } else { Ok(()) }
     }
 
-    /// Writes what belongs into one file, if the run came to a good `end`.
-    fn finish(mut self, end: Result<()>) -> Result<()> {
-        // A file that could not be written ended the run, not the other way round.
-        if let Some(failure) = self.failure.take() {
-            return Err(failure);
+    /// Completes the file of latents, with those that there are even if the run came to a bad `end`.
+    fn finish(self, end: Result<()>) -> Result<()> {
+        let path = self.job.outputs.path(0);
+        let latents = finish_latents();
+        // A file that could not be written ended the run, and not the other way round.
+        let end = self.failure.clone().map_or(end, Err);
+        match (latents?, end) {
+            (0, end) => end,
+            (_, Ok(())) => self.announce(path),
+            (images, Err(error)) => {
+                let of = self.job.request.images();
+                say(&format!("the latents of {images} of {of} pictures are in `{}`", path.display()));
+                Err(error)
+            }
         }
-        end?;
-        if self.latents.is_empty() {
-            return Ok(());
-        }
-        let latents: Vec<TensorData> = std::mem::take(&mut self.latents).into_values().collect();
-        self.write(0, &encode_latents(&latents))
     }
 }
 

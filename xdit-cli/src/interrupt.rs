@@ -1,28 +1,74 @@
-//! Ctrl-C: ends the program at once, but never while files are being written.
+//! Ctrl-C and other signals that end the program: at once, but never while files are being written.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::output::finish_latents;
 use crate::progress::say;
 
 /// The exit code that a shell reports for a program ended by Ctrl-C.
-pub const EXIT_CODE: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
+/// The exit code that a shell reports for a program that was asked to terminate.
+#[cfg(unix)]
+const TERMINATED: u8 = 143;
 
 /// Locked from the creation of a temporary file until all files have their final names.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Makes Ctrl-C end the program with code 130, without leaving incomplete files.
+/// Makes Ctrl-C end the program with code 130, SIGTERM and SIGHUP with 143. Finished pictures stay, and no incomplete
+/// file does.
 pub fn install() {
-    let handler = || {
-        // Nothing outside the critical section leaves a trace, so the program can end anywhere else.
-        let _written = writing();
-        say("\ninterrupted");
-        std::process::exit(EXIT_CODE.into());
-    };
-    // Without the handler the signal still ends the program, though less tidily.
-    let _ = ctrlc::set_handler(handler);
+    // Without a handler a signal still ends the program, though less tidily.
+    #[cfg(unix)]
+    let _ = unix::listen();
+    #[cfg(not(unix))]
+    let _ = ctrlc::set_handler(|| end(INTERRUPTED));
 }
 
-/// Postpones Ctrl-C while the guard is alive.
+/// Ends the program.
+fn end(code: u8) {
+    // Nothing outside the critical section leaves a trace, so the program can end anywhere else.
+    let _written = writing();
+    // An error has nowhere to go: the program ends for another reason.
+    let _ = finish_latents();
+    say("\ninterrupted");
+    std::process::exit(code.into());
+}
+
+/// Postpones signals while the guard is alive.
 pub fn writing() -> MutexGuard<'static, ()> {
     WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::io;
+    use std::thread::Builder;
+
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+
+    use super::{INTERRUPTED, TERMINATED, end};
+
+    pub fn listen() -> io::Result<()> {
+        let mut wanted = vec![SIGINT, SIGTERM];
+        // `nohup` ignores the signal for the program, which must stay so.
+        if is_ignored(SIGHUP) == Some(false) {
+            wanted.push(SIGHUP);
+        }
+        let mut signals = Signals::new(wanted)?;
+        let listen = move || {
+            for signal in signals.forever() {
+                end(if signal == SIGINT { INTERRUPTED } else { TERMINATED });
+            }
+        };
+        Builder::new().name("signals".to_owned()).spawn(listen).map(drop)
+    }
+
+    /// Whether the program was started with `signal` ignored, where the system tells.
+    fn is_ignored(signal: i32) -> Option<bool> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+        Some(mask >> (signal - 1) & 1 == 1)
+    }
 }

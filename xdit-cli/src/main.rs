@@ -35,7 +35,7 @@ fn main() -> ExitCode {
             match error.kind() {
                 ErrorKind::Usage => ExitCode::from(2),
                 ErrorKind::Failure => ExitCode::FAILURE,
-                ErrorKind::Cancelled => ExitCode::from(interrupt::EXIT_CODE),
+                ErrorKind::Cancelled => ExitCode::from(interrupt::INTERRUPTED),
             }
         }
     }

@@ -14,14 +14,12 @@ use xdit_core::{Error, Result};
 use crate::args::OutputType;
 use crate::interrupt;
 
-pub use latents::{decode_latents, encode_latents};
+pub use latents::{decode_latents, finish_latents, put_latents};
 pub use png::{encode_png, read_parameters};
 
 /// The output files of a run.
 #[derive(Debug)]
 pub struct Outputs {
-    /// The type of the output.
-    pub output_type: OutputType,
     /// One path for each picture, or one for all latents.
     pub paths: Vec<PathBuf>,
 }
@@ -56,7 +54,7 @@ impl Outputs {
         let files = if output_type == OutputType::Latent { 1 } else { images };
         let paths: Vec<PathBuf> =
             (0..files).map(|index| name(&path, index, files, seed.wrapping_add(index as u64))).collect();
-        let outputs = Self { output_type, paths };
+        let outputs = Self { paths };
         outputs.check()?;
         Ok(outputs)
     }

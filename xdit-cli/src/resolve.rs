@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device};
 use xdit_core::pipeline::{Keep, LoadOptions, Request, Resolved, check};
 use xdit_core::{Error, Result};
 
-use crate::args::{Dtype, GenerateArgs, OutputType};
+use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType};
 use crate::output::{Outputs, decode_latents, read_parameters};
 use crate::parameters::{Parameters, Settings};
 use crate::trace::TraceFile;
@@ -75,7 +75,7 @@ impl Invocation {
             dtype: burn_dtype(dtype),
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
             devices: vec![device.clone()],
-            keep: Keep::Request,
+            keep: keep(args.keep.unwrap_or_default()),
         };
         let request = Request {
             height: args.height.or(old.map(|s| s.height)),
@@ -189,6 +189,16 @@ fn device(name: &str) -> Result<Device> {
             };
             Err(Error::usage(message).hint("this build computes on `--device cpu`"))
         }
+    }
+}
+
+/// The policy for a single request.
+fn keep(policy: KeepPolicy) -> Keep {
+    match policy {
+        KeepPolicy::Auto | KeepPolicy::Request => Keep::Request,
+        KeepPolicy::All => Keep::All,
+        KeepPolicy::Transformer => Keep::Transformer,
+        KeepPolicy::None => Keep::None,
     }
 }
 

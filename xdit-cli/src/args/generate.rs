@@ -128,6 +128,9 @@ pub struct GenerateArgs {
     /// Type of weights and activations [default: f32].
     #[arg(long, value_enum, help_heading = "Model and device")]
     pub dtype: Option<Dtype>,
+    /// Components that stay in memory after their use [default: auto, which is `request`].
+    #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
+    pub keep: Option<KeepPolicy>,
     /// Device to compute on; `cpu` is the only one.
     #[arg(long, default_value = "cpu", help_heading = "Model and device")]
     pub device: String,
@@ -218,4 +221,20 @@ pub enum Dtype {
     /// 16 bits with more precision and less range.
     #[value(alias = "float16", alias = "fp16")]
     F16,
+}
+
+/// The components that stay in memory after their use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KeepPolicy {
+    /// As `request`, since a command is one request.
+    #[default]
+    Auto,
+    /// Text encoders, transformer and VAE.
+    All,
+    /// Transformer and VAE.
+    Transformer,
+    /// The transformer until the last picture is denoised, and the VAE.
+    Request,
+    /// The same without the layers that process the conditions, which are read again for each picture.
+    None,
 }

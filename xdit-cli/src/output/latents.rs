@@ -1,25 +1,111 @@
 //! Latents as a safetensors file with the key `latents`, `[n, c, h, w]` in f32.
 
-use std::path::Path;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde_json::json;
+use tempfile::NamedTempFile;
 use xdit_core::{Error, Result};
+
+use super::{temporary, unwritable};
+use crate::interrupt;
 
 const KEY: &str = "latents";
 
-/// The contents of a safetensors file with `latents`, one after the other.
+/// The file of the run, as soon as the latents of a picture are done. It is global so that a signal can finish it.
+static UNFINISHED: Mutex<Option<LatentsFile>> = Mutex::new(None);
+
+/// A safetensors file that is written picture by picture, and gets its name at the end.
+struct LatentsFile {
+    path: PathBuf,
+    file: NamedTempFile,
+    /// The shape of the latents of all pictures.
+    shape: [usize; 4],
+    /// Whether the latents of each picture are in it.
+    done: Vec<bool>,
+}
+
+impl LatentsFile {
+    /// Of `images` pictures with latents like `latents`.
+    fn create(path: &Path, latents: &TensorData, images: usize) -> Result<Self> {
+        let [_, c, h, w] = <[usize; 4]>::try_from(latents.shape().to_vec()).expect("latents of a picture");
+        let shape = [images, c, h, w];
+        Ok(Self { path: path.to_owned(), file: temporary(path)?, shape, done: vec![false; images] })
+    }
+
+    /// The header of a file with the first `images` pictures. Its length is the same for any number of them.
+    fn header(&self, images: usize) -> Vec<u8> {
+        let header = |[n, c, h, w]: [usize; 4]| {
+            let entry =
+                json!({ "dtype": "F32", "shape": [n, c, h, w], "data_offsets": [0, 4 * n * c * h * w] });
+            json!({ KEY: entry }).to_string()
+        };
+        let [all, c, h, w] = self.shape;
+        // Values begin at a multiple of 8 bytes.
+        let len = header(self.shape).len().next_multiple_of(8);
+        let text = format!("{:len$}", header([images.min(all), c, h, w]));
+        [&(len as u64).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    fn put(&mut self, image: usize, latents: &TensorData) -> std::io::Result<()> {
+        let values = latents.as_slice::<f32>().expect("latents are f32");
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let offset = self.header(image).len() + image * bytes.len();
+        self.file.seek(SeekFrom::Start(offset as u64))?;
+        self.file.write_all(&bytes)?;
+        self.done[image] = true;
+        Ok(())
+    }
+
+    /// Gives the file its name, with the pictures before the first that is missing. Returns their number.
+    fn finish(mut self) -> Result<usize> {
+        let images = self.done.iter().take_while(|done| **done).count();
+        let mut complete = || {
+            let header = self.header(images);
+            let bytes: usize = 4 * images * self.shape[1..].iter().product::<usize>();
+            self.file.as_file().set_len((header.len() + bytes) as u64)?;
+            self.file.rewind()?;
+            self.file.write_all(&header)
+        };
+        if images > 0 {
+            complete().map_err(|error| unwritable(&self.path, &error))?;
+            self.file.persist(&self.path).map_err(|error| unwritable(&self.path, &error.error))?;
+        }
+        Ok(images)
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, Option<LatentsFile>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes the `latents` of picture `image` of `images` to the file that will be `path`.
 ///
 /// # Shapes
-/// `latents`: each `[1, c, h, w]`, all alike.
-pub fn encode_latents(latents: &[TensorData]) -> Vec<u8> {
-    let mut shape = latents[0].shape().to_vec();
-    shape[0] = latents.len();
-    let values = latents.iter().flat_map(|latents| latents.as_slice::<f32>().expect("latents are f32"));
-    let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, shape, &bytes).expect("the number of bytes matches the shape");
-    safetensors::serialize([(KEY, view)], None).expect("one valid tensor can be serialized")
+/// `latents`: `[1, c, h, w]`, the same for all pictures.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn put_latents(path: &Path, latents: &TensorData, image: usize, images: usize) -> Result<()> {
+    let _writing = interrupt::writing();
+    let mut unfinished = unfinished();
+    let file = match &mut *unfinished {
+        Some(file) => file,
+        none => none.insert(LatentsFile::create(path, latents, images)?),
+    };
+    file.put(image, latents).map_err(|error| unwritable(path, &error))
+}
+
+/// Gives the file of latents its name, if there is one, with the pictures before the first that is missing. Returns
+/// their number.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn finish_latents() -> Result<usize> {
+    unfinished().take().map_or(Ok(0), LatentsFile::finish)
 }
 
 /// Reads the latents from the file `path`.
@@ -53,4 +139,44 @@ pub fn decode_latents(path: &Path, device: &Device) -> Result<Tensor<4>> {
         return Err(Error::usage(format!("`{KEY}` in `{shown}` contains values that are not finite")));
     }
     Ok(Tensor::from_data(TensorData::new(values, [n, c, h, w]), (device, DType::F32)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn latents(value: f32) -> TensorData {
+        TensorData::new(vec![value; 6], [1, 1, 2, 3])
+    }
+
+    /// The first value of each picture in the finished file.
+    fn values(put: &[usize], images: usize) -> Vec<f32> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("latents.safetensors");
+        let mut file = LatentsFile::create(&path, &latents(0.0), images).unwrap();
+        for &image in put {
+            file.put(image, &latents(image as f32 + 0.5)).unwrap();
+        }
+        let count = file.finish().unwrap();
+        if count == 0 {
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+            return Vec::new();
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        assert!(header.is_multiple_of(8), "values are aligned");
+        let stored = decode_latents(&path, &Device::flex()).unwrap();
+        assert_eq!(stored.dims(), [count, 1, 2, 3]);
+        let stored: Vec<f32> = stored.into_data().try_to_vec().unwrap();
+        stored.chunks_exact(6).map(|picture| picture[0]).collect()
+    }
+
+    #[test]
+    fn pictures_that_are_done_are_in_the_file() {
+        assert_eq!(values(&[0, 1, 2], 3), [0.5, 1.5, 2.5]);
+        assert_eq!(values(&[2, 0, 1], 3), [0.5, 1.5, 2.5]);
+        assert_eq!(values(&[1, 0, 3], 10), [0.5, 1.5], "picture 3 may not stand in the place of picture 2");
+        assert_eq!(values(&[1], 1000), [0.0; 0]);
+        assert_eq!(values(&[0], 1000), [0.5]);
+    }
 }

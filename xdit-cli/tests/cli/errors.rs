@@ -455,3 +455,39 @@ fn broken_checkpoints() {
     hint: expected one of `epsilon`, `sample`, `v_prediction`, `flow_prediction`
     ");
 }
+
+/// Replaces the first value of a tensor, which is an f32.
+fn damage(workspace: &Workspace, file: &str, name: &str) {
+    let path = workspace.path(file);
+    let mut bytes = fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let start = tensors.tensor(name).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+/// Wherever a value that is not finite comes from, no picture and no latents are written.
+#[test]
+fn values_that_are_not_finite() {
+    let run = ["generate", "--model", "demo", "--prompt", "a", "--num-inference-steps", "3", "--quiet"];
+    let error = |change: &dyn Fn(&Workspace), options: &[&str]| {
+        let workspace = Workspace::with_demo();
+        change(&workspace);
+        workspace.error(&[&run, options].concat())
+    };
+    let weights = |file, name| move |workspace: &Workspace| damage(workspace, file, name);
+    let encoder = weights("demo/text_encoder/model.safetensors", "encoder.final_layer_norm.weight");
+    insta::assert_snapshot!(error(&encoder, &[]), @"");
+    let transformer = weights("demo/transformer/diffusion_pytorch_model.safetensors", "proj_out.bias");
+    insta::assert_snapshot!(error(&transformer, &[]), @"");
+    insta::assert_snapshot!(error(&transformer, &["--output-type", "latent", "--ring-degree", "2"]), @"");
+    let vae = weights("demo/vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias");
+    insta::assert_snapshot!(error(&vae, &[]), @"");
+    let stretched = |workspace: &Workspace| {
+        let path = workspace.path("demo/transformer/config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["interpolation_scale"] = 0.into();
+        fs::write(path, config.to_string()).unwrap();
+    };
+    insta::assert_snapshot!(error(&stretched, &[]), @"");
+}

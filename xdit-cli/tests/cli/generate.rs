@@ -1,6 +1,7 @@
 //! `xdit generate`: successful runs.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -295,4 +296,89 @@ fn a_plan_is_printed_and_no_file_is_written() {
      all  550.25 KiB  210.50 KiB  140.00 KiB       512.00 KiB
     ");
     assert_eq!(workspace.files(), ["demo"]);
+}
+
+/// Both shares of data parallelism count, in the order of their pictures.
+#[test]
+fn the_report_covers_all_shares() {
+    let workspace = Workspace::with_demo();
+    let run = ["--prompt", "a", "--num-images", "3", "--data-parallel-degree", "2", "--report", "json"];
+    let report: Value = serde_json::from_str(&workspace.generate(&run)).unwrap();
+    let seconds = &report["seconds"];
+    for phase in ["denoise", "steps", "decode"] {
+        assert_eq!(seconds[phase].as_array().unwrap().len(), 3, "{phase}");
+    }
+    let steps = seconds["steps"].as_array().unwrap();
+    assert!(steps.iter().all(|steps| steps.as_array().unwrap().len() == 2), "{steps:?}");
+    let slowest =
+        steps.iter().map(|steps| steps.as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).sum());
+    let slowest = slowest.fold(0.0, f64::max);
+    let it_per_s = report["it_per_s"].as_f64().unwrap();
+    assert!(it_per_s <= 6.0 / slowest, "{it_per_s} it/s, {slowest} s for one picture");
+
+    let lines = workspace
+        .run(&[
+            "generate",
+            "--model",
+            "demo",
+            "--num-inference-steps",
+            "2",
+            "--prompt",
+            "a",
+            "--num-images",
+            "3",
+            "--data-parallel-degree",
+            "2",
+        ])
+        .stderr;
+    for picture in 1..=3 {
+        let line = format!("denoising picture {picture} of 3");
+        assert_eq!(lines.lines().filter(|found| *found == line).count(), 1, "{lines}");
+    }
+}
+
+/// A file that cannot be written ends the run; those before it stay.
+#[test]
+fn a_file_that_cannot_be_written_ends_the_run() {
+    let workspace = Workspace::with_demo();
+    let run =
+        ["generate", "--model", "demo", "--prompt", "a", "--num-images", "50", "--num-inference-steps", "1"];
+    let mut child = workspace.command(&run).spawn().unwrap();
+    let mut printed = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    assert_eq!(printed.next().as_deref(), Some("xdit-0.png"));
+    // Paths are checked before the run, so this one is taken after the check.
+    fs::create_dir(workspace.path("xdit-49.png")).unwrap();
+    assert_eq!(printed.last().as_deref(), Some("xdit-48.png"));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let talk = String::from_utf8(output.stderr).unwrap();
+    assert!(talk.contains("error: cannot write `xdit-49.png`"), "{talk}");
+}
+
+/// Nobody can read standard error: the disk it goes to is full.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_does_not_depend_on_its_talk() {
+    let workspace = Workspace::with_demo();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = ["generate", "--model", "demo", "--num-inference-steps", "2", "--prompt", "a"];
+    assert_eq!(workspace.command(&run).stderr(full()).status().unwrap().code(), Some(0));
+    assert!(workspace.path("xdit.png").is_file());
+    assert_eq!(workspace.command(&["generate"]).stderr(full()).status().unwrap().code(), Some(2));
+    assert_eq!(workspace.command(&run).stdout(full()).status().unwrap().code(), Some(1));
+}
+
+/// The last component is freed or not: the picture is the same.
+#[test]
+fn memory_changes_no_picture() {
+    let workspace = Workspace::with_demo();
+    let run = |keep: &str| {
+        let options = ["--prompt", "a", "--num-images", "2", "--keep", keep, "--output", "{i}.png"];
+        workspace.generate(&options);
+        ["0.png", "1.png"].map(|name| pixels(&workspace.path(name)))
+    };
+    let expected = run("auto");
+    for keep in ["all", "transformer", "request", "none"] {
+        assert_eq!(run(keep), expected, "{keep}");
+    }
 }

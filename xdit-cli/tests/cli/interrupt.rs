@@ -1,32 +1,97 @@
-//! Ctrl-C.
+//! Signals.
 
 use std::io::{BufRead, BufReader};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
-use crate::workspace::Workspace;
+use safetensors::SafeTensors;
+
+use crate::workspace::{Workspace, pixels};
+
+/// Far more work than is done before the signal.
+const RUN: [&str; 7] = ["generate", "--model", "demo", "--prompt", "a", "--num-images", "1000"];
+
+fn signal(child: &Child, name: &str) {
+    let killed = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+/// Waits until a line of standard error begins with `start`.
+fn wait_for(child: &mut Child, start: &str) -> impl Iterator<Item = String> + use<> {
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut lines = lines.map(|line| line.unwrap());
+    assert!(lines.any(|line| line.starts_with(start)), "nothing begins with `{start}`");
+    lines
+}
 
 #[test]
 fn ctrl_c_leaves_nothing_behind() {
     let workspace = Workspace::with_demo();
-    // Far more steps than run before the interrupt.
-    let run = [
-        "generate",
-        "--model",
-        "demo",
-        "--prompt",
-        "a",
-        "--num-inference-steps",
-        "500",
-        "--num-images",
-        "100",
-    ];
-    let mut child = workspace.command(&run).spawn().unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut lines = lines.map(|line| line.unwrap());
-    assert!(lines.any(|line| line.starts_with("denoising")), "denoising did not begin");
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
+    let mut child =
+        workspace.command(&[&RUN[..], &["--num-inference-steps", "500"]].concat()).spawn().unwrap();
+    let lines = wait_for(&mut child, "denoising");
+    signal(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(lines.last().as_deref(), Some("interrupted"));
+    assert_eq!(workspace.files(), ["demo"]);
+}
+
+#[test]
+fn an_interrupt_keeps_the_pictures_that_are_done() {
+    let workspace = Workspace::with_demo();
+    for (name, code) in [("INT", 130), ("TERM", 143)] {
+        let mut child =
+            workspace.command(&[&RUN[..], &["--num-inference-steps", "1"]].concat()).spawn().unwrap();
+        let mut printed = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+        let mut paths: Vec<String> = printed.by_ref().take(2).collect();
+        signal(&child, name);
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{name}");
+        paths.extend(printed);
+        assert_eq!(paths[..2], ["xdit-0.png", "xdit-1.png"]);
+        // A picture that was saved last may not have been announced.
+        let mut files = workspace.files();
+        files.retain(|name| name != "demo");
+        assert!(files.len() - paths.len() <= 1, "{files:?}, {paths:?}");
+        for name in &files {
+            assert_eq!(pixels(&workspace.path(name)).0, 256, "{name} is complete");
+            std::fs::remove_file(workspace.path(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_keeps_the_latents_that_are_done() {
+    let workspace = Workspace::with_demo();
+    let run = [&RUN[..], &["--num-inference-steps", "1", "--output-type", "latent"]].concat();
+    let mut child = workspace.command(&run).spawn().unwrap();
+    drop(wait_for(&mut child, "denoising picture 3 of 1000"));
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(workspace.files(), ["demo", "xdit.safetensors"]);
+    let bytes = std::fs::read(workspace.path("xdit.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let images = file.tensor("latents").unwrap().shape()[0];
+    assert!((1..1000).contains(&images), "{images} pictures");
+}
+
+/// Test programs may have been started with signals ignored; `env` sets them as the test needs them.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hangup_ends_the_program_unless_it_is_ignored() {
+    let workspace = Workspace::with_demo();
+    for (setting, ended_by) in [("--default-signal=HUP", "HUP"), ("--ignore-signal=HUP", "TERM")] {
+        let program = workspace.command(&[]);
+        let mut command = Command::new("/usr/bin/env");
+        command.arg(setting).arg(program.get_program()).args(RUN).args(["--num-inference-steps", "500"]);
+        command.current_dir(workspace.path("")).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = wait_for(&mut child, "denoising");
+        signal(&child, "HUP");
+        if ended_by == "TERM" {
+            assert!(child.try_wait().unwrap().is_none(), "a hangup that is ignored ends nothing");
+            signal(&child, "TERM");
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(143), "{setting}");
+        assert_eq!(lines.last().as_deref(), Some("interrupted"));
+    }
     assert_eq!(workspace.files(), ["demo"]);
 }

@@ -41,9 +41,16 @@ fn a_plan_as_json_has_the_same_contents_as_the_table() {
 #[test]
 fn a_plan_ends_with_the_reason_for_what_stays_in_memory() {
     let workspace = Workspace::with_demo();
-    let plan = workspace.ok(&["plan", "--model", "demo"]);
-    let line = plan.lines().last().unwrap();
-    let (line, free) = line.rsplit_once(", free memory ").unwrap();
-    insta::assert_snapshot!(line, @"residency `request`: nothing stays in memory after the last picture; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB");
-    assert!(free.ends_with("iB)"), "{free}");
+    let residency = |keep: &str| {
+        let plan = workspace.ok(&["plan", "--model", "demo", "--keep", keep]);
+        let (line, free) = plan.lines().last().unwrap().rsplit_once(", free memory ").unwrap();
+        assert!(free.ends_with("iB)"), "{free}");
+        line.to_owned()
+    };
+    let lines = ["auto", "none", "transformer"].map(residency).join("\n");
+    insta::assert_snapshot!(lines, @"
+    residency `request`: nothing stays in memory after the last picture; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
+    residency `none`: nothing stays in memory after the last picture; layers used once are read for each picture (transformer and autoencoder 1.46 MiB
+    residency `transformer`: transformer and autoencoder stay in memory; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
+    ");
 }

@@ -15,7 +15,8 @@ pub enum Keep {
     All,
     /// Transformer and autoencoder stay. Text encoders are freed once all prompts of a request are encoded.
     Transformer,
-    /// Nothing stays. The transformer is freed before the last picture of a request is decoded.
+    /// Nothing stays. The transformer is freed before the last picture of a request is decoded. Where memory is short,
+    /// layers that only make conditions ready are treated as in `None`.
     Request,
     /// As `Request`; and layers that only make conditions ready are read for each picture, and take no memory while its
     /// steps run.
