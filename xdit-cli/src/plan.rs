@@ -6,9 +6,11 @@ use std::ops::Range;
 use indicatif::HumanBytes;
 use serde_json::{Map, Value, json};
 use xdit_core::Result;
+use xdit_core::pipeline::{Keep, Kept};
 use xdit_core::plan::Plan;
 use xdit_core::plan::cost::Cost;
 use xdit_core::plan::mesh::Axis;
+use xdit_core::weights::Residency;
 
 use crate::args::{GenerateArgs, ReportFormat};
 use crate::model::locate;
@@ -31,15 +33,15 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
     let pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
-    let costs = pipeline.costs(&resolved)?;
+    let (costs, kept) = (pipeline.costs(&resolved)?, pipeline.kept());
     match args.report {
-        Some(ReportFormat::Json) => print(&format!("{:#}\n", json(&resolved.plan, &costs))),
-        None => print(&format!("{}\n{}", resolved.plan, table(&costs))),
+        Some(ReportFormat::Json) => print(&format!("{:#}\n", json(&resolved.plan, &costs, kept))),
+        None => print(&format!("{}\n{}\n{}\n", resolved.plan, table(&costs), residency(kept))),
     }
 }
 
 /// The same for programs. Bytes are what one rank sends in a steady step, by axis, and what it holds.
-fn json(plan: &Plan, costs: &[Cost]) -> Value {
+fn json(plan: &Plan, costs: &[Cost], kept: Kept) -> Value {
     let (mesh, process) = (&plan.mesh, of_process(costs));
     let rank = |(rank, cost): (usize, &Cost)| {
         let sequence = mesh.sequence_coordinate(rank);
@@ -68,6 +70,12 @@ fn json(plan: &Plan, costs: &[Cost]) -> Value {
             "once_parameter_bytes": process.share.parameters.once,
             "context_bytes": process.share.contexts,
             "peak_kv_bytes": process.peak_kv_bytes,
+        },
+        "residency": {
+            "keep": policy(kept.keep),
+            "once": if kept.once == Residency::Hold { "held" } else { "read again" },
+            "transformer_bytes": kept.transformer_bytes,
+            "free_bytes": kept.free_bytes,
         },
     })
 }
@@ -114,4 +122,34 @@ fn table(costs: &[Cost]) -> String {
         line("all", &of_process(costs), "");
     }
     table
+}
+
+/// The name of a policy.
+fn policy(keep: Keep) -> &'static str {
+    match keep {
+        Keep::Auto => "auto",
+        Keep::All => "all",
+        Keep::Transformer => "transformer",
+        Keep::Request => "request",
+        Keep::None => "none",
+    }
+}
+
+/// Which components stay in memory, and why, in a line.
+fn residency(kept: Kept) -> String {
+    let stay = match kept.keep {
+        Keep::All => "text encoders, transformer and autoencoder stay in memory",
+        Keep::Auto | Keep::Transformer => "transformer and autoencoder stay in memory",
+        Keep::Request | Keep::None => "nothing stays in memory after the last picture",
+    };
+    let once = match kept.once {
+        Residency::Hold => "layers used once stay as long as the transformer",
+        Residency::Reread => "layers used once are read for each picture",
+    };
+    let transformer = HumanBytes(kept.transformer_bytes);
+    let why = match kept.free_bytes {
+        Some(free) => format!("transformer and autoencoder {transformer}, free memory {}", HumanBytes(free)),
+        None => format!("transformer and autoencoder {transformer}, free memory unknown"),
+    };
+    format!("residency `{}`: {stay}; {once} ({why})", policy(kept.keep))
 }

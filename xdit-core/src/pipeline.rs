@@ -18,7 +18,7 @@ use crate::plan::cost::Cost;
 pub use crate::run::cancel::Cancel;
 pub use crate::run::observer::{Completed, Event, Observer, Phase, Step};
 use crate::run::record::RankReport;
-pub use crate::run::residency::Keep;
+pub use crate::run::residency::{Keep, Kept};
 
 /// Where and how a pipeline runs.
 #[derive(Clone, Debug)]
@@ -85,6 +85,9 @@ pub trait Pipeline: Send {
     /// # Errors
     /// If a rank's share of the checkpoint cannot be loaded.
     fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>>;
+
+    /// Which components stay in memory.
+    fn kept(&self) -> Kept;
 
     /// Carries out a [resolved](Self::resolve) request. `observer` has each picture as soon as it is done.
     ///

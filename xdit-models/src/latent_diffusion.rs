@@ -9,7 +9,7 @@ use xdit_core::config::Config;
 use xdit_core::json::read_json;
 use xdit_core::noise;
 use xdit_core::pipeline::{
-    Cancel, Extra, Keep, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
+    Cancel, Extra, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
 use xdit_core::placement::Share;
 use xdit_core::plan::cost::{Cost, Sizes, costs};
@@ -17,7 +17,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
 use xdit_core::rows::Rows;
 use xdit_core::run::ranks::{Ranks, check_devices};
-use xdit_core::run::residency::free_bytes;
+use xdit_core::run::residency::{Kept, free_bytes};
 use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model, Noise};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
 use xdit_core::shared::Shared;
@@ -236,6 +236,7 @@ impl Decoder for AutoencoderKl {
 pub struct LatentPipeline<R: Recipe> {
     recipe: R,
     options: LoadOptions,
+    kept: Kept,
     model: Arc<LatentModel<R::Transformer>>,
     /// What `scheduler_config.json` says.
     scheduler: Value,
@@ -260,14 +261,11 @@ impl<R: Recipe> LatentPipeline<R> {
         let mut model = LatentModel::open(index, options, &R::FAMILY)?;
         let recipe = recipe(&model)?;
         let transformer_bytes = model.transformer.bytes + model.vae.bytes;
-        let keep = options.keep.choose(transformer_bytes, free_bytes());
-        if keep == Keep::None {
-            model.residency = Residency::Reread;
-        }
-        let options = LoadOptions { keep, ..options.clone() };
-        let model = Arc::new(model);
-        let ranks = Ranks::new(model.clone(), options.devices.clone(), keep);
-        Ok(Box::new(Self { recipe, options, model, scheduler: scheduler_config, ranks }))
+        let kept = options.keep.decide(transformer_bytes, free_bytes(&options.devices[0]));
+        model.residency = kept.once;
+        let (options, model) = (options.clone(), Arc::new(model));
+        let ranks = Ranks::new(model.clone(), options.devices.clone(), kept.keep);
+        Ok(Box::new(Self { recipe, options, kept, model, scheduler: scheduler_config, ranks }))
     }
 
     /// The noise scheduler for a picture of `size`.
@@ -360,7 +358,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         if request.vae_tiling && request.decode && plan.decoding_shares > 1 {
             observer.warn("tiles are decoded one after the other: the parallel VAE is left out");
         }
-        let keep = self.options.keep;
+        let keep = self.kept.keep;
         let mut desk = Desk { device: &self.options.devices[0], keep, cancel, observer: &mut *observer };
         let conditions = self.recipe.encode(resolved, &self.model, &mut desk)?;
         let scheduler = self.scheduler(resolved.generated_size, resolved.num_inference_steps)?;
@@ -381,6 +379,10 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             scheduler,
         };
         self.ranks.run(job, cancel, observer)
+    }
+
+    fn kept(&self) -> Kept {
+        self.kept
     }
 
     fn device(&self) -> &Device {

@@ -32,7 +32,7 @@ fn a_full_size_checkpoint_is_inspected_and_planned_without_reading_it() {
     ");
 
     let degrees = ["--pipefusion-parallel-degree", "4", "--tensor-parallel-degree", "2"];
-    let plan = workspace.ok(&[&["plan", "--model", "flux"], &degrees[..]].concat());
+    let plan = workspace.plan(&[&["--model", "flux"], &degrees[..]].concat());
     insta::assert_snapshot!(plan, @r"
     pp 4 × tp 2: 4 patches, 1 of 28 steps synchronous
     rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
@@ -91,7 +91,7 @@ fn stable_diffusion_3_5_medium() {
     defaults     1024x1024 pixels, 28 steps, guidance 7, 256 tokens
     ");
     let degrees = ["--use-cfg-parallel", "--pipefusion-parallel-degree", "2", "--ulysses-degree", "2"];
-    insta::assert_snapshot!(workspace.ok(&[&["plan", "--model", "sd3"], &degrees[..]].concat()), @r"
+    insta::assert_snapshot!(workspace.plan(&[&["--model", "sd3"], &degrees[..]].concat()), @r"
     cfg 2 × pp 2 × ulysses 2: 2 patches, 1 of 28 steps synchronous
     rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
        0    0   0   0    0       0   0      0..1     0..12      2048

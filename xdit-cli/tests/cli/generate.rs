@@ -279,7 +279,7 @@ fn the_hybrid_command_of_xdit() {
 fn a_plan_is_printed_and_no_file_is_written() {
     let workspace = Workspace::with_demo();
     let options = ["--pipefusion-parallel-degree", "2", "--ulysses-degree", "2", "--num-pipeline-patch", "3"];
-    let plan = workspace.ok(&[&["plan", "--model", "demo", "--prompt", "a"], &options[..]].concat());
+    let plan = workspace.plan(&[&["--model", "demo", "--prompt", "a"], &options[..]].concat());
     insta::assert_snapshot!(plan, @r"
     pp 2 × ulysses 2: 3 patches, 1 of 20 steps synchronous
     rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens

@@ -23,5 +23,34 @@ fn a_plan_as_json_has_the_same_contents_as_the_table() {
     let width = side("num_attention_heads") * side("attention_head_dim");
     assert_eq!(ranks[0]["step_bytes"], json!({ "ring": 2 * 2 * 2 * 128 * width * 4 }));
     assert_eq!(ranks[0]["peak_kv_bytes"], 0);
-    assert!(ranks[0]["parameter_bytes"].as_u64().unwrap() > 0);
+    // The timestep and six modulations in both branches, for all 20 steps.
+    assert_eq!(ranks[0]["context_bytes"], json!(2 * 20 * 7 * width * 4));
+    let bytes = |of: &Value, name: &str| of[name].as_u64().unwrap();
+    let (rank, process) = (&ranks[0], &plan["process"]);
+    assert!(bytes(rank, "parameter_bytes") > 0 && bytes(rank, "once_parameter_bytes") > 0);
+    // Both ranks hold the same layers and contexts.
+    assert!(bytes(process, "parameter_bytes") * 10 < bytes(rank, "parameter_bytes") * 11);
+    for name in ["once_parameter_bytes", "context_bytes"] {
+        assert_eq!(process[name], rank[name]);
+    }
+    let residency = &plan["residency"];
+    assert_eq!((&residency["keep"], &residency["once"]), (&json!("request"), &json!("held")));
+    assert!(bytes(residency, "free_bytes") > bytes(residency, "transformer_bytes"));
+}
+
+#[test]
+fn a_plan_ends_with_the_reason_for_what_stays_in_memory() {
+    let workspace = Workspace::with_demo();
+    let residency = |keep: &str| {
+        let plan = workspace.ok(&["plan", "--model", "demo", "--keep", keep]);
+        let (line, free) = plan.lines().last().unwrap().rsplit_once(", free memory ").unwrap();
+        assert!(free.ends_with("iB)"), "{free}");
+        line.to_owned()
+    };
+    let lines = ["auto", "none", "transformer"].map(residency).join("\n");
+    insta::assert_snapshot!(lines, @"
+    residency `request`: nothing stays in memory after the last picture; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
+    residency `none`: nothing stays in memory after the last picture; layers used once are read for each picture (transformer and autoencoder 1.46 MiB
+    residency `transformer`: transformer and autoencoder stay in memory; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
+    ");
 }

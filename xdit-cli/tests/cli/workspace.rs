@@ -67,6 +67,17 @@ impl Workspace {
         self.ok(&[&run, args].concat())
     }
 
+    /// Runs `xdit plan`, and returns its tables without the line on the memory of this machine behind them.
+    pub fn plan(&self, args: &[&str]) -> String {
+        let plan = self.ok(&[&["plan"], args].concat());
+        let (tables, residency) = plan.trim_end().rsplit_once("\n\n").expect("tables and a line");
+        assert!(
+            residency.starts_with("residency `request`: ") && residency.lines().count() == 1,
+            "{residency}"
+        );
+        tables.to_owned()
+    }
+
     /// Runs the program, which must fail and print no data, and returns its exit code and standard error.
     pub fn error(&self, args: &[&str]) -> String {
         let before = self.files();

@@ -1,34 +1,62 @@
-//! Which components stay in memory between requests.
+//! Which components stay in memory, between requests and within one.
+
+use burn::tensor::Device;
+use sysinfo::System;
+
+use crate::weights::Residency;
 
 /// A policy for the memory that components take, from one request to the next and within one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Keep {
-    /// [Chosen](Self::choose) from the size of the transformer and the free memory.
+    /// [Decided](Self::decide) from the size of the transformer and the free memory.
     #[default]
     Auto,
     /// Text encoders, transformer and autoencoder stay.
     All,
     /// Transformer and autoencoder stay. Text encoders are freed once all prompts of a request are encoded.
     Transformer,
-    /// Nothing stays. The transformer is freed before the last picture of a request is decoded.
+    /// Nothing stays. The transformer is freed before the last picture of a request is decoded. Where memory is short,
+    /// layers that only make conditions ready are treated as in `None`.
     Request,
     /// As `Request`; and layers that only make conditions ready are read for each picture, and take no memory while its
     /// steps run.
     None,
 }
 
+/// A policy, and what it was decided from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The policy that was asked for.
+    pub asked: Keep,
+    /// The policy that is followed, which is not `Auto`.
+    pub keep: Keep,
+    /// Of layers that only make conditions ready, within a request.
+    pub once: Residency,
+    /// Bytes of transformer and autoencoder.
+    pub transformer_bytes: u64,
+    /// Bytes that were free on their device before they were loaded, where that is known.
+    pub free_bytes: Option<u64>,
+}
+
 impl Keep {
     /// The policy that `Auto` stands for; the others stand for themselves. The transformer stays if twice its size fits
-    /// into `free_bytes`, as activations need memory, too, or if the free memory is unknown. If it hardly fits, nothing
-    /// stays.
-    pub fn choose(self, transformer_bytes: u64, free_bytes: Option<u64>) -> Self {
-        match (self, free_bytes) {
-            (Self::Auto, None) => Self::Transformer,
-            (Self::Auto, Some(free)) if transformer_bytes <= free / 2 => Self::Transformer,
-            (Self::Auto, Some(free)) if transformer_bytes <= free / 4 * 3 => Self::Request,
-            (Self::Auto, Some(_)) => Self::None,
-            (chosen, _) => chosen,
-        }
+    /// into `free_bytes`, as activations need memory, too, or if the free memory is unknown. If three quarters of the
+    /// free memory do not hold it, layers that only make conditions ready are read again, unless the policy is to keep
+    /// the transformer.
+    pub fn decide(self, transformer_bytes: u64, free_bytes: Option<u64>) -> Kept {
+        let fits = |share: fn(u64) -> u64| free_bytes.is_none_or(|free| transformer_bytes <= share(free));
+        let keep = match self {
+            Self::Auto if fits(|free| free / 2) => Self::Transformer,
+            Self::Auto if fits(|free| free / 4 * 3) => Self::Request,
+            Self::Auto => Self::None,
+            asked => asked,
+        };
+        let once = match keep {
+            Self::None => Residency::Reread,
+            Self::Request if !fits(|free| free / 4 * 3) => Residency::Reread,
+            _ => Residency::Hold,
+        };
+        Kept { asked: self, keep, once, transformer_bytes, free_bytes }
     }
 
     /// Whether text encoders stay.
@@ -42,12 +70,18 @@ impl Keep {
     }
 }
 
-/// The memory of this machine that programs may still take, where the system says.
-pub fn free_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+/// The memory that programs may still take where the tensors of `device` are, if that is known: on the CPU, what is
+/// available, within the limit of the container.
+pub fn free_bytes(device: &Device) -> Option<u64> {
+    if *device != Device::flex() {
+        return None;
+    }
+    let mut system = System::new();
+    system.refresh_memory();
+    // What a container has read of files is freed when it needs the memory.
+    let of_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
+    let available = Some(system.available_memory()).filter(|&bytes| bytes > 0);
+    [available, of_container].into_iter().flatten().min()
 }
 
 #[cfg(test)]
@@ -55,13 +89,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_depends_on_the_free_memory() {
-        let auto = |free| Keep::Auto.choose(30, free);
-        assert_eq!(auto(Some(60)), Keep::Transformer);
-        assert_eq!(auto(Some(59)), Keep::Request);
-        assert_eq!(auto(Some(40)), Keep::Request);
-        assert_eq!(auto(Some(39)), Keep::None);
-        assert_eq!(auto(None), Keep::Transformer);
-        assert_eq!(Keep::All.choose(30, Some(0)), Keep::All);
+    fn the_policy_depends_on_the_free_memory() {
+        let (hold, reread) = (Residency::Hold, Residency::Reread);
+        for (asked, free, keep, once) in [
+            (Keep::Auto, Some(60), Keep::Transformer, hold),
+            (Keep::Auto, Some(59), Keep::Request, hold),
+            (Keep::Auto, Some(40), Keep::Request, hold),
+            (Keep::Auto, Some(39), Keep::None, reread),
+            (Keep::Auto, None, Keep::Transformer, hold),
+            (Keep::All, Some(0), Keep::All, hold),
+            (Keep::Transformer, Some(0), Keep::Transformer, hold),
+            (Keep::Request, Some(40), Keep::Request, hold),
+            (Keep::Request, Some(39), Keep::Request, reread),
+            (Keep::Request, None, Keep::Request, hold),
+            (Keep::None, Some(1000), Keep::None, reread),
+        ] {
+            let kept = asked.decide(30, free);
+            assert_eq!((kept.keep, kept.once), (keep, once), "{asked:?} with {free:?} free");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        let free = free_bytes(&Device::flex()).expect("the system tells");
+        assert!((1 << 24..1 << 50).contains(&free), "{free}");
     }
 }
