@@ -6,6 +6,8 @@
 use burn::tensor::{DType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the operations that use it follow"))]
+pub(crate) mod amx;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod memory;
