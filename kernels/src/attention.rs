@@ -6,9 +6,12 @@ mod merge;
 mod tests;
 mod tile;
 
-use burn::tensor::{DType, Tensor, activation::softmax};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{Shape, Tensor};
 
-use crate::cpu::{half, is_f32, lanes::Level};
+use crate::optional::Optional;
+use crate::plain::{Plain, dims};
 
 /// `softmax(q kᵀ · scale + bias) v`.
 ///
@@ -19,7 +22,8 @@ use crate::cpu::{half, is_f32, lanes::Level};
 ///   underflows (`-inf` or a large negative number).
 /// - result: `[b, nq, h, d]`
 ///
-/// A query whose every key has a bias of `-inf` gets zeros, and `-inf` for the logarithm of its sum.
+/// A query without keys, or whose every key has a bias of `-inf`, gets zeros, and `-inf` for the logarithm of its sum.
+/// Scores and sums are f32 for 16-bit tensors, and the result is rounded once.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f32) -> Tensor<4> {
     attention_lse(q, k, v, bias, scale).0
 }
@@ -29,8 +33,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4
 /// The second result makes attention over parts of the keys mergeable: see [`merge_lse`].
 ///
 /// # Shapes
-/// As [`attention`]; the second result is `[b, nq, h]`. On the CPU it is f32 even if the tensors have 16 bits: in
-/// bf16, the logarithm for a thousand keys would be off by some percent of the sum.
+/// As [`attention`]; the second result is `[b, nq, h]`. It is f32 even if the tensors have 16 bits: in bf16, the
+/// logarithm for a thousand keys would be off by some percent of the sum.
 pub fn attention_lse(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -38,63 +42,118 @@ pub fn attention_lse(
     bias: Option<Tensor<4>>,
     scale: f32,
 ) -> (Tensor<4>, Tensor<3>) {
-    if [&q, &k, &v].into_iter().chain(&bias).all(is_f32) {
-        return cpu::attention_lse(Level::detect(), q, k, v, bias, scale);
-    }
-    if let Some(half) = half(&q) {
-        let [q, k, v] = [q, k, v].map(|x| x.cast(DType::F32));
-        let (out, lse) = attention_lse(q, k, v, bias.map(|bias| bias.cast(DType::F32)), scale);
-        return (out.cast(half), lse);
-    }
-    reference_attention_lse(q, k, v, bias, scale)
-}
-
-/// [`attention_lse`] in plain tensor operations.
-pub fn reference_attention_lse(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    bias: Option<Tensor<4>>,
-    scale: f32,
-) -> (Tensor<4>, Tensor<3>) {
-    let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
-    let mut scores = q.matmul(k.transpose()).mul_scalar(scale);
-    if let Some(bias) = bias {
-        scores = scores + bias;
-    }
-    let max = scores.clone().max_dim(3);
-    let sum = (scores.clone() - max.clone()).exp().sum_dim(3);
-    let lse = (sum.log() + max).squeeze_dim::<3>(3).swap_dims(1, 2);
-    (softmax(scores, 3).matmul(v).swap_dims(1, 2), lse)
+    let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
+    let (out, lse) = Dispatch::attention_lse(q, k, v, bias.into(), scale);
+    (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
 }
 
 /// Attention over the union of two disjoint sets of keys, from attention over each.
 ///
+/// Where both parts saw no key, the result is what [`attention_lse`] gives for such a query: zeros and `-inf`.
+///
 /// # Shapes
-/// `out_*`: `[b, nq, h, d]`, `lse_*`: `[b, nq, h]`; the result has the same two shapes.
+/// `out_*`: `[b, nq, h, d]`, `lse_*`: `[b, nq, h]`; the result has the same two shapes. Its first tensor has the type
+/// of `out_a`, its second is f32 if that has 16 bits.
 ///
 /// # Source
 /// FlashAttention (Dao et al. 2022), the rescaling of §3.1 applied to whole partial results.
-pub fn merge_lse(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {
-    if is_f32(&a.0) && is_f32(&a.1) && is_f32(&b.0) && is_f32(&b.1) {
-        return merge::merge_lse(Level::detect(), a, b);
-    }
-    if let Some(half) = half(&a.0) {
-        let [a, b] = [a, b].map(|(out, lse)| (out.cast(DType::F32), lse.cast(DType::F32)));
-        let (out, lse) = merge_lse(a, b);
-        return (out.cast(half), lse);
-    }
-    reference_merge_lse(a, b)
-}
-
-/// [`merge_lse`] in plain tensor operations.
-pub fn reference_merge_lse(
+pub fn merge_lse(
     (out_a, lse_a): (Tensor<4>, Tensor<3>),
     (out_b, lse_b): (Tensor<4>, Tensor<3>),
 ) -> (Tensor<4>, Tensor<3>) {
-    let max = lse_a.clone().max_pair(lse_b.clone());
-    let (weight_a, weight_b) = ((lse_a - max.clone()).exp(), (lse_b - max.clone()).exp());
-    let sum = weight_a.clone() + weight_b.clone();
-    let share = |weight: Tensor<3>| (weight / sum.clone()).unsqueeze_dim::<4>(3);
-    (out_a * share(weight_a) + out_b * share(weight_b), sum.log() + max)
+    let (out, lse) = Dispatch::merge_lse(
+        out_a.into_dispatch(),
+        lse_a.into_dispatch(),
+        out_b.into_dispatch(),
+        lse_b.into_dispatch(),
+    );
+    (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
+}
+
+/// Attention on the tensors of a backend.
+#[backend_extension(Flex)]
+pub trait AttentionOps: Backend {
+    /// See [`attention_lse`].
+    fn attention_lse(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        #[extension_type] bias: Optional<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference_attention_lse::<Self>(q, k, v, bias, scale)
+    }
+
+    /// See [`merge_lse`].
+    fn merge_lse(
+        out_a: FloatTensor<Self>,
+        lse_a: FloatTensor<Self>,
+        out_b: FloatTensor<Self>,
+        lse_b: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference_merge_lse::<Self>(out_a, lse_a, out_b, lse_b)
+    }
+}
+
+/// [`attention_lse`] on any backend.
+pub(crate) fn reference_attention_lse<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    bias: Optional<B>,
+    scale: f32,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dtype = q.dtype();
+    let [b, nq, nk, h, d] = sizes(&q.shape(), &k.shape(), &v.shape());
+    let [q, k, v] = [q, k, v].map(|x| Plain::<B>::wide(x).swap_dims(1, 2));
+    if nk == 0 || q.is_empty() {
+        let (out, lse) = (q.full_like([b, nq, h, d], 0.0), q.full_like([b, nq, h], f64::NEG_INFINITY));
+        return (out.round_to(dtype), lse.into_inner());
+    }
+    let mut scores = q.matmul(k.transpose()) * f64::from(scale);
+    if let Some(bias) = bias.into_option() {
+        scores = scores + Plain::wide(bias);
+    }
+    // Finite even if every key is masked, so that no -inf is taken from another.
+    let max = scores.clone().max_dim(3).clamp_min(f64::from(f32::MIN));
+    let weights = (scores - max.clone()).exp();
+    let sum = weights.clone().sum_dim(3);
+    let lse = (sum.clone().log() + max).reshape([b, h, nq]).swap_dims(1, 2);
+    // The largest score adds 1 to the sum, unless there is none. Then zeros are divided by 1.
+    let out = weights.matmul(v) / sum.clamp_min(1.0);
+    (out.swap_dims(1, 2).round_to(dtype), lse.into_inner())
+}
+
+/// [`merge_lse`] on any backend.
+pub(crate) fn reference_merge_lse<B: Backend>(
+    out_a: FloatTensor<B>,
+    lse_a: FloatTensor<B>,
+    out_b: FloatTensor<B>,
+    lse_b: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dtype = out_a.dtype();
+    let [out_a, out_b, lse_a, lse_b] = [out_a, out_b, lse_a, lse_b].map(Plain::<B>::wide);
+    let [b, n, h, _] = out_a.dims();
+    if out_a.is_empty() {
+        return (out_a.round_to(dtype), lse_a.into_inner());
+    }
+    let [lse_a, lse_b] = [lse_a, lse_b].map(|lse| lse.reshape([b, n, h, 1]));
+    let max = Plain::cat(vec![lse_a.clone(), lse_b.clone()], 3).max_dim(3).clamp_min(f64::from(f32::MIN));
+    let [a, b_] = [lse_a, lse_b].map(|lse| (lse - max.clone()).exp());
+    let sum = a.clone() + b_.clone();
+    let lse = (sum.clone().log() + max).reshape([b, n, h]);
+    // The larger part has weight 1, unless both are empty. Then zeros are divided by 1.
+    let out = (out_a * a + out_b * b_) / sum.clamp_min(1.0);
+    (out.round_to(dtype), lse.into_inner())
+}
+
+/// Batch, queries, keys, heads and features of a head.
+///
+/// # Panics
+/// If the tensors do not fit each other.
+fn sizes(q: &Shape, k: &Shape, v: &Shape) -> [usize; 5] {
+    let ([b, nq, h, d], [_, nk, _, _]) = (dims(q), dims(k));
+    assert_eq!(dims(k), [b, nk, h, d], "keys of the batch, heads and features of the queries");
+    assert_eq!(dims(v), [b, nk, h, d], "values of the shape of the keys");
+    [b, nq, nk, h, d]
 }

@@ -1,10 +1,5 @@
 //! Two-dimensional convolution with what surrounds it in an autoencoder folded in.
 
-use burn::tensor::{Tensor, module, ops::ConvOptions};
-
-use crate::cpu::lanes::Level;
-use crate::group_norm::{Affine, reference_norm_act};
-
 mod cpu;
 mod gemm;
 mod image;
@@ -13,6 +8,14 @@ mod patches;
 mod tests;
 mod transforms;
 mod winograd;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{Tensor, ops::ConvOptions};
+
+use crate::group_norm::{Affine, reference_norm_act};
+use crate::optional::Optional;
+use crate::plain::{Plain, dims};
 
 /// A convolution and what is folded into it: `conv(upsample(silu(affine(x)))) + residual`.
 #[derive(Clone, Debug)]
@@ -29,6 +32,36 @@ pub struct Conv2d {
     pub upsample: bool,
 }
 
+/// The part of a [`Conv2d`] that is no tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    /// See [`Conv2d::stride`].
+    pub stride: usize,
+    /// See [`Conv2d::padding`].
+    pub padding: [usize; 4],
+    /// See [`Conv2d::upsample`].
+    pub upsample: bool,
+}
+
+impl Geometry {
+    /// The shape that a weight of shape `weight` makes of an image of shape `x`.
+    ///
+    /// # Panics
+    /// If channels differ, or the kernel does not fit into the padded image.
+    fn result(&self, x: [usize; 4], weight: [usize; 4]) -> [usize; 4] {
+        let ([b, c_in, rows, cols], [c_out, weight_c_in, ky, kx]) = (x, weight);
+        assert_eq!(c_in, weight_c_in, "channels of the input and the weight");
+        let [top, bottom, left, right] = self.padding;
+        let doubled = u32::from(self.upsample);
+        let steps = |size: usize, kernel: usize| {
+            assert!(size >= kernel, "a kernel of {kernel} does not fit into a padded input of {size}");
+            (size - kernel) / self.stride + 1
+        };
+        let rows = steps((rows << doubled) + top + bottom, ky);
+        [b, c_out, rows, steps((cols << doubled) + left + right, kx)]
+    }
+}
+
 /// Applies `conv` to `x`.
 ///
 /// `norm` is applied to `x` first, followed by SiLU; `residual` is added to the result, and its memory is reused
@@ -37,40 +70,77 @@ pub struct Conv2d {
 /// # Shapes
 /// `x`: `[b, c_in, y, x]`; result and `residual`: `[b, c_out, y', x']`.
 pub fn conv2d(conv: &Conv2d, x: Tensor<4>, norm: Option<&Affine>, residual: Option<Tensor<4>>) -> Tensor<4> {
-    if cpu::runs(conv, &x, norm, residual.as_ref()) {
-        return cpu::conv2d(Level::detect(), cpu::Algorithm::choose(conv, &x), conv, x, norm, residual);
-    }
-    reference_conv2d(conv, x, norm, residual)
+    let Conv2d { weight, bias, stride, padding, upsample } = conv.clone();
+    let y = Dispatch::conv2d(
+        Geometry { stride, padding, upsample },
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        bias.into(),
+        norm.map(|affine| affine.scale.clone()).into(),
+        norm.map(|affine| affine.shift.clone()).into(),
+        residual.into(),
+    );
+    Tensor::from_dispatch(y)
 }
 
-/// [`conv2d`] in plain tensor operations.
-pub fn reference_conv2d(
-    conv: &Conv2d,
-    x: Tensor<4>,
-    norm: Option<&Affine>,
-    residual: Option<Tensor<4>>,
-) -> Tensor<4> {
-    let mut x = match norm {
-        Some(affine) => reference_norm_act(x, affine, true),
-        None => x,
+/// Convolution on the tensors of a backend.
+#[backend_extension(Flex)]
+pub trait ConvOps: Backend {
+    /// See [`conv2d()`]. `scale` and `shift` are those of `norm`, both or neither.
+    fn conv2d(
+        geometry: Geometry,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Optional<Self>,
+        #[extension_type] scale: Optional<Self>,
+        #[extension_type] shift: Optional<Self>,
+        #[extension_type] residual: Optional<Self>,
+    ) -> FloatTensor<Self> {
+        reference_conv2d::<Self>(geometry, x, weight, bias, scale, shift, residual)
+    }
+}
+
+/// [`conv2d()`] on any backend.
+///
+/// 16-bit tensors are multiplied as they are, as in [`linear`](crate::linear()).
+pub(crate) fn reference_conv2d<B: Backend>(
+    geometry: Geometry,
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Optional<B>,
+    scale: Optional<B>,
+    shift: Optional<B>,
+    residual: Optional<B>,
+) -> FloatTensor<B> {
+    let dtype = x.dtype();
+    let shape @ [_, c_out, ..] = geometry.result(dims(&x.shape()), dims(&weight.shape()));
+    let x = match (scale.into_option(), shift.into_option()) {
+        (Some(scale), Some(shift)) => reference_norm_act::<B>(x, scale, shift, true),
+        _ => x,
     };
-    if conv.upsample {
+    let mut x = Plain::<B>::new(x);
+    if shape.contains(&0) {
+        return x.full_like(shape, 0.0).into_inner();
+    }
+    if geometry.upsample {
         let [b, c, rows, cols] = x.dims();
-        x = x.reshape([b, c, rows, 1, cols, 1]).repeat_dim(3, 2).repeat_dim(5, 2).reshape([
-            b,
-            c,
-            rows * 2,
-            cols * 2,
-        ]);
+        x = x.reshape([b, c, rows, 1, cols, 1]).repeat(3, 2).repeat(5, 2);
+        x = x.reshape([b, c, 2 * rows, 2 * cols]);
     }
-    let [top, bottom, left, right] = conv.padding;
-    if conv.padding != [0; 4] {
-        x = x.pad((left, right, top, bottom), 0.0);
+    let [top, bottom, left, right] = geometry.padding;
+    if geometry.padding != [0; 4] {
+        x = x.pad(&[(0, 0), (0, 0), (top, bottom), (left, right)]);
     }
-    let options = ConvOptions::new([conv.stride; 2], [0, 0], [1, 1], 1);
-    let y = module::conv2d(x, conv.weight.clone(), conv.bias.clone(), options);
-    match residual {
-        Some(residual) => residual + y,
-        None => y,
+    let options = ConvOptions::new([geometry.stride; 2], [0, 0], [1, 1], 1);
+    let y = B::conv2d(x.into_inner(), weight, None, options);
+    let mut y = Plain::<B>::wide(y);
+    if let Some(bias) = bias.into_option() {
+        y = y + Plain::wide(bias).reshape([1, c_out, 1, 1]);
     }
+    if let Some(residual) = residual.into_option() {
+        let residual = Plain::wide(residual);
+        assert_eq!(residual.dims(), shape, "a residual of the result's shape");
+        y = y + residual;
+    }
+    y.round_to(dtype)
 }

@@ -1,9 +1,11 @@
-//! What the CPU versions share: how they see Flex tensors, vectors, and work among threads.
+//! Shared parts of the CPU versions: views of Flex tensors, vectors, and work among threads.
 //!
 //! Every result is bitwise the same for any number of threads: work is cut at places that depend on the shape
 //! alone, or in ways that do not change what is computed for an element.
 
-use burn::tensor::{DType, Tensor};
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{Bytes, DType, FloatDType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the operations that use it follow"))]
@@ -17,43 +19,63 @@ mod rows;
 pub(crate) mod silu;
 pub(crate) mod workers;
 
-pub(crate) use rows::{PerImage, Rows, map_rows};
+pub(crate) use rows::{PerImage, TensorRows, map_rows};
 
-/// Whether `tensor` is f32 and lives on the CPU backend.
-pub(crate) fn is_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && tensor.clone().try_into_primitive::<Flex>().is_ok()
-}
-
-/// The type of `tensor` if it has 16 bits and lives on the CPU backend, where arithmetic of that width is slow: what is
-/// cast to f32, computed and rounded once is faster and nearer.
-pub(crate) fn half<const D: usize>(tensor: &Tensor<D>) -> Option<DType> {
-    let is_half = matches!(tensor.dtype(), DType::F16 | DType::BF16);
-    (is_half && tensor.clone().try_into_primitive::<Flex>().is_ok()).then(|| tensor.dtype())
-}
-
-/// The CPU tensor behind `tensor`, with whatever strides it has.
+/// `tensor` in f32, the type that CPU versions compute in: itself, or its 16-bit numbers widened.
+///
+/// This and [`round_to`] are the only places where the CPU versions change types.
 ///
 /// # Panics
-/// If it is not [`is_f32`].
-pub(crate) fn strided<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
-    let tensor = tensor.try_into_primitive::<Flex>().expect("checked by is_f32");
-    assert_eq!(tensor.dtype(), DType::F32);
-    tensor
+/// If `tensor` has neither 16 bits nor f32.
+pub(crate) fn wide(tensor: FlexTensor) -> FlexTensor {
+    match tensor.dtype() {
+        DType::F32 => tensor,
+        DType::F16 | DType::BF16 => Flex::float_cast(tensor, FloatDType::F32),
+        other => panic!("{other:?} beside f32 or 16-bit tensors"),
+    }
 }
 
-/// The CPU tensor behind `tensor`, copied only if it is not contiguous.
-pub(crate) fn contiguous<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
-    strided(tensor).to_contiguous()
+/// The f32 result of a CPU version, rounded once to `dtype`.
+pub(crate) fn round_to(tensor: FlexTensor, dtype: DType) -> FlexTensor {
+    if tensor.dtype() == dtype { tensor } else { Flex::float_cast(tensor, dtype.into()) }
+}
+
+/// The sizes of `tensor`.
+///
+/// # Panics
+/// If it has not `D` dimensions.
+pub(crate) fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    tensor.shape().as_slice().try_into().expect("as many dimensions as the operation takes")
 }
 
 /// A tensor of `shape` over `data`.
-pub(crate) fn tensor<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-    assert_eq!(data.len(), shape.iter().product::<usize>());
-    let bytes = burn::tensor::Bytes::from_elems(data);
-    Tensor::from_primitive::<Flex>(FlexTensor::new(bytes, Layout::contiguous(shape.into()), DType::F32))
+pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<burn::tensor::Shape>) -> FlexTensor {
+    let shape = shape.into();
+    assert_eq!(data.len(), shape.num_elements());
+    FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape), DType::F32)
 }
 
-/// The elements of a tensor that [`contiguous`] made.
+/// `tensor`, copied only if it is not contiguous. Consumes it, so that memory which nobody else holds stays exclusive.
+pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    tensor.to_contiguous()
+}
+
+/// The elements of a contiguous f32 tensor.
 pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("made contiguous")
+}
+
+/// The memory of `tensor`, shared with it: `None` unless it is on the CPU and its elements, one after the other, are all
+/// that is in there. Whoever changes the tensor in place changes a copy while this is alive.
+pub fn shared_memory<const D: usize>(tensor: &Tensor<D>) -> Option<impl AsRef<[u8]> + Send + Sync + use<D>> {
+    struct Memory(FlexTensor);
+    impl AsRef<[u8]> for Memory {
+        fn as_ref(&self) -> &[u8] {
+            self.0.bytes()
+        }
+    }
+    let tensor = tensor.clone().try_into_primitive::<Flex>().ok()?;
+    let (layout, size) = (tensor.layout(), tensor.dtype().size());
+    let is_all = layout.is_contiguous() && layout.num_elements() * size == tensor.bytes().len();
+    is_all.then_some(Memory(tensor))
 }

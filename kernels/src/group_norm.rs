@@ -3,18 +3,22 @@
 //! The halves are apart because the moments may come from several ranks that each hold some rows of the image, and
 //! because the second half is cheap to fold into whatever reads the result.
 
-use burn::tensor::{Tensor, activation::silu};
-
-use crate::cpu::lanes::Level;
-
 mod cpu;
 #[cfg(test)]
 mod tests;
 
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{DType, Tensor};
+
+use crate::activation::{Activation, apply};
+use crate::plain::Plain;
+
 /// Mean and squared deviations from it of each group of channels of each image.
 ///
 /// These, not Σx and Σx², because the difference of the latter loses digits as the mean grows beside the deviation.
-/// Parts of an image combine exactly: ranks [`merge`](Self::merge) what they gather from each other.
+/// Parts of an image combine exactly: ranks [`merge`](Self::merge) what they gather from each other. Moments of an image
+/// of 16-bit numbers are f32.
 #[derive(Clone, Debug)]
 pub struct Moments {
     /// Elements in each group.
@@ -26,14 +30,14 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// The moments of `self`'s and `other`'s elements together.
+    /// The moments of `self`'s and `other`'s elements together. Either may be without elements.
     ///
     /// # Source
     /// Chan, Golub and LeVeque, *Algorithms for Computing the Sample Variance* (1983), equation 2.1.
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         let count = self.count + other.count;
-        let share = other.count as f64 / count as f64;
+        let share = if count == 0 { 0.0 } else { other.count as f64 / count as f64 };
         let apart = other.mean - self.mean.clone();
         Self {
             count,
@@ -45,7 +49,7 @@ impl Moments {
     }
 }
 
-/// `x · scale + shift`, a scale and shift for each channel of each image.
+/// `x · scale + shift`, a scale and shift for each channel of each image. For images of 16-bit numbers they are f32.
 #[derive(Clone, Debug)]
 pub struct Affine {
     /// `[b, c]`
@@ -54,18 +58,21 @@ pub struct Affine {
     pub shift: Tensor<2>,
 }
 
-/// The moments of each group of `c / groups` channels.
+/// The moments of each group of `c / groups` channels. Those of no elements are zeros.
 ///
 /// # Shapes
 /// `x`: `[b, c, y, x]` with `c` a multiple of `groups`.
 pub fn group_norm_moments(x: Tensor<4>, groups: usize) -> Moments {
-    if crate::cpu::is_f32(&x) {
-        return cpu::moments(Level::detect(), x, groups);
+    let [_, c, rows, cols] = x.dims();
+    let (mean, deviation) = Dispatch::group_norm_moments(x.into_dispatch(), groups);
+    Moments {
+        count: c / groups * rows * cols,
+        mean: Tensor::from_dispatch(mean),
+        deviation: Tensor::from_dispatch(deviation),
     }
-    reference_group_norm_moments(x, groups)
 }
 
-/// The scale and shift a channel that group norm with `moments` amounts to.
+/// The scale and shift a channel that group norm with `moments` amounts to, in the type of the moments.
 ///
 /// # Shapes
 /// `weight`, `bias`: `[c]`.
@@ -73,7 +80,11 @@ pub fn group_norm_affine(moments: Moments, weight: Tensor<1>, bias: Tensor<1>, e
     let Moments { count, mean, deviation } = moments;
     let [b, groups] = mean.dims();
     let [c] = weight.dims();
-    let inverse = deviation.div_scalar(count as f64).add_scalar(eps).sqrt().recip();
+    let [weight, bias] = [weight, bias].map(|parameter| match parameter.dtype() {
+        DType::F16 | DType::BF16 => parameter.cast(mean.dtype()),
+        _ => parameter,
+    });
+    let inverse = deviation.div_scalar(count.max(1) as f64).add_scalar(eps).sqrt().recip();
     let per_channel = |t: Tensor<2>| t.reshape([b, groups, 1]).repeat_dim(2, c / groups).reshape([b, c]);
     let scale = per_channel(inverse) * weight.unsqueeze();
     let shift = bias.unsqueeze() - per_channel(mean) * scale.clone();
@@ -82,28 +93,77 @@ pub fn group_norm_affine(moments: Moments, weight: Tensor<1>, bias: Tensor<1>, e
 
 /// `affine(x)`, then SiLU if `act`. Reuses `x`'s memory where nobody else holds it.
 ///
+/// 16-bit numbers are computed in f32 and rounded once.
+///
 /// # Shapes
 /// `x`: `[b, c, y, x]`.
 pub fn norm_act(x: Tensor<4>, affine: &Affine, act: bool) -> Tensor<4> {
-    if [&affine.scale, &affine.shift].into_iter().all(crate::cpu::is_f32) && crate::cpu::is_f32(&x) {
-        return cpu::norm_act(Level::detect(), x, affine, act);
+    let [scale, shift] = [&affine.scale, &affine.shift].map(|tensor| tensor.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::norm_act(x.into_dispatch(), scale, shift, act))
+}
+
+/// The two halves of group norm on the tensors of a backend.
+#[backend_extension(Flex)]
+pub trait GroupNormOps: Backend {
+    /// Mean and squared deviations, each `[b, groups]`: see [`group_norm_moments`].
+    fn group_norm_moments(x: FloatTensor<Self>, groups: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference_group_norm_moments::<Self>(x, groups)
     }
-    reference_norm_act(x, affine, act)
+
+    /// See [`norm_act`].
+    fn norm_act(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        reference_norm_act::<Self>(x, scale, shift, act)
+    }
 }
 
-/// [`group_norm_moments`] in plain tensor operations.
-pub fn reference_group_norm_moments(x: Tensor<4>, groups: usize) -> Moments {
+/// [`group_norm_moments`] on any backend.
+pub(crate) fn reference_group_norm_moments<B: Backend>(
+    x: FloatTensor<B>,
+    groups: usize,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let x = Plain::<B>::wide(x);
     let [b, c, rows, cols] = x.dims();
-    let count = c / groups * rows * cols;
-    let x = x.reshape([b, groups, count]);
-    let mean = x.clone().mean_dim(2);
-    let deviation = (x - mean.clone()).square().sum_dim(2);
-    Moments { count, mean: mean.squeeze_dim(2), deviation: deviation.squeeze_dim(2) }
+    assert_eq!(c % groups, 0, "{groups} groups of {c} channels");
+    if x.is_empty() {
+        let zeros = x.full_like([b, groups], 0.0);
+        return (zeros.clone().into_inner(), zeros.into_inner());
+    }
+    let x = x.reshape([b * groups, c / groups, rows, cols]);
+    // Sums of sums: one of all elements would lose digits where a backend adds them one by one.
+    let sum = |x: Plain<B>| x.sum_dim(3).sum_dim(2).sum_dim(1);
+    let mean = |x| sum(x) / (c / groups * rows * cols) as f64;
+    let first = mean(x.clone());
+    let centred = x - first.clone();
+    // The digits that rounding took from the mean are a mean of their own.
+    let rest = mean(centred.clone());
+    let deviation = sum((centred - rest.clone()).square());
+    let [mean, deviation] = [first + rest, deviation].map(|x| x.reshape([b, groups]).into_inner());
+    (mean, deviation)
 }
 
-/// [`norm_act`] in plain tensor operations.
-pub fn reference_norm_act(x: Tensor<4>, affine: &Affine, act: bool) -> Tensor<4> {
-    let [b, c] = affine.scale.dims();
-    let y = x * affine.scale.clone().reshape([b, c, 1, 1]) + affine.shift.clone().reshape([b, c, 1, 1]);
-    if act { silu(y) } else { y }
+/// [`norm_act`] on any backend.
+pub(crate) fn reference_norm_act<B: Backend>(
+    x: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    shift: FloatTensor<B>,
+    act: bool,
+) -> FloatTensor<B> {
+    let (dtype, x) = (x.dtype(), Plain::<B>::wide(x));
+    let [b, c, ..] = x.dims::<4>();
+    let [scale, shift] = [scale, shift].map(|factor| {
+        let factor = Plain::<B>::wide(factor);
+        assert_eq!(factor.dims(), [b, c], "a scale and a shift for each channel of each image");
+        factor.reshape([b, c, 1, 1])
+    });
+    if x.is_empty() {
+        return x.round_to(dtype);
+    }
+    let y = x * scale + shift;
+    let y = if act { apply(Activation::Silu, y) } else { y };
+    y.round_to(dtype)
 }

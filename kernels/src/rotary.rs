@@ -4,12 +4,16 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::{DType, Tensor};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::Tensor;
 
-use crate::cpu::{is_f32, lanes::Level};
+use crate::plain::Plain;
 
 /// Turns each pair of features that lie side by side: `(x₀, x₁)` becomes `(x₀ cos − x₁ sin, x₁ cos + x₀ sin)`, with
 /// one angle for each token and pair. Works in `x`'s memory where nobody else holds it.
+///
+/// 16-bit numbers are computed in f32 and rounded once.
 ///
 /// # Shapes
 /// `x`: `[b, n, h, d]`; `cos`, `sin`: `[n, d/2]`, f32 whatever `x` is.
@@ -17,21 +21,40 @@ use crate::cpu::{is_f32, lanes::Level};
 /// # Source
 /// RoFormer (Su et al. 2021) §3.2.2; diffusers' `apply_rotary_emb` with `use_real_unbind_dim = -1`.
 pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
-    if is_f32(&x) && is_f32(&cos) && is_f32(&sin) {
-        return cpu::rotary(Level::detect(), x, cos, sin);
-    }
-    reference_rotary(x, cos, sin)
+    let rotated = Dispatch::rotary(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
+    Tensor::from_dispatch(rotated)
 }
 
-/// [`rotary`] in plain tensor operations, computed in f32.
-pub fn reference_rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
-    let ([b, n, h, d], dtype) = (x.dims(), x.dtype());
-    let pairs = x.cast(DType::F32).reshape([b, n, h, d / 2, 2]);
+/// Rotary embedding on the tensors of a backend.
+#[backend_extension(Flex)]
+pub trait RotaryOps: Backend {
+    /// See [`rotary`].
+    fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference_rotary::<Self>(x, cos, sin)
+    }
+}
+
+/// [`rotary`] on any backend.
+pub(crate) fn reference_rotary<B: Backend>(
+    x: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (dtype, x) = (x.dtype(), Plain::<B>::wide(x));
+    let [b, n, h, d] = x.dims();
+    let [cos, sin] = [cos, sin].map(|table| {
+        let table = Plain::<B>::wide(table);
+        assert_eq!(table.dims(), [n, d / 2], "an angle for each token and pair");
+        table.reshape([1, n, 1, d / 2, 1])
+    });
+    if x.is_empty() {
+        return x.round_to(dtype);
+    }
+    let pairs = x.reshape([b, n, h, d / 2, 2]);
     let [first, second] = [0, 1].map(|at| pairs.clone().narrow(4, at, 1));
-    let [cos, sin] = [cos, sin].map(|table| table.reshape([1, n, 1, d / 2, 1]));
     let turned = [
         first.clone() * cos.clone() - second.clone() * sin.clone(), //
         second * cos + first * sin,
     ];
-    Tensor::cat(turned.to_vec(), 4).reshape([b, n, h, d]).cast(dtype)
+    Plain::cat(turned.into(), 4).reshape([b, n, h, d]).round_to(dtype)
 }

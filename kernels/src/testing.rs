@@ -1,6 +1,22 @@
-//! What the tests share.
+//! Shared parts of the tests of CPU versions.
 
 use burn::tensor::Tensor;
+use burn_flex::{Flex, FlexTensor};
+
+/// The CPU tensor behind `tensor`.
+pub(crate) fn flex<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    tensor.try_into_primitive::<Flex>().expect("a tensor on the CPU backend")
+}
+
+/// The inverse of [`flex`].
+pub(crate) fn back<const D: usize>(tensor: FlexTensor) -> Tensor<D> {
+    Tensor::from_primitive::<Flex>(tensor)
+}
+
+/// A CPU tensor of `shape` over `data`.
+pub(crate) fn tensor<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    back(crate::cpu::tensor(data, shape))
+}
 
 /// Normally distributed numbers, the same for the same `seed`.
 pub(crate) fn normal(seed: u64, len: usize) -> Vec<f32> {
@@ -18,7 +34,7 @@ pub(crate) fn normal(seed: u64, len: usize) -> Vec<f32> {
 
 /// A tensor of `shape` with normally distributed elements.
 pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
-    crate::cpu::tensor(normal(seed, shape.iter().product()), shape)
+    tensor(normal(seed, shape.iter().product()), shape)
 }
 
 /// The elements of `tensor` in order.

@@ -1,8 +1,8 @@
-"""Times the reference pipeline on a checkpoint and prints the figures as JSON.
+"""Times the reference pipeline on a checkpoint, and prints the figures as JSON.
 
     python diffusers_bench.py FOLDER [--threads 2] [--steps 4] [--size 1024] [--save FILE]
 
-`--save` keeps the initial and final latents and the picture, so that a timing is also a comparison.
+`--save` writes the initial and final latents and the picture, so that results can be compared as well as timed.
 """
 
 import time
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 PROMPT = "A photo of a fox, sitting on the red sofa beside a broken teapot"
 
-# What each pipeline is called with; the other program takes the same as options.
+# The arguments of each pipeline; xdit gets the same values as options.
 CALLS = {
     "PixArtAlphaPipeline": {
         "negative_prompt": "blurry, low quality",
@@ -34,7 +34,7 @@ CALLS = {
 
 
 class Stopwatch:
-    """Sums up how long the calls of wrapped functions take."""
+    """Sums up the time spent in wrapped functions."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--size", type=int, default=1024, help="height and width in pixels")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", metavar="FILE", help="a safetensors file for latents and picture")
     args = parser.parse_args()
@@ -65,7 +66,8 @@ def main() -> None:
     diffusers.utils.logging.disable_progress_bar()
     imported = time.perf_counter()
 
-    pipe = diffusers.DiffusionPipeline.from_pretrained(args.folder, dtype=torch.float32)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(args.folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     call = CALLS[type(pipe).__name__]
@@ -118,7 +120,7 @@ def main() -> None:
         final = latents[-1]
         if final.ndim == 3:
             final = pipe._unpack_latents(final, args.size, args.size, pipe.vae_scale_factor)
-        save_file({"latents": final.contiguous(), "image": picture.contiguous()}, args.save)
+        save_file({"latents": final.float().contiguous(), "image": picture.contiguous()}, args.save)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a random checkpoint with a model's real block, for timing: nothing in it is worth looking at.
+"""Writes a random checkpoint with blocks of a real model's size, for timing only.
 
     python make_bench_checkpoint.py FAMILY FOLDER
 
@@ -8,8 +8,8 @@
 | sd3 | 4 of SD3 medium's 24, 1536 wide, 24 heads of 64 | f16, as published |
 | flux | 2 of 19 double and 4 of 38 single ones, 3072 wide, 24 heads of 128 | bf16, as published |
 
-Text encoders and the autoencoder, with half of the published channels, are smaller than the real ones. The environment
-is that of `../goldens/make_pixart.py`.
+The text encoders and the autoencoder, which has half of the published channels, are smaller than the real ones. The
+environment is that of `../goldens/make_pixart.py`.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def component(folder: Path, stem: str, config: dict, state: dict, dtype: torch.d
 def t5(folder: Path, dtype: torch.dtype, **changes: int) -> None:
     config = checkpoints.t5_config(**T5 | changes)
     state = T5EncoderModel(T5Config(**config)).state_dict()
-    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared.weight`, published once
+    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared.weight`; only one of them is published
     component(folder, "model", config, state, dtype)
 
 
@@ -97,7 +97,7 @@ def sd3(folder: Path) -> None:
     clip_checkpoints.make_clip_g(folder / "text_encoder_2", seed=6, projection_dim=640, **CLIP_G)
     clip_checkpoints.write_clip_tokenizer(folder / "tokenizer")
     clip_checkpoints.write_clip_tokenizer(folder / "tokenizer_2", pad_token="!")
-    # No narrower than both of CLIP's together.
+    # At least as wide as both CLIP encoders together.
     t5(folder / "text_encoder_3", half, d_model=2048)
     write_tokenizer(folder / "tokenizer_3")
     vae = flux_checkpoints.flux_vae_config() | VAE | {"scaling_factor": 1.5305, "shift_factor": 0.0609}

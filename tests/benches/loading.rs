@@ -12,15 +12,17 @@ use std::time::Instant;
 
 use burn::tensor::DType;
 use serde_json::json;
-use xdit_comm::{Comm, Options, run_ranks};
+use xdit_comm::{Comm, LaunchOptions, run_ranks};
 use xdit_core::Result;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
-use xdit_core::parallel::run::Share;
+use xdit_core::link::HostLink;
+use xdit_core::placement::Share;
 use xdit_core::placement::TensorShare;
 use xdit_core::weights::Weights;
 use xdit_models::flux::{Flux, FluxConfig};
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
+use xdit_models::sharding::Sharded;
 use xdit_tests::device;
 
 const MIB: f64 = 1048576.0;
@@ -58,16 +60,16 @@ fn case(dir: &Path, share: &str, dtype: &str) {
     let dtype = if dtype == "f32" { DType::F32 } else { DType::BF16 };
     let start = Instant::now();
     let before = peak();
-    let ranks = run_ranks(degree, &Options::default(), move |world: Comm| -> Result<_> {
+    let ranks = run_ranks(degree, &LaunchOptions::default(), move |world: Comm| -> Result<_> {
         if world.rank() > 0 {
             return Ok(None);
         }
         let config = FluxConfig::read(Config::read(&dir.join("config.json"))?)?;
         let files = Checkpoint::open(&dir, "diffusion_pytorch_model", None)?;
         let blocks = (DOUBLE + SINGLE) / stages;
-        let tensor = (world.size() > 1).then(|| TensorShare { comm: world.clone() });
+        let tensor = (world.size() > 1).then(|| TensorShare { link: HostLink::new(world.clone()) });
         let share = Share { blocks: 0..if stages == 1 { DOUBLE + SINGLE } else { blocks }, tensor };
-        let weights = Weights::new(files, &device(), dtype).of_share(share, Flux::placements(&config));
+        let weights = Weights::new(files, &device(), dtype).of_share(share, config.placements());
         let model = Flux::load(&config, &weights)?;
         Ok(Some((model, weights.taken_bytes())))
     });

@@ -1,11 +1,11 @@
-"""Small random checkpoints in the layout in which PixArt is published.
+"""Small random checkpoints in the layout of the published PixArt models.
 
-The configs follow the published files rather than what today's libraries would save: `Transformer2DModel` as the
-class of the transformer, `torch_dtype` in the text encoder's config, `-Infinity` (which is not JSON) in the
-scheduler's, `spiece.model` without `tokenizer.json`.
+The configs follow the published files and not the output of current libraries: the transformer has the class
+`Transformer2DModel`, the text encoder's config contains `torch_dtype`, the scheduler's contains `-Infinity` (which is
+not valid JSON), and there is a `spiece.model` but no `tokenizer.json`.
 
-Initialisation alone would leave biases at zero, norm weights at one and the gates of zero-initialised layers closed,
-and a wrong port would still agree. `randomize` therefore draws *every* parameter, seeded by its name.
+Default initialisation would leave biases at zero, norm weights at one and the gates of zero-initialised layers closed,
+so a wrong port could still agree. `randomize` therefore draws *every* parameter, with a seed derived from its name.
 """
 
 import json
@@ -22,10 +22,10 @@ from vocabulary import EXTRA_IDS, write_tokenizer
 
 
 def randomize(state: dict[str, torch.Tensor], seed: int, gains: dict[str, float]) -> dict[str, torch.Tensor]:
-    """Draws every tensor of `state` from its own stream, so that adding a tensor changes no other.
+    """Draws every tensor of `state` from a separate stream, so that adding a tensor changes no other.
 
-    Matrices and convolutions have variance `gain² / fan_in`; biases and norms get values that are visibly not their
-    defaults. `gains` maps a part of a name to the gain of the tensors that have it.
+    Matrices and convolutions get the variance `gain² / fan_in`; biases and norms get values clearly different from their
+    defaults. `gains` maps a part of a name to the gain of the tensors with that part in their names.
     """
     drawn = {}
     for name, tensor in state.items():
@@ -52,7 +52,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_weights(folder: Path, stem: str, state: dict[str, torch.Tensor], *, variant: str | None, shards: int) -> None:
-    """Writes `state` as one file, as a variant (`stem.fp16.safetensors`) or as shards with their index."""
+    """Writes `state` as one file, as a variant (`stem.fp16.safetensors`), or as shards with an index."""
     folder.mkdir(parents=True, exist_ok=True)
     if variant == "fp16":
         state = {name: tensor.half() for name, tensor in state.items()}
@@ -74,7 +74,7 @@ def write_weights(folder: Path, stem: str, state: dict[str, torch.Tensor], *, va
 
 
 def transformer_config(sample_size: int, layers: int, **changes) -> dict:
-    """The published `transformer/config.json` with smaller numbers; `changes` set to `...` remove a key."""
+    """The published `transformer/config.json` with smaller numbers; a change to `...` removes the key."""
     config = {
         "_class_name": "Transformer2DModel",
         "_diffusers_version": "0.22.0.dev0",
@@ -158,7 +158,7 @@ def t5_config(**changes) -> dict:
 
 
 def scheduler_config(**changes) -> dict:
-    """PixArt's solver; α was published before `final_sigmas_type` existed, Σ after."""
+    """The solver of PixArt; α was published before the option `final_sigmas_type` existed, and Σ after."""
     config = {
         "_class_name": "DPMSolverMultistepScheduler",
         "_diffusers_version": "0.22.0.dev0",
@@ -187,7 +187,7 @@ def scheduler_config(**changes) -> dict:
 
 
 def rename_attention(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The autoencoder's attention under the names of files older than diffusers 0.18, which readers still convert."""
+    """Renames the autoencoder's attention as in files from before diffusers 0.18, which are still supported."""
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     renamed = {}
     for name, tensor in state.items():
@@ -211,7 +211,7 @@ def write_checkpoint(
     shards: int = 1,
     old_attention_names: bool = False,
 ) -> None:
-    """Writes one pipeline folder. Components with equal configs and seeds come out as equal files."""
+    """Writes one pipeline folder. Components with equal configs and seeds give equal files."""
     parts = {
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", "T5EncoderModel"],
@@ -224,8 +224,9 @@ def write_checkpoint(
     write_json(folder / "scheduler/scheduler_config.json", scheduler)
     write_tokenizer(folder / "tokenizer")
 
-    # A random network makes the latents grow from 1 to some hundreds over the steps. These gains keep what attention
-    # and MLP add to the residual stream comparable with the embedded latents at both ends of that range.
+    # In a random network the latents grow from 1 to several hundred over the steps. With these gains the
+    # contributions of attention and MLP to the residual stream stay comparable to the embedded latents at both ends
+    # of that range.
     gains = {
         "pos_embed.proj": 0.2,
         "to_q": 1.5,
@@ -235,12 +236,12 @@ def write_checkpoint(
         "adaln_single.linear": 0.5,
     }
     model = PixArtTransformer2DModel.from_config(transformer)
-    # The position table is not persistent: readers compute it.
+    # The position table is not stored in files, because readers compute it.
     state = randomize(model.state_dict(), seed, gains)
     write_json(folder / "transformer/config.json", transformer)
     write_weights(folder / "transformer", "diffusion_pytorch_model", state, variant=variant, shards=shards)
 
-    # A small last convolution keeps the picture inside [-1, 1], where a difference is visible.
+    # A small last convolution keeps the picture inside [-1, 1], so that differences are visible.
     state = randomize(AutoencoderKL.from_config(vae).state_dict(), seed, {"decoder.conv_out": 0.5})
     state = rename_attention(state) if old_attention_names else state
     write_json(folder / "vae/config.json", vae)
@@ -248,8 +249,8 @@ def write_checkpoint(
 
     assert text_encoder["vocab_size"] >= EXTRA_IDS.stop
     state = T5EncoderModel(T5Config(**text_encoder)).state_dict()
-    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared.weight`, published once
-    # T5 does not divide its scores by sqrt(d_kv): the queries are small instead.
+    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared.weight`; only one of them is published
+    # T5 does not divide its scores by sqrt(d_kv), so the queries are small instead.
     gains = {"SelfAttention.q": text_encoder["d_kv"] ** -0.5, "relative_attention_bias": 0.5}
     state = randomize(state, seed, gains)
     write_json(folder / "text_encoder/config.json", text_encoder)
@@ -268,7 +269,7 @@ SIGMA_VAE = {
 
 
 def write_all(root: Path) -> None:
-    """The five golden checkpoints; together they hold every variation of the layout that readers must know."""
+    """The five golden checkpoints; together they cover every variation of the layout that must be supported."""
     alpha, sigma = "PixArtAlphaPipeline", "PixArtSigmaPipeline"
     sigma_scheduler = scheduler_config(_diffusers_version="0.27.0.dev0", final_sigmas_type="zero")
     write_checkpoint(
@@ -280,7 +281,7 @@ def write_all(root: Path) -> None:
         scheduler_config(),
         seed=1,
     )
-    # No convolutions around the latent space.
+    # There are no convolutions around the latent space.
     write_checkpoint(
         root / "pixart-alpha-512",
         alpha,
@@ -290,7 +291,8 @@ def write_all(root: Path) -> None:
         scheduler_config(),
         seed=2,
     )
-    # Micro conditions follow from `sample_size` alone: `use_additional_conditions` is not in the published file.
+    # The micro conditions follow from `sample_size` alone: `use_additional_conditions` is not in the published
+    # file.
     write_checkpoint(
         root / "pixart-alpha-1024",
         alpha,
@@ -311,7 +313,7 @@ def write_all(root: Path) -> None:
         seed=4,
         shards=2,
     )
-    # Half precision files only, and the class name that newer converters write.
+    # There are only half-precision files, and the class name is the one that newer converters write.
     write_checkpoint(
         root / "pixart-sigma-2k",
         sigma,

@@ -1,8 +1,8 @@
-"""Small random text encoders of CLIP with their tokenizers, in the layout in which they are published.
+"""Small random CLIP text encoders with their tokenizers, in the layout of the published models.
 
-`make_clip_l` and `make_clip_g` write `config.json` and `model.safetensors`, `write_clip_tokenizer` the four files of a
-tokenizer. Like the published files and unlike those that today's transformers saves, tensors are called `text_model.*`,
-configs say `torch_dtype`, and there is no `tokenizer.json`.
+`make_clip_l` and `make_clip_g` write `config.json` and `model.safetensors`; `write_clip_tokenizer` writes the four
+files of a tokenizer. As in the published files, but not in those that current versions of transformers save, tensors
+are called `text_model.*`, configs contain `torch_dtype`, and there is no `tokenizer.json`.
 """
 
 import functools
@@ -18,12 +18,12 @@ from vocabulary import sentences
 
 MERGES = 120
 START, END = "<|startoftext|>", "<|endoftext|>"
-# 256 bytes, the same at the end of a word, what they are merged to, and two special tokens.
+# The 256 bytes, the same bytes at the end of a word, the merged tokens, and two special tokens.
 VOCAB_SIZE = 2 * 256 + MERGES + 2
 
 
 def byte_symbols() -> list[str]:
-    """The sign of each byte, in the order of CLIP's vocabulary: those that can be printed stand for themselves."""
+    """The character for each byte, in the order of CLIP's vocabulary: printable characters stand for themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
@@ -31,7 +31,7 @@ def byte_symbols() -> list[str]:
 
 @functools.cache
 def vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Ids, numbered as CLIP's are, and merges, learned from the sentences of `vocabulary.py`."""
+    """The ids, numbered as in CLIP, and the merges, learned from the sentences of `vocabulary.py`."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     words = pre_tokenizers.Split(Regex(r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True)
@@ -48,10 +48,10 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def write_clip_tokenizer(folder: Path, *, pad_token: str = END, **changes) -> None:
-    """The four files with which CLIP's tokenizer is published.
+    """Writes the four files of a published CLIP tokenizer.
 
-    The first tokenizer of Stable Diffusion 3 and that of FLUX pad with `END`, the second of Stable Diffusion 3 with `!`,
-    which then is a special token, too. `changes` are those of `tokenizer_config.json`; `...` removes a key.
+    The tokenizer of FLUX and the first one of Stable Diffusion 3 pad with `END`. The second one of Stable Diffusion 3
+    pads with `!`, which is therefore a special token. `changes` apply to `tokenizer_config.json`; `...` removes a key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ids, merges = vocabulary()
@@ -78,11 +78,12 @@ def write_clip_tokenizer(folder: Path, *, pad_token: str = END, **changes) -> No
 
 
 def clip_config(architecture: str, **changes) -> dict:
-    """The published `config.json` with smaller numbers; `changes` set to `...` remove a key."""
+    """The published `config.json` with smaller numbers; a change to `...` removes the key."""
     config = {
         "architectures": [architecture],
         "attention_dropout": 0.0,
-        # As published. The tokenizer's ids are others, and so is the end of a text: see transformers' pull request 24773.
+        # As published. The tokenizer has other ids, so the end of a text is found differently: see transformers'
+        # pull request 24773.
         "bos_token_id": 0,
         "dropout": 0.0,
         "eos_token_id": 2,
@@ -100,14 +101,14 @@ def clip_config(architecture: str, **changes) -> dict:
 
 
 def make_clip(folder: Path, config: dict, *, seed: int, position_ids: bool = False) -> None:
-    """Writes one text encoder. `position_ids`: with the buffer that files from before transformers 4.31 have."""
+    """Writes one text encoder. `position_ids` adds the buffer found in files from before transformers 4.31."""
     inert = {"architectures", "dropout", "model_type", "torch_dtype", "transformers_version"}
     options = CLIPTextConfig(**{key: value for key, value in config.items() if key not in inert})
     if config["architectures"] == ["CLIPTextModelWithProjection"]:
         state = CLIPTextModelWithProjection(options).state_dict()
     else:
         state = {f"text_model.{name}": tensor for name, tensor in CLIPTextModel(options).state_dict().items()}
-    # With scores of this size a token attends to some others, not to all alike.
+    # With scores of this size, a token attends to some of the others and not to all equally.
     gains = {"token_embedding": 8.0, "position_embedding": 8.0, "q_proj": 1.5, "k_proj": 1.5}
     dtype = getattr(torch, config["torch_dtype"])
     state = {name: tensor.to(dtype) for name, tensor in randomize(state, seed, gains).items()}
@@ -120,7 +121,7 @@ def make_clip(folder: Path, config: dict, *, seed: int, position_ids: bool = Fal
 def make_clip_l(folder: Path, *, seed: int, projection: bool, position_ids: bool = False, **changes) -> dict:
     """Writes an encoder like CLIP-L: `quick_gelu`, three layers.
 
-    `projection`: `CLIPTextModelWithProjection`, as Stable Diffusion 3 has it, or `CLIPTextModel`, as FLUX does.
+    `projection` selects `CLIPTextModelWithProjection`, as in Stable Diffusion 3, over `CLIPTextModel`, as in FLUX.
     """
     architecture = "CLIPTextModelWithProjection" if projection else "CLIPTextModel"
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -1,4 +1,4 @@
-"""What FLUX computes: the transformer block by block, and runs of the real pipeline."""
+"""Cases of FLUX: the transformer block by block, and runs of the reference pipeline."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ CASES = {
         17,
         size(112, 80) | {"guidance_scale": 3.5, "num_inference_steps": 6},
     ),
-    # Of guidance, steps and text tokens the pipeline's own.
+    # Guidance, steps and text tokens have the pipeline's defaults.
     "flux-dev-defaults": ("flux-dev", 0, size(48, 64) | {"num_inference_steps": None, "max_sequence_length": None}),
     "flux-dev-images-per-prompt": (
         "flux-dev",
@@ -60,13 +60,13 @@ CASES = {
             "true_cfg_scale": 4.0,
         },
     ),
-    # More tokens than the scheduler's shift begins with.
+    # More tokens than the scheduler's shift starts from.
     "flux-dev-large": ("flux-dev", 29, size(240, 320) | {"guidance_scale": 5.0, "num_inference_steps": 3}),
 }
 
 
 def watch_transformer(recorder: Recorder, model: FluxTransformer2DModel) -> None:
-    """Every part's output. What a block gives to the text is `….text`, what it gives to the image `….image`."""
+    """The output of every part; a block's text output is called `….text`, and its image output `….image`."""
 
     def streams(name: str):
         def hook(_module, _inputs, output):
@@ -84,7 +84,7 @@ def watch_transformer(recorder: Recorder, model: FluxTransformer2DModel) -> None
 
 @torch.no_grad()
 def transformer_case(root: Path, checkpoint: str, seed: int, grid: list[int], text_tokens: int) -> None:
-    """Two pictures at once, with texts and inputs of their own."""
+    """Two pictures in one batch, with different texts and inputs."""
     folder = root / checkpoint / "transformer"
     model = FluxTransformer2DModel.from_pretrained(folder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def transformer_case(root: Path, checkpoint: str, seed: int, grid: list[int], te
         "encoder_hidden_states": torch.randn(2, text_tokens, model.config.joint_attention_dim, generator=generator),
         "pooled_projections": torch.randn(2, model.config.pooled_projection_dim, generator=generator),
     }
-    # As the pipeline passes them.
+    # In the form that the pipeline passes.
     places = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), dim=-1)
     ids = torch.cat([torch.zeros(rows, columns, 1), places], dim=-1).reshape(-1, 3)
     timestep, guidance = 617.1875, 2.75
@@ -121,7 +121,7 @@ def transformer_case(root: Path, checkpoint: str, seed: int, grid: list[int], te
 
 
 def run_case(root: Path, name: str, checkpoint: str, seed: int, call: dict) -> None:
-    """One call; what is `None` in it is left to the pipeline."""
+    """One call; entries that are `None` are left to the pipeline."""
     call = {key: value for key, value in (CALL | call).items() if value is not None}
     pipe, pipe64 = load(root / checkpoint), load(root / checkpoint, torch.float64)
     recorder = Recorder()
@@ -138,10 +138,10 @@ def run_case(root: Path, name: str, checkpoint: str, seed: int, call: dict) -> N
 
     pipe.prepare_latents = prepared
     prompts = 1 if isinstance(call["prompt"], str) else len(call["prompt"])
-    # Image i of a request uses seed + i, prompts outermost.
+    # Image i of a request uses seed + i; prompts form the outer loop.
     seeds = [seed + i for i in range(prompts * call["num_images_per_prompt"])]
     tensors = run_pipeline(pipe, call, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
-    # How far single precision is from double precision here: no tolerance can be below it.
+    # The distance between single and double precision in this case: no tolerance can be below it.
     double = run_pipeline(pipe64, call, latents=recorder.tensors.pop("packed").double())
     rounding = {"latents": relative_distance(tensors["latents"], double["latents"])}
     rounding["image"] = (tensors["image"].int() - double["image"].int()).abs().max().item()

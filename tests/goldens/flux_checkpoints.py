@@ -1,4 +1,4 @@
-"""Small random checkpoints in the layout in which FLUX.1 is published: bfloat16, and the large components in shards."""
+"""Small random checkpoints in the layout of FLUX.1: bfloat16, with the large components in shards."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ VERSION = {"_diffusers_version": "0.30.0.dev0"}
 
 
 def transformer_config(**changes) -> dict:
-    """The published `transformer/config.json` with smaller numbers. `axes_dims_rope` is not in it: its default goes
-    with heads of 128."""
+    """The published `transformer/config.json` with smaller numbers. It does not contain `axes_dims_rope`, whose default
+    fits heads of 128."""
     config = VERSION | {
         "_class_name": "FluxTransformer2DModel",
         "_name_or_path": "../checkpoints/flux-dev/transformer",
@@ -83,7 +83,7 @@ def write_checkpoint(folder: Path, transformer: dict, scheduler: dict, *, seed: 
     write_json(folder / "model_index.json", {"_class_name": "FluxPipeline"} | VERSION | parts)
     write_json(folder / "scheduler/scheduler_config.json", scheduler)
 
-    # Sharper attention, and open gates: a token's neighbours show.
+    # Attention is sharper and gates are open, so that the influence of other tokens is visible.
     gains = {"to_q": 1.5, "to_k": 1.5, "norm1.linear": 1.5, "norm.linear": 1.5}
     state = randomize(FluxTransformer2DModel.from_config(transformer).state_dict(), seed, gains)
     write_component(folder / "transformer", "diffusion_pytorch_model", transformer, state, shards=3)
@@ -97,7 +97,7 @@ def write_checkpoint(folder: Path, transformer: dict, scheduler: dict, *, seed: 
 
     t5 = t5_config(torch_dtype="bfloat16")
     state = T5EncoderModel(T5Config(**t5)).state_dict()
-    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared.weight`, published once
+    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared.weight`; only one of them is published
     gains = {"SelfAttention.q": t5["d_kv"] ** -0.5, "relative_attention_bias": 0.5}
     write_component(folder / "text_encoder_2", "model", t5, randomize(state, seed, gains), shards=2)
     write_tokenizer(folder / "tokenizer_2")

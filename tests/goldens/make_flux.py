@@ -1,9 +1,9 @@
-"""Makes FLUX's golden data with the reference implementation, in f32 on the CPU.
+"""Writes FLUX's golden data with the reference implementation, in f32 on the CPU.
 
     python make_flux.py [FOLDER]
 
-It needs what `make_pixart.py` names, and writes the checkpoints (`flux-*/`) and `cases/flux-*` into FOLDER, by default
-the one in which this file lies. Nothing is downloaded, and a second run on the same machine writes the same bytes.
+It needs the packages listed in `make_pixart.py`, and writes the checkpoints (`flux-*/`) and `cases/flux-*` to FOLDER,
+by default the folder of this script. Nothing is downloaded, and a second run on the same machine writes equal files.
 """
 
 import flux_cases

@@ -1,7 +1,7 @@
-"""What the files of published checkpoints hold: names and shapes of all tensors at full size, without their values.
+"""Writes the names and shapes of all tensors of published checkpoints, at full size but without values.
 
-Writes `full-size/NAME.json`. Made with torch 2.15.0, diffusers 0.42.1 and transformers 5.23.0 on their meta device; the
-configurations are the published ones, as far as they decide shapes.
+The output is `full-size/NAME.json`. It was made with torch 2.15.0, diffusers 0.42.1 and transformers 5.23.0 on their
+meta device; as far as shapes depend on them, the configs are the published ones.
 """
 
 import json
@@ -89,7 +89,7 @@ SD3 = {
 
 
 def collapse(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
-    """`blocks.0.x`, `blocks.1.x`, … of one shape as `blocks.{0..2}.x`, by the first number in a name."""
+    """Abbreviates `blocks.0.x`, `blocks.1.x`, … of one shape to `blocks.{0..2}.x`, by the first number in the names."""
     groups: dict[tuple, list[int]] = {}
     single: dict[str, list[int]] = {}
     for name, shape in shapes.items():
@@ -108,7 +108,7 @@ def collapse(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
 
 def component(model: torch.nn.Module, config: dict, stem: str, shards: int, prefix: str = "") -> dict:
     shapes = {prefix + name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    shapes.pop("encoder.embed_tokens.weight", None)  # T5: the same tensor as `shared.weight`, published once
+    shapes.pop("encoder.embed_tokens.weight", None)  # T5: the same tensor as `shared.weight`; only one is published
     return {"config": config, "stem": stem, "dtype": "BF16", "shards": shards, "tensors": collapse(shapes)}
 
 
@@ -140,7 +140,7 @@ def flux_dev() -> dict:
 
 
 def sd3(name: str) -> dict:
-    """Large goes without the third text encoder, as its small golden checkpoint does."""
+    """SD 3.5 large is written without the third text encoder, like its small golden checkpoint."""
     vae = sd3_checkpoints.sd3_vae_config() | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
     vae |= {"layers_per_block": 2}
     transformer = sd3_checkpoints.transformer_config(**SD3[name])
@@ -182,7 +182,7 @@ def main() -> None:
 
 def write(name: str, checkpoint: dict) -> None:
     text = json.dumps(checkpoint, indent=1, sort_keys=True)
-    # A shape on one line.
+    # Each shape is on one line.
     text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
     (OUT / f"{name}.json").write_text(text + "\n")
 

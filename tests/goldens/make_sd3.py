@@ -1,11 +1,11 @@
-"""Makes Stable Diffusion 3's golden data with the reference implementation, in f32 on the CPU.
+"""Writes Stable Diffusion 3's golden data with the reference implementation, in f32 on the CPU.
 
-The environment is that of `make_pixart.py`, whose checkpoints must be there.
+It needs the environment of `make_pixart.py`, and the checkpoints that `make_pixart.py` writes.
 
     python make_sd3.py [FOLDER]
 
-It writes the checkpoints (`sd3-*/`, `sd35-*/`) and their `cases/` into FOLDER, by default the one in which this file
-lies. Nothing is downloaded, and a second run on the same machine writes the same bytes.
+It writes the checkpoints (`sd3-*/`, `sd35-*/`) and their `cases/` to FOLDER, by default the folder of this script.
+Nothing is downloaded, and a second run on the same machine writes equal files.
 """
 
 import argparse
@@ -23,11 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent)
     root = parser.parse_args().folder
-    # Sums are then taken in one order, whatever the number of cores.
+    # Sums are then computed in the same order, whatever the number of cores.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.utils.logging.disable_progress_bar()
-    # Both warn of what is meant, such as prompts that are cut.
+    # Both libraries warn of intended properties, such as prompts that are cut.
     transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.set_verbosity_error()
 

@@ -1,4 +1,4 @@
-"""Runs of the real PixArt pipelines, with what flows through them on the way."""
+"""Runs of the reference PixArt pipelines, with intermediate tensors."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,8 @@ LONG_PROMPT = ", ".join(
     )
 )
 
-# What every case says in full; the pipelines' own defaults are `clean_caption` and `use_resolution_binning` on.
+# The options that every case states; `clean_caption` and `use_resolution_binning` are on by default in the
+# pipelines.
 CALL = {
     "prompt": PROMPT,
     "negative_prompt": NEGATIVE,
@@ -93,7 +94,7 @@ CASES = {
     ),
     "alpha-256-euler": ("pixart-alpha-256", 34, size(64, 64), {"scheduler": {"_class_name": "EulerDiscreteScheduler"}}),
     "sigma-512-long-prompt": ("pixart-sigma-512", 41, size(64, 64) | {"prompt": LONG_PROMPT + ", " + LONG_PROMPT}, {}),
-    # `PixArtAlphaPipeline` cannot take one step with this scheduler, `PixArtSigmaPipeline` can.
+    # `PixArtAlphaPipeline` cannot take a single step with this scheduler, but `PixArtSigmaPipeline` can.
     "sigma-512-one-step": ("pixart-sigma-512", 42, size(64, 64) | {"num_inference_steps": 1}, {}),
     "sigma-512-binning": (
         "pixart-sigma-512",
@@ -108,7 +109,7 @@ CASES = {
 def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     variant = "fp16" if any(checkpoint.rglob("*.fp16.safetensors")) else None
     index = json.loads((checkpoint / "model_index.json").read_text())
-    # What a checkpoint leaves out is a pair of nulls there, which has to be said again.
+    # A missing component is a pair of nulls in the index, and must be passed as None.
     absent = {name: None for name, value in index.items() if value == [None, None]}
     pipe = DiffusionPipeline.from_pretrained(checkpoint, variant=variant, dtype=dtype, **absent)
     pipe.set_progress_bar_config(disable=True)
@@ -116,14 +117,14 @@ def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> DiffusionPipel
 
 
 class Recorder:
-    """Collects tensors by name, and takes its hooks out again."""
+    """Collects tensors by name, and removes its hooks at the end."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self.hooks = []
 
     def put(self, name: str, value: torch.Tensor) -> None:
-        """Keeps the first value of a name: a hook fires at every step, step 0 is the one that is kept."""
+        """Keeps the first value of a name: a hook fires at every step, and only step 0 is kept."""
         if name not in self.tensors:
             self.tensors[name] = value.detach().clone()
 
@@ -143,9 +144,9 @@ class Recorder:
 
 
 def watch_transformer(recorder: Recorder, model: torch.nn.Module, inside_block: int = 1) -> None:
-    """Step 0 of the transformer: its inputs, the embeddings, every block, one block's inside, the output.
+    """Step 0 of the transformer: its inputs, the embeddings, every block, the inside of one block, and the output.
 
-    The batch holds the negative prompts first, then the prompts.
+    The batch contains the negative prompts first, then the prompts.
     """
 
     def inputs(_module, args, kwargs):
@@ -176,7 +177,7 @@ def watch_transformer(recorder: Recorder, model: torch.nn.Module, inside_block: 
 
 
 def watch_text_encoder(recorder: Recorder, model: torch.nn.Module) -> None:
-    """The first call of the text encoder is that of the prompt."""
+    """Records the first call of the text encoder, which encodes the prompt."""
     recorder.output(model.shared, "text_encoder.shared")
     for i, block in enumerate(model.encoder.block):
         recorder.output(block, f"text_encoder.block.{i}")
@@ -195,7 +196,7 @@ def watch_decoder(recorder: Recorder, vae: torch.nn.Module, blocks: bool) -> Non
 
 
 def tokens_of(pipe: DiffusionPipeline, call: dict) -> dict[str, torch.Tensor]:
-    """The token ids and masks of prompt and negative prompt, as `encode_prompt` makes them."""
+    """The token ids and masks of the prompt and the negative prompt, as made by `encode_prompt`."""
     tokens = {}
     for role in ["prompt", "negative_prompt"]:
         encoded = pipe.tokenizer(
@@ -228,7 +229,7 @@ def run_pipeline(pipe: DiffusionPipeline, call: dict, **inputs) -> dict[str, tor
         "steps.noise_pred": torch.stack(predictions),
         "steps.latents": torch.stack(samples),
         "latents": samples[-1],
-        # The rounding of `VaeImageProcessor.numpy_to_pil`.
+        # Rounds like `VaeImageProcessor.numpy_to_pil`.
         "image": torch.from_numpy((image * 255).round().astype("uint8")),
     }
 
@@ -240,26 +241,26 @@ def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
 def run_both(
     pipe: DiffusionPipeline, pipe64: DiffusionPipeline, call: dict, seed: int, recorder: Recorder
 ) -> tuple[dict[str, torch.Tensor], list[int], dict]:
-    """What flows through one call in f32, the seed of each picture, and how far f64 is from it."""
+    """The tensors of one call in f32, the seed of each picture, and the distance to f64."""
     prepare_latents = pipe.prepare_latents
 
     def prepared(batch, channels, height, width, *args):
         latents = prepare_latents(batch, channels, height, width, *args)
         shape = (1, channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        # Flow matching starts from plain noise.
+        # Flow matching starts from unscaled noise.
         assert torch.equal(latents, noise * getattr(pipe.scheduler, "init_noise_sigma", 1.0))
         recorder.put("init_latents", noise)
         return latents
 
     pipe.prepare_latents = prepared
     prompts = 1 if isinstance(call["prompt"], str) else len(call["prompt"])
-    # Image i of a request uses seed + i, prompts outermost.
+    # Image i of a request uses seed + i; prompts form the outer loop.
     seeds = [seed + i for i in range(prompts * call["num_images_per_prompt"])]
     tensors = run_pipeline(pipe, call, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
     recorder.close()
 
-    # How far single precision is from double precision here: no tolerance can be below it.
+    # The distance between single and double precision in this case: no tolerance can be below it.
     double = run_pipeline(pipe64, call, latents=recorder.tensors["init_latents"].double())
     rounding = {key: relative_distance(tensors[key], double[key]) for key in ["steps.noise_pred", "latents"]}
     rounding["image"] = (tensors["image"].int() - double["image"].int()).abs().max().item()
@@ -313,7 +314,7 @@ def run_case(
 def write_case(folder: Path, name: str, record: dict, tensors: dict[str, torch.Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    # The format has no views: every tensor gets memory of its own.
+    # The file format has no views, so every tensor needs memory of its own.
     save_file(
         {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()},
         folder / f"{name}.safetensors",

@@ -1,4 +1,4 @@
-"""What Stable Diffusion 3's modules and pipeline compute, by the reference implementation."""
+"""Cases of Stable Diffusion 3: its modules and its pipeline, computed with the reference implementation."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from pipeline_cases import LONG_PROMPT, NEGATIVE, PROMPT, Recorder, load, relati
 from sd3_checkpoints import CHECKPOINTS
 
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-# Few tokens of T5: they make most of the work of so small a model.
+# Few T5 tokens, because they account for most of the work of such a small model.
 CALL = {"prompt": PROMPT, "num_inference_steps": 5, "num_images_per_prompt": 1, "max_sequence_length": 24}
 TWO = {"prompt": [PROMPT, "two dragons"]}
 
-# name -> (checkpoint, seed of image 0, call, scheduler in place of the checkpoint's)
+# name -> (checkpoint, seed of image 0, call, scheduler that replaces the checkpoint's)
 CASES = {
     "sd3-medium-defaults": ("sd3-medium", 50, {"num_inference_steps": 28, "max_sequence_length": 256}, None),
     "sd3-medium-negative": ("sd3-medium", 51, size(64, 96) | {"negative_prompt": NEGATIVE}, None),
@@ -43,14 +43,14 @@ CASES = {
     "sd35-medium-portrait": ("sd35-medium", 61, size(224, 48) | {"negative_prompt": NEGATIVE}, None),
     "sd35-medium-one-step": ("sd35-medium", 62, size(64, 64) | {"num_inference_steps": 1}, None),
     "sd35-medium-karras": ("sd35-medium", 63, size(64, 80), SCHEDULER | {"shift": 3.0, "use_karras_sigmas": True}),
-    # Steps 1 and 2 of 12; a block with a second attention among the skipped.
+    # Steps 1 and 2 of 12; one of the skipped blocks has a second attention.
     "sd35-medium-skip-layers": (
         "sd35-medium",
         64,
         size(64, 96) | {"negative_prompt": NEGATIVE, "num_inference_steps": 12, "skip_guidance_layers": [1, 2]},
         None,
     ),
-    # Steps 2 to 5 of 10: both ends are exclusive. The first and the last block are skipped.
+    # Steps 2 to 5 of 10, because both ends are exclusive. The first and the last block are skipped.
     "sd35-medium-skip-layers-window": (
         "sd35-medium",
         65,
@@ -66,7 +66,7 @@ CASES = {
 
 
 def watch_transformer(recorder: Recorder, model: torch.nn.Module) -> None:
-    """The embeddings, both streams after every block, and one block's inside."""
+    """The embeddings, both streams after every block, and the inside of one block."""
     recorder.output(model.pos_embed, "pos_embed")
     recorder.output(model.time_text_embed, "time_text_embed")
     recorder.output(model.context_embedder, "context_embedder")
@@ -86,7 +86,7 @@ def watch_transformer(recorder: Recorder, model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def transformer_case(root: Path, name: str, rows: int, columns: int) -> None:
-    """One forward of a batch of two texts, on a latent of `rows` by `columns` tokens."""
+    """One forward pass for a batch of two texts, on a latent of `rows` by `columns` tokens."""
     config, seed, _ = CHECKPOINTS[name]
     generator = torch.Generator().manual_seed(seed)
 
@@ -118,7 +118,7 @@ def transformer_case(root: Path, name: str, rows: int, columns: int) -> None:
 
 @torch.no_grad()
 def vae_case(root: Path) -> None:
-    """The way of latents to pixels, with shift and scale, and back."""
+    """Latents to pixels, with shift and scale, and back."""
     vae = AutoencoderKL.from_pretrained(root / "sd3-medium/vae")
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(1, 16, 7, 10, generator=generator)
@@ -133,7 +133,7 @@ def vae_case(root: Path) -> None:
 
 
 def pipeline_case(root: Path, name: str, checkpoint: str, seed: int, call: dict, scheduler: dict | None) -> None:
-    """One call; what is not in it takes the pipeline's default."""
+    """One call; missing options have the pipeline's defaults."""
     call = CALL | call
     pipe, pipe64 = load(root / checkpoint), load(root / checkpoint, torch.float64)
     if scheduler is not None:

@@ -1,6 +1,6 @@
-"""Small random checkpoints in the layout in which Stable Diffusion 3 and 3.5 are published.
+"""Small random checkpoints in the layout of Stable Diffusion 3 and 3.5.
 
-Components that are those of another checkpoint are links to them, as they are in the cache of `huggingface_hub`.
+Components shared with another checkpoint are links to it, as in the cache of `huggingface_hub`.
 """
 
 import math
@@ -47,7 +47,7 @@ SD35 = {"_diffusers_version": "0.31.0.dev0", "qk_norm": "rms_norm"}
 # name -> (transformer's config, seed, shards)
 CHECKPOINTS = {
     "sd3-medium": (transformer_config(), 11, 1),
-    # Two attentions in the first blocks, and more positions than the others.
+    # Two attentions in the first blocks, and more positions than in the other checkpoints.
     "sd35-medium": (
         transformer_config(
             num_attention_heads=6,
@@ -60,7 +60,7 @@ CHECKPOINTS = {
         12,
         1,
     ),
-    # A head count that nothing divides, and several files.
+    # A prime number of heads, and several files.
     "sd35-large": (
         transformer_config(
             num_attention_heads=5, attention_head_dim=4, caption_projection_dim=20, dual_attention_layers=[], **SD35
@@ -74,7 +74,8 @@ CHECKPOINTS = {
 def write_transformer(folder: Path, config: dict, seed: int, shards: int) -> None:
     model = SD3Transformer2DModel.from_config(config)
     table = model.pos_embed.pos_embed[0].numel()
-    # What attention adds is to be seen beside what it is added to; the table of positions has the size of tokens.
+    # The contribution of attention must be visible beside the stream that it is added to; the position table has
+    # the magnitude of the tokens.
     gains = {"pos_embed.pos_embed": 0.7 * math.sqrt(table), "to_out": 2.0, "to_add_out": 2.0, "net.2": 2.0}
     state = randomize(model.state_dict(), seed, gains)
     write_json(folder / "config.json", config)
@@ -99,7 +100,7 @@ def sd3_vae_config() -> dict:
 
 def write_vae(folder: Path, seed: int) -> None:
     config = sd3_vae_config()
-    # A small last convolution keeps the picture inside [-1, 1], where a difference is visible.
+    # A small last convolution keeps the picture inside [-1, 1], so that differences are visible.
     state = randomize(AutoencoderKL.from_config(config).state_dict(), seed, {"decoder.conv_out": 0.5})
     write_json(folder / "config.json", config)
     write_weights(folder, "diffusion_pytorch_model", state, variant=None, shards=1)
@@ -141,7 +142,7 @@ def write_all(root: Path) -> None:
 
 
 def write_index(folder: Path, version: str, has_t5: bool) -> None:
-    """`model_index.json`; a text encoder that is left out is a pair of nulls, as diffusers saves it."""
+    """`model_index.json`; a missing text encoder is a pair of nulls, as saved by diffusers."""
     t5 = ["transformers", "T5EncoderModel"], ["transformers", "T5TokenizerFast"]
     text_encoder_3, tokenizer_3 = t5 if has_t5 else ([None, None], [None, None])
     index = {

@@ -1,4 +1,4 @@
-"""What happens to text before and around the network: caption cleaning, tokens, and the table of image sizes."""
+"""Text processing around the network: caption cleaning, tokens, and the table of picture sizes."""
 
 import json
 import random
@@ -85,7 +85,8 @@ def write_all(root: Path) -> None:
     tokens = []
     for text in TEXTS:
         ids = pipe.tokenizer(text).input_ids
-        # Special tokens in a text are split out before sentencepiece sees it, so there the two differ by design.
+        # Special tokens in a text are split off before sentencepiece processes it, so the two differ here by
+        # design.
         agrees = ids == [*pieces.encode(text), pieces.eos_id()]
         tokens.append({"text": text, "ids": ids, "sentencepiece_agrees": agrees})
     captions = [

@@ -1,4 +1,4 @@
-"""Tiled decoding: a latent that does not divide into tiles, with tiles far smaller than the published ones."""
+"""Tiled decoding of a latent that does not divide evenly, with tiles far smaller than the published ones."""
 
 import json
 from pathlib import Path

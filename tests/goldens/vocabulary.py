@@ -1,4 +1,4 @@
-"""A T5-style sentencepiece vocabulary of 800 pieces, trained on sentences put together from the words below."""
+"""A T5-style sentencepiece vocabulary of 800 pieces, trained on sentences composed of the words below."""
 
 import functools
 import io
@@ -48,7 +48,8 @@ EXTRAS = [
 def sentences(count: int = 8000) -> list[str]:
     rng = random.Random(0)
 
-    # Invented endings give the trainer stems to find, and enough different words for the size of the vocabulary.
+    # Invented endings provide the trainer with stems to find, and with enough different words for the vocabulary
+    # size.
     def noun() -> str:
         word = rng.choice(NOUNS) + rng.choice(["", "", "s", "'s", "-like", "ship", "land", "less"])
         adjective = rng.choice(["", "", "un", "semi-"]) + rng.choice(ADJECTIVES) + rng.choice(["", "", "ish", "ly"])
@@ -65,7 +66,7 @@ def sentences(count: int = 8000) -> list[str]:
 
 @functools.cache
 def sentencepiece_model() -> bytes:
-    """The bytes of `spiece.model`, with the settings of T5's own."""
+    """The contents of `spiece.model`, trained with the settings of T5."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences()),
@@ -85,7 +86,7 @@ def sentencepiece_model() -> bytes:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """The three files with which T5's tokenizer is published."""
+    """Writes the three files of a published T5 tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(sentencepiece_model())
 

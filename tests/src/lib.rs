@@ -12,10 +12,14 @@ use xdit_core::config::Config;
 use xdit_core::weights::Weights;
 
 pub mod full_size;
+pub mod in_order;
 pub mod on_ranks;
 pub mod oracle;
+pub mod probe;
 pub mod recorded;
+pub mod sparse;
 pub mod toy;
+pub mod verified;
 pub mod watchdog;
 pub mod world;
 
@@ -46,16 +50,17 @@ pub fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempf
 }
 
 /// The folder of a checkpoint that was recorded elsewhere, with the real xDiT beside diffusers: `$XDIT_REFERENCE`, or
-/// one beside the project. It is not part of the project; where it is not there, this says so.
-pub fn outside_reference() -> Option<PathBuf> {
+/// one beside the project. It is not part of the project, so tests that need it are ignored by default.
+///
+/// # Panics
+/// If it is not there.
+pub fn outside_reference() -> PathBuf {
     let folder = std::env::var_os("XDIT_REFERENCE")
         .map(PathBuf::from)
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference"));
     let there = folder.join("pixart-alpha-512.expected.json").is_file();
-    if !there {
-        println!("skipped: no outside reference in `{}`; set XDIT_REFERENCE to its folder", folder.display());
-    }
-    there.then_some(folder)
+    assert!(there, "no outside reference in `{}`; set XDIT_REFERENCE to its folder", folder.display());
+    folder
 }
 
 /// The device that tests run on.

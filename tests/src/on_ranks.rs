@@ -1,11 +1,12 @@
 //! A checkpoint on many ranks computes what it computes on one: serially, or with the same patches and warm-up.
 
 use burn::tensor::{DType, Tensor};
-use xdit_core::parallel::mesh::Axis::{Cfg, Data, Pipeline as Pp, Ring, Tensor as Tp, Ulysses};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::Axis::{Cfg, Data, Pipeline as Pp, Ring, Tensor as Tp, Ulysses};
+use xdit_core::plan::mesh::{Axis, Mesh};
 
+use crate::verified::{Counts, add, model_of};
 use crate::{assert_close, device, goldens, relative_l2};
 
 /// Of final latents: other orders of summation, over all steps.
@@ -13,6 +14,10 @@ pub const TOLERANCE: f64 = 1e-5;
 
 /// What keys of an earlier step make at least: they outweigh rounding a hundred times.
 const VISIBLE: f64 = 1e-4;
+
+/// The axes of exact methods, and the methods' names in the list for people.
+const EXACT: [(Axis, &str); 5] =
+    [(Cfg, "CFG"), (Data, "data"), (Ulysses, "Ulysses"), (Ring, "ring"), (Tp, "tensor")];
 
 /// The mesh with these degrees.
 pub fn mesh(degrees: &[(Axis, usize)]) -> Mesh {
@@ -76,15 +81,36 @@ pub struct OnRanks {
     request: Request,
     /// Whether the request has a negative branch.
     guided: bool,
+    model: &'static str,
+    /// Runs that were compared so far.
+    counts: Counts,
 }
 
 impl OnRanks {
     /// Opens `checkpoint`, for a `request` of 35 tokens.
     pub fn open(checkpoint: &str, request: &Request, guided: bool) -> Self {
-        let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+        let options = LoadOptions::new(device(), DType::F32);
         let pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
         let request = Request { decode: false, ..request.clone() };
-        Self { name: checkpoint.into(), pipeline, request, guided }
+        Self {
+            name: checkpoint.into(),
+            pipeline,
+            request,
+            guided,
+            model: model_of(checkpoint),
+            counts: Counts::new(),
+        }
+    }
+
+    /// Adds the runs that were compared so far to `counts`.
+    pub fn add_to(&self, counts: &mut Counts) {
+        for (model, methods) in &self.counts {
+            methods.iter().for_each(|(method, count)| add(counts, model, method, *count));
+        }
+    }
+
+    fn count(&mut self, method: &str) {
+        add(&mut self.counts, self.model, method, 1);
     }
 
     /// Final latents of `images` pictures.
@@ -116,6 +142,11 @@ impl OnRanks {
             let images = if mesh.degree(Data) > 1 { 3 } else { 1 };
             let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
             self.check(parallel, &serial.clone().narrow(0, 0, images));
+            for (axis, method) in EXACT {
+                if mesh.degree(axis) > 1 {
+                    self.count(method);
+                }
+            }
         }
         meshes.len()
     }
@@ -135,6 +166,7 @@ impl OnRanks {
             for mesh in self.meshes() {
                 if mesh.degree(Data) == 1 && mesh.sequence_degree() * patches <= 35 {
                     self.check(with(mesh), &oracle);
+                    self.count("PipeFusion");
                 }
             }
         }
@@ -177,6 +209,7 @@ impl OnRanks {
                 let mesh = mesh(&others).with(Ring, ranks);
                 if self.guided || mesh.degree(Cfg) == 1 {
                     self.check(with(mesh, 1, warmup_steps), &oracle);
+                    self.count("DistriFusion");
                 }
             }
         }

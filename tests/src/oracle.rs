@@ -6,9 +6,9 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use xdit_core::attention::{Attention, Qkv, Site};
-use xdit_core::parallel::guidance::{Branch, Guidance, Term};
-use xdit_core::parallel::split;
+use xdit_core::plan::guidance::{Branch, Guidance, Term};
 use xdit_core::scheduler::{History, Scheduler};
+use xdit_core::split;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::Transformer;
 

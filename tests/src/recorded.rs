@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use serde_json::Value;
 use xdit_core::pipeline::{LoadOptions, Request, SkipLayerGuidance};
 
+use crate::verified::{Counts, SERIAL, add, check, model_of};
 use crate::{Case, assert_close, device, goldens};
 
 /// The checkpoint of `case`, with the case's own scheduler where it has one: then it is put together in `scratch`.
@@ -79,7 +80,7 @@ pub fn request(case: &Case) -> Request {
 /// # Panics
 /// If latents are further than `tolerance` from the recorded ones, or a pixel is off by more than one of 255.
 pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
-    let mut checked = 0;
+    let (mut checked, mut counts) = (0, Counts::new());
     for name in names(prefixes) {
         let case = Case::load(&name);
         if case.json["call"].is_null() {
@@ -87,9 +88,11 @@ pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
             continue;
         }
         check_call(&name, &case, tolerance);
+        add(&mut counts, model_of(case.json["checkpoint"].as_str().unwrap()), SERIAL, 1);
         checked += 1;
     }
     assert!(checked >= count, "{checked} golden cases of {prefixes:?}, expected {count}");
+    check(&counts);
 }
 
 fn names(prefixes: &[&str]) -> Vec<String> {
@@ -108,9 +111,8 @@ fn names(prefixes: &[&str]) -> Vec<String> {
 fn check_call(name: &str, case: &Case, tolerance: f64) {
     let scratch = tempfile::tempdir().unwrap();
     let options = LoadOptions {
-        device: device(),
-        dtype: DType::F32,
         variant: case.json["checkpoint"].as_str().unwrap().contains("2k").then(|| "fp16".to_owned()),
+        ..LoadOptions::new(device(), DType::F32)
     };
     let mut pipeline = xdit_models::open(&checkpoint(case, scratch.path()), &options)
         .unwrap_or_else(|error| panic!("{name}: {error}"));

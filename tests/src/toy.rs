@@ -6,16 +6,18 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::linear::Linear;
-use xdit_core::parallel::guidance::{Branch, Guidance};
-use xdit_core::parallel::plan::{Plan, Work};
-use xdit_core::parallel::run::{Job, Loaded, Share};
+use xdit_core::placement::Share;
 use xdit_core::placement::{Placement, TensorShare};
+use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::{Plan, Work};
+use xdit_core::run::Loaded;
 use xdit_core::scheduler::{Scheduler, scheduler};
 use xdit_core::tokens::{Positions, Tokens};
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_kernels::{Activation, activate, layer_norm};
 
 use crate::device;
+use crate::world::Job;
 
 /// Features of a text token.
 const TEXT_DIM: usize = 6;
@@ -39,7 +41,7 @@ pub struct Subject {
     /// How the text takes part.
     pub kind: Kind,
     /// The transformer's sizes.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// Rows and columns of the picture, in tokens.
     pub grid: [usize; 2],
     /// Text tokens of each guidance branch.
@@ -63,8 +65,15 @@ impl Subject {
             Kind::UShaped => (0..blocks / 2).map(|block| [block, blocks - 1 - block]).collect(),
             _ => Vec::new(),
         };
-        let spec =
-            Spec { patch: 1, channels: 3, blocks, heads, head_dim: 4, skips, block_parameters: Vec::new() };
+        let spec = TransformerSpec {
+            patch: 1,
+            channels: 3,
+            blocks,
+            heads,
+            head_dim: 4,
+            skips,
+            block_parameters: Vec::new(),
+        };
         Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3, skipping: None }
     }
 
@@ -156,7 +165,7 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
 /// The transformer: blocks of normalised attention and feed-forward, each shifted by the timestep.
 pub struct Toy {
     kind: Kind,
-    spec: Spec,
+    spec: TransformerSpec,
     image_in: Linear,
     text_in: Linear,
     image_out: Linear,
@@ -210,7 +219,7 @@ impl Transformer for Toy {
     type Conditions = Tensor<3>;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         &self.spec
     }
 
@@ -226,6 +235,10 @@ impl Transformer for Toy {
             Context { timestep: tensor(waves, [1, 1, dim]), text: text.clone() }
         };
         timesteps.iter().map(at).collect()
+    }
+
+    fn context_bytes(&self) -> usize {
+        4 * self.spec.dim()
     }
 
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
@@ -299,7 +312,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(layers: &Layers<'_>, spec: &Spec) -> Self {
+    fn new(layers: &Layers<'_>, spec: &TransformerSpec) -> Self {
         // More than heads, and no multiple of anything.
         let (dim, wide) = (spec.dim(), 2 * spec.dim() + 3);
         Self {
@@ -324,7 +337,7 @@ struct Projections {
 }
 
 impl Projections {
-    fn new(layers: &Layers<'_>, spec: &Spec) -> Self {
+    fn new(layers: &Layers<'_>, spec: &TransformerSpec) -> Self {
         let (dim, unit) = (spec.dim(), spec.head_dim);
         Self {
             qkv: ["q", "k", "v"].map(|name| layers.linear(name, dim, dim, Some(Placement::Outputs { unit }))),
@@ -371,7 +384,7 @@ impl Layers<'_> {
             }
             (Some(share), Some(Placement::Inputs { unit })) => {
                 let (start, len) = rows(share.part(c_in, unit));
-                Linear::new(weight.narrow(1, start, len), Some(bias)).summed_over(share.comm.clone())
+                Linear::new(weight.narrow(1, start, len), Some(bias)).summed_over(share.link.clone())
             }
             _ => Linear::new(weight, Some(bias)),
         }

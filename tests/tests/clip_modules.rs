@@ -96,7 +96,7 @@ fn clip_skip_leaves_out_layers() {
         assert_eq!(
             error.to_string(),
             format!(
-                "`clip_skip` of `{layers}` leaves nothing of CLIP's {layers} layers\nhint: the most is {}",
+                "`clip_skip` of `{layers}` is too large for the {layers} layers of CLIP\nhint: use at most {}",
                 layers - 1
             )
         );
@@ -198,8 +198,14 @@ fn what_would_change_the_numbers_is_refused() {
             .replace(dir.path().to_str().unwrap(), "DIR")
     };
     assert_eq!(error("hidden_act", json!("relu")), "CLIP's `hidden_act` = `relu` is not supported");
-    assert_eq!(error("num_attention_heads", json!(5)), "CLIP cannot have `32` features in `5` heads");
-    assert_eq!(error("num_attention_heads", json!(0)), "CLIP cannot have `32` features in `0` heads");
+    assert_eq!(
+        error("num_attention_heads", json!(5)),
+        "CLIP's `32` features cannot be divided into `5` heads"
+    );
+    assert_eq!(
+        error("num_attention_heads", json!(0)),
+        "CLIP's `32` features cannot be divided into `0` heads"
+    );
     assert_eq!(
         error("model_type", json!("bert")),
         "option `model_type` = `\"bert\"` in `DIR/config.json` is not supported"

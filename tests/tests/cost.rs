@@ -1,42 +1,26 @@
 //! What a plan says that ranks send and keep is what they send and keep, to the byte; and where their time goes.
 
 use burn::tensor::DType;
-use xdit_core::parallel::cost::{Seams, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
-use xdit_core::parallel::guidance::{Branch, Guidance};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::record::{Activity, RankReport};
-use xdit_core::parallel::run::{Job, run};
-use xdit_core::parallel::schedule::schedule;
-use xdit_core::pipeline::{LoadOptions, Observer, Request};
+use xdit_core::pipeline::{LoadOptions, Request};
+use xdit_core::plan::cost::{BlockExchanges, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
+use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::schedule::schedule;
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::record::{Activity, RankReport};
 use xdit_core::tokens::{Positions, Tokens};
+use xdit_core::weights::Residency;
 use xdit_models::component::Component;
 use xdit_models::flux::{self, Flux};
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{self, PixArt};
 use xdit_models::sd3::{self, Sd3};
+use xdit_models::sharding::Sharded;
 use xdit_tests::toy::{Kind, Subject, random};
+use xdit_tests::world::{Job, Reports, run};
 use xdit_tests::{device, goldens};
 
 use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
-
-/// Keeps what ranks report, in rank order.
-#[derive(Default)]
-struct Reports {
-    details: bool,
-    ranks: Vec<RankReport>,
-}
-
-impl Observer for Reports {
-    fn rank(&mut self, report: RankReport) {
-        self.ranks.push(report);
-        self.ranks.sort_by_key(|report| report.rank);
-    }
-
-    fn wants_details(&self) -> bool {
-        self.details
-    }
-}
 
 fn sizes(subject: &Subject) -> Sizes {
     let blocks = subject.spec.blocks;
@@ -45,16 +29,16 @@ fn sizes(subject: &Subject) -> Sizes {
         Kind::Cross => (0, 3, 0),
         Kind::Joint => (1, 2, 2),
     };
-    let mut seams = vec![Seams { attentions: 1, image_sums, text_sums }; blocks];
+    let mut exchanges = vec![BlockExchanges { attentions: 1, image_sums, text_sums }; blocks];
     // The last block's text is used by nobody.
-    seams[blocks - 1].text_sums = 0;
+    exchanges[blocks - 1].text_sums = 0;
     let skipping = subject.text_tokens.last().filter(|_| subject.skipping.is_some());
     let texts = subject.text_tokens.iter().chain(skipping);
     Sizes {
         spec: subject.spec.clone(),
         dtype: DType::F32,
         text_tokens: texts.map(|tokens| joint * tokens).collect(),
-        seams,
+        exchanges,
     }
 }
 
@@ -202,7 +186,7 @@ fn a_pipeline_knows_its_costs() {
         ("pixart-sigma-512", DType::F32),
         ("pixart-alpha-256", DType::BF16),
     ] {
-        let options = LoadOptions { device: device(), dtype, variant: None };
+        let options = LoadOptions::new(device(), dtype);
         let mut pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
         for (degrees, patches, warmup_steps, distrifusion) in methods {
             let mesh = degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree));
@@ -224,7 +208,8 @@ fn a_pipeline_knows_its_costs() {
             for (report, cost) in reports.ranks.iter().zip(costs) {
                 let what = format!("{checkpoint}, {dtype:?}, rank {} of {mesh}", report.rank);
                 assert!(report.parameter_bytes > 0, "{what}");
-                assert_eq!(report.parameter_bytes, cost.parameter_bytes, "{what}");
+                let parameters = cost.share.parameters;
+                assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
                 assert_eq!(report.peak_kv_bytes, cost.peak_kv_bytes, "{what}");
                 for axis in Axis::ALL {
                     // With these methods, all steps send the same.
@@ -241,12 +226,12 @@ fn check_model<T: Published>(checkpoint: &str, conditions: &T::Conditions, text_
 where
     T::Conditions: Send + Sync,
 {
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let folder = goldens().join(checkpoint).join("transformer");
-    let read = |config| T::read(config);
+    let read = |config| T::Config::read(config);
     let stem = "diffusion_pytorch_model";
     let component = Component::open(&folder, stem, &options, read, |_| DType::F32, T::load).unwrap();
-    let spec = T::spec_of(&component.config).clone();
+    let spec = component.config.spec().clone();
     let [rows, columns] = [5, 7];
     let noise = random("noise", [1, rows * columns, spec.channels * spec.patch * spec.patch]);
     let noise = Tokens { x: noise, positions: Positions::grid(rows, columns) };
@@ -257,7 +242,7 @@ where
         spec,
         dtype: DType::F32,
         text_tokens: vec![text_tokens; 3],
-        seams: T::seams(&component.config),
+        exchanges: component.config.exchanges(),
     };
     let methods: [Method; 3] = [
         (&[(Cfg, 2), (Tensor, 2)], 1, 1, false),
@@ -266,13 +251,14 @@ where
     ];
     for method in methods {
         let plan = planned(method, &work);
-        let placements = T::placements(&component.config);
-        let costs =
-            costs(&plan, &sizes, |share| component.share_bytes(&options, share, placements.clone(), T::load));
-        let (component, options) = (component.clone(), options.clone());
+        let placements = component.config.placements();
+        let costs = costs(&plan, &sizes, component.scales(&device(), placements.clone(), T::load));
+        let component = component.clone();
         let job = Job {
             plan: plan.clone(),
-            load: Box::new(move |share| component.load_share(&options, share, placements.clone(), T::load)),
+            load: Box::new(move |share| {
+                component.load_share(&device(), share, placements.clone(), Residency::Hold, T::load)
+            }),
             scheduler: Subject::new(Kind::Alone).scheduler(),
             guidance: vec![
                 Guidance::classifier_free(conditions.clone(), conditions.clone(), 2.0).skip_layers(2.0),
@@ -288,7 +274,8 @@ where
                 let planned: u64 = sent.iter().filter_map(|step| step.get(&axis)).sum();
                 assert_eq!(report.traffic.of_label(axis.name()).sent_bytes, planned, "{axis:?}: {what}");
             }
-            assert_eq!(report.parameter_bytes, cost.parameter_bytes, "{what}");
+            let parameters = cost.share.parameters;
+            assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
             assert_eq!(report.peak_kv_bytes, cost.peak_kv_bytes, "{what}");
         }
     }

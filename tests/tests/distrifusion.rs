@@ -1,14 +1,13 @@
 //! DistriFusion on every mesh of up to eight ranks, and on one rank with its patches, computes what the oracle computes.
 
 use burn::tensor::Tensor;
-use xdit_comm::Options;
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::tokens::Tokens;
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::toy::{Kind, Subject, Toy};
-use xdit_tests::world::{meshes, pictures, run_in};
+use xdit_tests::world::{meshes, pictures_in_order};
 use xdit_tests::{bits, relative_l2};
 
 /// Of final latents: f32 sums in another order, through all blocks and steps.
@@ -53,7 +52,7 @@ fn latents(subject: &Subject, plan: &Plan) -> Vec<Tensor<3>> {
     let images = plan.mesh.degree(Axis::Data);
     job.guidance = vec![subject.guidance(); images];
     job.noise = (0..images).map(|picture| noise(subject, picture)).collect();
-    pictures(run_in(job, &Options::default(), |world| world))
+    pictures_in_order(job)
 }
 
 /// Runs every legal plan of `subject` and says how far the worst one is from the oracle.

@@ -5,19 +5,20 @@
 //! whose part was complete by then may end well beside others that fail; the run as a whole does not.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
 use xdit_comm::sim::FaultKind;
-use xdit_comm::{Options, Outcome, Report, Sim, launch};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::run::{Job, run, run_rank};
+use xdit_comm::{LaunchOptions, Outcome, Report, Sim, launch};
+use xdit_core::link::HostLink;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_tests::bits;
 use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::watchdog::Watchdog;
-use xdit_tests::world::run_in;
+use xdit_tests::world::{Job, Loader, Reports, run, run_in, run_rank};
 
 const SEEDS: u64 = 1_000;
 /// On each wait, in simulated time.
@@ -29,7 +30,7 @@ const HANGS: Duration = Duration::from_secs(60);
 
 /// What a rank may say of a failed transfer.
 const OPERATIONS: [&str; 6] = ["all_reduce(sum)", "all_gather", "all_to_all", "send", "recv", "send_recv"];
-const GROUPS: [&str; 6] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp"];
+const GROUPS: [&str; 7] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp", "world"];
 
 /// Bits of the latents of a rank's pictures, or how it failed.
 type End = Result<Vec<Vec<u32>>, String>;
@@ -37,7 +38,7 @@ type End = Result<Vec<Vec<u32>>, String>;
 /// One mesh, and how a run on it ends without faults.
 struct World {
     name: String,
-    job: Arc<Job<Toy>>,
+    job: Arc<(Arc<Loader<Toy>>, xdit_core::run::Job<Tensor<3>>)>,
     size: usize,
     sound: Vec<End>,
     /// Operations of the rank that has most.
@@ -62,20 +63,26 @@ impl World {
         };
         let plan = Plan::new(&config, &subject.work()).unwrap();
         let name = format!("{kind:?} on {mesh}, M = {patches}, distrifusion: {distrifusion}");
-        let (size, job) = (mesh.size(), Arc::new(subject.job(plan)));
+        let (size, job) = (mesh.size(), Arc::new(subject.job(plan).split()));
         let mut world = Self { name, job, size, sound: Vec::new(), operations: 0 };
-        let report = world.run(Options::default());
-        world.operations = report.traffic.iter().map(|rank| rank.total().calls).max().unwrap();
+        let (report, operations) = world.run(LaunchOptions::default());
+        world.operations = operations;
         world.sound = report.outcomes.into_iter().map(end).collect();
         assert!(world.sound.iter().all(Result::is_ok), "{}: {:?}", world.name, world.sound);
         world
     }
 
-    fn run(&self, options: Options) -> Report<Vec<Vec<u32>>, xdit_core::Error> {
-        let job = self.job.clone();
-        launch(self.size, &options, move |world| {
-            Ok(run_rank(&world, &job, &mut ())?.iter().map(|latents| bits(&latents.x)).collect())
-        })
+    /// How each rank ends, and the operations of that rank, of those that end well, which has most.
+    fn run(&self, options: LaunchOptions) -> (Report<Vec<Vec<u32>>, xdit_core::Error>, u64) {
+        let (job, most) = (self.job.clone(), Arc::new(AtomicU64::new(0)));
+        let operations = most.clone();
+        let report = launch(self.size, &options, move |world| {
+            let mut reports = Reports::default();
+            let latents = run_rank(&HostLink::new(world), &job, &mut reports)?;
+            most.fetch_max(reports.ranks[0].traffic.total().calls, Ordering::Relaxed);
+            Ok(latents.iter().map(|latents| bits(&latents.x)).collect())
+        });
+        (report, operations.load(Ordering::Relaxed))
     }
 }
 
@@ -148,15 +155,18 @@ fn a_rank_that_is_busy_holds_nobody_up() {
 #[test]
 fn a_rank_that_needs_no_other_stops_when_one_fails() {
     let job = half_loaded(Axis::Data, Duration::from_secs(1));
-    let report = run_in(job, &Options::default().grace(HANGS), |world| world);
+    let report = run_in(job, &LaunchOptions::default().grace(HANGS), |world| world);
     let failed = |rank: usize| match &report.outcomes[rank] {
         Outcome::Failed(error) => error.to_string(),
         other => panic!("rank {rank}: {other:?}"),
     };
     let first = report.failures[0];
     assert_eq!(failed(first), "out of paper");
-    let expected = format!("`check` over `pp` on rank {}: stopped because rank {first} failed", 1 - first);
-    assert!(failed(1 - first).starts_with(&expected), "{}", failed(1 - first));
+    // It was checking, or exchanging conditions.
+    let (message, other) = (failed(1 - first), 1 - first);
+    let expected =
+        format!(" over `world` on rank {other}: stopped because rank {first} failed: out of paper");
+    assert!(message.ends_with(&expected), "{message}");
 }
 
 #[test]
@@ -170,7 +180,7 @@ fn a_thousand_seeds_end_well_or_with_named_errors() {
         watchdog.watch(&*what);
         let sim = Sim::hostile(seed, world.size, world.operations);
         let run = || {
-            let report = world.run(Options::default().timeout(LIMIT).sim(sim.clone()));
+            let (report, _) = world.run(LaunchOptions::default().timeout(LIMIT).sim(sim.clone()));
             assert!(report.elapsed <= BOUND, "{what}: took {:?}", report.elapsed);
             assert_eq!(report.unreceived, None, "{what}");
             (report.elapsed, report.failures, report.outcomes.into_iter().map(end).collect::<Vec<_>>())

@@ -5,7 +5,7 @@ use xdit_core::attention::Local;
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer};
 use xdit_models::flux::{Conditions, Flux, FluxConfig};
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_tests::{Case, assert_close, component};
 
 /// Of one module: f32 rounding, summed in another order than the reference's.

@@ -2,6 +2,7 @@
 
 use xdit_core::pipeline::Request;
 use xdit_tests::on_ranks::OnRanks;
+use xdit_tests::verified::{Counts, check};
 
 /// 35 image tokens beside 12 of text, which travels with the first patch.
 fn request() -> Request {
@@ -29,14 +30,22 @@ fn dev() -> OnRanks {
 
 #[test]
 fn exact_methods_equal_serial() {
-    assert_eq!(schnell().exact_methods_equal_serial(), 28);
-    assert_eq!(dev().exact_methods_equal_serial(), 41);
+    let mut counts = Counts::new();
+    for (mut subject, meshes) in [(schnell(), 28), (dev(), 41)] {
+        assert_eq!(subject.exact_methods_equal_serial(), meshes);
+        subject.add_to(&mut counts);
+    }
+    check(&counts);
 }
 
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
-    schnell().pipefusion_depends_on_patches_and_warmup_only();
-    dev().pipefusion_depends_on_patches_and_warmup_only();
+    let mut counts = Counts::new();
+    for mut subject in [schnell(), dev()] {
+        subject.pipefusion_depends_on_patches_and_warmup_only();
+        subject.add_to(&mut counts);
+    }
+    check(&counts);
 }
 
 /// Stages that hold one kind of block alone, and stages that hold both.
@@ -50,6 +59,10 @@ fn synchronous_pipefusion_equals_serial() {
 
 #[test]
 fn distrifusion_equals_one_rank_with_its_patches() {
-    schnell().distrifusion_equals_one_rank_with_its_patches();
-    dev().distrifusion_equals_one_rank_with_its_patches();
+    let mut counts = Counts::new();
+    for mut subject in [schnell(), dev()] {
+        subject.distrifusion_equals_one_rank_with_its_patches();
+        subject.add_to(&mut counts);
+    }
+    check(&counts);
 }

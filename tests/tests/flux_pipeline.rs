@@ -1,9 +1,9 @@
 //! Whole runs of FLUX, from prompt to pixels, against what diffusers gives for the same call.
 
 use burn::tensor::DType;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Observer, Pipeline, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::{check_calls, request};
 use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
@@ -11,7 +11,7 @@ use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 const TOLERANCE: f64 = 1e-4;
 
 fn pipeline(checkpoint: &str) -> Box<dyn Pipeline> {
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     xdit_models::open(&goldens().join(checkpoint), &options).unwrap()
 }
 
@@ -25,7 +25,7 @@ fn every_recorded_call() {
 fn half_precision() {
     let request = Request { decode: false, ..request(&Case::load("flux-dev-non-square")) };
     let made = |dtype, parallel| {
-        let options = LoadOptions { device: device(), dtype, variant: None };
+        let options = LoadOptions::new(device(), dtype);
         let mut pipeline = xdit_models::open(&goldens().join("flux-dev"), &options).unwrap();
         pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap().latents
     };
@@ -123,7 +123,7 @@ fn a_config_of_huge_numbers_is_refused() {
     let error = |option: &str, value: serde_json::Value| {
         let checkpoint =
             xdit_tests::changed("flux-dev", "transformer/config.json", |config| config[option] = value);
-        let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+        let options = LoadOptions::new(device(), DType::F32);
         xdit_models::open(checkpoint.path(), &options).err().unwrap().message().to_owned()
     };
     assert_eq!(

@@ -1,22 +1,19 @@
-//! Every mesh of up to eight ranks × patches × warm-up computes what the oracle computes, and the oracle's likely
-//! mistakes would show.
+//! Every mesh of up to eight ranks × patches × warm-up computes what the oracle computes, over links that are ordered as
+//! NCCL orders them, and the oracle's likely mistakes would show.
 
 use std::collections::HashSet;
 
 use burn::tensor::Tensor;
-use xdit_comm::{Comm, Options, run_ranks};
-use xdit_core::Result;
-use xdit_core::parallel::execute::{Groups, denoise};
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::record::Recorder;
-use xdit_core::parallel::run::{Share, run};
-use xdit_core::placement::TensorShare;
+use xdit_core::pipeline::{Cancel, Keep};
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::ranks::Ranks;
+use xdit_core::tokens::Tokens;
 use xdit_tests::oracle::{self, Fault, Turns};
 use xdit_tests::toy::{Kind, Subject, Toy};
-use xdit_tests::world::meshes;
-use xdit_tests::{assert_close, relative_l2};
+use xdit_tests::world::{meshes, pictures_in_order, run, run_on};
+use xdit_tests::{assert_close, device, relative_l2};
 
 /// Of final latents: f32 sums in another order, through all blocks and steps.
 const TOLERANCE: f64 = 1e-5;
@@ -35,6 +32,12 @@ fn uneven(blocks: usize, stages: usize) -> Option<Vec<usize>> {
 }
 
 fn latents(subject: &Subject, plan: &Plan) -> Tensor<3> {
+    let [picture] = <[_; 1]>::try_from(pictures_in_order(subject.job(plan.clone()))).expect("one picture");
+    picture
+}
+
+/// With links that are ordered by messages only.
+fn latents_out_of_order(subject: &Subject, plan: &Plan) -> Tensor<3> {
     let pictures = run(subject.job(plan.clone()), &mut ()).unwrap_or_else(|error| panic!("{plan}{error}"));
     let [picture] = <[_; 1]>::try_from(pictures).expect("one picture");
     picture.x
@@ -98,7 +101,7 @@ fn check_all(subject: &Subject) {
                 }
                 if ran % 40 == 0 {
                     repeated += 1;
-                    let again = latents(subject, &plan).into_data();
+                    let again = latents_out_of_order(subject, &plan).into_data();
                     assert_eq!(actual.into_data(), again, "{mesh}, M = {patches}: two runs differ");
                 }
             }
@@ -188,7 +191,8 @@ fn mistakes_would_show() {
     }
 }
 
-/// Four ranks carry out requests of other sizes, texts, warm-ups and meshes in a row, in one world.
+/// Four ranks carry out requests of other sizes, texts, warm-ups and meshes in a row, in one world, and hold their shares
+/// as long as they fit.
 #[test]
 fn a_request_leaves_nothing_behind() {
     use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
@@ -209,21 +213,12 @@ fn a_request_leaves_nothing_behind() {
         request([1, 37], &[3, 5], [Pipeline, Ulysses], 4, 0),
     ];
     let alone = requests.each_ref().map(|(subject, plan)| latents(subject, plan));
-    let in_a_row = requests.clone();
-    let ranks = run_ranks(4, &Options::default(), move |world: Comm| -> Result<_> {
-        let pictures = in_a_row.iter().map(|(subject, plan)| {
-            let groups = Groups::new(&world, plan)?;
-            let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-            let toy = subject.load(&Share { blocks: plan.stage(world.rank()), tensor });
-            let (scheduler, guidance, noise) = (subject.scheduler(), subject.guidance(), subject.noise());
-            let mut recorder = Recorder::new(&world, false);
-            Ok(denoise(plan, &groups, &toy, &*scheduler, &guidance, &noise, &mut recorder, &mut |_| {}))
-        });
-        pictures.collect()
-    });
-    let ranks: Vec<Vec<_>> = ranks.unwrap_or_else(|error| panic!("{error}"));
+    let (model, _) = requests[0].0.job(requests[0].1.clone()).split();
+    let mut ranks = Ranks::new(model, vec![device()], Keep::All);
     for (index, ((subject, plan), alone)) in requests.iter().zip(alone).enumerate() {
-        let picture = ranks[0][index].clone().expect("rank 0 is of the first stage").x;
+        let (_, job) = subject.job(plan.clone()).split();
+        let pictures = run_on(&mut ranks, job, &Cancel::new(), &mut ()).unwrap();
+        let [Tokens { x: picture, .. }] = <[_; 1]>::try_from(pictures).unwrap();
         assert_eq!(picture.clone().into_data(), alone.into_data(), "request {index} is not what it is alone");
         let oracle = expected(subject, plan.patches.len(), plan.synchronous_steps, None);
         assert_close(&format!("request {index}"), &picture, &oracle, TOLERANCE);

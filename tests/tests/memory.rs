@@ -1,94 +1,42 @@
 //! What a rank holds: its share of the parameters, and of the keys and values of earlier steps what its method needs.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use burn::tensor::DType;
-use serde_json::{Map, Value, json};
-use xdit_comm::{Comm, Options, launch};
+use burn::tensor::{DType, Tensor};
+use xdit_comm::{Comm, LaunchOptions, launch};
 use xdit_core::Result;
+use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
-use xdit_core::parallel::execute::Groups;
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::record::RankReport;
-use xdit_core::parallel::run::{Share, run};
-use xdit_core::pipeline::Observer;
-use xdit_core::placement::TensorShare;
-use xdit_core::weights::Weights;
-use xdit_models::latent_diffusion::Published;
+use xdit_core::link::{HostLink, Link, catch};
+use xdit_core::methods::attention::{KeyExchange, ParallelAttention, Pass};
+use xdit_core::methods::ring::Ring;
+use xdit_core::methods::ulysses::Ulysses;
+use xdit_core::placement::Share;
+use xdit_core::plan::cost::{BlockExchanges, Sizes, peak_kv_bytes};
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::schedule::{Action, schedule};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::run::execute::Groups;
+use xdit_core::run::record::RankReport;
+use xdit_core::transformer::TransformerSpec;
+use xdit_core::weights::{Residency, Weights};
+use xdit_kernels::shared_memory;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
+use xdit_models::sharding::Sharded;
 use xdit_tests::device;
-use xdit_tests::toy::{Kind, Subject};
+use xdit_tests::sparse::SparsePixArt;
+use xdit_tests::toy::{Kind, Subject, random};
+use xdit_tests::world::{Reports, run};
 
 /// For what every rank needs whole: biases of sums, tables of modulation, the first and the last layer.
 const SLACK: f64 = 1.05;
 
-const DIM: usize = 1152;
-const BLOCKS: usize = 8;
-
-/// Names and shapes of PixArt-α's tensors, with fewer blocks.
-fn shapes() -> Vec<(String, Vec<usize>)> {
-    let mut shapes = vec![
-        ("pos_embed.proj.weight".into(), vec![DIM, 4, 2, 2]),
-        ("pos_embed.proj.bias".into(), vec![DIM]),
-        ("scale_shift_table".into(), vec![2, DIM]),
-    ];
-    let mut linear = |name: String, c_in: usize, c_out: usize| {
-        shapes.push((format!("{name}.weight"), vec![c_out, c_in]));
-        shapes.push((format!("{name}.bias"), vec![c_out]));
-    };
-    linear("adaln_single.emb.timestep_embedder.linear_1".into(), 256, DIM);
-    linear("adaln_single.emb.timestep_embedder.linear_2".into(), DIM, DIM);
-    linear("adaln_single.linear".into(), DIM, 6 * DIM);
-    linear("caption_projection.linear_1".into(), 4096, DIM);
-    linear("caption_projection.linear_2".into(), DIM, DIM);
-    linear("proj_out".into(), DIM, 32);
-    for block in (0..BLOCKS).map(|index| format!("transformer_blocks.{index}")) {
-        for layer in ["to_q", "to_k", "to_v", "to_out.0"] {
-            linear(format!("{block}.attn1.{layer}"), DIM, DIM);
-            linear(format!("{block}.attn2.{layer}"), DIM, DIM);
-        }
-        linear(format!("{block}.ff.net.0.proj"), DIM, 4 * DIM);
-        linear(format!("{block}.ff.net.2"), 4 * DIM, DIM);
-    }
-    let tables = (0..BLOCKS).map(|index| format!("transformer_blocks.{index}.scale_shift_table"));
-    shapes.extend(tables.map(|name| (name, vec![6, DIM])));
-    shapes
-}
-
-/// A checkpoint in `dir` that takes no room: a header, and a hole where the values would be.
-fn sparse_checkpoint(dir: &Path) -> Checkpoint {
-    let mut header = Map::new();
-    let mut end = 0;
-    for (name, shape) in shapes() {
-        let start = end;
-        end += 4 * shape.iter().product::<usize>();
-        header.insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
-    }
-    let header = Value::Object(header).to_string();
-    let mut file = File::create(dir.join("model.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + end) as u64).unwrap();
-    Checkpoint::open(dir, "model", None).unwrap()
-}
-
-fn config(dir: &Path) -> PixArtConfig {
-    let config = json!({
-        "_class_name": "Transformer2DModel", "activation_fn": "gelu-approximate", "attention_bias": true,
-        "attention_head_dim": 72, "attention_type": "default", "caption_channels": 4096,
-        "cross_attention_dim": DIM, "in_channels": 4, "norm_elementwise_affine": false, "norm_eps": 1e-6,
-        "norm_type": "ada_norm_single", "num_attention_heads": 16, "num_embeds_ada_norm": 1000,
-        "num_layers": BLOCKS, "out_channels": 8, "patch_size": 2, "sample_size": 64,
-    });
-    let path = dir.join("config.json");
-    std::fs::write(&path, config.to_string()).unwrap();
-    PixArtConfig::read(Config::read(&path).unwrap()).unwrap()
-}
+/// PixArt-α with fewer blocks.
+const MODEL: SparsePixArt = SparsePixArt { heads: 16, blocks: 8, caption: 4096, dtype: ("F32", 4) };
 
 /// Bytes of the parameters that each rank of `mesh` holds.
 fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -> Vec<u64> {
@@ -102,12 +50,11 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
     };
     let plan = Plan::new(&parallel, &work).unwrap();
     let (checkpoint, config) = (checkpoint.clone(), config.clone());
-    let ranks = launch(mesh.size(), &Options::default(), move |world: Comm| -> Result<u64> {
-        let groups = Groups::new(&world, &plan)?;
-        let tensor = (groups.tensor.size() > 1).then(|| TensorShare { comm: groups.tensor.clone() });
-        let share = Share { blocks: plan.stage(world.rank()), tensor };
+    let ranks = launch(mesh.size(), &LaunchOptions::default(), move |world: Comm| -> Result<u64> {
+        let groups = Groups::new(&HostLink::new(world.clone()), &plan)?;
+        let share = Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() };
         let weights = Weights::check_only(checkpoint.clone(), &device(), DType::F32);
-        let weights = weights.of_share(share, PixArt::placements(&config));
+        let weights = weights.of_share(share, config.placements()).with_residency(Residency::Reread);
         PixArt::load(&config, &weights)?;
         Ok(weights.taken_bytes())
     });
@@ -117,10 +64,12 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
 #[test]
 fn a_rank_holds_its_share_of_the_parameters() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, config) = (sparse_checkpoint(dir.path()), config(dir.path()));
+    MODEL.write(dir.path(), "model");
+    let checkpoint = Checkpoint::open(dir.path(), "model", None).unwrap();
+    let config = PixArtConfig::read(Config::read(&dir.path().join("config.json")).unwrap()).unwrap();
     let [whole] = parameter_bytes(&checkpoint, &config, Mesh::default())[..] else { panic!("one rank") };
     // Layers that are used before the first step only are held by nobody.
-    let file: usize = shapes().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>()).sum();
+    let file = 4 * MODEL.parameters();
     println!("{} MiB of {} in the file", whole >> 20, file >> 20);
     assert!(whole > file as u64 * 8 / 10 && whole < file as u64);
     let mesh = |pipeline, tensor| Mesh::default().with(Axis::Pipeline, pipeline).with(Axis::Tensor, tensor);
@@ -131,16 +80,6 @@ fn a_rank_holds_its_share_of_the_parameters() {
         println!("{mesh}: at most {} MiB, {:.4} of a share", most >> 20, most as f64 / share);
         assert!(most as f64 <= SLACK * share, "{mesh}: {ranks:?} of {whole}");
         assert!(ranks.iter().sum::<u64>() >= whole, "{mesh}: something is held by nobody");
-    }
-}
-
-/// Keeps what ranks report.
-#[derive(Default)]
-struct Reports(Vec<RankReport>);
-
-impl Observer for Reports {
-    fn rank(&mut self, report: RankReport) {
-        self.0.push(report);
     }
 }
 
@@ -158,7 +97,8 @@ fn a_rank_keeps_the_keys_that_its_method_needs() {
         for (method, axis, distrifusion, a_branch) in [
             // Of its own blocks.
             ("pipefusion", Axis::Pipeline, false, all / n),
-            ("distrifusion", Axis::Ring, true, all),
+            // Of the other strips: the paper counts its own, too, which is of this step and not kept.
+            ("distrifusion", Axis::Ring, true, all - all / n),
             ("ring", Axis::Ring, false, 0),
             ("ulysses", Axis::Ulysses, false, 0),
             ("tensor", Axis::Tensor, false, 0),
@@ -168,9 +108,100 @@ fn a_rank_keeps_the_keys_that_its_method_needs() {
             let plan = Plan::new(&config, &subject.work()).unwrap();
             let mut reports = Reports::default();
             run(subject.job(plan), &mut reports).unwrap();
-            assert_eq!(reports.0.len(), degree);
-            for RankReport { rank, peak_kv_bytes, .. } in reports.0 {
+            assert_eq!(reports.ranks.len(), degree);
+            for RankReport { rank, peak_kv_bytes, .. } in reports.ranks {
                 assert_eq!(peak_kv_bytes, 2 * a_branch, "{method} on {degree}, rank {rank}");
+            }
+        }
+    }
+}
+
+/// Queries, keys and values of `tokens` tokens: views of one tensor, as a layer that computes all three gives them.
+fn qkv(spec: &TransformerSpec, tokens: usize) -> Qkv {
+    let all: Tensor<4> = random("qkv", [1, tokens, 3 * spec.heads, spec.head_dim]);
+    let part = |index: usize| all.clone().narrow(2, index * spec.heads, spec.heads);
+    Qkv { q: part(0), k: part(1), v: part(2) }
+}
+
+/// Where the memory of `tensors` begins, and how much it is.
+///
+/// # Panics
+/// If one of them is a view of more.
+fn allocations<'a>(tensors: impl Iterator<Item = &'a Tensor<3>>) -> BTreeMap<usize, u64> {
+    let allocation = |tensor: &Tensor<3>| {
+        let memory = shared_memory(tensor).expect("no view of a larger tensor is kept");
+        (memory.as_ref().as_ptr() as usize, memory.as_ref().len() as u64)
+    };
+    tensors.map(allocation).collect()
+}
+
+/// Attends as `rank` of `plan` does for a picture. Says how much memory the caches took at most; it is checked after
+/// each pass that it is what they say.
+fn most_cached(subject: &Subject, plan: &Plan, world: &Arc<dyn Link>) -> u64 {
+    let (rank, spec) = (world.rank(), &subject.spec);
+    let at = |axis| plan.mesh.coordinate(rank, axis);
+    let along = |axis| {
+        let link = world.split(&plan.mesh.groups(&[axis])).unwrap();
+        link.filter(|_| plan.mesh.degree(axis) > 1)
+    };
+    let (ulysses, ring) = (along(Axis::Ulysses).map(Ulysses::new), along(Axis::Ring).map(Ring::new));
+    let mut attention =
+        ParallelAttention::new(plan.clone(), at(Axis::Ring), ulysses, ring.map(KeyExchange::Ring));
+    let (mut most, mut last) = (0, BTreeMap::new());
+    for action in schedule(plan, rank) {
+        let Action::Blocks { step, blocks, patches, branch } = action else { continue };
+        attention.begin(Pass { step, patches: patches.clone(), branch });
+        let tokens = plan.tokens(&patches, plan.mesh.sequence_coordinate(rank));
+        let text = (subject.kind == Kind::Joint && plan.brings_text(&patches))
+            .then(|| qkv(spec, subject.text_tokens[branch]));
+        for block in plan.blocks_of(branch, blocks) {
+            drop(attention.attend(Site { block, layer: 0 }, qkv(spec, tokens), text.clone()));
+        }
+        let now = allocations(attention.cached());
+        assert_eq!(now.values().sum::<u64>(), attention.kv_bytes(), "step {step}, {patches:?}");
+        // Once all is there, it is written in place.
+        if step > plan.synchronous_steps + 1 {
+            assert_eq!(now, last, "step {step}, {patches:?}: memory was moved");
+        }
+        most = most.max(now.values().sum());
+        last = now;
+    }
+    most
+}
+
+/// Not a byte more is kept than a plan says, whatever keys and values are views of, and whoever else was sent them.
+#[test]
+fn caches_take_the_memory_that_the_plan_says() {
+    use Axis::{Ring as R, Ulysses as U};
+    let methods: [(&[(Axis, usize)], bool); 5] =
+        [(&[], false), (&[], true), (&[(U, 2)], false), (&[(R, 2)], false), (&[(R, 2), (U, 2)], false)];
+    for kind in [Kind::Alone, Kind::Joint] {
+        for (degrees, distrifusion) in methods {
+            for (patches, warmup_steps) in [(2, 0), (3, 1), (4, 2)] {
+                let subject = Subject { steps: 6, ..Subject::new(kind) };
+                let mesh =
+                    degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree));
+                let patches = Some(patches);
+                let config =
+                    ParallelConfig { mesh, patches, warmup_steps, distrifusion, ..Default::default() };
+                let plan = Plan::new(&config, &subject.work()).unwrap();
+                let exchange = BlockExchanges { attentions: 1, image_sums: 0, text_sums: 0 };
+                let joint = usize::from(kind == Kind::Joint);
+                let sizes = Sizes {
+                    spec: subject.spec.clone(),
+                    dtype: DType::F32,
+                    text_tokens: subject.text_tokens.iter().map(|tokens| joint * tokens).collect(),
+                    exchanges: vec![exchange; subject.spec.blocks],
+                };
+                let planned: Vec<_> =
+                    (0..mesh.size()).map(|rank| peak_kv_bytes(&plan, &sizes, rank)).collect();
+                let ranks =
+                    launch(mesh.size(), &LaunchOptions::default(), move |world: Comm| -> Result<u64> {
+                        catch(|| Ok(most_cached(&subject, &plan, &HostLink::new(world))))
+                    });
+                let held = ranks.into_result().unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(held, planned, "{kind:?}, {mesh}, {config:?}");
+                assert!(held.iter().all(|&bytes| bytes > 0));
             }
         }
     }

@@ -3,20 +3,23 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use xdit_comm::{Options, Sim, run_ranks};
+use xdit_comm::{Comm, LaunchOptions, RunError, Sim, run_ranks};
+use xdit_core::Error;
 use xdit_core::attention::Qkv;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
+use xdit_core::link::{HostLink, catch};
+use xdit_core::methods::vae::SplitRows;
 use xdit_core::noise::Generator;
-use xdit_core::parallel::catch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
-use xdit_core::parallel::vae::{SplitRows, split_rows};
 use xdit_core::pipeline::{LoadOptions, Picture, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::rows::{Rows, Whole};
+use xdit_core::run::decode::split_rows;
 use xdit_core::weights::Weights;
 use xdit_kernels::{Affine, Conv2d, Moments};
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use xdit_tests::verified::{Counts, add, check, model_of};
 use xdit_tests::{assert_close, device, goldens, relative_l2};
 
 /// Other orders of summation, through the whole decoder.
@@ -43,9 +46,25 @@ fn image(shape: [usize; 4]) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
 }
 
+/// What `work` makes of `image`, some rows on each of at most `ranks` ranks. Only the first rank has the image before.
+fn on_ranks<F>(ranks: usize, image: Tensor<4>, work: F) -> Result<Tensor<4>, RunError<Error>>
+where
+    F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
+{
+    let shape = image.dims();
+    let rank = move |comm: Comm| {
+        let link = HostLink::new(comm);
+        let image = (link.rank() == 0).then(|| image.clone());
+        catch(|| Ok(split_rows(&link, image, shape, &device(), &work)))
+    };
+    let images = run_ranks(ranks.min(shape[2]), &LaunchOptions::default(), rank)?;
+    let [image] = <[_; 1]>::try_from(images.into_iter().flatten().collect::<Vec<_>>()).unwrap();
+    Ok(image)
+}
+
 fn decode(vae: &Arc<AutoencoderKl>, ranks: usize, z: &Tensor<4>) -> Tensor<4> {
     let vae = vae.clone();
-    split_rows(ranks, z.clone(), &mut (), move |z, rows| vae.decode_rows(z, rows)).unwrap()
+    on_ranks(ranks, z.clone(), move |z, rows| vae.decode_rows(z, rows)).unwrap()
 }
 
 fn bits(x: &Tensor<4>) -> Vec<u32> {
@@ -87,12 +106,12 @@ where
     F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
 {
     let ranks = shares.len();
-    let rank = move |comm: xdit_comm::Comm| {
+    let rank = move |comm: Comm| {
         let (start, own) = (shares[..comm.rank()].iter().sum(), shares[comm.rank()]);
-        let rows = SplitRows::new(comm, shares.clone());
+        let rows = SplitRows::new(HostLink::new(comm), shares.clone());
         catch(|| Ok(work(image.clone().narrow(2, start, own), &rows)))
     };
-    let parts = run_ranks(ranks, &Options::default().sim(Sim::new(seed)), rank);
+    let parts = run_ranks(ranks, &LaunchOptions::default().sim(Sim::new(seed)), rank);
     Tensor::cat(parts.unwrap_or_else(|error| panic!("seed {seed}: {error}")), 2)
 }
 
@@ -178,8 +197,7 @@ fn what_is_not_shared_shows() {
         for alone in [Alone::Conv, Alone::Moments, Alone::Attend] {
             let vae = vae.clone();
             let wrong =
-                split_rows(2, z.clone(), &mut (), move |z, rows| vae.decode_rows(z, &Mutant { rows, alone }))
-                    .unwrap();
+                on_ranks(2, z.clone(), move |z, rows| vae.decode_rows(z, &Mutant { rows, alone })).unwrap();
             let error = relative_l2(&wrong, &serial);
             println!("{checkpoint}: {alone:?} alone is off by {error:.1e}");
             assert!(error > 1e-3, "{checkpoint}: {alone:?} alone is off by {error:.1e} only");
@@ -192,7 +210,7 @@ fn what_is_not_shared_shows() {
 fn a_failing_rank_ends_all() {
     let (vae, channels) = autoencoder(CHECKPOINTS[0]);
     let z = image([1, channels, 7, 4]);
-    let error = split_rows(3, z, &mut (), move |z, rows| {
+    let error = on_ranks(3, z, move |z, rows| {
         assert_ne!(z.dims()[2], 3, "the first of three ranks has a row more");
         vae.decode_rows(z, rows)
     });
@@ -203,14 +221,23 @@ fn a_failing_rank_ends_all() {
 /// From prompt to pixels.
 #[test]
 fn pictures_equal_serial() {
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
-    let mut pipeline = xdit_models::open(&goldens().join("pixart-sigma-512"), &options).unwrap();
+    let mut counts = Counts::new();
+    for checkpoint in ["pixart-alpha-256", "pixart-sigma-512", "sd35-medium", "flux-dev"] {
+        pictures_of(checkpoint, &mut counts);
+    }
+    check(&counts);
+}
+
+fn pictures_of(checkpoint: &str, counts: &mut Counts) {
+    let options = LoadOptions::new(device(), DType::F32);
+    let mut pipeline = xdit_models::open(&goldens().join(checkpoint), &options).unwrap();
     let mut pictures = |mesh, parallel_vae| -> Vec<Picture> {
         let request = Request {
             height: Some(112),
             width: Some(80),
             num_inference_steps: Some(2),
             use_resolution_binning: false,
+            true_cfg_scale: (checkpoint == "flux-dev").then_some(2.0),
             images_per_prompt: 2,
             parallel: ParallelConfig { mesh, patches: Some(1), parallel_vae, ..ParallelConfig::default() },
             ..Request::new("a photo of a cat, sitting on the red sofa")
@@ -225,7 +252,8 @@ fn pictures_equal_serial() {
             assert_eq!([parallel.height, parallel.width], [112, 80]);
             let apart = |(a, b): (&u8, &u8)| a.abs_diff(*b);
             let worst = parallel.rgb.iter().zip(&serial.rgb).map(apart).max().unwrap();
-            assert!(worst <= 1, "{mesh}: a pixel is off by {worst} of 255");
+            assert!(worst <= 1, "{checkpoint}, {mesh}: a pixel is off by {worst} of 255");
         }
+        add(counts, model_of(checkpoint), "parallel VAE", 1);
     }
 }

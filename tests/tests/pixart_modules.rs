@@ -5,7 +5,7 @@ use xdit_core::attention::Local;
 use xdit_core::tokens::{pack, unpack};
 use xdit_core::transformer::Transformer;
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{Conditions, PixArt, PixArtConfig};
 use xdit_models::t5::{T5Config, T5Encoder};
 use xdit_models::tiling::Tiling;

@@ -1,9 +1,9 @@
 //! Whole runs of PixArt, from prompt to pixels, against what diffusers gives for the same call.
 
 use burn::tensor::DType;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::{check_calls, request};
 use xdit_tests::{Case, assert_close, device, goldens};
 
@@ -26,7 +26,7 @@ fn half_precision() {
         ..Request::new("a photo of a cat")
     };
     let made = |dtype, parallel| {
-        let options = LoadOptions { device: device(), dtype, variant: None };
+        let options = LoadOptions::new(device(), dtype);
         let mut pipeline = xdit_models::open(&goldens().join("pixart-alpha-256"), &options).unwrap();
         pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap()
     };
@@ -43,10 +43,11 @@ fn half_precision() {
 
 /// A checkpoint that was recorded elsewhere, with the real xDiT beside diffusers. It is not part of the project.
 #[test]
+#[ignore = "needs a checkpoint that was recorded with the real xDiT: set XDIT_REFERENCE"]
 fn outside_reference() {
-    let Some(shared) = xdit_tests::outside_reference() else { return };
+    let shared = xdit_tests::outside_reference();
     let case = Case::open(&shared.join("pixart-alpha-512.expected"));
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let mut pipeline = xdit_models::open(&shared.join("pixart-alpha-512"), &options).unwrap();
     let made = pipeline.generate(&request(&case), &mut ()).unwrap();
     assert_close("outside reference", &made.latents, &case.tensor("serial_latents"), TOLERANCE);

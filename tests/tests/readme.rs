@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use xdit_core::parallel::METHODS;
+use xdit_core::methods::METHODS;
 use xdit_models::MODELS;
+use xdit_tests::verified;
 
 /// A table in Markdown.
 fn table(head: Vec<String>, rows: Vec<Vec<String>>) -> String {
@@ -18,15 +19,16 @@ fn assert_in_readme(what: &str, table: &str) {
     assert!(readme.contains(table), "the README's table of {what} is to be\n\n{table}");
 }
 
-/// No model knows of the methods, so every model runs under every one; each family has a test of 40 meshes that holds
-/// it to that.
+/// A model has a ✔ where its tests count runs that they compared: `tests/verified.json`.
 #[test]
 fn models_and_methods() {
     let head = ["model", "serial"].into_iter().chain(METHODS.iter().map(|method| method.name));
+    let verified = verified::read();
     let row = |name: &str| {
-        let mut row = vec![name.to_owned()];
-        row.resize(METHODS.len() + 2, "✔".to_owned());
-        row
+        let of = |method: &str| verified.get(name).and_then(|methods| methods.get(method)).copied();
+        let mark = |method| if of(method) > Some(0) { "✔" } else { "" }.to_owned();
+        let methods = [verified::SERIAL].into_iter().chain(METHODS.iter().map(|method| method.name));
+        [name.to_owned()].into_iter().chain(methods.map(mark)).collect()
     };
     let rows = MODELS.iter().map(|model| row(model.name)).collect();
     assert_in_readme("models", &table(head.map(str::to_owned).collect(), rows));
@@ -35,7 +37,7 @@ fn models_and_methods() {
 #[test]
 fn methods() {
     let head = ["method", "option", "spreads over ranks", "source"].map(str::to_owned).to_vec();
-    let row = |method: &xdit_core::parallel::Method| {
+    let row = |method: &xdit_core::methods::Method| {
         vec![
             method.name.to_owned(),
             format!("`{}`", method.option),

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
-use xdit_core::parallel::schedule::{Action, schedule};
-use xdit_core::transformer::Spec;
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::schedule::{Action, schedule};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::transformer::TransformerSpec;
 
 const BLOCKS: usize = 5;
 
@@ -199,7 +199,7 @@ impl<'a> World<'a> {
 
 fn plans() -> Vec<Plan> {
     let skips = vec![[0, 4], [1, 3]];
-    let spec = Spec {
+    let spec = TransformerSpec {
         patch: 1,
         channels: 1,
         blocks: BLOCKS,

@@ -5,7 +5,7 @@ use xdit_core::attention::Local;
 use xdit_core::tokens::{Tokens, pack, unpack};
 use xdit_core::transformer::Transformer;
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::sd3::{Conditions, Sd3, Sd3Config};
 use xdit_tests::{Case, assert_close, component, relative_l2};
 

@@ -1,9 +1,10 @@
 //! Stable Diffusion 3 on many ranks equals itself on one: serially, or with the same patches and warm-up.
 
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{Request, SkipLayerGuidance};
+use xdit_core::plan::ParallelConfig;
 use xdit_tests::on_ranks::OnRanks;
 use xdit_tests::relative_l2;
+use xdit_tests::verified::{Counts, check};
 
 /// Four heads; six heads and two attentions in half of the blocks; five heads and no third text encoder.
 const CHECKPOINTS: [&str; 3] = ["sd3-medium", "sd35-medium", "sd35-large"];
@@ -34,16 +35,24 @@ fn skipping_layers() -> OnRanks {
 
 #[test]
 fn exact_methods_equal_serial() {
+    let mut counts = Counts::new();
     for checkpoint in CHECKPOINTS {
-        assert_eq!(open(checkpoint).exact_methods_equal_serial(), 41);
+        let mut subject = open(checkpoint);
+        assert_eq!(subject.exact_methods_equal_serial(), 41);
+        subject.add_to(&mut counts);
     }
+    check(&counts);
 }
 
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
+    let mut counts = Counts::new();
     for checkpoint in CHECKPOINTS {
-        open(checkpoint).pipefusion_depends_on_patches_and_warmup_only();
+        let mut subject = open(checkpoint);
+        subject.pipefusion_depends_on_patches_and_warmup_only();
+        subject.add_to(&mut counts);
     }
+    check(&counts);
 }
 
 /// Stages with and without a second attention, and one of the last block alone, which ends the text.
@@ -56,9 +65,13 @@ fn synchronous_pipefusion_equals_serial() {
 
 #[test]
 fn distrifusion_equals_one_rank_with_its_patches() {
+    let mut counts = Counts::new();
     for checkpoint in CHECKPOINTS {
-        open(checkpoint).distrifusion_equals_one_rank_with_its_patches();
+        let mut subject = open(checkpoint);
+        subject.distrifusion_equals_one_rank_with_its_patches();
+        subject.add_to(&mut counts);
     }
+    check(&counts);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Whole runs of Stable Diffusion 3 and 3.5, from prompt to pixels, against what diffusers gives for the same call.
 
+use std::time::Instant;
+
 use burn::tensor::DType;
 use xdit_core::Error;
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
 use xdit_core::pipeline::{LoadOptions, Observer, Phase, Pipeline, Request, SkipLayerGuidance};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::check_calls;
 use xdit_tests::{assert_close, device, goldens};
 
@@ -17,7 +19,7 @@ fn every_recorded_call() {
 }
 
 fn open(checkpoint: &str, dtype: DType) -> Box<dyn Pipeline> {
-    let options = LoadOptions { device: device(), dtype, variant: None };
+    let options = LoadOptions::new(device(), dtype);
     xdit_models::open(&goldens().join(checkpoint), &options).unwrap()
 }
 
@@ -91,8 +93,8 @@ fn refusals_read_well() {
 
     a maximum sequence length of `513` is not between 1 and 512
 
-    `clip_skip` of `3` leaves nothing of CLIP's 3 layers
-    hint: the most is 2
+    `clip_skip` of `3` is too large for the 3 layers of CLIP
+    hint: use at most 2
 
     Stable Diffusion 3 does not take `clean_caption`
     hint: leave it out; of the options that not all models have, it takes `prompt_2`, `prompt_3`, `negative_prompt_2`, `negative_prompt_3`, `skip_guidance_layers`, `clip_skip`
@@ -175,7 +177,7 @@ fn layers_that_are_skipped_in_no_step_are_told_of() {
 struct Loads(Vec<&'static str>);
 
 impl Observer for Loads {
-    fn begin(&mut self, phase: Phase) {
+    fn begin(&mut self, phase: Phase, _: Instant) {
         if let Phase::Load(component) = phase {
             self.0.push(component);
         }
@@ -201,7 +203,7 @@ fn clips_that_make_texts_of_different_lengths_are_refused() {
     let checkpoint = xdit_tests::changed("sd3-medium", "tokenizer_2/tokenizer_config.json", |config| {
         config["model_max_length"] = 40.into();
     });
-    let options = LoadOptions { device: device(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device(), DType::F32);
     let error = xdit_models::open(checkpoint.path(), &options).err().unwrap();
     assert_eq!(
         error.message(),
@@ -216,7 +218,7 @@ fn published_sizes_are_opened_and_planned() {
     for (name, heads, blocks) in [("sd3-medium", 24, 24), ("sd35-medium", 24, 24), ("sd35-large", 38, 38)] {
         let folder = tempfile::tempdir().unwrap();
         xdit_tests::full_size::write(name, folder.path());
-        let options = LoadOptions { device: device(), dtype: DType::BF16, variant: None };
+        let options = LoadOptions::new(device(), DType::BF16);
         let pipeline = xdit_models::open(folder.path(), &options).unwrap_or_else(|error| panic!("{error}"));
         let mesh = Mesh::default().with(Axis::Pipeline, blocks).with(Axis::Ulysses, heads);
         let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };

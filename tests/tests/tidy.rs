@@ -8,13 +8,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Who may depend on whom among the crates of the workspace. Everybody else's business is in [`FOREIGN`].
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("xdit-comm", &[]),
-    ("xdit-kernels", &[]),
-    ("xdit-core", &["xdit-comm", "xdit-kernels"]),
-    ("xdit-models", &["xdit-core", "xdit-kernels"]),
+    ("xdit-features", &[]),
+    ("xdit-kernels", &["xdit-features"]),
+    ("xdit-core", &["xdit-comm", "xdit-features", "xdit-kernels"]),
+    ("xdit-models", &["xdit-core", "xdit-features", "xdit-kernels"]),
     ("xdit-cli", &["xdit-comm", "xdit-core", "xdit-models"]),
-    ("xdit-tests", &["xdit-comm", "xdit-core", "xdit-kernels", "xdit-models"]),
+    ("xdit-tests", &["xdit-comm", "xdit-core", "xdit-features", "xdit-kernels", "xdit-models"]),
 ];
 
 /// Crates from outside that one of ours must do without, and why.
@@ -28,6 +29,24 @@ const FOREIGN: [(&str, &str, &str); 4] = [
     ),
     ("xdit-core", "clap", "only the command line reads options"),
 ];
+
+/// The layers of xdit-core from the lowest up: a module may use those of its own layer and of lower ones.
+const CORE_LAYERS: [&[&str]; 8] = [
+    &["error", "json", "shared", "split"],
+    &["checkpoint", "config", "hub", "noise", "picture", "tokens"],
+    &["attention", "link", "rows", "transformer"],
+    &["placement"],
+    &["linear", "scheduler", "weights"],
+    &["plan"],
+    &["methods"],
+    &["pipeline", "run"],
+];
+
+/// Modules of xdit-core that a model must do without: they know of ranks.
+const PARALLEL_MODULES: [&str; 5] = ["link", "methods", "placement", "plan", "run"];
+
+/// Files of xdit-models that are no models: they join models to the engine.
+const GLUE: [&str; 5] = ["sharding", "_pipeline", "latent_diffusion", "component", "lib"];
 
 /// Lines of the longest source file.
 const MAX_LINES: usize = 600;
@@ -107,20 +126,6 @@ fn places(files: &[File], is_bad: impl Fn(&File, &str) -> bool) -> Vec<String> {
     files.iter().flat_map(in_file).collect()
 }
 
-/// The words of a text in lower case; `snake_case` and `CamelCase` are several.
-fn words(text: &str) -> BTreeSet<String> {
-    let mut spaced = String::new();
-    let mut before = ' ';
-    for char in text.chars() {
-        if char.is_uppercase() && before.is_lowercase() {
-            spaced.push(' ');
-        }
-        spaced.push(if char.is_alphabetic() { char } else { ' ' });
-        before = char;
-    }
-    spaced.split_whitespace().map(str::to_lowercase).collect()
-}
-
 #[test]
 fn crates_depend_only_downwards() {
     let output = Command::new(env!("CARGO"))
@@ -156,18 +161,83 @@ fn crates_depend_only_downwards() {
     none("dependencies go from the command line to the kernels, and nothing uses the tests", offences);
 }
 
-#[test]
-fn models_know_nothing_of_parallelism() {
-    let taboo = ["rank", "ranks", "mesh", "meshes", "axis", "axes", "communicator", "communicators", "comm"];
-    let files = files();
-    let is_model = |file: &File| file.is_rust() && file.path.starts_with("xdit-models/") && !file.is_test();
-    assert!(files.iter().any(is_model));
-    // What an option of a published checkpoint is called is not up to us.
-    let ours = |line: &str| line.replace("axes_dims_rope", "");
-    let bad = |file: &File, line: &str| {
-        is_model(file) && taboo.iter().any(|word| words(&ours(line)).contains(*word))
+/// The features of Burn and of each crate below it, as tests of `package` or of the whole workspace select them.
+fn features(package: &[&str]) -> BTreeSet<String> {
+    let tree = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "--prefix", "none"])
+            .args(arguments)
+            .current_dir(root())
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // A crate that was printed before has a star, and is there without it.
+        String::from_utf8(output.stdout).expect("names are UTF-8").replace(" (*)", "")
     };
-    none("a model is single-device code, comments included", places(&files, bad));
+    let below = tree(&["-p", "burn", "-p", "burn-flex", "-e", "normal,no-proc-macro", "-f", "{p}"]);
+    let below: BTreeSet<&str> = below.lines().collect();
+    let all = tree(&[package, &["-e", "normal,dev,no-proc-macro", "-f", "{p}|{f}"]].concat());
+    let of_burn = |line: &&str| below.contains(line.split('|').next().unwrap_or_default());
+    all.lines().filter(of_burn).map(str::to_owned).collect()
+}
+
+/// `cargo test -p CRATE` uses the Burn that `cargo test --workspace` compiled.
+#[test]
+fn burn_is_compiled_once() {
+    let workspace = features(&["--workspace"]);
+    assert!(workspace.len() > 100, "{} crates below Burn", workspace.len());
+    for package in ["xdit-kernels", "xdit-core", "xdit-models", "xdit-cli", "xdit-tests"] {
+        let other: Vec<_> = features(&["-p", package]).difference(&workspace).cloned().collect();
+        none(&format!("tests of {package} select the features of the workspace: tests/features"), other);
+    }
+}
+
+/// The modules that a line of code uses of `krate`, as in `use xdit_core::plan::Plan;`.
+fn used_modules<'a>(line: &'a str, krate: &'a str) -> impl Iterator<Item = &'a str> {
+    let code = line.split("//").next().unwrap_or_default();
+    let after = move |(start, _): (usize, &str)| &code[start + krate.len() + 2..];
+    let name = |rest: &'a str| rest.split(|char: char| !char.is_alphanumeric() && char != '_').next();
+    code.match_indices(krate)
+        .filter(move |(start, _)| code[start + krate.len()..].starts_with("::"))
+        .map(after)
+        .filter_map(name)
+}
+
+#[test]
+fn a_model_is_single_device_code() {
+    let files = files();
+    let is_model = |file: &File| {
+        let glue = GLUE.iter().any(|part| file.path.contains(part));
+        file.path.starts_with("xdit-models/src/") && file.is_rust() && !file.is_test() && !glue
+    };
+    assert!(files.iter().filter(|file| is_model(file)).count() > 20);
+    let bad = |file: &File, line: &str| {
+        is_model(file) && used_modules(line, "xdit_core").any(|module| PARALLEL_MODULES.contains(&module))
+    };
+    none("a model depends on no module that knows of ranks", places(&files, bad));
+}
+
+#[test]
+fn layers_of_the_core_use_lower_ones_only() {
+    let layer = |module: &str| CORE_LAYERS.iter().position(|layer| layer.contains(&module));
+    let mut offences = Vec::new();
+    for file in files().iter().filter(|file| file.is_rust() && !file.is_test()) {
+        let Some(path) = file.path.strip_prefix("xdit-core/src/") else { continue };
+        let module = path.split(['/', '.']).next().unwrap_or_default();
+        if module == "lib" {
+            continue;
+        }
+        let Some(own) = layer(module) else {
+            offences.push(format!("`{module}` is in no layer"));
+            continue;
+        };
+        for (number, line) in file.lines() {
+            let higher = |used: &&str| layer(used).is_some_and(|used| used > own);
+            let used = used_modules(line, "crate").filter(higher);
+            offences.extend(used.map(|used| format!("{}:{number}: `{module}` uses `{used}`", file.path)));
+        }
+    }
+    none("modules of xdit-core form layers", offences);
 }
 
 #[test]

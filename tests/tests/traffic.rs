@@ -16,11 +16,11 @@
 //! `T − 1` times. A synchronous step is one pass, another one a pass a patch. Only the ring counts passes: it takes
 //! keys of earlier steps round again for every patch. Patches do not change what the others send.
 
-use xdit_comm::{Count, Options, Traffic};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::{ParallelConfig, Plan};
+use xdit_core::link::{Count, Traffic};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::{ParallelConfig, Plan};
 use xdit_tests::toy::{Kind, Subject};
-use xdit_tests::world::run_in;
+use xdit_tests::world::{Reports, run};
 
 /// For tokens and heads that do not divide.
 const TOLERANCE: f64 = 0.02;
@@ -37,10 +37,9 @@ fn subject() -> Subject {
 /// What each rank sent.
 fn traffic_of(subject: &Subject, config: ParallelConfig) -> Vec<Traffic> {
     let plan = Plan::new(&config, &subject.work()).unwrap();
-    let report = run_in(subject.job(plan), &Options::default(), |world| world);
-    let traffic = report.traffic.clone();
-    report.into_result().unwrap_or_else(|error| panic!("{error}"));
-    traffic
+    let mut reports = Reports::default();
+    run(subject.job(plan), &mut reports).unwrap_or_else(|error| panic!("{error}"));
+    reports.ranks.into_iter().map(|report| report.traffic).collect()
 }
 
 /// What all ranks together sent in the groups labelled `label`.

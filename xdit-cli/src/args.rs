@@ -1,4 +1,4 @@
-//! The command line as it is written: every option, before anything is checked against anything else.
+//! The options of the command line, parsed but not yet checked against each other.
 
 mod generate;
 mod parse;
@@ -11,13 +11,13 @@ use clap_complete::Shell;
 pub use generate::{Dtype, GenerateArgs, OutputType, ParallelArgs, ReportFormat};
 pub use parse::parse;
 
-/// Pictures from diffusion transformers, on Burn.
+/// Generate pictures with diffusion transformers, on Burn.
 ///
-/// Options may be spelled with dashes or underscores: `--guidance-scale` is `--guidance_scale`.
+/// Options may be written with dashes or underscores: `--guidance-scale` is the same as `--guidance_scale`.
 #[derive(Debug, Parser)]
 #[command(name = "xdit", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -25,28 +25,28 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   xdit demo-checkpoint demo && xdit generate --model demo --prompt \"a small cactus\"
-      A picture without a download, from a model that has learned nothing.
+      Generate a picture without a download, with an untrained model.
   xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt \"a small cactus\" --seed 7
-      A real picture, from a checkpoint on the Hugging Face hub.
+      Generate a picture with a checkpoint from the Hugging Face hub.
   xdit inspect PixArt-alpha/PixArt-XL-2-512x512
-      What a checkpoint consists of, and the memory it needs.";
+      Show the components of a checkpoint, and the memory that it needs.";
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Generate pictures from prompts.
     Generate(Box<GenerateArgs>),
-    /// Show which rank would do what for `xdit generate` with the same options, without loading anything.
+    /// Show the work of each rank for `xdit generate` with the same options, without loading weights.
     Plan(Box<GenerateArgs>),
-    /// Show what a checkpoint consists of and the memory it needs.
+    /// Show the components of a checkpoint, and the memory that it needs.
     Inspect(InspectArgs),
     /// Write a small checkpoint with random weights, to try the program without a download.
     ///
-    /// The model is untrained: it makes coloured noise that depends on the prompt and the seed, not pictures.
+    /// The model is untrained: it generates coloured noise that depends on the prompt and the seed.
     DemoCheckpoint(DemoArgs),
-    /// Print the completions of a shell, to be sourced by it.
+    /// Print a completion script, to be sourced by the shell.
     Completions {
-        /// The shell.
+        /// The shell to write the script for.
         shell: Shell,
     },
 }
@@ -58,18 +58,18 @@ Examples:
   xdit inspect ./pixart
   xdit inspect PixArt-alpha/PixArt-XL-2-512x512 --json | jq .parameters")]
 pub struct InspectArgs {
-    /// A folder in the diffusers layout, or an id on the Hugging Face hub.
+    /// The model: a folder in the diffusers layout, or an id on the Hugging Face hub.
     pub model: String,
-    /// Print JSON in place of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
-    /// Prefer weight files of this variant, such as `fp16`.
+    /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
     #[arg(long)]
     pub variant: Option<String>,
-    /// A branch, tag or commit of the model on the hub.
+    /// Branch, tag or commit of the model on the hub [default: main].
     #[arg(long)]
     pub revision: Option<String>,
-    /// Say nothing but warnings and errors.
+    /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,
 }
@@ -80,15 +80,15 @@ pub struct InspectArgs {
 Example:
   xdit demo-checkpoint demo && xdit generate --model demo --prompt \"a small cactus\"")]
 pub struct DemoArgs {
-    /// The folder to write; it is made if it does not exist.
+    /// The folder to write; it is created if it does not exist.
     pub dir: PathBuf,
-    /// Seed of the weights: equal seeds give equal files.
+    /// Seed of the weights; equal seeds give equal files.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Replace what is in the folder.
+    /// Replace the checkpoint in a folder that is not empty.
     #[arg(long)]
     pub force: bool,
-    /// Say nothing but warnings and errors.
+    /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,
 }

@@ -1,4 +1,4 @@
-//! `xdit demo-checkpoint`: a small PixArt-α with random weights, in the layout of a real one.
+//! `xdit demo-checkpoint`: a small PixArt-α with random weights, in the layout of a published checkpoint.
 
 mod configs;
 mod tensors;
@@ -15,13 +15,14 @@ use xdit_core::{Error, Result};
 use crate::args::DemoArgs;
 use crate::output::write_files;
 use crate::print;
+use crate::progress::say;
 
 use tensors::Tensors;
 
-/// Carries `xdit demo-checkpoint` out.
+/// Runs `xdit demo-checkpoint`.
 ///
 /// # Errors
-/// If the folder holds something already, or cannot be written.
+/// If the folder is not empty and `--force` is absent, or if it cannot be written.
 pub fn run(args: &DemoArgs) -> Result<()> {
     let dir = &args.dir;
     let shown = dir.display();
@@ -31,28 +32,28 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
     if !is_empty && !args.force {
         return Err(Error::usage(format!("the folder `{shown}` is not empty"))
-            .hint("name another folder, or add `--force` to replace the checkpoint in it"));
+            .hint("choose another folder, or add `--force` to replace the checkpoint in this one"));
     }
     let files = files(dir, args.seed);
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
         fs::create_dir_all(folder).map_err(|error| {
-            Error::failure(format!("cannot make the folder `{}`: {error}", folder.display()))
+            Error::failure(format!("cannot create the folder `{}`: {error}", folder.display()))
         })?;
     }
     write_files(files.iter().map(|(path, bytes)| (path.as_path(), bytes.as_slice())))?;
     if !args.quiet {
-        eprintln!("The model in `{shown}` is untrained: it makes coloured noise, not what a prompt says.");
-        eprintln!("Try it: xdit generate --model {shown} --prompt \"a small cactus\"");
+        say(&format!("The model in `{shown}` is untrained: it generates coloured noise."));
+        say(&format!("Try it: xdit generate --model {shown} --prompt \"a small cactus\""));
     }
     print(&format!("{shown}\n"))
 }
 
-/// Paths and contents of the checkpoint. Equal seeds give equal files.
+/// The paths and contents of the checkpoint's files. Equal seeds give equal files.
 fn files(dir: &Path, seed: u64) -> Vec<(PathBuf, Vec<u8>)> {
     let vocabulary = tokenizer::vocabulary();
     let vocab_size = vocabulary.len() + tokenizer::EXTRA_IDS;
     let json = |value: serde_json::Value| format!("{value:#}\n").into_bytes();
-    // Each component has a seed of its own, so that changing one leaves the others.
+    // Each component has its own seed, so that a change to one leaves the others unchanged.
     let tensors = |component: u64, fill: &dyn Fn(&mut Tensors)| {
         let mut tensors = Tensors::new(seed.wrapping_mul(3).wrapping_add(component));
         fill(&mut tensors);

@@ -1,4 +1,4 @@
-//! `xdit inspect`: what a checkpoint consists of.
+//! `xdit inspect`: the components of a checkpoint.
 
 mod table;
 
@@ -16,29 +16,29 @@ use crate::model::locate;
 use crate::print;
 use crate::progress::Progress;
 
-/// What `xdit inspect --json` prints.
+/// The output of `xdit inspect --json`.
 #[derive(Debug, Serialize)]
 pub struct Inspection {
-    /// Class of the pipeline.
+    /// The class of the pipeline.
     pub class: String,
     /// The folder.
     pub path: String,
-    /// Parameters of all components.
+    /// The number of parameters in all components.
     pub parameters: usize,
-    /// Bytes of all weights.
+    /// The size of all weights.
     pub bytes: usize,
-    /// Bytes of weights in memory while a picture is made. Components are loaded one after the other: it is that
-    /// of the largest.
+    /// The memory for weights during a run. Components are loaded one after another, so this is the size of the
+    /// largest.
     pub memory: Memory,
-    /// What a run without options does; absent for a model that cannot be run.
+    /// The settings of a run without options; absent for a model that cannot be run.
     pub defaults: Option<Defaults>,
-    /// Why it cannot be run.
+    /// The reason why the model cannot be run.
     pub problem: Option<String>,
-    /// The parts.
+    /// The components.
     pub components: Vec<Component>,
 }
 
-/// Bytes of weights by the type they are loaded as.
+/// The size of weights in memory, by the type they are loaded as.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Memory {
     /// With `--dtype f32`.
@@ -47,22 +47,22 @@ pub struct Memory {
     pub bf16_bytes: usize,
 }
 
-/// What a run without options does.
+/// The settings of a run without options.
 #[derive(Debug, Serialize)]
 pub struct Defaults {
-    /// Pixels.
+    /// The height in pixels.
     pub height: usize,
-    /// Pixels.
+    /// The width in pixels.
     pub width: usize,
-    /// Of the noise scheduler.
+    /// The number of denoising steps.
     pub num_inference_steps: usize,
-    /// Of classifier-free guidance.
+    /// The strength of classifier-free guidance.
     pub guidance_scale: f32,
-    /// Tokens.
+    /// The maximum number of text tokens.
     pub max_sequence_length: usize,
 }
 
-/// One part of a checkpoint.
+/// One component of a checkpoint.
 #[derive(Debug, Serialize)]
 pub struct Component {
     /// Its folder.
@@ -76,19 +76,19 @@ pub struct Component {
 /// The weights of a component.
 #[derive(Debug, Serialize)]
 pub struct Weights {
-    /// Number of scalars.
+    /// The number of parameters.
     pub parameters: usize,
-    /// Types in the files.
+    /// The element types in the files.
     pub dtypes: Vec<String>,
-    /// As they lie in the files.
+    /// The size in the files.
     pub bytes: usize,
-    /// As they lie in memory.
+    /// The size in memory.
     pub memory: Memory,
-    /// Names of the files.
+    /// The names of the files.
     pub files: Vec<String>,
 }
 
-/// Carries `xdit inspect` out.
+/// Runs `xdit inspect`.
 ///
 /// # Errors
 /// If the checkpoint cannot be found or read.
@@ -110,13 +110,13 @@ fn inspect(folder: &Path, variant: Option<&str>) -> Result<Inspection> {
     let mut components = Vec::new();
     for (name, class) in &index.components {
         let folder = folder.join(name);
-        // Tokenizers and schedulers have configurations of other names, and no weights.
+        // Tokenizers and schedulers have configs with other names, and no weights.
         let weights = folder.join("config.json").is_file().then(|| weights(&folder, variant)).transpose()?;
         components.push(Component { name: name.clone(), class: class.clone(), weights });
     }
     let all = || components.iter().filter_map(|component| component.weights.as_ref());
     let options =
-        LoadOptions { device: Device::flex(), dtype: DType::F32, variant: variant.map(str::to_owned) };
+        LoadOptions { variant: variant.map(str::to_owned), ..LoadOptions::new(Device::flex(), DType::F32) };
     let defaults =
         xdit_models::open(folder, &options).and_then(|pipeline| pipeline.resolve(&Request::new("")));
     Ok(Inspection {
@@ -141,7 +141,7 @@ fn inspect(folder: &Path, variant: Option<&str>) -> Result<Inspection> {
 }
 
 fn weights(folder: &Path, variant: Option<&str>) -> Result<Weights> {
-    // diffusers and transformers name their files differently.
+    // diffusers and transformers use different file names.
     let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)
         .or_else(|_| Checkpoint::open(folder, "model", variant))?;
     let mut dtypes: Vec<String> =

@@ -1,26 +1,28 @@
-//! Ctrl-C: ends the program at once, but never in the middle of writing files.
+//! Ctrl-C: ends the program at once, but never while files are being written.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What a shell reports of a program that ended by Ctrl-C.
-const EXIT_CODE: i32 = 130;
+use crate::progress::say;
 
-/// Held from the first byte of a temporary file until all files have their names.
+/// The exit code that a shell reports for a program ended by Ctrl-C.
+pub const EXIT_CODE: u8 = 130;
+
+/// Locked from the creation of a temporary file until all files have their final names.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Makes Ctrl-C end the program with code 130, leaving nothing half-done behind.
+/// Makes Ctrl-C end the program with code 130, without leaving incomplete files.
 pub fn install() {
     let handler = || {
-        // Everything before the writing leaves no trace, so it can be dropped where it is.
+        // Nothing outside the critical section leaves a trace, so the program can end anywhere else.
         let _written = writing();
-        eprintln!("\ninterrupted");
-        std::process::exit(EXIT_CODE);
+        say("\ninterrupted");
+        std::process::exit(EXIT_CODE.into());
     };
-    // Without a handler the signal ends the program as well, only less tidily.
+    // Without the handler the signal still ends the program, though less tidily.
     let _ = ctrlc::set_handler(handler);
 }
 
-/// Puts Ctrl-C off for as long as the guard lives.
+/// Postpones Ctrl-C while the guard is alive.
 pub fn writing() -> MutexGuard<'static, ()> {
     WRITING.lock().unwrap_or_else(PoisonError::into_inner)
 }

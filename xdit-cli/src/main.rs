@@ -24,16 +24,18 @@ use clap::CommandFactory;
 use xdit_core::{Error, ErrorKind, Result};
 
 use args::{Cli, Command};
+use progress::say;
 
 fn main() -> ExitCode {
     interrupt::install();
     match args::parse(std::env::args_os()).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            say(&format!("error: {error}"));
             match error.kind() {
                 ErrorKind::Usage => ExitCode::from(2),
                 ErrorKind::Failure => ExitCode::FAILURE,
+                ErrorKind::Cancelled => ExitCode::from(interrupt::EXIT_CODE),
             }
         }
     }

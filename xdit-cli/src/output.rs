@@ -1,4 +1,5 @@
-//! Where results go: names that are known and tried before any work, and files that appear whole or not at all.
+//! The files of a run: their paths are determined and tested before any work, and each file appears whole or not at
+//! all.
 
 mod latents;
 mod png;
@@ -16,23 +17,23 @@ use crate::interrupt;
 pub use latents::{decode_latents, encode_latents};
 pub use png::{encode_png, read_parameters};
 
-/// The files of a run.
+/// The output files of a run.
 #[derive(Debug)]
 pub struct Outputs {
-    /// What is written.
+    /// The type of the output.
     pub output_type: OutputType,
-    /// One path for each picture, or one for the latents of all.
+    /// One path for each picture, or one for all latents.
     pub paths: Vec<PathBuf>,
 }
 
 impl Outputs {
-    /// Names the files of `images` pictures whose seeds start with `seed`, and makes sure that they can be written.
+    /// Determines the paths of `images` pictures with seeds from `seed` on, and checks that they can be written.
     ///
-    /// `{i}` and `{seed}` in the path stand for the picture's index and seed. Without them a folder gets
-    /// `xdit.png`, and several pictures get `-0`, `-1`, … before the extension.
+    /// `{i}` and `{seed}` in the path are replaced by the index and seed of the picture. Without them, the file in
+    /// a folder is called `xdit.png`, and several pictures get `-0`, `-1`, … before the extension.
     ///
     /// # Errors
-    /// If the extension says something else than `output_type`, or a file cannot be written.
+    /// If the extension does not match `output_type`, or a file cannot be written.
     pub fn plan(output: Option<&Path>, output_type: OutputType, images: usize, seed: u64) -> Result<Self> {
         let extension = match output_type {
             OutputType::Png => "png",
@@ -46,9 +47,9 @@ impl Outputs {
         if path.extension().is_some_and(|found| !found.eq_ignore_ascii_case(extension)) {
             return Err(Error::usage(format!("output `{}` does not end in `.{extension}`", path.display()))
                 .hint(match output_type {
-                    OutputType::Png => "pictures are written as PNG; latents with `--output-type latent`",
+                    OutputType::Png => "pictures are written as PNG; add `--output-type latent` for latents",
                     OutputType::Latent => {
-                        "latents are written as safetensors; pictures with `--output-type png`"
+                        "latents are written as safetensors; add `--output-type png` for pictures"
                     }
                 }));
         }
@@ -60,7 +61,7 @@ impl Outputs {
         Ok(outputs)
     }
 
-    /// Tries what saving will do, so that hours of work are not lost to a typing error.
+    /// Tests the paths before the run, so that a mistyped path does not cost hours of work.
     fn check(&self) -> Result<()> {
         let _writing = interrupt::writing();
         let mut folders: Vec<&Path> = Vec::new();
@@ -77,19 +78,16 @@ impl Outputs {
         Ok(())
     }
 
-    /// Writes the contents of each path.
-    ///
-    /// # Errors
-    /// As [`write_files`].
-    pub fn save(&self, contents: &[Vec<u8>]) -> Result<()> {
-        write_files(self.paths.iter().map(PathBuf::as_path).zip(contents.iter().map(Vec::as_slice)))
+    /// The path of picture `index`; all latents share one file.
+    pub fn path(&self, index: usize) -> &Path {
+        &self.paths[index.min(self.paths.len() - 1)]
     }
 }
 
-/// Tries whether `path` can be written.
+/// Checks that `path` can be written.
 ///
 /// # Errors
-/// If it cannot.
+/// If it cannot be written.
 pub fn check_file(path: &Path) -> Result<()> {
     let _writing = interrupt::writing();
     if path.is_dir() {
@@ -98,10 +96,18 @@ pub fn check_file(path: &Path) -> Result<()> {
     temporary(path).map(drop)
 }
 
-/// Writes files, each under its name only when all are written.
+/// Writes a file, whole or not at all.
 ///
 /// # Errors
-/// If one cannot be written.
+/// If it cannot be written.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_files([(path, bytes)])
+}
+
+/// Writes a few files; none gets its final name before all have been written.
+///
+/// # Errors
+/// If a file cannot be written.
 pub fn write_files<'a>(contents: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<()> {
     let _writing = interrupt::writing();
     let mut files = Vec::new();
@@ -116,7 +122,7 @@ pub fn write_files<'a>(contents: impl IntoIterator<Item = (&'a Path, &'a [u8])>)
     Ok(())
 }
 
-/// The file of picture `index` of `files`.
+/// The path of picture `index` of `files`.
 fn name(path: &Path, index: usize, files: usize, seed: u64) -> PathBuf {
     let text = path.to_string_lossy();
     if text.contains("{i}") || text.contains("{seed}") {
@@ -130,12 +136,12 @@ fn name(path: &Path, index: usize, files: usize, seed: u64) -> PathBuf {
     path.with_file_name(format!("{stem}-{index}{extension}"))
 }
 
-/// A temporary file beside `path`, which is removed unless it is persisted.
+/// Creates a temporary file beside `path`, which is removed unless it is persisted.
 fn temporary(path: &Path) -> Result<NamedTempFile> {
     let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(".xdit-").suffix(".tmp");
-    // Temporary files are private, results are not: the user's mask decides, as for any new file.
+    // Temporary files are private by default, but results get the same permissions as any new file of the user.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder).map_err(|error| unwritable(path, &error))
@@ -145,14 +151,14 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The error for `path`. That of the temporary file would name that file, which nobody asked for.
+/// The error for `path`. The original error would name the temporary file, which means nothing to the user.
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     let folder = folder_of(path);
     let shown = folder.display();
     let (reason, hint) = match fs::metadata(folder) {
-        Err(_) => (format!("there is no folder `{shown}`"), "make the folder first"),
-        Ok(found) if !found.is_dir() => (format!("`{shown}` is not a folder"), "choose another place"),
-        Ok(_) => (error.kind().to_string(), "choose a place that can be written, with room for the file"),
+        Err(_) => (format!("there is no folder `{shown}`"), "create the folder first"),
+        Ok(found) if !found.is_dir() => (format!("`{shown}` is not a folder"), "choose another path"),
+        Ok(_) => (error.kind().to_string(), "choose a writable folder with enough space"),
     };
     Error::failure(format!("cannot write `{}`: {reason}", path.display())).hint(hint)
 }
@@ -183,13 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn checking_and_failing_leave_nothing_behind() {
+    fn checks_and_failures_leave_no_files_behind() {
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 2, 0).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        // The second name is taken by a folder after the check: only whole files may be there.
+        // After the check, the second path is taken by a folder: only complete files may exist.
         fs::create_dir(&outputs.paths[1]).unwrap();
-        outputs.save(&[vec![1], vec![2]]).unwrap_err();
+        write_file(outputs.path(0), &[1]).unwrap();
+        write_file(outputs.path(1), &[2]).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
@@ -199,10 +206,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 1, 0).unwrap();
-        outputs.save(&[vec![1]]).unwrap();
+        write_file(outputs.path(0), &[1]).unwrap();
         let ordinary = dir.path().join("ordinary");
         fs::write(&ordinary, "").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode(&outputs.paths[0]), mode(&ordinary));
+        assert_eq!(mode(outputs.path(0)), mode(&ordinary));
     }
 }

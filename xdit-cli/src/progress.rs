@@ -1,24 +1,32 @@
-//! What a user sees while waiting: bars on a terminal, a few plain lines elsewhere.
+//! Progress of a run: bars on a terminal, and a few plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use xdit_core::hub::Download;
-use xdit_core::pipeline::{Observer, Phase};
+use xdit_core::pipeline::{Observer, Phase, Step};
 
-/// A plain log has this many lines for the steps of one picture.
+/// The number of lines for the steps of one picture in a plain log.
 const LINES_A_PICTURE: usize = 4;
 
 /// Shows progress on standard error.
 pub struct Progress {
     style: Style,
     images: usize,
-    bar: Option<ProgressBar>,
-    /// Whether the current phase is the one whose steps are worth a line.
-    denoising: bool,
-    /// When the current phase began.
+    /// The visible bars.
+    bars: MultiProgress,
+    download: Option<ProgressBar>,
+    /// The phases that have begun. Data-parallel ranks work on several pictures at once.
+    running: Vec<Running>,
+}
+
+/// A phase that has begun.
+struct Running {
+    phase: Phase,
+    /// The start of the phase.
     begin: Instant,
+    bar: Option<ProgressBar>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,48 +37,43 @@ enum Style {
 }
 
 impl Progress {
-    /// Shows the progress of making `images` pictures.
+    /// Shows the progress of a run with `images` pictures.
     pub fn new(images: usize, quiet: bool) -> Self {
         let style = match quiet {
             true => Style::Quiet,
             false if std::io::stderr().is_terminal() => Style::Bars,
             false => Style::Lines,
         };
-        Self { style, images, bar: None, denoising: false, begin: Instant::now() }
+        Self { style, images, bars: MultiProgress::new(), download: None, running: Vec::new() }
     }
 
-    /// Shows how far a download is.
+    /// Shows the progress of a download.
     pub fn download(&mut self, download: &Download<'_>) {
         match self.style {
             Style::Quiet => {}
             Style::Lines if download.finished => {
-                eprintln!("downloaded {} ({})", download.file, HumanBytes(download.done_bytes));
+                say(&format!("downloaded {} ({})", download.file, HumanBytes(download.done_bytes)));
             }
             Style::Lines => {}
             Style::Bars => {
-                let bar = self.bar.get_or_insert_with(|| {
+                let bar = self.download.get_or_insert_with(|| {
                     let template = "{msg} {bar:24} {bytes} of {total_bytes} · {bytes_per_sec} · {eta} left";
                     ProgressBar::new(0).with_style(style(template)).with_message(download.file.to_owned())
                 });
                 bar.set_length(download.total_bytes.unwrap_or(download.done_bytes));
                 bar.set_position(download.done_bytes);
                 if download.finished {
-                    self.clear();
+                    bar.finish_and_clear();
+                    self.download = None;
                 }
             }
         }
     }
 
-    /// Says one line, where progress is shown at all.
+    /// Prints a line, unless the output is quiet.
     pub fn say(&self, line: &str) {
         if self.style != Style::Quiet {
-            eprintln!("{line}");
-        }
-    }
-
-    fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+            say(line);
         }
     }
 
@@ -89,35 +92,39 @@ impl Progress {
 }
 
 impl Observer for Progress {
-    fn begin(&mut self, phase: Phase) {
-        self.begin = Instant::now();
-        self.denoising = matches!(phase, Phase::Denoise { .. });
-        match self.style {
-            Style::Quiet => {}
-            Style::Lines => eprintln!("{}", self.label(phase)),
+    fn begin(&mut self, phase: Phase, at: Instant) {
+        let bar = match self.style {
+            Style::Quiet => None,
+            Style::Lines => {
+                say(&self.label(phase));
+                None
+            }
             Style::Bars => {
                 let bar = ProgressBar::new_spinner().with_message(self.label(phase));
+                let bar = self.bars.add(bar);
                 bar.set_style(style("{msg} {spinner}"));
                 bar.enable_steady_tick(Duration::from_millis(100));
-                self.bar = Some(bar);
+                Some(bar)
+            }
+        };
+        self.running.push(Running { phase, begin: at, bar });
+    }
+
+    fn end(&mut self, phase: Phase, _: Instant) {
+        let Some(index) = self.running.iter().position(|running| running.phase == phase) else { return };
+        if let Some(bar) = self.running.remove(index).bar {
+            match phase {
+                // The finished bars of the steps stay, as a record of the speed.
+                Phase::Denoise { .. } => bar.abandon(),
+                _ => bar.finish_and_clear(),
             }
         }
     }
 
-    fn end(&mut self, phase: Phase) {
-        match phase {
-            // The finished bars of the steps stay, as a record of the speed.
-            Phase::Denoise { .. } => drop(self.bar.take().inspect(ProgressBar::abandon)),
-            _ => self.clear(),
-        }
-    }
-
-    fn step(&mut self, done: usize, of: usize) {
-        let rate = done as f64 / self.begin.elapsed().as_secs_f64();
-        if !self.denoising {
-            return;
-        }
-        if let Some(bar) = &self.bar {
+    fn step(&mut self, Step { phase, done, of }: Step, at: Instant) {
+        let Phase::Denoise { image } = phase else { return };
+        let Some(running) = self.running.iter().find(|running| running.phase == phase) else { return };
+        if let Some(bar) = &running.bar {
             if done == 1 {
                 bar.disable_steady_tick();
                 bar.set_style(style("{msg} {bar:24} {pos}/{len} · {rate} · {eta} left"));
@@ -127,24 +134,31 @@ impl Observer for Progress {
         } else if self.style == Style::Lines {
             let quarter = |step: usize| step * LINES_A_PICTURE / of;
             if quarter(done) > quarter(done - 1) {
-                eprintln!("  {done} of {of}, {rate:.2} it/s");
+                let rate = done as f64 / at.duration_since(running.begin).as_secs_f64();
+                let denoising = |running: &&Running| matches!(running.phase, Phase::Denoise { .. });
+                let picture = match self.running.iter().filter(denoising).count() {
+                    1 => String::new(),
+                    _ => format!("picture {}: ", image + 1),
+                };
+                say(&format!("  {picture}{done} of {of}, {rate:.2} it/s"));
             }
         }
     }
 
     fn warn(&mut self, message: &str) {
-        let print = || eprintln!("warning: {message}");
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
+        self.bars.suspend(|| say(&format!("warning: {message}")));
     }
 }
 
-/// A style from a template, which may use `{rate}`.
+/// Writes a line to standard error. A run does not depend on a reader there.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// A style from a template, which may contain `{rate}`.
 fn style(template: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-        // A text that cannot be drawn is left out.
+        // A failure to format the text leaves it out.
         let _ = write!(text, "{:.2} it/s", state.per_sec());
     };
     ProgressStyle::with_template(template).expect("templates are fixed and valid").with_key("rate", rate)

@@ -9,7 +9,7 @@ mod tests;
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
-use xdit_core::pipeline::{LoadOptions, Request, Resolved, check};
+use xdit_core::pipeline::{Keep, LoadOptions, Request, Resolved, check};
 use xdit_core::{Error, Result};
 
 use crate::args::{Dtype, GenerateArgs, OutputType};
@@ -21,7 +21,7 @@ use crate::trace::TraceFile;
 const MAX_IMAGES: usize = 10_000;
 
 /// A run of `xdit generate`.
-pub struct Job {
+pub struct Invocation {
     /// A folder or an id on the hub.
     pub model: String,
     /// Of the model on the hub.
@@ -38,7 +38,7 @@ pub struct Job {
     init_latents: Option<PathBuf>,
 }
 
-impl Job {
+impl Invocation {
     /// Fills in what `--from` says and what is the same for all models, and reads the files that options name.
     ///
     /// # Errors
@@ -74,7 +74,8 @@ impl Job {
         let load = LoadOptions {
             dtype: burn_dtype(dtype),
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
-            device: device.clone(),
+            devices: vec![device.clone()],
+            keep: Keep::Request,
         };
         let request = Request {
             height: args.height.or(old.map(|s| s.height)),
@@ -161,20 +162,17 @@ impl Job {
         }
     }
 
-    /// What each picture is made with.
-    pub fn parameters(&self, settings: &Settings) -> Vec<Parameters> {
+    /// What picture `index` is made with.
+    pub fn parameters(&self, settings: &Settings, index: usize) -> Parameters {
         let request = &self.request;
-        let image = |index: usize| {
-            let [prompt, second, third] = request.texts(index / request.images_per_prompt).map(str::to_owned);
-            Parameters {
-                prompt_2: Some(second).filter(|text| *text != prompt),
-                prompt_3: Some(third).filter(|text| *text != prompt),
-                prompt,
-                seed: request.seed.wrapping_add(index as u64),
-                settings: settings.clone(),
-            }
-        };
-        (0..request.images()).map(image).collect()
+        let [prompt, second, third] = request.texts(index / request.images_per_prompt).map(str::to_owned);
+        Parameters {
+            prompt_2: Some(second).filter(|text| *text != prompt),
+            prompt_3: Some(third).filter(|text| *text != prompt),
+            prompt,
+            seed: request.seed.wrapping_add(index as u64),
+            settings: settings.clone(),
+        }
     }
 }
 

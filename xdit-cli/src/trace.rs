@@ -1,4 +1,4 @@
-//! What each rank did when: for trace viewers, and as a picture.
+//! A record of each rank's activity, for trace viewers and as a picture.
 
 mod chrome;
 mod timeline;
@@ -7,28 +7,28 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::record::{Activity, RankReport};
-use xdit_core::parallel::schedule::Action;
 use xdit_core::pipeline::Phase;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::plan::schedule::Action;
+use xdit_core::run::record::{Activity, RankReport};
 use xdit_core::{Error, Result};
 
-use crate::output::{check_file, write_files};
+use crate::output::{check_file, write_file};
 
-/// What a run did.
+/// The activity of a run.
 #[derive(Debug)]
 pub struct Trace {
-    /// When the program started.
+    /// The start of the program.
     pub start: Instant,
-    /// How the ranks are arranged.
+    /// The arrangement of the ranks.
     pub mesh: Mesh,
-    /// What the program did, as its user is told.
+    /// The phases of the program, as reported to its user.
     pub phases: Vec<(Phase, Instant, Duration)>,
-    /// What ranks did, each in one world or several.
+    /// The activity of each rank; a rank has one entry for each world that it was part of.
     pub ranks: Vec<RankReport>,
 }
 
-/// The file that a trace goes to.
+/// The file that a trace is written to.
 #[derive(Debug)]
 pub struct TraceFile {
     path: PathBuf,
@@ -36,10 +36,10 @@ pub struct TraceFile {
 }
 
 impl TraceFile {
-    /// Chooses the format by the extension of `path`, and makes sure that it can be written.
+    /// Chooses the format by the extension of `path`, and checks that the file can be written.
     ///
     /// # Errors
-    /// If there is no such format, or the file cannot be written.
+    /// If the extension is unknown, or the file cannot be written.
     pub fn plan(path: &Path) -> Result<Self> {
         let extension = path.extension().and_then(OsStr::to_str).map(str::to_lowercase);
         let encode = match extension.as_deref() {
@@ -47,10 +47,10 @@ impl TraceFile {
             Some("svg") => timeline::encode,
             _ => {
                 return Err(Error::usage(format!(
-                    "trace `{}` ends in neither `.json` nor `.svg`",
+                    "trace `{}` does not end in `.json` or `.svg`",
                     path.display()
                 ))
-                .hint("`.json` is for trace viewers such as Perfetto, `.svg` is a picture"));
+                .hint("use `.json` for trace viewers such as Perfetto, or `.svg` for a picture"));
             }
         };
         check_file(path)?;
@@ -60,23 +60,24 @@ impl TraceFile {
     /// Writes `trace`, whole or not at all.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn save(&self, trace: &Trace) -> Result<()> {
-        write_files([(self.path.as_path(), (self.encode)(trace).as_slice())])
+        write_file(&self.path, &(self.encode)(trace))
     }
 }
 
-/// Where `rank` is along the axes that have several ranks, such as `pp 1, ulysses 0`.
+/// The position of `rank` on each axis with several ranks, such as `pp 1, ulysses 0`.
 fn place(mesh: &Mesh, rank: usize) -> String {
     let axes = Axis::ALL.into_iter().filter(|axis| mesh.degree(*axis) > 1);
     let names: Vec<_> = axes.map(|axis| format!("{} {}", axis.name(), mesh.coordinate(rank, axis))).collect();
     names.join(", ")
 }
 
-/// A few words for an activity.
+/// The name of an activity.
 fn name(activity: &Activity) -> String {
     let name = match activity {
         Activity::Load => "load",
+        Activity::Broadcast => "broadcast conditions",
         Activity::Prepare => "prepare conditions",
         Activity::Gather => "gather latents",
         Activity::Decode => "decode",

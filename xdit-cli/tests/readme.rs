@@ -1,4 +1,4 @@
-//! The README's commands, run as they stand there.
+//! Runs the commands of the README.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -6,18 +6,18 @@ use std::io::BufReader;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// Whose models only the hub has.
+/// Owners of models that are available only on the hub.
 const HUB_OWNERS: [&str; 3] = ["PixArt-alpha/", "stabilityai/", "black-forest-labs/"];
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is in the workspace")
 }
 
 fn readme() -> String {
-    fs::read_to_string(root().join("README.md")).expect("the README")
+    fs::read_to_string(root().join("README.md")).expect("the README exists")
 }
 
-/// The commands in the `sh` blocks of `text`, one after the other; those joined by `&&` apart.
+/// The commands in the `sh` blocks of `text`, in order; commands joined by `&&` are separated.
 fn commands(text: &str) -> Vec<String> {
     let blocks =
         text.split("\n```sh\n").skip(1).map(|rest| rest.split_once("\n```").expect("a closed block").0);
@@ -25,7 +25,7 @@ fn commands(text: &str) -> Vec<String> {
     commands.map(|command| command.trim().to_owned()).filter(|command| !command.is_empty()).collect()
 }
 
-/// Runs a command in `dir` by a shell that finds the program, without the network and the user's settings.
+/// Runs a command in `dir`, in a shell that finds the program but has neither a network nor the user's settings.
 fn run(command: &str, dir: &Path) -> Output {
     let binary = Path::new(env!("CARGO_BIN_EXE_xdit"));
     let path = format!("{}:/usr/bin:/bin", binary.parent().expect("a folder").display());
@@ -38,16 +38,16 @@ fn run(command: &str, dir: &Path) -> Output {
 #[test]
 fn every_command_works() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    // One command takes a checkpoint of the tests.
+    // One command uses a checkpoint of the tests.
     std::os::unix::fs::symlink(root().join("tests"), dir.path().join("tests")).expect("a link");
     let mut ran = 0;
     for command in commands(&readme()) {
         let words: Vec<&str> = command.split_whitespace().collect();
         match words[..] {
-            // Continuous integration runs these two.
+            // These two run in continuous integration.
             ["cargo", "build", "--release"] | ["cargo", "test", "--release", "--workspace"] => {}
             ["export", "PATH=\"$PWD/target/release:$PATH\""] => {}
-            // `tests/cli/examples.rs` runs the examples.
+            // These examples run in `tests/cli/examples.rs`.
             ["cargo", "run", "--release", "-p", package, "--example", example, "--", "demo"] => {
                 let source = root().join(package).join("examples").join(format!("{example}.rs"));
                 assert!(source.is_file(), "`{command}`: there is no `{}`", source.display());
@@ -60,7 +60,7 @@ fn every_command_works() {
                 let output = run(command.trim_start_matches("target/release/"), dir.path());
                 let talk = String::from_utf8_lossy(&output.stderr);
                 if HUB_OWNERS.iter().any(|owner| command.contains(owner)) {
-                    // Every option was understood, and the next thing is the download.
+                    // All options are valid, and the download would come next.
                     assert_eq!(output.status.code(), Some(1), "`{command}`: {talk}");
                     assert!(talk.contains("is not in the cache"), "`{command}`: {talk}");
                 } else {
@@ -68,35 +68,35 @@ fn every_command_works() {
                 }
                 ran += 1;
             }
-            _ => panic!("no test knows how to check `{command}`"),
+            _ => panic!("this test cannot check `{command}`"),
         }
     }
-    assert!(ran >= 8, "{ran} commands were found in the README");
+    assert!(ran >= 8, "the README has only {ran} commands");
     for file in ["cactus.png", "cactus-3.png", "more-steps.png", "latents.safetensors", "timeline.svg"] {
-        assert!(dir.path().join(file).is_file(), "`{file}` was made");
+        assert!(dir.path().join(file).is_file(), "`{file}` was not written");
     }
-    // Instruction sets round differently, which a pixel on the border of two bytes shows.
+    // Rounding differs between instruction sets, which can change a pixel on the border of two bytes.
     let (shown, made) = (pixels(&root().join("docs/untrained.png")), pixels(&dir.path().join("cactus.png")));
     assert_eq!(shown.len(), made.len());
     let apart = shown.iter().zip(&made).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(
         apart <= Some(1),
-        "the README shows another picture than its command makes: replace docs/untrained.png"
+        "docs/untrained.png differs from the picture of the README's command: replace it"
     );
 }
 
 /// The pixels of a PNG file.
 fn pixels(path: &Path) -> Vec<u8> {
-    let file = BufReader::new(fs::File::open(path).expect("the picture is there"));
+    let file = BufReader::new(fs::File::open(path).expect("the picture exists"));
     let mut reader = png::Decoder::new(file).read_info().expect("a PNG file");
     let mut pixels = vec![0; reader.output_buffer_size().expect("a picture that fits in memory")];
     reader.next_frame(&mut pixels).expect("a whole picture");
     pixels
 }
 
-/// Continuous integration takes the block under each of its markers, which therefore are as it expects them.
+/// Continuous integration runs the block under each of its markers, so markers and commands must match its script.
 #[test]
-fn the_markers_of_continuous_integration_are_there() {
+fn the_markers_for_continuous_integration_exist() {
     let (readme, script) = (readme(), fs::read_to_string(root().join(".ci/run")).expect(".ci/run"));
     for (name, command) in
         [("picture", "cargo build --release"), ("test", "cargo test --release --workspace")]
@@ -107,7 +107,7 @@ fn the_markers_of_continuous_integration_are_there() {
     }
 }
 
-/// What the text calls an option is one.
+/// Every option quoted in the README must exist.
 #[test]
 fn every_option_exists() {
     let dir = tempfile::tempdir().expect("a temporary folder");

@@ -68,14 +68,14 @@ element!(f32 => F32, bf16 => Bf16, f16 => F16, i32 => I32, u8 => U8);
 
 /// Element type and count: all that the two ends of a transfer must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Spec {
+pub struct BufferSpec {
     /// Type of the elements.
     pub dtype: DType,
     /// How many elements, not bytes.
     pub len: usize,
 }
 
-impl Spec {
+impl BufferSpec {
     /// `len` elements of `dtype`.
     pub const fn new(dtype: DType, len: usize) -> Self {
         Self { dtype, len }
@@ -87,7 +87,7 @@ impl Spec {
     }
 }
 
-impl fmt::Display for Spec {
+impl fmt::Display for BufferSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} × {}", self.len, self.dtype)
     }
@@ -169,8 +169,8 @@ impl Buffer {
     }
 
     /// Type and count of the elements.
-    pub const fn spec(&self) -> Spec {
-        Spec::new(self.dtype, self.len())
+    pub const fn spec(&self) -> BufferSpec {
+        BufferSpec::new(self.dtype, self.len())
     }
 
     /// The elements; borrowed unless the bytes happen to be misaligned for `E`.

@@ -4,53 +4,55 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Reduce, Spec};
+use crate::BufferSpec;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An operation of a [`Communicator`](crate::Communicator).
+/// The name of a call to a [`Communicator`](crate::Communicator): for an exchange, the pattern that it is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
-    /// [`all_reduce`](crate::Communicator::all_reduce)
-    AllReduce(Reduce),
-    /// [`all_gather`](crate::Communicator::all_gather)
+    /// A sum over all ranks, which all ranks get.
+    AllReduce,
+    /// The part of each rank goes to all ranks.
     AllGather,
-    /// [`reduce_scatter`](crate::Communicator::reduce_scatter)
-    ReduceScatter(Reduce),
-    /// [`all_to_all`](crate::Communicator::all_to_all)
+    /// Each rank has a part for each other rank.
     AllToAll,
-    /// [`broadcast`](crate::Communicator::broadcast)
+    /// What one rank has goes to all ranks.
     Broadcast,
-    /// [`send`](crate::Communicator::send)
+    /// To other ranks, which receive.
     Send,
-    /// [`recv`](crate::Communicator::recv)
+    /// From other ranks, which send.
     Recv,
-    /// [`send_recv`](crate::Communicator::send_recv)
+    /// To and from other ranks at once.
     SendRecv,
-    /// [`barrier`](crate::Communicator::barrier)
-    Barrier,
-    /// [`subgroup`](crate::Communicator::subgroup)
-    Subgroup,
+    /// [`split`](crate::Communicator::split)
+    Split,
     /// [`check`](crate::Communicator::check)
     Check,
 }
 
+impl Operation {
+    /// Whether what one rank sends under this name may be received by another under the name `other`.
+    pub fn matches(self, other: Self) -> bool {
+        let pairwise = |operation| matches!(operation, Self::Send | Self::Recv | Self::SendRecv);
+        self == other || pairwise(self) && pairwise(other)
+    }
+}
+
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AllReduce(op) => write!(f, "all_reduce({op})"),
-            Self::AllGather => f.write_str("all_gather"),
-            Self::ReduceScatter(op) => write!(f, "reduce_scatter({op})"),
-            Self::AllToAll => f.write_str("all_to_all"),
-            Self::Broadcast => f.write_str("broadcast"),
-            Self::Send => f.write_str("send"),
-            Self::Recv => f.write_str("recv"),
-            Self::SendRecv => f.write_str("send_recv"),
-            Self::Barrier => f.write_str("barrier"),
-            Self::Subgroup => f.write_str("subgroup"),
-            Self::Check => f.write_str("check"),
-        }
+        f.write_str(match self {
+            Self::AllReduce => "all_reduce(sum)",
+            Self::AllGather => "all_gather",
+            Self::AllToAll => "all_to_all",
+            Self::Broadcast => "broadcast",
+            Self::Send => "send",
+            Self::Recv => "recv",
+            Self::SendRecv => "send_recv",
+            Self::Split => "split",
+            Self::Check => "check",
+        })
     }
 }
 
@@ -110,11 +112,11 @@ pub enum Error {
         /// The sending end.
         peer: usize,
         /// What the receiver was told to expect.
-        expected: Spec,
+        expected: BufferSpec,
         /// What the sender handed over.
-        got: Spec,
+        got: BufferSpec,
     },
-    /// The ranks of a group issued their collectives in different orders.
+    /// The ranks of a group issued their operations in different orders.
     #[error("{call}: out of step with rank {peer}, which is in `{theirs}`")]
     OutOfStep {
         /// This end.
@@ -148,32 +150,22 @@ pub enum Error {
         /// Ranks in the group.
         size: usize,
     },
-    /// A collective needs one part (or length) for each rank of the group.
-    #[error("{call}: {got} parts for a group of {size}")]
-    PartCount {
-        /// Who asked.
-        call: Call,
-        /// Parts given.
-        got: usize,
-        /// Ranks in the group.
-        size: usize,
-    },
-    /// The root of a broadcast brings the buffer and no other rank does.
-    #[error("{call}: the root alone must bring a buffer, and the root is rank {root}")]
-    BroadcastSource {
-        /// Who asked.
-        call: Call,
-        /// World rank of the root.
-        root: usize,
-    },
-    /// A sub-group must be made by its members, out of the ranks of its parent.
-    #[error("{call}: rank {outsider} is not in both `{group}` and its parent")]
+    /// A sub-group is made of ranks of its parent.
+    #[error("{call}: rank {outsider} of `{group}` is not in it")]
     NotMember {
         /// Who asked, of which parent.
         call: Call,
         /// Label of the sub-group.
         group: Arc<str>,
-        /// The rank that is missing.
+        /// The rank that is not in the parent.
         outsider: usize,
+    },
+    /// A split puts no rank into two groups.
+    #[error("{call}: rank {member} is in two of the groups")]
+    Overlap {
+        /// Who asked.
+        call: Call,
+        /// The rank.
+        member: usize,
     },
 }

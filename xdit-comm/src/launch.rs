@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::Endpoint;
 use crate::fabric::Fabric;
-use crate::{Comm, Error, Sim, Traffic};
+use crate::{Comm, Error, Sim};
 
 /// As much as a main thread has on Linux: ranks run whole models, not worker tasks.
 const STACK_BYTES: usize = 8 << 20;
 
 /// Limits of a run, and its network.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct LaunchOptions {
     /// The limit on each wait. It is a last resort, for a peer that is alive and silent, and must exceed the longest
     /// time a rank computes between two operations. 10 minutes unless set.
     pub timeout: Duration,
@@ -26,22 +26,15 @@ pub struct Options {
     pub grace: Duration,
     /// Simulates time and trouble; limits on waits are then in simulated time.
     pub sim: Option<Sim>,
-    /// Keeps [each wait](crate::Communicator::waits), not only their sums.
-    pub record_waits: bool,
 }
 
-impl Default for Options {
+impl Default for LaunchOptions {
     fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(600),
-            grace: Duration::from_secs(2),
-            sim: None,
-            record_waits: false,
-        }
+        Self { timeout: Duration::from_secs(600), grace: Duration::from_secs(2), sim: None }
     }
 }
 
-impl Options {
+impl LaunchOptions {
     /// Sets the limit on waits.
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
@@ -55,11 +48,6 @@ impl Options {
     /// Runs in the simulator.
     pub fn sim(self, sim: Sim) -> Self {
         Self { sim: Some(sim), ..self }
-    }
-
-    /// Keeps each wait.
-    pub fn record_waits(self, record_waits: bool) -> Self {
-        Self { record_waits, ..self }
     }
 }
 
@@ -81,8 +69,6 @@ pub enum Outcome<T, E> {
 pub struct Report<T, E> {
     /// How each rank ended, in rank order.
     pub outcomes: Vec<Outcome<T, E>>,
-    /// What each rank sent, in rank order.
-    pub traffic: Vec<Traffic>,
     /// How long it took, in simulated time if the run was simulated.
     pub elapsed: Duration,
     /// Ranks that failed, first cause first.
@@ -165,11 +151,11 @@ impl<E: Display> Display for RunError<E> {
 ///
 /// # Errors
 /// The first cause, if a rank returns an error or panics, or if a message was never received. All ranks are told at
-/// once; one that does not stop within [`Options::grace`] is left behind, so this returns even then.
+/// once; one that does not stop within [`LaunchOptions::grace`] is left behind, so this returns even then.
 ///
 /// # Panics
 /// If `size` is zero.
-pub fn run_ranks<T, E, F>(size: usize, options: &Options, work: F) -> Result<Vec<T>, RunError<E>>
+pub fn run_ranks<T, E, F>(size: usize, options: &LaunchOptions, work: F) -> Result<Vec<T>, RunError<E>>
 where
     T: Send + 'static,
     E: Display + Send + 'static,
@@ -182,7 +168,7 @@ where
 ///
 /// # Panics
 /// If `size` is zero.
-pub fn launch<T, E, F>(size: usize, options: &Options, work: F) -> Report<T, E>
+pub fn launch<T, E, F>(size: usize, options: &LaunchOptions, work: F) -> Report<T, E>
 where
     T: Send + 'static,
     E: Display + Send + 'static,
@@ -246,7 +232,6 @@ where
     let failed = |outcome: &Outcome<T, E>| matches!(outcome, Outcome::Failed(_) | Outcome::Panicked(_));
     let done = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done(_)));
     Report {
-        traffic: (0..size).map(|rank| fabric.traffic(rank)).collect(),
         elapsed: fabric.elapsed(),
         failures: fabric.failures().into_iter().filter(|&rank| failed(&outcomes[rank])).collect(),
         unreceived: if done { fabric.unreceived() } else { None },

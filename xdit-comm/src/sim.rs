@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::fabric::Address;
 
-/// A network, and what goes wrong in it. Passed to [`Options::sim`](crate::Options::sim).
+/// A network, and what goes wrong in it. Passed to [`LaunchOptions::sim`](crate::LaunchOptions::sim).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sim {
     /// Decides on delays and losses, message by message.
@@ -95,13 +95,11 @@ impl Sim {
 
     /// How long the message at `address` is under way; `None` if it is lost.
     pub(crate) fn delay(&self, address: &Address, size_bytes: usize) -> Option<Duration> {
-        let Address { communicator, channel, from, to, sequence } = *address;
+        let Address { communicator, from, to, sequence } = *address;
         if from == to {
             return Some(Duration::ZERO);
         }
-        let draw = |salt| {
-            fraction(mix([self.seed, salt, communicator, channel as u64, from as u64, to as u64, sequence]))
-        };
+        let draw = |salt| fraction(mix([self.seed, salt, communicator, from as u64, to as u64, sequence]));
         let transfer = Duration::from_secs_f64(size_bytes as f64 / self.bytes_per_s);
         (draw(0) >= self.loss).then(|| self.latency + self.jitter.mul_f64(draw(1)) + transfer)
     }

@@ -12,24 +12,24 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::json::read_json;
 
-/// One tensor of a checkpoint: where it lies and what it is.
+/// One tensor of a checkpoint: its location, type and shape.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Which of [`Checkpoint::files`] holds it.
+    /// The index of its file in [`Checkpoint::files`].
     pub file: usize,
-    /// Element type in the file.
+    /// The element type in the file.
     pub dtype: Dtype,
-    /// Shape in the file.
+    /// The shape in the file.
     pub shape: Vec<usize>,
-    /// Its bytes, in the mapped file.
+    /// The tensor's bytes in the mapped file.
     pub bytes: Bytes,
-    /// The file, and where in it those bytes begin.
+    /// The file, and the offset of the tensor's bytes in it.
     place: (Arc<File>, u64),
 }
 
 impl Entry {
-    /// Reads the bytes from `start` on into `buffer`, past the mapping: pages that were touched there count as this
-    /// process' memory, what was read here does not.
+    /// Reads the bytes from `start` on into `buffer`, bypassing the mapping: touched pages of a mapping count
+    /// towards the memory of the process, but bytes read here do not.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -55,9 +55,9 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io
     Ok(())
 }
 
-/// All tensors of one component (`transformer`, `vae`, …), whether its file is single or sharded.
+/// All tensors of one component (`transformer`, `vae`, …), in a single file or in shards.
 ///
-/// Opening maps the files and checks their headers; no tensor is read before it is asked for.
+/// Opening a checkpoint maps its files and checks their headers; no tensor is read until it is requested.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     files: Vec<PathBuf>,
@@ -65,11 +65,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the component in `dir`, whose files are called `stem` as diffusers (`diffusion_pytorch_model`) or
-    /// transformers (`model`) call them.
+    /// Opens the component in `dir`. `stem` is the base name of its files: `diffusion_pytorch_model` in diffusers
+    /// and `model` in transformers.
     ///
-    /// With a `variant` such as `fp16` the files of that variant are taken where they exist, and the plain ones
-    /// where they do not.
+    /// With a `variant` such as `fp16`, the files of that variant are used if they exist, and the default files
+    /// otherwise.
     ///
     /// # Errors
     /// If there is no weight file, or one is truncated, malformed or inconsistent with its index.
@@ -109,7 +109,7 @@ impl Checkpoint {
         Ok(Self { files, entries })
     }
 
-    /// Opens the shards that a `*.safetensors.index.json` names, and checks that they hold what it says.
+    /// Opens the shards listed in a `*.safetensors.index.json`, and checks their contents against it.
     fn from_index(index: &Path) -> Result<Self> {
         let json = read_json(index)?;
         let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
@@ -120,12 +120,12 @@ impl Checkpoint {
         let mut names = Vec::new();
         for (key, shard) in map {
             let shard = shard.as_str().filter(|name| {
-                // A shard lies beside its index: anything else is a mistake or an attack.
+                // A shard must be in the same folder as its index: any other path is a mistake or an attack.
                 Path::new(name).components().count() == 1 && name.ends_with(".safetensors")
             });
             let Some(shard) = shard else {
                 return Err(Error::failure(format!(
-                    "`{}` places `{key}` in `{}`, which is not a safetensors file beside it",
+                    "`{}` places `{key}` in `{}`, which is not a safetensors file in the same folder",
                     index.display(),
                     map[key]
                 )));
@@ -141,22 +141,22 @@ impl Checkpoint {
             let expected = dir.join(shard.as_str().unwrap_or_default());
             if found != Some(&expected) {
                 return Err(Error::failure(format!(
-                    "`{}` says that `{key}` is in `{}`, but it is not",
+                    "`{}` places `{key}` in `{}`, which does not contain it",
                     index.display(),
                     expected.display()
                 ))
-                .hint("download the shards and their index again, from one revision"));
+                .hint("download the shards and their index again, from the same revision"));
             }
         }
         Ok(checkpoint)
     }
 
-    /// The files that were opened.
+    /// The open files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    /// The tensor called `name`.
+    /// The tensor with this name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
     }
@@ -166,18 +166,18 @@ impl Checkpoint {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// Number of scalars in all tensors.
+    /// The number of parameters in all tensors.
     pub fn parameters(&self) -> usize {
         self.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum()
     }
 
-    /// Bytes of all tensors as they lie in the files.
+    /// The size of all tensors in the files.
     pub fn bytes(&self) -> usize {
         self.entries.values().map(|entry| entry.bytes.len()).sum()
     }
 }
 
-/// The error for a directory without the expected weights, with the nearest thing that is there.
+/// The error for a folder without the expected weights; its hint names the closest match.
 fn missing(dir: &Path, stem: &str) -> Error {
     let error = Error::failure(format!("no weights `{stem}.safetensors` in `{}`", dir.display()));
     let names: Vec<String> = std::fs::read_dir(dir)
@@ -187,16 +187,16 @@ fn missing(dir: &Path, stem: &str) -> Error {
         .collect();
     let variant = names.iter().find_map(|name| {
         let infix = name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".safetensors")?;
-        // A shard of it has its number behind.
+        // In the name of a shard, a number follows the variant.
         let variant = infix.split_once('-').map_or(infix, |(variant, _)| variant);
         (!variant.contains('.')).then_some(variant)
     });
     match variant {
-        Some(variant) => error.hint(format!("a variant is there: add `--variant {variant}`")),
+        Some(variant) => error.hint(format!("add `--variant {variant}` to use the weights of that variant")),
         None if names.iter().any(|name| name.ends_with(".bin")) => {
-            error.hint("only pickled `.bin` weights are there: convert them to safetensors")
+            error.hint("convert the pickled `.bin` weights to safetensors: only safetensors are read")
         }
-        None => error.hint("check that the model was downloaded whole, as `save_pretrained` writes it"),
+        None => error.hint("check that the download is complete and laid out as `save_pretrained` writes it"),
     }
 }
 
@@ -209,15 +209,15 @@ fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
     }
     #[expect(
         unsafe_code,
-        reason = "mapping a file has no safe form; it is what makes loading by the slice cheap"
+        reason = "a file cannot be mapped in safe code; mapping makes it cheap to load slices"
     )]
-    // SAFETY: the mapping is private and read-only. Should another process truncate the file while it is mapped,
-    // a read faults and ends this process; that is the accepted price of a mapping, as in every safetensors reader.
+    // SAFETY: the mapping is private and read-only. If another process truncates the file while it is mapped, a
+    // read faults and ends this process; every safetensors reader that maps files accepts this risk.
     let map = unsafe { memmap2::Mmap::map(&handle) }.map_err(open)?;
     let bytes = Bytes::from_owner(map);
     let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| {
         Error::failure(format!("`{}` is not a valid safetensors file: {error}", path.display()))
-            .hint("the file is truncated or damaged: download it again")
+            .hint("download the file again: it is truncated or corrupt")
     })?;
     let data = bytes.slice(8 + header..);
     let handle = Arc::new(handle);
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_variant_that_is_there_is_named() {
+    fn an_available_variant_is_named() {
         for (file, variant) in [
             ("model.fp16.safetensors", "fp16"),
             ("model.fp16-00001-of-00002.safetensors", "fp16"),
@@ -247,7 +247,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(file), "").unwrap();
             let error = Checkpoint::open(dir.path(), "model", None).unwrap_err().to_string();
-            let hint = format!("hint: a variant is there: add `--variant {variant}`");
+            let hint = format!("hint: add `--variant {variant}` to use the weights of that variant");
             assert_eq!(error.lines().last(), Some(hint.as_str()), "{file}");
         }
     }

@@ -1,4 +1,4 @@
-//! Reading a component's `config.json` so that nothing in it is silently ignored.
+//! Reads a component's `config.json` without silently ignoring any option.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::json::read_json;
 
-/// The options of one component, taken one by one; [`finish`](Self::finish) reports what nobody took.
+/// The options of one component, taken one at a time; [`finish`](Self::finish) rejects any that were not taken.
 #[derive(Debug)]
 pub struct Config {
     path: PathBuf,
@@ -16,10 +16,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `path`, a JSON object.
+    /// Reads the JSON object in `path`.
     ///
     /// # Errors
-    /// If it cannot be read or is not one.
+    /// If the file cannot be read or is not a JSON object.
     pub fn read(path: &Path) -> Result<Self> {
         match read_json(path)? {
             Value::Object(options) => Ok(Self { path: path.to_owned(), options }),
@@ -27,18 +27,18 @@ impl Config {
         }
     }
 
-    /// Takes the option `name`, or `default` where it is absent.
+    /// Takes the option `name`, or returns `default` if it is absent.
     ///
     /// # Errors
-    /// If its value is of another type.
+    /// If its value has another type.
     pub fn take<T: DeserializeOwned>(&mut self, name: &str, default: T) -> Result<T> {
         Ok(self.optional(name)?.unwrap_or(default))
     }
 
-    /// Takes the option `name`, which must be there.
+    /// Takes the required option `name`.
     ///
     /// # Errors
-    /// If it is absent or its value is of another type.
+    /// If it is absent or its value has another type.
     pub fn require<T: DeserializeOwned>(&mut self, name: &str) -> Result<T> {
         let path = self.path.display().to_string();
         self.optional(name)?.ok_or_else(|| Error::failure(format!("`{path}` has no option `{name}`")))
@@ -47,7 +47,7 @@ impl Config {
     /// Takes the option `name`; `null` counts as absent.
     ///
     /// # Errors
-    /// If its value is of another type.
+    /// If its value has another type.
     pub fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
         match self.options.remove(name) {
             None | Some(Value::Null) => Ok(None),
@@ -57,10 +57,10 @@ impl Config {
         }
     }
 
-    /// Takes the option `name` and insists on one of the values that are supported; absent is fine.
+    /// Takes the option `name`, which may be absent but must otherwise have one of the supported values.
     ///
     /// # Errors
-    /// If it has another value, which would change the numbers.
+    /// If it has another value, which would change the result.
     pub fn only(&mut self, name: &str, supported: &[Value]) -> Result<()> {
         match self.options.remove(name) {
             Some(value) if !value.is_null() && !supported.contains(&value) => {
@@ -78,17 +78,17 @@ impl Config {
         }
     }
 
-    /// Takes options that do not change what inference computes, whatever their values.
+    /// Takes options that never affect inference.
     pub fn inert(&mut self, names: &[&str]) {
         for name in names {
             self.options.remove(*name);
         }
     }
 
-    /// Ends reading: every option must have been taken. Those that start with `_` are notes.
+    /// Finishes reading: every option must have been taken. Names that start with `_` are ignored.
     ///
     /// # Errors
-    /// If one is left over: it might change the numbers.
+    /// If an option is left, since it might change the result.
     pub fn finish(mut self) -> Result<()> {
         self.options.retain(|name, value| !name.starts_with('_') && !value.is_null());
         match self.options.into_iter().next() {
@@ -97,7 +97,7 @@ impl Config {
                 "unknown option `{name}` = `{value}` in `{}`",
                 self.path.display()
             ))
-            .hint("this version does not know it, so it cannot promise the right picture")),
+            .hint("this version does not support the option, so the picture might be wrong")),
         }
     }
 }

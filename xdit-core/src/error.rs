@@ -1,20 +1,22 @@
-//! The one error type of the workspace: a sentence, and what to do about it.
+//! The one error type of the workspace: a message and a remedy.
 
 use std::fmt;
 
-/// Whether the caller asked for something impossible, or something went wrong while doing it.
+/// The kind of an error: an impossible request, a failure while carrying it out, or the caller's wish to end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The request itself is wrong (a bad option, size or value). The CLI exits with code 2.
+    /// The request is invalid (a bad option, size or value). The CLI exits with code 2.
     Usage,
-    /// The request was fine but could not be carried out (a missing file, a corrupt checkpoint). The CLI exits with code 1.
+    /// A valid request failed (a missing file, a corrupt checkpoint). The CLI exits with code 1.
     Failure,
+    /// The caller [cancelled](crate::run::cancel::Cancel) the request. The CLI exits with code 130.
+    Cancelled,
 }
 
-/// What went wrong, in one sentence that carries the values, and a hint that says the way out.
+/// A one-sentence message that names the values, and a hint with a remedy.
 ///
-/// Printed as `message` and, on a line of its own, `hint: …`. Messages start in lower case, put values in
-/// backticks and end without a full stop.
+/// Printed as `message` followed by `hint: …` on a line of its own. Messages start in lower case, put values in
+/// backticks and have no final full stop.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -26,34 +28,39 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error in what was asked for.
+    /// Creates an error about an invalid request.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Usage, message: message.into(), hint: None }
     }
 
-    /// An error in carrying it out.
+    /// Creates an error about a failure while carrying out a valid request.
     pub fn failure(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Failure, message: message.into(), hint: None }
     }
 
-    /// The same error, met while carrying a request out: what was asked for is not to blame.
+    /// Creates the error of a request that its caller cancelled.
+    pub fn cancelled() -> Self {
+        Self { kind: ErrorKind::Cancelled, message: "cancelled".to_owned(), hint: None }
+    }
+
+    /// Converts the error to a failure, for an error found while carrying out a request that was itself valid.
     #[must_use]
     pub fn into_failure(self) -> Self {
         Self { kind: ErrorKind::Failure, ..self }
     }
 
-    /// Adds the way out.
+    /// Adds a remedy.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Which of the two kinds this is.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The sentence without the hint.
+    /// The message without the hint.
     pub fn message(&self) -> &str {
         &self.message
     }

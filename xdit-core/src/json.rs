@@ -1,7 +1,7 @@
-//! Reads JSON as Python writes it: with bare `Infinity`, `-Infinity` and `NaN`.
+//! Reads JSON as written by Python, with bare `Infinity`, `-Infinity` and `NaN`.
 //!
-//! Published `scheduler_config.json` files hold `"lambda_min_clipped": -Infinity`, which is not JSON. The three
-//! tokens are read as the strings of their names, and [`number`] takes these strings for the numbers they stand for.
+//! Published `scheduler_config.json` files contain `"lambda_min_clipped": -Infinity`, which is not valid JSON. The
+//! three tokens are read as strings, and [`number`] converts these strings back to numbers.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The tokens of Python's `json` module that JSON has no number for; the longer one first where one ends in another.
+/// The tokens of Python's `json` module that are not valid JSON; a token precedes any other that is its suffix.
 const NON_FINITE: [(&str, f64); 3] =
     [("-Infinity", f64::NEG_INFINITY), ("Infinity", f64::INFINITY), ("NaN", f64::NAN)];
 
@@ -28,15 +28,15 @@ pub fn read_json(path: impl AsRef<Path>) -> Result<Value> {
     })
 }
 
-/// Parses JSON that may hold bare `Infinity`, `-Infinity` and `NaN`.
+/// Parses JSON with bare `Infinity`, `-Infinity` and `NaN` allowed.
 ///
 /// # Errors
-/// Of `serde_json`, with columns as if the three tokens were quoted.
+/// Returns the error of `serde_json`; its columns count the three tokens as if they were quoted.
 pub fn parse_json(text: &str) -> serde_json::Result<Value> {
     serde_json::from_str(&quote_non_finite(text))
 }
 
-/// The number in `value`, where the strings `"Infinity"`, `"-Infinity"` and `"NaN"` count as numbers.
+/// The number in `value`; the strings `"Infinity"`, `"-Infinity"` and `"NaN"` count as numbers.
 ///
 /// ```
 /// use xdit_core::json::{number, parse_json};
@@ -51,7 +51,7 @@ pub fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// Puts quotes around the bare tokens outside strings.
+/// Puts quotes around the bare tokens that are outside strings.
 fn quote_non_finite(text: &str) -> Cow<'_, str> {
     if !NON_FINITE.iter().any(|(token, _)| text.contains(token)) {
         return Cow::Borrowed(text);
@@ -75,7 +75,8 @@ fn quote_non_finite(text: &str) -> Cow<'_, str> {
     Cow::Owned(quoted)
 }
 
-/// Length of the string literal that `text` starts with, quotes included; all of `text` if it does not end.
+/// The length of the string literal at the start of `text`, including its quotes; all of `text` if it is
+/// unterminated.
 fn string_len(text: &str) -> usize {
     let mut escaped = false;
     let inside = text.bytes().skip(1).position(|byte| match byte {
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_stays_an_error() {
+    fn invalid_json_stays_an_error() {
         for text in ["", "{", r#"{"a": +Infinity}"#, r#"{"a": Infinityy}"#, r#"{"a": "NaN}"#, r#"{"a": nan}"#]
         {
             assert!(parse_json(text).is_err(), "{text}");

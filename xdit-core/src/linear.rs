@@ -4,61 +4,82 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use xdit_comm::{Comm, Reduce};
 
-use crate::parallel::{Place, buffer, wait};
+use crate::link::Link;
 
 /// `x Wᵀ + b`: the only place where features sum.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    parameters: Parameters,
+    source: Source,
     /// Ranks that each hold some input features and a part of the sum.
-    summed_over: Option<Comm>,
+    summed_over: Option<Arc<dyn Link>>,
+}
+
+/// Weight and bias of a linear layer. Ranks of a process may hold them in common.
+#[derive(Debug)]
+pub struct Parameters {
+    /// `[c_out, c_in]`
+    pub weight: Tensor<2>,
+    /// `[c_out]`
+    pub bias: Option<Tensor<1>>,
 }
 
 #[derive(Clone)]
-#[expect(clippy::large_enum_variant, reason = "nearly all layers are of the larger kind")]
-enum Parameters {
-    Held {
-        /// `[c_out, c_in]`
-        weight: Tensor<2>,
-        /// `[c_out]`
-        bias: Option<Tensor<1>>,
+enum Source {
+    Held(Arc<Parameters>),
+    /// Read at each use, and freed after it.
+    Reread {
+        read: Arc<dyn Fn() -> Arc<Parameters> + Send + Sync>,
+        c_out: usize,
     },
-    /// Read at each use and let go of after it.
-    Deferred(Arc<dyn Fn() -> Linear + Send + Sync>),
 }
 
 impl Linear {
     /// A layer from its weight `[c_out, c_in]` and bias `[c_out]`.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self { parameters: Parameters::Held { weight, bias }, summed_over: None }
+        Self::held(Arc::new(Parameters { weight, bias }))
     }
 
-    /// A layer that takes no memory: `read` is called at each use.
-    pub fn deferred(read: impl Fn() -> Self + Send + Sync + 'static) -> Self {
-        Self { parameters: Parameters::Deferred(Arc::new(read)), summed_over: None }
+    /// A layer of parameters that others may hold, too.
+    pub fn held(parameters: Arc<Parameters>) -> Self {
+        Self { source: Source::Held(parameters), summed_over: None }
     }
 
-    /// The same layer where the ranks of `comm` hold its input features between them.
+    /// A layer with `c_out` output features that takes no memory: `read` is called at each use.
+    pub fn reread(c_out: usize, read: impl Fn() -> Arc<Parameters> + Send + Sync + 'static) -> Self {
+        Self { source: Source::Reread { read: Arc::new(read), c_out }, summed_over: None }
+    }
+
+    /// Number of output features.
+    pub fn c_out(&self) -> usize {
+        match &self.source {
+            Source::Held(parameters) => parameters.weight.dims()[0],
+            Source::Reread { c_out, .. } => *c_out,
+        }
+    }
+
+    fn parameters(&self) -> Arc<Parameters> {
+        match &self.source {
+            Source::Held(parameters) => parameters.clone(),
+            Source::Reread { read, .. } => read(),
+        }
+    }
+
+    /// The same layer where the ranks of `link` hold its input features between them.
     #[must_use]
-    pub fn summed_over(self, comm: Comm) -> Self {
-        Self { summed_over: Some(comm), ..self }
+    pub fn summed_over(self, link: Arc<dyn Link>) -> Self {
+        Self { summed_over: Some(link), ..self }
     }
 
     /// # Shapes
     /// `x`: `[…, c_in]`, result `[…, c_out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let (weight, bias) = match &self.parameters {
-            Parameters::Held { weight, bias } => (weight.clone(), bias.clone()),
-            Parameters::Deferred(read) => return read().forward(x),
-        };
-        let Some(comm) = &self.summed_over else {
+        let parameters = self.parameters();
+        let (weight, bias) = (parameters.weight.clone(), parameters.bias.clone());
+        let Some(link) = &self.summed_over else {
             return xdit_kernels::linear(x, weight, bias);
         };
-        let part = xdit_kernels::linear(x, weight, None);
-        let (place, shape) = (Place::of(&part), part.dims());
-        let sum = place.tensor(&wait(comm.all_reduce(buffer(part), Reduce::Sum)), shape);
+        let sum = link.sum_of(xdit_kernels::linear(x, weight, None));
         match bias {
             Some(bias) => sum + bias.unsqueeze(),
             None => sum,
@@ -69,28 +90,21 @@ impl Linear {
     ///
     /// Lets a model put the last layer's features into the order of packed latents, once, at loading.
     pub fn select_outputs(self, indices: Vec<i32>) -> Self {
-        let (weight, bias) = match self.parameters {
-            Parameters::Held { weight, bias } => (weight, bias),
-            Parameters::Deferred(read) => {
-                return Self::deferred(move || read().select_outputs(indices.clone()));
-            }
-        };
+        let parameters = self.parameters();
         let count = indices.len();
         let indices = TensorData::new(indices, [count]);
-        let indices = Tensor::from_data(indices, (&weight.device(), DType::I32));
-        let parameters = Parameters::Held {
-            weight: weight.select(0, indices.clone()),
-            bias: bias.map(|bias| bias.select(0, indices)),
-        };
-        Self { parameters, ..self }
+        let indices = Tensor::from_data(indices, (&parameters.weight.device(), DType::I32));
+        let weight = parameters.weight.clone().select(0, indices.clone());
+        let bias = parameters.bias.clone().map(|bias| bias.select(0, indices));
+        Self { source: Source::Held(Arc::new(Parameters { weight, bias })), ..self }
     }
 }
 
-impl fmt::Debug for Parameters {
+impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Held { weight, .. } => write!(f, "{:?}", weight.dims()),
-            Self::Deferred(_) => f.write_str("deferred"),
+            Self::Held(parameters) => write!(f, "{:?}", parameters.weight.dims()),
+            Self::Reread { c_out, .. } => write!(f, "{c_out} outputs, read at each use"),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Initial latents: `torch.randn` of PyTorch's CPU generator, bit for bit.
+//! Initial latents: the values of `torch.randn` with PyTorch's CPU generator, bit for bit.
 //!
-//! A seed names the same picture as in diffusers only if the noise is the same, so this follows PyTorch's
-//! generator in every detail that shows: the Mersenne Twister, the algorithm that changes at 16 values, the last
-//! block that is drawn again, and the rounding of its vectorised logarithm, sine and cosine. Everything is computed
-//! in portable scalar code, so every machine gets what PyTorch gives on x86 with AVX2 (its AVX-512 dispatch uses
-//! the same kernel; its fallback without AVX2 differs in the last bits).
+//! A seed gives the same picture as in diffusers only if the noise is the same, so this code follows PyTorch's
+//! generator in every visible detail: the Mersenne Twister, the switch of algorithm at 16 values, the last block
+//! that is drawn again, and the rounding of the vectorised logarithm, sine and cosine. The code is portable and
+//! scalar, so every machine reproduces the values of PyTorch on x86 with AVX2. (PyTorch's AVX-512 dispatch uses the
+//! same kernel; its fallback without AVX2 differs in the last bits.)
 
 mod box_muller;
 mod mersenne_twister;
@@ -18,7 +18,7 @@ use mersenne_twister::MersenneTwister;
 
 /// A stream of random numbers, equal to `torch.Generator("cpu").manual_seed(seed)`.
 ///
-/// Draws that follow each other continue the stream, exactly as with one `torch.Generator`.
+/// Consecutive draws continue the stream, exactly as with one `torch.Generator`.
 ///
 /// ```
 /// use xdit_core::noise::Generator;
@@ -34,12 +34,13 @@ use mersenne_twister::MersenneTwister;
 #[derive(Clone, Debug)]
 pub struct Generator {
     engine: MersenneTwister,
-    /// The sine half of the last pair, if only its cosine half has been given out. Blocks of 16 leave it alone.
+    /// The sine value of the last pair, if only its cosine value has been returned. Blocks of 16 do not change it.
     next_normal: Option<f64>,
 }
 
 impl Generator {
-    /// The stream of `torch.Generator("cpu").manual_seed(seed)`. Only the low 32 bits of a seed count there.
+    /// The stream of `torch.Generator("cpu").manual_seed(seed)`. As in PyTorch, only the low 32 bits of the seed
+    /// matter.
     pub fn from_seed(seed: u64) -> Self {
         Self { engine: MersenneTwister::from_seed(seed as u32), next_normal: None }
     }
@@ -56,7 +57,8 @@ impl Generator {
             normal_block(block);
         }
         if !count.is_multiple_of(BLOCK) {
-            // The rest is too short for a block: the last 16 values are drawn afresh, over those already there.
+            // The remainder is too short for a block: the last 16 values are drawn again and overwrite earlier
+            // ones.
             let last = values.last_chunk_mut().expect("count is at least a block here");
             last.fill_with(|| self.uniform_f32());
             normal_block(last);
@@ -64,7 +66,8 @@ impl Generator {
         values
     }
 
-    /// One normal value by the scalar Box-Muller transform in f64; values come in pairs, so every other one is kept.
+    /// One normal value by the scalar Box-Muller transform in f64. Values come in pairs; the second one is kept for
+    /// the next call.
     fn normal(&mut self) -> f64 {
         if let Some(sample) = self.next_normal.take() {
             return sample;
@@ -88,11 +91,11 @@ impl Generator {
     }
 }
 
-/// Initial latents of the images with seeds `seed`, `seed + 1`, …, one generator an image, so that an image does not
-/// depend on how many are made with it.
+/// Initial latents of the pictures with seeds `seed`, `seed + 1`, …. Each picture has its own generator and does
+/// not depend on the others.
 ///
 /// # Shapes
-/// - `shape`, and the result: `[images, channels, height, width]`, heights and widths in latent pixels
+/// - `shape`, and the result: `[images, channels, height, width]`, with height and width in latent pixels
 ///
 /// # Source
 /// `randn_tensor` of diffusers with a list of generators.

@@ -1,16 +1,25 @@
-//! From a decoder's output to pixels.
+//! Conversion of a decoder's output to pixels.
 
 use burn::tensor::{DType, Tensor};
 
-use crate::pipeline::Picture;
+/// A picture with one byte for each of red, green and blue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// The width in pixels.
+    pub width: usize,
+    /// The height in pixels.
+    pub height: usize,
+    /// `height · width · 3` values, row by row.
+    pub rgb: Vec<u8>,
+}
 
-/// Scales `image` so that it covers `size`, and crops the middle.
+/// Scales `image` to cover `size`, then crops its centre.
 ///
 /// # Shapes
 /// `[b, c, y, x]` to `[b, c, size[0], size[1]]`.
 ///
 /// # Source
-/// diffusers' `PixArtImageProcessor.resize_and_crop_tensor`: bilinear, corners not aligned.
+/// diffusers' `PixArtImageProcessor.resize_and_crop_tensor`: bilinear, `align_corners=False`.
 pub fn resize_and_crop(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let [b, c, height, width] = image.dims();
     if [height, width] == size {
@@ -40,15 +49,15 @@ pub fn resize_and_crop(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     Tensor::from_data(burn::tensor::TensorData::new(out, shape), (&device, DType::F32))
 }
 
-/// The two source places between which a target place lies.
+/// The two source positions on either side of a target position.
 struct Tap {
     low: usize,
     high: usize,
-    /// Of `high`.
+    /// The weight of `high`.
     weight: f32,
 }
 
-/// Where each of `count` targets from `offset` on lies, when `from` places are stretched over `to`.
+/// The taps of `count` targets, from `offset` on, when `from` source positions are stretched to `to`.
 fn taps(from: usize, to: usize, offset: usize, count: usize) -> Vec<Tap> {
     let scale = from as f32 / to as f32;
     (offset..to.min(offset + count))
@@ -60,7 +69,7 @@ fn taps(from: usize, to: usize, offset: usize, count: usize) -> Vec<Tap> {
         .collect()
 }
 
-/// The picture at `index` of a batch of decoded images with values from -1 to 1.
+/// Converts the image at `index` of a batch of decoded images, with values from -1 to 1, to a picture.
 ///
 /// # Shapes
 /// `images`: `[b, 3, y, x]`.

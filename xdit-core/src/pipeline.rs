@@ -1,30 +1,50 @@
-//! What a pipeline is: what it is asked, what it gives back, and how it tells of its progress.
+//! Pipelines: from a request to pictures.
 
+mod engine;
 mod request;
 
-use burn::tensor::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+use std::time::Instant;
 
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+pub use engine::{Engine, Running};
 pub use request::{Extra, Request, SkipLayerGuidance, check, check_extras};
 
 use crate::error::Result;
-use crate::parallel::cost::Cost;
-use crate::parallel::plan::Plan;
-use crate::parallel::record::RankReport;
+pub use crate::picture::Picture;
+use crate::plan::Plan;
+use crate::plan::cost::Cost;
+pub use crate::run::cancel::Cancel;
+pub use crate::run::observer::{Completed, Event, Observer, Phase, Step};
+use crate::run::record::RankReport;
+pub use crate::run::residency::Keep;
 
 /// Where and how a pipeline runs.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// The device that computes.
-    pub device: Device,
+    /// The device of each rank; a single one is that of all ranks. Texts are encoded on the first.
+    pub devices: Vec<Device>,
     /// The type of weights and activations.
     pub dtype: DType,
     /// Which variant of the weight files to take, such as `fp16`; the plain files where there is none.
     pub variant: Option<String>,
+    /// Which components stay in memory between requests.
+    pub keep: Keep,
 }
 
-/// A [`Request`] with every default filled in, as it is carried out.
-#[derive(Clone, Debug, PartialEq)]
+impl LoadOptions {
+    /// All ranks on `device`, the plain files, and whatever fits into memory stays there.
+    pub fn new(device: Device, dtype: DType) -> Self {
+        Self { devices: vec![device], dtype, variant: None, keep: Keep::Auto }
+    }
+}
+
+/// A [`Request`] with every default filled in and checked, ready to be carried out.
+#[derive(Clone, Debug)]
 pub struct Resolved {
+    /// The request.
+    pub request: Request,
     /// Height and width of the pictures.
     pub size: [usize; 2],
     /// Height and width at which they are generated.
@@ -39,7 +59,7 @@ pub struct Resolved {
     pub plan: Plan,
 }
 
-/// What came out of a run. Picture `i` belongs to prompt `i / images_per_prompt`.
+/// All pictures of a request. Picture `i` belongs to prompt `i / images_per_prompt`.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// Final latents `[n, c, y, x]`, f32, as the diffusion model sees them.
@@ -48,59 +68,11 @@ pub struct Generated {
     pub pictures: Vec<Picture>,
 }
 
-/// A picture: rows of red, green and blue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
-    /// Pixels in a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// `height · width · 3` values.
-    pub rgb: Vec<u8>,
-}
-
-/// A part of a run that takes time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// Reading the weights of the named component.
-    Load(&'static str),
-    /// Running the text encoder on all prompts.
-    Encode,
-    /// Denoising picture `image`.
-    Denoise {
-        /// Index of the picture.
-        image: usize,
-    },
-    /// Decoding picture `image`.
-    Decode {
-        /// Index of the picture.
-        image: usize,
-    },
-}
-
-/// Hears of a run's progress. Everything is optional.
-pub trait Observer {
-    /// A phase begins.
-    fn begin(&mut self, _phase: Phase) {}
-    /// The phase ended.
-    fn end(&mut self, _phase: Phase) {}
-    /// Step `done` of `of` of the current phase ended.
-    fn step(&mut self, _done: usize, _of: usize) {}
-    /// Something the user should know.
-    fn warn(&mut self, _message: &str) {}
-    /// What a rank did, once it is done. A rank that denoises and then decodes tells twice or more.
-    fn rank(&mut self, _report: RankReport) {}
-    /// Whether these reports are to hold each activity and each wait, not only sums.
-    fn wants_details(&self) -> bool {
-        false
-    }
-}
-
-/// Hears nothing.
-impl Observer for () {}
-
-/// From prompts to pictures.
-pub trait Pipeline {
+/// A checkpoint that makes pictures of prompts. Ranks stay from one request to the next, as do the components that
+/// [`LoadOptions::keep`] names.
+///
+/// [`Engine`] runs a pipeline on a thread of its own.
+pub trait Pipeline: Send {
     /// Fills in the defaults and checks that the request can be carried out, without computing anything.
     ///
     /// # Errors
@@ -114,9 +86,69 @@ pub trait Pipeline {
     /// If a rank's share of the checkpoint cannot be loaded.
     fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>>;
 
-    /// Carries the request out.
+    /// Carries out a [resolved](Self::resolve) request. `observer` has each picture as soon as it is done.
+    ///
+    /// Requests may differ in everything. One with another mesh than the last makes ranks load other shares.
     ///
     /// # Errors
-    /// As [`resolve`](Self::resolve), or if weights cannot be read.
-    fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated>;
+    /// If weights cannot be read, a rank fails, or a value is not finite; of kind
+    /// [`Cancelled`](crate::ErrorKind::Cancelled), if it was cancelled. The next request is carried out all the same.
+    fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()>;
+
+    /// The device of the first rank.
+    fn device(&self) -> &Device;
+
+    /// Carries `request` out and collects its pictures.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve) and [`run`](Self::run).
+    fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated> {
+        let resolved = self.resolve(request)?;
+        let mut collected = Collected { observer, completed: BTreeMap::new() };
+        self.run(&resolved, &Cancel::new(), &mut collected)?;
+        let (latents, pictures): (Vec<_>, Vec<_>) =
+            collected.completed.into_values().map(|done| (done.latents, done.picture)).unzip();
+        let on_device = |latents: TensorData| Tensor::from_data(latents, (self.device(), DType::F32));
+        Ok(Generated {
+            latents: Tensor::cat(latents.into_iter().map(on_device).collect(), 0),
+            pictures: pictures.into_iter().flatten().collect(),
+        })
+    }
+}
+
+/// Keeps pictures, and passes on everything else.
+struct Collected<'a> {
+    observer: &'a mut dyn Observer,
+    completed: BTreeMap<usize, Completed>,
+}
+
+impl Observer for Collected<'_> {
+    fn begin(&mut self, phase: Phase, at: Instant) {
+        self.observer.begin(phase, at);
+    }
+
+    fn end(&mut self, phase: Phase, at: Instant) {
+        self.observer.end(phase, at);
+    }
+
+    fn step(&mut self, step: Step, at: Instant) {
+        self.observer.step(step, at);
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.observer.warn(message);
+    }
+
+    fn completed(&mut self, completed: Completed) {
+        self.completed.insert(completed.image, completed.clone());
+        self.observer.completed(completed);
+    }
+
+    fn rank(&mut self, report: RankReport) {
+        self.observer.rank(report);
+    }
+
+    fn wants_details(&self) -> bool {
+        self.observer.wants_details()
+    }
 }

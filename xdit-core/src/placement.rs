@@ -1,10 +1,10 @@
 //! How a model's layers are cut over the ranks of tensor parallelism: data beside the model.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use xdit_comm::Comm;
-
-use crate::parallel::split;
+use crate::link::Link;
+use crate::split;
 
 /// What each rank holds of a linear layer. A layer that is not placed is whole on every rank.
 ///
@@ -41,17 +41,26 @@ pub(crate) fn matches(layer: &str, pattern: &str) -> bool {
     pattern.rsplit('.').all(|wanted| names.next().is_some_and(|name| wanted == "*" || wanted == name))
 }
 
+/// The part of a transformer that one rank holds.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// Its blocks.
+    pub blocks: Range<usize>,
+    /// The ranks that split each layer with it, if there are any.
+    pub tensor: Option<TensorShare>,
+}
+
 /// The ranks of tensor parallelism, seen from one of them.
 #[derive(Clone, Debug)]
 pub struct TensorShare {
-    /// Their group.
-    pub comm: Comm,
+    /// Their link.
+    pub link: Arc<dyn Link>,
 }
 
 impl TensorShare {
     /// This rank's part of `features`, cut only between units.
     pub fn part(&self, features: usize, unit: usize) -> Range<usize> {
-        let part = split::even(features / unit, self.comm.size())[self.comm.rank()].clone();
+        let part = split::even(features / unit, self.link.size())[self.link.rank()].clone();
         part.start * unit..part.end * unit
     }
 

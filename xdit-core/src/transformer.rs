@@ -9,7 +9,7 @@ use crate::tokens::Tokens;
 
 /// The sizes of a transformer that the engine needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spec {
+pub struct TransformerSpec {
     /// Side of the square of latent pixels that becomes a token.
     pub patch: usize,
     /// Channels of the latent.
@@ -26,7 +26,7 @@ pub struct Spec {
     pub block_parameters: Vec<usize>,
 }
 
-impl Spec {
+impl TransformerSpec {
     /// Features of a token between blocks.
     pub fn dim(&self) -> usize {
         self.heads * self.head_dim
@@ -41,7 +41,7 @@ pub struct Hidden {
     /// The text's tokens `[b, n, c]`, in models whose blocks change them. Where the image goes through the blocks
     /// patch by patch, the text may go with the first patch only, and this is `None` for the others.
     pub text: Option<Tensor<3>>,
-    /// What earlier blocks gave for later ones, by the index of the block that takes it: [`Spec::skips`].
+    /// What earlier blocks gave for later ones, by the index of the block that takes it: [`TransformerSpec::skips`].
     pub skips: BTreeMap<usize, Tensor<3>>,
 }
 
@@ -49,6 +49,72 @@ impl Hidden {
     /// What goes into the first block.
     pub fn new(image: Tokens, text: Option<Tensor<3>>) -> Self {
         Self { image, text, skips: BTreeMap::new() }
+    }
+}
+
+/// A value as tensors and numbers, the form in which it goes from rank to rank.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// The tensors.
+    pub tensors: Vec<Part>,
+    /// The numbers; integers up to 2⁵³ and every f32 are exact.
+    pub numbers: Vec<f64>,
+}
+
+/// A tensor of any number of dimensions.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its values, row by row.
+    pub x: Tensor<1>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl<const D: usize> From<Tensor<D>> for Part {
+    fn from(x: Tensor<D>) -> Self {
+        let shape = x.dims();
+        Self { x: x.reshape([shape.iter().product::<usize>()]), shape: shape.to_vec() }
+    }
+}
+
+impl Part {
+    /// The tensor.
+    ///
+    /// # Panics
+    /// If it has another number of dimensions.
+    pub fn tensor<const D: usize>(self) -> Tensor<D> {
+        let shape: [usize; D] = self.shape.try_into().expect("a part of the value that was taken apart");
+        self.x.reshape(shape)
+    }
+}
+
+/// A value that goes from rank to rank.
+pub trait IntoParts {
+    /// Takes it apart.
+    fn into_parts(self) -> Parts;
+
+    /// Puts it together again.
+    ///
+    /// # Panics
+    /// If the parts are of something else.
+    fn from_parts(parts: Parts) -> Self;
+}
+
+impl IntoParts for () {
+    fn into_parts(self) -> Parts {
+        Parts::default()
+    }
+
+    fn from_parts(_: Parts) -> Self {}
+}
+
+impl<const D: usize> IntoParts for Tensor<D> {
+    fn into_parts(self) -> Parts {
+        Parts { tensors: vec![self.into()], numbers: Vec::new() }
+    }
+
+    fn from_parts(mut parts: Parts) -> Self {
+        parts.tensors.remove(0).tensor()
     }
 }
 
@@ -62,20 +128,25 @@ pub trait Transformer {
     /// What one guidance branch is conditioned on: text embeddings and the like.
     type Conditions: Clone;
     /// The conditions made ready for the blocks that were loaded, at one timestep.
-    type Context;
+    type Context: Send + Sync;
 
     /// The model's sizes.
-    fn spec(&self) -> &Spec;
+    fn spec(&self) -> &TransformerSpec;
 
     /// The type of what goes from block to block.
     fn dtype(&self) -> DType;
 
     /// The conditions made ready for each of `timesteps`.
     ///
-    /// It is called once before the first step, so whatever depends only on the conditions and on the timestep,
-    /// above all the modulation of every block, is computed here for all steps at once. The layers for it can be
-    /// [deferred](crate::weights::Weights::deferred): they take no memory while blocks run.
+    /// Whatever depends only on the conditions and on the timestep, above all the modulation of every block, is
+    /// computed here for many steps at once: as many as memory allows, in order. Layers that are used nowhere else
+    /// come from [`Weights::once`](crate::weights::Weights::once), so that a run may free them in between. Ranks that
+    /// loaded the same blocks share the result, so it must not depend on a rank's part of a layer, and waits for no
+    /// transfer.
     fn contexts(&self, conditions: &Self::Conditions, timesteps: &[f32]) -> Vec<Self::Context>;
+
+    /// Bytes of a context that depend on its timestep, for one picture.
+    fn context_bytes(&self) -> usize;
 
     /// The shape `[b, n, c]` of the [text](Hidden::text) between blocks, in models whose blocks change it. It must
     /// be known without computing: ranks that wait for the text ask, too.

@@ -1,5 +1,6 @@
 //! Weights on their way from a checkpoint into a model.
 
+mod layers;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -7,20 +8,17 @@ mod values;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::ops::{AddAssign, Range};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, Entry};
 use crate::error::{Error, Result};
-use crate::linear::Linear;
-use crate::parallel::fail;
-use crate::parallel::run::Share;
-use crate::placement::{self, Placement, Run, TensorShare};
+use crate::placement::{Placement, Share, TensorShare};
 
+pub use layers::{Residency, SharedLayers};
 pub use table::Table;
 use values::{mapped, read};
 
@@ -35,7 +33,7 @@ pub struct Weights {
     source: Arc<Source>,
     prefix: String,
     dtype: DType,
-    deferred: bool,
+    once: bool,
 }
 
 struct Source {
@@ -44,11 +42,32 @@ struct Source {
     /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
     check_only: bool,
     used: Mutex<BTreeSet<String>>,
-    taken_bytes: AtomicU64,
+    taken: Mutex<ParameterBytes>,
+    loaded: Mutex<ParameterBytes>,
+    /// The layers that others hold, too.
+    shared: SharedLayers,
+    /// Of layers that are used before the first step only.
+    residency: Residency,
     /// The blocks to load, if not all.
     blocks: Option<Range<usize>>,
     /// The heads and features to load, if not all, and which layers they are of.
     tensor: Option<(TensorShare, Vec<(&'static str, Placement)>)>,
+}
+
+/// Bytes of parameters, in the type that they are given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParameterBytes {
+    /// Of what is used in every step.
+    pub steps: u64,
+    /// Of layers that are used [before the first step](Weights::once) only.
+    pub once: u64,
+}
+
+impl AddAssign for ParameterBytes {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.once += other.once;
+    }
 }
 
 impl Weights {
@@ -64,10 +83,34 @@ impl Weights {
     /// If the weights are in use already.
     #[must_use]
     pub fn of_share(mut self, share: Share, placements: Vec<(&'static str, Placement)>) -> Self {
-        let source = Arc::get_mut(&mut self.source).expect("weights are set up before they are used");
+        let source = self.set_up();
         source.blocks = Some(share.blocks);
         source.tensor = share.tensor.map(|share| (share, placements));
         self
+    }
+
+    /// Holds linear layers in common with all other weights that are given the same `layers`.
+    ///
+    /// # Panics
+    /// If the weights are in use already.
+    #[must_use]
+    pub fn sharing(mut self, layers: &SharedLayers) -> Self {
+        self.set_up().shared = layers.clone();
+        self
+    }
+
+    /// Whether layers that are used [before the first step](Self::once) stay in memory. By default they do.
+    ///
+    /// # Panics
+    /// If the weights are in use already.
+    #[must_use]
+    pub fn with_residency(mut self, residency: Residency) -> Self {
+        self.set_up().residency = residency;
+        self
+    }
+
+    fn set_up(&mut self) -> &mut Source {
+        Arc::get_mut(&mut self.source).expect("weights are set up before they are used")
     }
 
     /// Which of the model's `count` blocks to load.
@@ -87,11 +130,14 @@ impl Weights {
             device: device.clone(),
             check_only,
             used: Mutex::new(BTreeSet::new()),
-            taken_bytes: AtomicU64::new(0),
+            taken: Mutex::default(),
+            loaded: Mutex::default(),
+            shared: SharedLayers::default(),
+            residency: Residency::default(),
             blocks: None,
             tensor: None,
         };
-        Self { source: Arc::new(source), prefix: String::new(), dtype, deferred: false }
+        Self { source: Arc::new(source), prefix: String::new(), dtype, once: false }
     }
 
     /// The place one level down.
@@ -99,12 +145,13 @@ impl Weights {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    /// The same place, from which linear layers are checked now but read at each use, whole on every rank, and
-    /// let go of after it: for layers that are used once before the first step. Where the file can no longer be read by
-    /// then, the rank that uses the layer [fails](crate::parallel::catch).
+    /// The same place, for linear layers that are used in [`contexts`](crate::transformer::Transformer::contexts) only,
+    /// before the first step. Every rank has them whole. The [residency](Residency) of the run decides whether they
+    /// stay in memory or are read at each use; where the file can no longer be read by then, the rank that uses the
+    /// layer [fails](crate::link::catch).
     #[must_use]
-    pub fn deferred(&self) -> Self {
-        Self { deferred: true, ..self.clone() }
+    pub fn once(&self) -> Self {
+        Self { once: true, ..self.clone() }
     }
 
     /// The same place, from which tensors are given as `dtype`.
@@ -118,11 +165,32 @@ impl Weights {
         self.source.checkpoint.get(&self.key(name)).is_some()
     }
 
-    /// Bytes of what was taken so far, in the type it was given; slices count as slices. A
-    /// [deferred](Self::deferred) layer counts whenever it is used, so after loading this is what the model holds.
-    /// Where nothing is read because the model is only being checked, it is what it would hold.
+    /// Bytes of what was taken so far; slices count as slices. Where nothing is read because the model is only being
+    /// checked, it is what would be taken.
+    pub fn taken(&self) -> ParameterBytes {
+        *lock(&self.source.taken)
+    }
+
+    /// Bytes of what was [taken](Self::taken) and is held: layers that are read at each use do not count.
     pub fn taken_bytes(&self) -> u64 {
-        self.source.taken_bytes.load(Ordering::Relaxed)
+        let ParameterBytes { steps, once } = self.taken();
+        match self.source.residency {
+            Residency::Hold => steps + once,
+            Residency::Reread => steps,
+        }
+    }
+
+    /// Bytes of what was loaded so far. Layers that [others](Self::sharing) held already are left out; what was read
+    /// again counts again.
+    pub fn loaded(&self) -> ParameterBytes {
+        *lock(&self.source.loaded)
+    }
+
+    /// Adds so many numbers to `count`.
+    fn count(&self, count: &Mutex<ParameterBytes>, numbers: usize) {
+        let bytes = (numbers * self.dtype.size()) as u64;
+        let (steps, once) = if self.once { (0, bytes) } else { (bytes, 0) };
+        *lock(count) += ParameterBytes { steps, once };
     }
 
     /// The device that tensors go to.
@@ -140,7 +208,9 @@ impl Weights {
     /// # Errors
     /// If it is missing, has another shape, or a type that is not f32, f16 or bf16.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
-        self.rows(name, shape, 0..shape[0])
+        let tensor = self.rows(name, shape, 0..shape[0])?;
+        self.count(&self.source.taken, tensor.shape().num_elements());
+        Ok(tensor)
     }
 
     /// Some rows (of the first dimension) of the tensor called `name`, which must have exactly this shape. Only
@@ -183,10 +253,9 @@ impl Weights {
         shape: [usize; D],
         read: impl FnOnce() -> std::io::Result<TensorData>,
     ) -> Result<Tensor<D>> {
-        let Source { device, check_only, taken_bytes, .. } = &*self.source;
+        let Source { device, check_only, loaded, .. } = &*self.source;
         let dtype = self.dtype;
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        taken_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.count(loaded, shape.iter().product());
         if *check_only {
             // A tensor without elements takes no memory by itself, and nothing expands to it.
             return Ok(match shape.contains(&0) {
@@ -220,59 +289,6 @@ impl Weights {
         Ok(Table { weights: self.clone(), name: name.to_owned(), shape: shape.to_vec() })
     }
 
-    /// The linear layer called `name`, with a bias.
-    ///
-    /// # Errors
-    /// As [`tensor`](Self::tensor).
-    pub fn linear(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
-        self.at(name).linear_here(c_in, c_out, true)
-    }
-
-    /// The linear layer called `name`, without a bias.
-    ///
-    /// # Errors
-    /// As [`tensor`](Self::tensor).
-    pub fn linear_without_bias(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
-        self.at(name).linear_here(c_in, c_out, false)
-    }
-
-    fn linear_here(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
-        if self.deferred {
-            self.entry("weight", &[c_out, c_in])?;
-            if bias {
-                self.entry("bias", &[c_out])?;
-            }
-            let weights = self.clone();
-            return Ok(Linear::deferred(move || {
-                weights.whole_linear(c_in, c_out, bias).unwrap_or_else(|error| fail(error))
-            }));
-        }
-        let layer = self.prefix.trim_end_matches('.');
-        let cut = self.source.tensor.as_ref().and_then(|(share, placements)| {
-            let placed = placements.iter().find(|(pattern, _)| placement::matches(layer, pattern));
-            placed.map(|(_, placement)| (share, placement))
-        });
-        let (share, runs) = match cut {
-            None => return self.whole_linear(c_in, c_out, bias),
-            Some((share, Placement::Outputs { unit })) => {
-                let outputs = share.part(c_out, *unit);
-                let weight = self.rows("weight", [c_out, c_in], outputs.clone())?;
-                let bias = if bias { Some(self.rows("bias", [c_out], outputs)?) } else { None };
-                return Ok(Linear::new(weight, bias));
-            }
-            Some((share, Placement::Inputs { unit })) => (share, &vec![Run { features: c_in, unit: *unit }]),
-            Some((share, Placement::ConcatenatedInputs(runs))) => (share, runs),
-        };
-        let weight = self.columns("weight", [c_out, c_in], &share.parts(runs))?;
-        let bias = if bias { Some(self.tensor("bias", [c_out])?) } else { None };
-        Ok(Linear::new(weight, bias).summed_over(share.comm.clone()))
-    }
-
-    fn whole_linear(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
-        let weight = self.tensor("weight", [c_out, c_in])?;
-        Ok(Linear::new(weight, if bias { Some(self.tensor("bias", [c_out])?) } else { None }))
-    }
-
     /// Says that the tensor called `name` is known and deliberately not used.
     pub fn ignore(&self, name: &str) {
         self.tick(self.key(name));
@@ -283,7 +299,7 @@ impl Weights {
     /// # Errors
     /// If a tensor is left over. It would mean that the model is not the one the checkpoint was made for.
     pub fn finish(&self) -> Result<()> {
-        let used = self.source.used.lock().expect("no thread panics while it holds the lock");
+        let used = lock(&self.source.used);
         let checkpoint = &self.source.checkpoint;
         let unused: Vec<_> = checkpoint.entries().filter(|(name, _)| !used.contains(*name)).collect();
         let Some((first, entry)) = unused.first() else { return Ok(()) };
@@ -303,7 +319,7 @@ impl Weights {
     }
 
     fn tick(&self, key: String) {
-        self.source.used.lock().expect("no thread panics while it holds the lock").insert(key);
+        lock(&self.source.used).insert(key);
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry> {
@@ -334,4 +350,8 @@ impl Weights {
         self.tick(key);
         Ok(entry)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics while it holds the lock")
 }

@@ -1,4 +1,4 @@
-//! `Generator` against `torch.randn`, bit for bit. The golden file's script is beside it.
+//! Compares `Generator` with `torch.randn`, bit for bit. The script for the golden file is beside it.
 
 use burn::tensor::Device;
 use serde_json::Value;
@@ -8,7 +8,7 @@ fn bits(values: &[f32]) -> String {
     values.iter().map(|value| format!("{:08x}", value.to_bits())).collect()
 }
 
-/// Sensitive to every bit and to the order, and quick to compute in NumPy.
+/// A checksum that depends on every bit and on the order, and is quick to compute in NumPy.
 fn checksum(values: &[f32]) -> String {
     let sum = (0u64..).zip(values).fold(0u64, |sum, (index, value)| {
         sum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(2 * index + 1))
@@ -17,7 +17,7 @@ fn checksum(values: &[f32]) -> String {
 }
 
 #[test]
-fn every_draw_is_that_of_torch() {
+fn every_draw_equals_that_of_torch() {
     let streams: Vec<Value> = serde_json::from_str(include_str!("goldens/noise.json")).unwrap();
     assert!(streams.len() > 10);
     for stream in &streams {
@@ -37,19 +37,19 @@ fn every_draw_is_that_of_torch() {
 }
 
 #[test]
-fn nothing_is_drawn_for_no_values() {
+fn drawing_no_values_changes_nothing() {
     let mut generator = Generator::from_seed(5);
     assert!(generator.randn(0).is_empty());
     assert_eq!(generator.randn(3), Generator::from_seed(5).randn(3));
 }
 
 #[test]
-fn only_the_low_word_of_a_seed_counts() {
+fn only_the_low_word_of_a_seed_matters() {
     assert_eq!(Generator::from_seed(1 << 32 | 9).randn(17), Generator::from_seed(9).randn(17));
 }
 
 #[test]
-fn latents_of_an_image_do_not_depend_on_those_beside_it() {
+fn latents_of_an_image_do_not_depend_on_the_others() {
     let device = Device::default();
     let together = latents(11, [3, 4, 5, 7], &device);
     for image in 0..3 {

@@ -1,4 +1,4 @@
-//! The schedulers against those of diffusers. The golden files' script is beside them.
+//! Compares the schedulers with those of diffusers. The script for the golden files is beside them.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ fn to_vec(tensor: Tensor<3>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
 
-/// The difference's norm over that of what is expected.
+/// The norm of the difference, relative to the norm of the expected values.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     if found == expected {
@@ -55,7 +55,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|b| f64::from(*b)))
 }
 
-/// `count` steps as `case` wants them laid out.
+/// `count` steps, placed as `case` specifies.
 fn steps(case: &Value, count: usize) -> Steps {
     let mut steps = Steps::new(count);
     if case["even_sigmas"] == true {
@@ -67,7 +67,7 @@ fn steps(case: &Value, count: usize) -> Steps {
     }
 }
 
-/// One run with the golden model outputs, and the sample it starts from.
+/// One run with the golden model outputs, and its initial sample.
 struct Run {
     scheduler: Box<dyn Scheduler>,
     outputs: Vec<Tensor<3>>,
@@ -87,7 +87,7 @@ impl Run {
     }
 }
 
-/// Runs all cases that `wanted` takes and compares with the goldens of `kind`, in relative norms.
+/// Runs all cases that satisfy `wanted` and compares them with the goldens of `kind`, in relative norms.
 fn compare(kind: &str, tolerance: f64, wanted: impl Fn(&Value) -> bool) {
     let goldens = Goldens::read();
     let file = goldens.file();
@@ -129,22 +129,24 @@ fn compare(kind: &str, tolerance: f64, wanted: impl Fn(&Value) -> bool) {
     assert!(compared > 5000, "{compared}");
 }
 
-/// A step divides differences of logarithms by one another, so the last places of PyTorch's functions show.
+/// A step divides differences of logarithms by each other, so errors in the last place of PyTorch's functions are
+/// visible.
 #[test]
-fn samples_are_those_of_diffusers() {
-    // The last noise levels are differences of nearly equal roots then: PyTorch's errors grow to 1e-4, so these
-    // configs are compared with rounded functions only.
+fn samples_equal_those_of_diffusers() {
+    // With `rescale_betas_zero_snr` the last noise levels are differences of nearly equal roots, and PyTorch's
+    // errors
+    // grow to 1e-4. These configs are compared only with correctly rounded functions.
     let is_stable = |config: &Value| config["rescale_betas_zero_snr"] != true;
     compare("published", 1e-6, is_stable);
 }
 
 #[test]
-fn samples_are_those_of_diffusers_with_rounded_functions() {
+fn samples_equal_those_of_diffusers_with_correctly_rounded_functions() {
     compare("rounded", 0.0, |_| true);
 }
 
 #[test]
-fn what_diffusers_has_no_numbers_for_is_refused() {
+fn configs_without_finite_numbers_in_diffusers_are_refused() {
     for case in cases() {
         for count in case["undefined_steps"].as_array().unwrap() {
             let count = count.as_u64().unwrap() as usize;
@@ -155,7 +157,7 @@ fn what_diffusers_has_no_numbers_for_is_refused() {
 }
 
 #[test]
-fn patches_step_like_the_whole() {
+fn patches_give_the_same_result_as_the_whole() {
     let goldens = Goldens::read();
     let file = goldens.file();
     for case in cases() {
@@ -164,7 +166,7 @@ fn patches_step_like_the_whole() {
         };
         let run = Run::new(&file, &case, count as usize);
         let (mut whole, mut history) = (run.start.clone(), History::default());
-        // Two steps of the whole image, then patches that take turns, one of them of one token.
+        // Two steps of the whole image, then the same steps patch by patch; one patch has a single token.
         let spans = [0..2, 2..3, 3..5];
         let mut patches = Vec::new();
         for step in 0..run.scheduler.timesteps().len() {
@@ -223,7 +225,7 @@ fn refusals_name_the_option_and_the_value() {
 }
 
 #[test]
-fn refusals_read_well() {
+fn refusal_messages() {
     let config = |class: &str, options: Value| {
         let mut config = json!({"_class_name": class});
         config.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
@@ -255,51 +257,51 @@ fn refusals_read_well() {
     ];
     insta::assert_snapshot!(refusals.join("\n\n"), @r"
     the scheduler config has no `_class_name`
-    hint: it is one of `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
+    hint: set it to one of `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
 
     the scheduler `PNDMScheduler` is not supported
-    hint: supported are `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
+    hint: choose one of `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
 
     option `timestep_spacing` of `DDIMScheduler` is `random`
     hint: expected one of `linspace`, `leading`, `trailing`
 
-    option `thresholding` of `DDIMScheduler` is `true`: a quantile of the whole sample is not known to a patch of it
+    option `thresholding` of `DDIMScheduler` is `true`: a patch cannot compute a quantile of the whole sample
     hint: set `thresholding` to `false` in the scheduler config
 
-    `DDIMScheduler` is given unknown options: `eta`, `gamma`
-    hint: its options are `beta_end`, `beta_schedule`, `beta_start`, `clip_sample`, `clip_sample_range`, `num_train_timesteps`, `prediction_type`, `rescale_betas_zero_snr`, `set_alpha_to_one`, `steps_offset`, `thresholding`, `timestep_spacing`, `trained_betas`
+    the config of `DDIMScheduler` has unknown options: `eta`, `gamma`
+    hint: known options: `beta_end`, `beta_schedule`, `beta_start`, `clip_sample`, `clip_sample_range`, `num_train_timesteps`, `prediction_type`, `rescale_betas_zero_snr`, `set_alpha_to_one`, `steps_offset`, `thresholding`, `timestep_spacing`, `trained_betas`
 
     option `trained_betas` has `2` values
-    hint: `num_train_timesteps` asks for `1000`
+    hint: give one for each of the `1000` timesteps of `num_train_timesteps`
 
     the number of inference steps is `0`
     hint: ask for at least one step
 
     the number of inference steps is `1001`
-    hint: the model was trained on `1000` timesteps: ask for no more steps than that
+    hint: ask for at most `1000` steps, the number of timesteps that the model was trained on
 
-    `1000` steps visit timestep `1000`, which the model was not trained on
-    hint: ask for another number of inference steps, or a smaller `steps_offset`
+    `1000` steps include timestep `1000`, which the model was not trained on
+    hint: use another number of inference steps, or a smaller `steps_offset`
 
     option `final_sigmas_type` is `zero` with `algorithm_type` `dpmsolver`
     hint: set `final_sigmas_type` to `sigma_min`, or `algorithm_type` to `dpmsolver++`
 
     options `use_karras_sigmas` and `use_lu_lambdas` are both `true`
-    hint: a run has one spread of noise levels: set all but one to `false`
+    hint: set all but one to `false`: a run has one spread of noise levels
 
-    step `2` of `4` has no length: its noise level is that of a step beside it
-    hint: ask for fewer inference steps, or another spread of timesteps or noise levels
+    step `2` of `4` has length zero: its noise level equals that of an adjacent step
+    hint: use fewer inference steps, or another spacing of timesteps or noise levels
 
     option `variance_type` is `learned_range`
-    hint: drop the variance from the model's output and set `variance_type` to `null`
+    hint: remove the variance from the model's output and set `variance_type` to `null`
 
-    `DDIMScheduler` takes its noise levels from nobody else
-    hint: a model that sets them itself runs with `FlowMatchEulerDiscreteScheduler`
+    `DDIMScheduler` does not accept noise levels from the model
+    hint: use `FlowMatchEulerDiscreteScheduler` with a model that sets its own noise levels
 
-    option `use_dynamic_shifting` is `true`, but the image's size is not known
+    option `use_dynamic_shifting` is `true`, but the size of the image is unknown
     hint: set `use_dynamic_shifting` to `false` in the scheduler config
 
-    option `stochastic_sampling` of `FlowMatchEulerDiscreteScheduler` is `true`: noise is drawn at the start alone
+    option `stochastic_sampling` of `FlowMatchEulerDiscreteScheduler` is `true`: noise is drawn only before the first step
     hint: set `stochastic_sampling` to `false` in the scheduler config
 
     option `use_beta_sigmas` of `FlowMatchEulerDiscreteScheduler` is `true`: quantiles of the beta distribution are not implemented
@@ -308,14 +310,14 @@ fn refusals_read_well() {
     option `time_shift_type` of `FlowMatchEulerDiscreteScheduler` is `cubic`
     hint: expected one of `exponential`, `linear`
 
-    noise levels of `1` steps are not finite numbers: [NaN, 0.0]
-    hint: ask for more inference steps, or correct the shifts in the scheduler config
+    the noise levels of `1` steps are not all finite: [NaN, 0.0]
+    hint: use more inference steps, or correct the shifts in the scheduler config
     ");
 }
 
 #[test]
-#[should_panic(expected = "the history ends with step 0, so step 0 cannot follow")]
-fn a_history_serves_one_request() {
+#[should_panic(expected = "step 0 does not follow step 0, the last one of the history")]
+fn a_history_belongs_to_one_request() {
     let scheduler = scheduler(&json!({"_class_name": "DPMSolverMultistepScheduler"}), 4).unwrap();
     let mut history = History::default();
     let sample = || tensor(&[1.0], &[1, 1, 1]);

@@ -6,24 +6,25 @@
 //! ```
 
 use std::path::Path;
+use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
-use xdit_core::Result;
-use xdit_core::pipeline::{LoadOptions, Observer, Request};
+use xdit_core::pipeline::Step;
+use xdit_core::{LoadOptions, Observer, Request, Result};
 
 /// Prints each step.
 struct Steps;
 
 impl Observer for Steps {
-    fn step(&mut self, done: usize, of: usize) {
-        eprintln!("step {done} of {of}");
+    fn step(&mut self, step: Step, _: Instant) {
+        eprintln!("{:?}: step {} of {}", step.phase, step.done, step.of);
     }
 }
 
 /// The final latents `[1, c, y, x]` of a picture, and the picture as a tensor `[y, x, 3]` with values from 0 to 255.
 pub fn run(checkpoint: &Path) -> Result<(Tensor<4>, Tensor<3>)> {
     let device = Device::flex();
-    let options = LoadOptions { device: device.clone(), dtype: DType::F32, variant: None };
+    let options = LoadOptions::new(device.clone(), DType::F32);
     // Everything is checked here; weights are read when they are needed.
     let mut pipeline = xdit_models::open(checkpoint, &options)?;
 

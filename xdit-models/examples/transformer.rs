@@ -15,7 +15,7 @@ use xdit_core::config::Config;
 use xdit_core::tokens::{Tokens, pack, unpack};
 use xdit_core::transformer::Transformer;
 use xdit_core::weights::Weights;
-use xdit_models::latent_diffusion::Published;
+use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{Conditions, PixArt, PixArtConfig};
 
 /// The noise `[1, c, y, x]` that the transformer of `checkpoint` sees in random latents at timestep 500.

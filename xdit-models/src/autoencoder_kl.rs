@@ -14,46 +14,47 @@ use xdit_kernels::{Affine, Conv2d, group_norm_affine, norm_act};
 
 use crate::tiling::Tiling;
 
-/// Of every group norm.
+/// The ε of every group norm.
 const EPS: f64 = 1e-6;
 
 /// The options of `vae/config.json`.
 #[derive(Clone, Debug)]
 pub struct AutoencoderKlConfig {
-    /// Channels of the picture.
+    /// The number of channels of the picture.
     pub image_channels: usize,
-    /// Channels of the latent.
+    /// The number of channels of the latent.
     pub latent_channels: usize,
-    /// Channels of each level, from the picture's inwards.
+    /// The number of channels of each level, from the picture inwards.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each level of the encoder; the decoder has one more.
+    /// The number of residual blocks in each level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
-    /// Groups of every group norm.
+    /// The number of groups of every group norm.
     pub norm_num_groups: usize,
-    /// Whether the middle has an attention.
+    /// Whether the middle contains an attention layer.
     pub mid_block_add_attention: bool,
-    /// Whether there is a 1×1 convolution after the encoder.
+    /// Whether the encoder is followed by a 1×1 convolution.
     pub use_quant_conv: bool,
-    /// Whether there is a 1×1 convolution before the decoder.
+    /// Whether the decoder is preceded by a 1×1 convolution.
     pub use_post_quant_conv: bool,
-    /// Latents are multiplied by it before diffusion.
+    /// The factor that latents are multiplied with before diffusion.
     pub scaling_factor: f32,
-    /// Subtracted from latents before they are scaled.
+    /// The value subtracted from latents before they are scaled.
     pub shift_factor: f32,
     /// Whether the model overflows in f16 and must run in f32.
     pub force_upcast: bool,
-    /// Pixels a side of a tile, in tiled decoding.
+    /// The side of a tile in pixels, for tiled decoding.
     pub sample_size: usize,
 }
 
 impl AutoencoderKlConfig {
-    /// Takes the options from `config`.
+    /// Reads the options from `config`.
     ///
     /// # Errors
-    /// If one is malformed, unknown, or has a value that is not supported.
+    /// If an option is malformed, unknown, or has a value that is not supported.
     pub fn read(mut config: Config) -> Result<Self> {
         config.only("act_fn", &[json!("silu")])?;
-        // Published checkpoints carry these without effect; a VAE that normalises by channel sets them.
+        // Published checkpoints list these as `null`; an autoencoder that normalises its latents by channel sets
+        // them.
         config.only("latents_mean", &[])?;
         config.only("latents_std", &[])?;
         let block_out_channels: Vec<usize> = config.take("block_out_channels", vec![64])?;
@@ -78,7 +79,7 @@ impl AutoencoderKlConfig {
         let divides = |c: &usize| this.norm_num_groups > 0 && c.is_multiple_of(this.norm_num_groups);
         if levels == 0 || !this.block_out_channels.iter().all(divides) {
             return Err(Error::failure(format!(
-                "an autoencoder cannot have `block_out_channels` {:?} in {} groups",
+                "the autoencoder's `block_out_channels` `{:?}` cannot be divided into `{}` groups",
                 this.block_out_channels, this.norm_num_groups
             )));
         }
@@ -86,7 +87,7 @@ impl AutoencoderKlConfig {
         Ok(this)
     }
 
-    /// Pixels a side of the square that becomes one latent pixel.
+    /// The side of a latent pixel in pixels of the picture.
     pub fn scale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
@@ -103,10 +104,10 @@ pub struct AutoencoderKl {
 }
 
 impl AutoencoderKl {
-    /// Takes the model from the weights of a `vae/` folder.
+    /// Loads the model from the weights of a `vae/` folder.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or is left over.
+    /// If a tensor is missing, has the wrong shape, or is left over.
     pub fn load(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
         let z = config.latent_channels;
         let pointwise = |name: &str, c| conv(&weights.at(name), c, c, 1);
@@ -123,15 +124,15 @@ impl AutoencoderKl {
         Ok(this)
     }
 
-    /// A picture from what the diffusion model works on: undoes scaling and shift, and decodes.
+    /// Decodes the latents of the diffusion model to a picture, after undoing their scaling and shift.
     ///
     /// # Shapes
-    /// `[b, latent_channels, y, x]` to `[b, 3, y · scale, x · scale]`, values about -1 to 1.
+    /// `[b, latent_channels, y, x]` to `[b, 3, y · scale, x · scale]`, with values from about -1 to 1.
     pub fn decode_scaled(&self, latents: Tensor<4>) -> Tensor<4> {
         self.decode(self.unscale(latents))
     }
 
-    /// As [`decode_scaled`](Self::decode_scaled), tile by tile where the picture is larger than the ones the
+    /// Like [`decode_scaled`](Self::decode_scaled), but tile by tile if the picture is larger than those the
     /// autoencoder was trained on.
     pub fn decode_scaled_tiled(&self, latents: Tensor<4>) -> Tensor<4> {
         let z = self.unscale(latents);
@@ -139,13 +140,13 @@ impl AutoencoderKl {
         if tiling.applies(&z) { tiling.decode(z, |tile| self.decode(tile)) } else { self.decode(z) }
     }
 
-    /// A latent from what the diffusion model works on.
+    /// Undoes the scaling and shift of the diffusion model's latents.
     pub fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
         let z = latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor);
         z.cast(self.decoder.conv_in.weight.dtype())
     }
 
-    /// A picture from a latent.
+    /// Decodes latents to a picture.
     ///
     /// # Shapes
     /// As [`decode_scaled`](Self::decode_scaled).
@@ -153,7 +154,7 @@ impl AutoencoderKl {
         self.decode_rows(z, &Whole)
     }
 
-    /// Some rows of a picture from those of its latent; `rows` knows of the others.
+    /// Decodes some rows of a picture from the same rows of its latent; `rows` provides access to the others.
     ///
     /// # Shapes
     /// As [`decode_scaled`](Self::decode_scaled).
@@ -165,16 +166,16 @@ impl AutoencoderKl {
         self.decoder.forward(z, rows)
     }
 
-    /// Mean and log-variance of the latents of a picture.
+    /// Encodes a picture to the mean and log-variance of its latents.
     ///
     /// # Shapes
-    /// `[b, 3, y, x]` with multiples of [`scale`](AutoencoderKlConfig::scale) to
+    /// `[b, 3, y, x]`, with sides that are multiples of [`scale`](AutoencoderKlConfig::scale), to
     /// `[b, 2 · latent_channels, y / scale, x / scale]`.
     pub fn encode(&self, image: Tensor<4>) -> Tensor<4> {
         self.encode_rows(image, &Whole)
     }
 
-    /// As [`encode`](Self::encode), of some rows of a picture; `rows` knows of the others.
+    /// Like [`encode`](Self::encode), for some rows of a picture; `rows` provides access to the others.
     ///
     /// # Shapes
     /// As [`encode`](Self::encode).
@@ -211,7 +212,7 @@ impl Encoder {
                 c = c_out;
             }
             let halve = |c| -> Result<Conv2d> {
-                // Only below and to the right, as the original model padded.
+                // Padding only below and to the right, as in the original model.
                 Ok(Conv2d {
                     stride: 2,
                     padding: [0, 1, 0, 1],
@@ -296,7 +297,7 @@ impl Decoder {
     }
 }
 
-/// The middle of encoder and decoder: two residual blocks with an attention between them.
+/// The middle of the encoder and the decoder: two residual blocks with an attention layer between them.
 #[derive(Clone, Debug)]
 struct Mid {
     first: Resnet,
@@ -324,7 +325,7 @@ impl Mid {
     }
 }
 
-/// Group norm, SiLU and convolution, twice, and the way around them.
+/// A residual block: twice group norm, SiLU and convolution, with a shortcut around them.
 #[derive(Clone, Debug)]
 struct Resnet {
     norm1: GroupNorm,
@@ -358,7 +359,7 @@ impl Resnet {
     }
 }
 
-/// Attention of every pixel to every pixel, with one head.
+/// Attention of every pixel to every other, with one head.
 #[derive(Clone, Debug)]
 struct PixelAttention {
     group_norm: GroupNorm,
@@ -370,7 +371,7 @@ struct PixelAttention {
 
 impl PixelAttention {
     fn load(groups: usize, weights: &Weights, c: usize) -> Result<Self> {
-        // Checkpoints from before diffusers 0.15 use the second names.
+        // Checkpoints from before diffusers 0.15 use the old names.
         let linear = |name: &str, old: &str| {
             weights.linear(if weights.at(old).has("weight") { old } else { name }, c, c)
         };
@@ -409,14 +410,14 @@ impl GroupNorm {
         Ok(Self { groups, weight: weights.tensor("weight", [c])?, bias: weights.tensor("bias", [c])? })
     }
 
-    /// What the norm does to each channel of `x`.
+    /// The scale and shift that the norm applies to each channel of `x`.
     fn affine(&self, x: &Tensor<4>, rows: &dyn Rows) -> Affine {
         let moments = rows.moments(x.clone(), self.groups);
         group_norm_affine(moments, self.weight.clone(), self.bias.clone(), EPS)
     }
 }
 
-/// A convolution that keeps rows and columns.
+/// A convolution that preserves the number of rows and columns.
 fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Result<Conv2d> {
     Ok(Conv2d {
         weight: weights.tensor("weight", [c_out, c_in, kernel, kernel])?,

@@ -1,4 +1,4 @@
-//! Prompts as PixArt wants them: what a web caption carries besides its words is taken out.
+//! Prepares prompts for PixArt: removes the parts of a web caption that are not words.
 
 mod badness;
 mod codepages;
@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use fancy_regex::Regex;
 
-/// The prompt in lower case, without white space at its ends: PixArt's preparation with `clean_caption=False`.
+/// The prompt in lower case, with white space trimmed: PixArt's preparation with `clean_caption=False`.
 ///
 /// # Source
 /// `_text_preprocessing` in `diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py`.
@@ -19,16 +19,18 @@ pub fn plain_caption(text: &str) -> String {
     python::strip(&text.to_lowercase()).to_owned()
 }
 
-/// The prompt without addresses, markup, file names, ids and the like: PixArt's preparation with `clean_caption=True`.
+/// The prompt without web addresses, markup, file names, ids and similar content: PixArt's preparation with
+/// `clean_caption=True`.
 ///
-/// The cleaning runs twice, as it does in the reference, because what one pass decodes the next may remove.
+/// The text is cleaned twice, as in the reference, because the second pass may remove text that the first one
+/// decoded.
 ///
 /// Known limits:
-/// - Markup that Python's parser rejects (`<![` without a known section name) is an exception in the reference; here
-///   that pass leaves all markup where it is.
-/// - Letters and numbers are those of this build's Unicode tables, where CPython 3.11 has Unicode 14. Characters that
-///   are younger may be lowered, normalized or taken for part of a word differently.
-/// - A text is repaired line by line without the reference's limit of a million characters a line.
+/// - Markup that Python's parser rejects (`<![` without a known section name) raises an exception in the reference;
+///   here that pass leaves all markup unchanged.
+/// - Letters and numbers follow the Unicode tables of this build, whereas CPython 3.11 has Unicode 14. Newer
+///   characters may differ in lower-casing, normalization and word boundaries.
+/// - The repair of wrongly decoded text has no limit of a million characters a line, unlike the reference.
 ///
 /// # Source
 /// `_clean_caption` and `_text_preprocessing` in `diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py`, with
@@ -51,7 +53,7 @@ fn clean_once(text: &str) -> String {
     python::strip(&apply(&WORDS, caption)).to_owned()
 }
 
-/// Patterns of Python's `re` and what takes the place of their matches, in order.
+/// Patterns of Python's `re` and their replacements, in order of application.
 type Rules = LazyLock<Vec<(Regex, &'static str)>>;
 
 fn compile(rules: &[(&str, &'static str)]) -> Vec<(Regex, &'static str)> {
@@ -75,7 +77,7 @@ static ADDRESSES: Rules = LazyLock::new(|| {
     ])
 });
 
-/// After the markup is gone: names, scripts, dashes and quotes, numbers and files, punctuation.
+/// Applied after the removal of markup: names, scripts, dashes and quotes, numbers and files, punctuation.
 static SYMBOLS: Rules = LazyLock::new(|| {
     compile(&[
         (r"@[\w\d]+\b", ""),
@@ -95,7 +97,7 @@ static SYMBOLS: Rules = LazyLock::new(|| {
         (r"[‘’]", "'"),
         (r"&quot;?", ""),
         (r"&amp", ""),
-        // IP addresses, article ids, a line break that was written out, numbers of a kind.
+        // IP addresses, article ids, a written-out line break, several kinds of numbers.
         (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),
         (r"\d:\d\d\s+$", ""),
         (r"\\n", " "),
@@ -110,7 +112,7 @@ static SYMBOLS: Rules = LazyLock::new(|| {
     ])
 });
 
-/// After repair: ids of letters and digits, words of shops, sizes, and what is left at the ends.
+/// Applied after repair: ids of letters and digits, shop vocabulary, sizes, and left-over punctuation at the ends.
 static WORDS: Rules = LazyLock::new(|| {
     compile(&[
         (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),

@@ -1,7 +1,7 @@
 //! The text encoders of CLIP.
 //!
-//! Stable Diffusion 3 has two of them, FLUX one; of each text they give a state for every token and one vector for
-//! the whole, the pooled output.
+//! Stable Diffusion 3 has two of them, and FLUX has one. For each text they produce a state for every token, and
+//! the pooled output: one vector for the whole text.
 //!
 //! Source: Radford et al. 2021, §2.4; transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`.
 
@@ -16,40 +16,40 @@ use xdit_kernels::{Activation, activate, layer_norm};
 
 use crate::layers::Heads;
 
-/// The `eos_token_id` of configs written before transformers looked for that token. It never was the id of CLIP's
-/// end of text.
+/// The `eos_token_id` in configs from before transformers used that option. It was never the id of CLIP's end
+/// token.
 const LEGACY_EOS_TOKEN_ID: u32 = 2;
 
-/// The options of `config.json` that matter for encoding.
+/// The options of `config.json` that affect encoding.
 #[derive(Clone, Debug)]
 pub struct ClipTextConfig {
-    /// Size of the vocabulary.
+    /// The size of the vocabulary.
     pub vocab_size: usize,
-    /// Features of a token.
+    /// The number of features of a token.
     pub hidden_size: usize,
-    /// Features inside the MLP.
+    /// The number of features inside the MLP.
     pub intermediate_size: usize,
-    /// Features of the pooled output behind the projection, in a model that has one.
+    /// The number of features of the projected pooled output, in models with a projection.
     pub projection_dim: usize,
-    /// Number of layers.
+    /// The number of layers.
     pub num_hidden_layers: usize,
-    /// Attention heads of each layer.
+    /// The number of attention heads in each layer.
     pub num_attention_heads: usize,
-    /// The most tokens of a text.
+    /// The maximum number of tokens in a text.
     pub max_position_embeddings: usize,
-    /// Of the MLP.
+    /// The activation of the MLP.
     pub activation: Activation,
-    /// Of the norms.
+    /// The ε of the norms.
     pub eps: f64,
-    /// The token that ends a text, whose state is the pooled output.
+    /// The token at the end of a text; its state is the pooled output.
     pub eos_token_id: u32,
 }
 
 impl ClipTextConfig {
-    /// Takes the options from `config`; those that are absent have the values that transformers gives them.
+    /// Reads the options from `config`; absent options have the defaults of transformers.
     ///
     /// # Errors
-    /// If one is missing, malformed, or has a value that is not supported.
+    /// If an option is missing, malformed, or has a value that is not supported.
     pub fn read(mut config: Config) -> Result<Self> {
         config.only("model_type", &[json!("clip_text_model")])?;
         let hidden_act: String = config.take("hidden_act", "quick_gelu".to_owned())?;
@@ -76,42 +76,42 @@ impl ClipTextConfig {
         let Self { hidden_size, num_attention_heads, .. } = this;
         if num_attention_heads == 0 || hidden_size % num_attention_heads != 0 {
             return Err(Error::failure(format!(
-                "CLIP cannot have `{hidden_size}` features in `{num_attention_heads}` heads"
+                "CLIP's `{hidden_size}` features cannot be divided into `{num_attention_heads}` heads"
             )));
         }
         Ok(this)
     }
 
-    /// Checks that [`ClipTextModel::forward`] can leave out `clip_skip` layers.
+    /// Checks that [`ClipTextModel::forward`] can skip `clip_skip` layers.
     ///
     /// # Errors
-    /// If there are not that many.
+    /// If the model has too few layers.
     pub fn check_clip_skip(&self, clip_skip: usize) -> Result<()> {
         match self.num_hidden_layers {
             layers if clip_skip < layers => Ok(()),
             layers => Err(Error::usage(format!(
-                "`clip_skip` of `{clip_skip}` leaves nothing of CLIP's {layers} layers"
+                "`clip_skip` of `{clip_skip}` is too large for the {layers} layers of CLIP"
             ))
-            .hint(format!("the most is {}", layers.saturating_sub(1)))),
+            .hint(format!("use at most {}", layers.saturating_sub(1)))),
         }
     }
 }
 
-/// What CLIP makes of a text.
+/// The encoding of a text.
 #[derive(Clone, Debug)]
 pub struct ClipOutput {
     /// States after the last layer and the final norm, `[1, n, hidden_size]` (transformers' `last_hidden_state`).
     pub last_hidden: Tensor<3>,
-    /// States before the last layer, or before as many more as were to be skipped, without a norm,
-    /// `[1, n, hidden_size]` (transformers' `hidden_states[-(clip_skip + 2)]`).
+    /// States before the last layer and `clip_skip` further ones, without a norm, `[1, n, hidden_size]`
+    /// (transformers' `hidden_states[-(clip_skip + 2)]`).
     pub hidden: Tensor<3>,
-    /// The state of [`last_hidden`](Self::last_hidden) at the end of the text, `[1, hidden_size]` (transformers'
-    /// `pooler_output`); behind the projection, in a model that has one, `[1, projection_dim]` (transformers'
+    /// The state in [`last_hidden`](Self::last_hidden) at the end of the text, `[1, hidden_size]` (transformers'
+    /// `pooler_output`). In models with a projection, its projection, `[1, projection_dim]` (transformers'
     /// `text_embeds`).
     pub pooled: Tensor<2>,
 }
 
-/// A text encoder of CLIP, with or without the projection into the space of images.
+/// A text encoder of CLIP, with or without a projection into the image space.
 #[derive(Clone, Debug)]
 pub struct ClipTextModel {
     config: ClipTextConfig,
@@ -125,15 +125,15 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Takes a model without projection (`CLIPTextModel`) from the weights of its folder.
+    /// Loads a model without projection (`CLIPTextModel`) from the weights of its folder.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or is left over.
+    /// If a tensor is missing, has the wrong shape, or is left over.
     pub fn load(config: &ClipTextConfig, weights: &Weights) -> Result<Self> {
         Self::load_parts(config, weights, false)
     }
 
-    /// Takes a model with projection (`CLIPTextModelWithProjection`) from the weights of its folder.
+    /// Loads a model with a projection (`CLIPTextModelWithProjection`) from the weights of its folder.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -143,11 +143,11 @@ impl ClipTextModel {
 
     fn load_parts(config: &ClipTextConfig, weights: &Weights, projection: bool) -> Result<Self> {
         let ClipTextConfig { hidden_size, projection_dim, .. } = *config;
-        // What transformers writes since version 5 has no prefix.
+        // Since version 5, transformers writes the names without a prefix.
         let prefixed = weights.has("text_model.embeddings.token_embedding.weight");
         let model = if prefixed { weights.at("text_model") } else { weights.clone() };
         let embeddings = model.at("embeddings");
-        // 0, 1, 2, …: a buffer that old versions of transformers wrote into the file.
+        // A constant buffer (0, 1, 2, …) that old versions of transformers wrote into the file.
         embeddings.ignore("position_ids");
         let this = Self {
             config: config.clone(),
@@ -166,25 +166,28 @@ impl ClipTextModel {
         Ok(this)
     }
 
-    /// Encodes one text, whose `ids` begin and end with the tokens that say so.
+    /// Encodes one text, whose `ids` include the start and end tokens.
     ///
-    /// No token sees those behind it. So padding changes neither the states of what stands before it nor
-    /// [`pooled`](ClipOutput::pooled), but it has states of its own: a model that was trained on them needs `ids`
-    /// that are padded as in training. `clip_skip` layers are left out of [`hidden`](ClipOutput::hidden), beyond the
-    /// last one, and of nothing else.
+    /// A token attends only to itself and earlier tokens. Padding therefore changes neither the states before it
+    /// nor [`pooled`](ClipOutput::pooled), but it has states of its own: a model trained on those states needs
+    /// `ids` padded as in training. `clip_skip` layers, in addition to the last one, are left out of
+    /// [`hidden`](ClipOutput::hidden); the other outputs use all layers.
     ///
     /// # Panics
-    /// If there are no `ids`, more than `max_position_embeddings`, or one that is not in the vocabulary; or if
-    /// [`check_clip_skip`](ClipTextConfig::check_clip_skip) refuses `clip_skip`.
+    /// If `ids` is empty, longer than `max_position_embeddings`, or contains an id that is not in the vocabulary;
+    /// or if [`check_clip_skip`](ClipTextConfig::check_clip_skip) refuses `clip_skip`.
     pub fn forward(&self, ids: &[u32], clip_skip: usize) -> ClipOutput {
         let ClipTextConfig { vocab_size, num_hidden_layers, max_position_embeddings, .. } = self.config;
         let n = ids.len();
         assert!(
             (1..=max_position_embeddings).contains(&n),
-            "{n} ids for {max_position_embeddings} positions"
+            "{n} ids do not fit {max_position_embeddings} positions"
         );
-        assert!(ids.iter().all(|&id| (id as usize) < vocab_size), "ids are of the vocabulary");
-        assert!(clip_skip < num_hidden_layers, "{clip_skip} of {num_hidden_layers} layers are left out");
+        assert!(ids.iter().all(|&id| (id as usize) < vocab_size), "an id is not in the vocabulary");
+        assert!(
+            clip_skip < num_hidden_layers,
+            "a clip_skip of {clip_skip} is too large for {num_hidden_layers} layers"
+        );
         let device = self.token_embedding.device();
         let indices: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [n]), (&device, DType::I32));
@@ -210,26 +213,26 @@ impl ClipTextModel {
         ClipOutput { last_hidden, hidden, pooled }
     }
 
-    /// Where the text ends: at the first end token or, if the config is too old to name it, at the first of the
-    /// largest id, which in CLIP's vocabulary is that of the end token.
+    /// The position of the first end token. If the config is too old to specify the token, the position of the
+    /// largest id, which in CLIP's vocabulary is the end token.
     fn end_of_text(&self, ids: &[u32]) -> usize {
         let token = match self.config.eos_token_id {
             LEGACY_EOS_TOKEN_ID => ids.iter().copied().max(),
             id => Some(id),
         };
-        // Transformers takes the first token where there is none that ends the text.
+        // Without an end token, transformers uses the first position.
         ids.iter().position(|&id| Some(id) == token).unwrap_or(0)
     }
 }
 
-/// What is added to the scores so that no token sees those behind it, `[1, 1, n, n]`.
+/// A mask that is added to the scores and hides later tokens, `[1, 1, n, n]`.
 fn causal_mask(n: usize, device: &Device, dtype: DType) -> Tensor<4> {
     let seen = |query: usize, key: usize| if key <= query { 0.0 } else { f32::NEG_INFINITY };
     let mask: Vec<f32> = (0..n).flat_map(|query| (0..n).map(move |key| seen(query, key))).collect();
     Tensor::from_data(TensorData::new(mask, [1, 1, n, n]), (device, dtype))
 }
 
-/// A transformer layer with its norms in front.
+/// A pre-norm transformer layer.
 #[derive(Clone, Debug)]
 struct Layer {
     layer_norm1: Norm,

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use serde_json::Value;
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
-use xdit_core::parallel::run::{Loaded, Share};
 use xdit_core::pipeline::LoadOptions;
-use xdit_core::placement::Placement;
-use xdit_core::weights::Weights;
+use xdit_core::placement::{Placement, Share};
+use xdit_core::plan::cost::Weighed;
+use xdit_core::run::Loaded;
+use xdit_core::transformer::Transformer;
+use xdit_core::weights::{Residency, SharedLayers, Weights};
 use xdit_core::{Error, Result};
 
 /// What `model_index.json` says: the class of the pipeline and of each of its components.
@@ -75,8 +77,12 @@ impl ModelIndex {
 pub struct Component<C> {
     /// Its options.
     pub config: C,
+    /// The type of its weights and activations.
+    pub dtype: DType,
+    /// Bytes of its parameters.
+    pub bytes: u64,
     checkpoint: Checkpoint,
-    dtype: DType,
+    layers: SharedLayers,
 }
 
 impl<C> Component<C> {
@@ -96,47 +102,56 @@ impl<C> Component<C> {
         let config = read(Config::read(&folder.join("config.json"))?)?;
         let checkpoint = Checkpoint::open(folder, stem, options.variant.as_deref())?;
         let dtype = dtype(&config);
-        let weights = Weights::check_only(checkpoint.clone(), &options.device, dtype);
+        let weights = Weights::check_only(checkpoint.clone(), &options.devices[0], dtype);
         load(&config, &weights)?;
         weights.finish()?;
-        Ok(Self { config, checkpoint, dtype })
+        let bytes = weights.taken_bytes();
+        Ok(Self { config, dtype, bytes, checkpoint, layers: SharedLayers::default() })
     }
 
-    /// The weights, from which the model can be loaded.
-    pub fn weights(&self, options: &LoadOptions) -> Weights {
-        Weights::new(self.checkpoint.clone(), &options.device, self.dtype)
+    /// The weights, from which the model can be loaded onto `device`.
+    pub fn weights(&self, device: &Device) -> Weights {
+        Weights::new(self.checkpoint.clone(), device, self.dtype)
     }
 
-    /// Loads a share of the model, whose layers are cut as `placements` says.
+    /// Loads a share of the model onto `device`. Its layers are cut as `placements` says. Linear layers are held in common with other
+    /// shares of this component and its clones.
     ///
     /// # Errors
     /// If weights cannot be read.
     pub fn load_share<M>(
         &self,
-        options: &LoadOptions,
+        device: &Device,
         share: Share,
         placements: Vec<(&'static str, Placement)>,
+        residency: Residency,
         load: impl FnOnce(&C, &Weights) -> Result<M>,
     ) -> Result<Loaded<M>> {
-        let weights = self.weights(options).of_share(share, placements);
+        let weights = self.weights(device).of_share(share, placements);
+        let weights = weights.sharing(&self.layers).with_residency(residency);
         let transformer = load(&self.config, &weights)?;
         Ok(Loaded { transformer, parameter_bytes: weights.taken_bytes() })
     }
 
-    /// Bytes of the parameters that [`load_share`](Self::load_share) would load; nothing is read.
+    /// Weighs shares of the model that would be [loaded](Self::load_share) together; nothing is read.
     ///
     /// # Errors
-    /// If `load` finds the share to be wrong.
-    pub fn share_bytes<M>(
+    /// The function fails if `load` finds a share to be wrong.
+    pub fn scales<M: Transformer>(
         &self,
-        options: &LoadOptions,
-        share: Share,
+        device: &Device,
         placements: Vec<(&'static str, Placement)>,
-        load: impl FnOnce(&C, &Weights) -> Result<M>,
-    ) -> Result<u64> {
-        let weights = Weights::check_only(self.checkpoint.clone(), &options.device, self.dtype);
-        let weights = weights.of_share(share, placements);
-        load(&self.config, &weights)?;
-        Ok(weights.taken_bytes())
+        load: impl Fn(&C, &Weights) -> Result<M>,
+    ) -> impl FnMut(Share) -> Result<Weighed> {
+        let (layers, mut models) = (SharedLayers::default(), Vec::new());
+        move |share| {
+            let weights = Weights::check_only(self.checkpoint.clone(), device, self.dtype);
+            let weights = weights.of_share(share, placements.clone()).sharing(&layers);
+            let model = load(&self.config, &weights)?;
+            let context_bytes = model.context_bytes();
+            // Its layers count as held from now on.
+            models.push(model);
+            Ok(Weighed { parameters: weights.taken(), added: weights.loaded(), context_bytes })
+        }
     }
 }

@@ -11,17 +11,16 @@ use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
-use xdit_core::parallel::cost::Seams;
-use xdit_core::placement::{Placement, Run};
 use xdit_core::tokens::Tokens;
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
-use crate::latent_diffusion::Published;
-use crate::layers::{FeedForward, Heads, rows};
-use crate::rotary::{Rotary, RotaryCache, RotaryEmbedding};
+use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::layers::{FeedForward, Heads, modulation_rows};
+use crate::position::PositionCache;
+use crate::rotary::{Rotary, RotaryEmbedding};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
 /// Of every norm.
@@ -37,7 +36,7 @@ const STREAM_ROWS: usize = 6;
 #[derive(Clone, Debug)]
 pub struct FluxConfig {
     /// Sizes the engine needs; double blocks come before single ones.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// Blocks with two streams.
     pub double_blocks: usize,
     /// Features of a text token.
@@ -53,12 +52,8 @@ pub struct FluxConfig {
 /// More blocks than any model has.
 const MAX_BLOCKS: usize = 1024;
 
-impl FluxConfig {
-    /// Takes the options from `config`.
-    ///
-    /// # Errors
-    /// If one is missing, malformed, unknown, or has a value that is not supported.
-    pub fn read(mut config: Config) -> Result<Self> {
+impl TransformerConfig for FluxConfig {
+    fn read(mut config: Config) -> Result<Self> {
         config.only("patch_size", &[json!(1)])?;
         let features: usize = config.take("in_channels", 64)?;
         config.only("out_channels", &[json!(features)])?;
@@ -70,7 +65,7 @@ impl FluxConfig {
             )));
         }
         let this = Self {
-            spec: Spec {
+            spec: TransformerSpec {
                 patch: PATCH,
                 channels: features / (PATCH * PATCH),
                 blocks: double_blocks + single_blocks,
@@ -103,6 +98,10 @@ impl FluxConfig {
         config.finish()?;
         Ok(this)
     }
+
+    fn spec(&self) -> &TransformerSpec {
+        &self.spec
+    }
 }
 
 /// What one guidance branch is conditioned on.
@@ -126,15 +125,15 @@ pub struct Context {
     /// `[b, n, dim]`, where the first block is.
     text: Option<Tensor<3>>,
     text_shape: [usize; 3],
-    rotary: RotaryCache,
 }
 
 /// The transformer.
 #[derive(Clone, Debug)]
 pub struct Flux {
-    spec: Spec,
+    spec: TransformerSpec,
     dtype: DType,
     rotary: RotaryEmbedding,
+    rotary_cache: PositionCache<Rotary>,
     timestep_embedder: TimestepEmbedding,
     guidance_embedder: Option<TimestepEmbedding>,
     /// Of the pooled text.
@@ -165,49 +164,10 @@ struct Output {
 impl Published for Flux {
     type Config = FluxConfig;
 
-    fn read(config: Config) -> Result<FluxConfig> {
-        FluxConfig::read(config)
-    }
-
-    fn spec_of(config: &FluxConfig) -> &Spec {
-        &config.spec
-    }
-
-    /// By heads, and by features of the feed-forward.
-    fn placements(config: &FluxConfig) -> Vec<(&'static str, Placement)> {
-        let (dim, unit) = (config.spec.dim(), config.spec.head_dim);
-        let mut placements = vec![
-            ("net.0.proj", Placement::Outputs { unit: 1 }),
-            ("net.2", Placement::Inputs { unit: 1 }),
-            ("proj_mlp", Placement::Outputs { unit: 1 }),
-        ];
-        for projection in ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"] {
-            placements.push((projection, Placement::Outputs { unit }));
-        }
-        for projection in ["to_out.0", "to_add_out"] {
-            placements.push((projection, Placement::Inputs { unit }));
-        }
-        let (attention, mlp) = (Run { features: dim, unit }, Run { features: 4 * dim, unit: 1 });
-        let out = Placement::ConcatenatedInputs(vec![attention, mlp]);
-        placements.push(("single_transformer_blocks.*.proj_out", out));
-        placements
-    }
-
-    /// Sums end attention and feed-forward of each stream, and a block with a single stream. The text ends with the
-    /// last block.
-    fn seams(config: &FluxConfig) -> Vec<Seams> {
-        let seams = |block| {
-            let image_sums = if block < config.double_blocks { 2 } else { 1 };
-            let text_sums = if block + 1 < config.spec.blocks { image_sums } else { 0 };
-            Seams { attentions: 1, image_sums, text_sums }
-        };
-        (0..config.spec.blocks).map(seams).collect()
-    }
-
-    /// Embedders and modulations, a quarter of the parameters, are used before the first step only, and not held.
+    /// Embedders and modulations, a quarter of the parameters, are used before the first step only.
     fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let (dim, count) = (config.spec.dim(), config.spec.blocks);
-        let (share, once) = (weights.blocks(count), weights.deferred());
+        let (share, once) = (weights.blocks(count), weights.once());
         let features = config.spec.channels * PATCH * PATCH;
         let embed = once.at("time_text_embed");
         let embedder = |name, c_in| TimestepEmbedding::load(&embed.at(name), c_in, dim);
@@ -228,6 +188,7 @@ impl Published for Flux {
             spec: config.spec.clone(),
             dtype: weights.dtype(),
             rotary: config.rotary,
+            rotary_cache: PositionCache::default(),
             timestep_embedder: embedder("timestep_embedder", SINUSOID_WIDTH)?,
             guidance_embedder: guidance.transpose()?,
             text_embedder: embedder("text_embedder", config.pooled_projection_dim)?,
@@ -261,7 +222,7 @@ impl Transformer for Flux {
     type Conditions = Conditions;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         &self.spec
     }
 
@@ -285,7 +246,6 @@ impl Transformer for Flux {
         let text =
             |embedders: &Embedders| embedders.context.forward(conditions.text.clone().cast(self.dtype));
         let text = self.embedders.as_ref().map(text);
-        let rotary = RotaryCache::new(self.rotary);
         let context = |step| {
             let at_step = |rows: &Tensor<4>| rows.clone().narrow(0, step, 1).squeeze_dim(0);
             Context {
@@ -293,10 +253,15 @@ impl Transformer for Flux {
                 norm_out: norm_out.as_ref().map(at_step),
                 text: text.clone(),
                 text_shape: [b, n, dim],
-                rotary: rotary.clone(),
             }
         };
         (0..steps).map(context).collect()
+    }
+
+    fn context_bytes(&self) -> usize {
+        let norm_out = self.output.iter().map(|output| &output.norm_out);
+        let layers = self.blocks.iter().flat_map(Block::norms).chain(norm_out);
+        layers.map(Linear::c_out).sum::<usize>() * self.dtype.size()
     }
 
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
@@ -317,7 +282,8 @@ impl Transformer for Flux {
         attention: &mut dyn Attention,
     ) -> Hidden {
         let local = index - self.first_block;
-        let rotary = context.rotary.get(&hidden.image.positions, &hidden.image.x.device());
+        let Tokens { x, positions } = &hidden.image;
+        let rotary = self.rotary_cache.get(positions, || self.rotary.rotary(positions, &x.device()));
         let given = Given {
             site: Site { block: index, layer: 0 },
             modulation: &context.modulations[local],
@@ -332,7 +298,7 @@ impl Transformer for Flux {
 
     fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
         let output = self.output.as_ref().expect("the last block is here");
-        let [scale, shift] = rows(context.norm_out.as_ref().expect("the last block is here"), 0);
+        let [scale, shift] = modulation_rows(context.norm_out.as_ref().expect("the last block is here"), 0);
         output.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, EPS)).cast(DType::F32)
     }
 }
@@ -403,8 +369,8 @@ impl DoubleBlock {
 
     fn forward(&self, hidden: Hidden, given: &Given, attention: &mut dyn Attention) -> Hidden {
         let Hidden { image: Tokens { x, positions }, text, .. } = hidden;
-        let image_rows = rows(given.modulation, 0);
-        let text_rows = rows(given.modulation, STREAM_ROWS);
+        let image_rows = modulation_rows(given.modulation, 0);
+        let text_rows = modulation_rows(given.modulation, STREAM_ROWS);
         let image_qkv = self.image.qkv(&x, &image_rows, Some(given.rotary));
         let text_qkv = text.as_ref().map(|text| self.text.qkv(text, &text_rows, None));
         let (y, text_y) = attention.attend(given.site, image_qkv, text_qkv);
@@ -434,7 +400,7 @@ impl Stream {
         let dim = config.spec.dim();
         let attn = weights.at("attn");
         Ok(Self {
-            norm: weights.deferred().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
+            norm: weights.once().at(norm).linear("linear", dim, STREAM_ROWS * dim)?,
             projections: Projections::load(config, &attn, [q, k, v, norm_q, norm_k])?,
             out: attn.linear(out, dim, dim)?,
             ff: FeedForward::load(&weights.at(ff), dim)?,
@@ -477,7 +443,7 @@ impl SingleBlock {
         let dim = config.spec.dim();
         let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         Ok(Self {
-            norm: weights.deferred().linear("norm.linear", dim, 3 * dim)?,
+            norm: weights.once().linear("norm.linear", dim, 3 * dim)?,
             projections: Projections::load(config, &weights.at("attn"), names)?,
             proj_mlp: weights.linear("proj_mlp", dim, 4 * dim)?,
             proj_out: weights.linear("proj_out", 5 * dim, dim)?,
@@ -486,7 +452,7 @@ impl SingleBlock {
 
     fn forward(&self, hidden: Hidden, given: &Given, attention: &mut dyn Attention) -> Hidden {
         let Hidden { image: Tokens { x, positions }, text, .. } = hidden;
-        let [shift, scale, gate] = rows(given.modulation, 0);
+        let [shift, scale, gate] = modulation_rows(given.modulation, 0);
         let norm = |x: &Tensor<3>| layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS);
         let normed = norm(&x);
         let text = text.map(|text| (norm(&text), text));

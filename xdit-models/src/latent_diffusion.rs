@@ -1,49 +1,57 @@
 //! What all pipelines do alike: a transformer denoises latents, an autoencoder makes pictures of them.
 
-use burn::tensor::{DType, Tensor};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde_json::Value;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
 use xdit_core::noise;
-use xdit_core::parallel::cost::{Cost, Seams, Sizes, costs};
-use xdit_core::parallel::guidance::{Branch, Guidance};
-use xdit_core::parallel::plan::{Plan, Work};
-use xdit_core::parallel::run::{Job, run};
-use xdit_core::parallel::vae::split_rows;
-use xdit_core::picture::{resize_and_crop, to_picture};
-use xdit_core::pipeline::{Generated, LoadOptions, Observer, Phase, Picture, Request, Resolved};
-use xdit_core::placement::Placement;
+use xdit_core::pipeline::{
+    Cancel, Extra, Keep, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
+};
+use xdit_core::placement::Share;
+use xdit_core::plan::cost::{Cost, Sizes, costs};
+use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::{Plan, Work};
+use xdit_core::rows::Rows;
+use xdit_core::run::ranks::{Ranks, check_devices};
+use xdit_core::run::residency::free_bytes;
+use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model, Noise};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
-use xdit_core::tokens::{pack, unpack};
-use xdit_core::transformer::{Spec, Transformer};
-use xdit_core::weights::Weights;
+use xdit_core::shared::Shared;
+use xdit_core::tokens::pack;
+use xdit_core::transformer::{IntoParts, Transformer, TransformerSpec};
+use xdit_core::weights::{Residency, Weights};
 use xdit_core::{Error, Result};
 
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::component::{Component, ModelIndex};
+use crate::sharding::Sharded;
+use crate::text_encoder::Desk;
 
 /// Pixels of the longest side that is accepted.
 const MAX_SIDE: usize = 16_384;
 
-/// A transformer that is published in the diffusers layout.
-pub trait Published: Transformer + Sized + 'static {
-    /// The options of its `config.json`.
-    type Config: Clone + Send + Sync + 'static;
-
+/// The options of a transformer's `config.json`.
+pub trait TransformerConfig: Sized {
     /// Takes the options from `config`.
     ///
     /// # Errors
     /// If one is missing, malformed, unknown, or has a value that is not supported.
-    fn read(config: Config) -> Result<Self::Config>;
+    fn read(config: Config) -> Result<Self>;
 
     /// The sizes that the engine needs.
-    fn spec_of(config: &Self::Config) -> &Spec;
+    fn spec(&self) -> &TransformerSpec;
+}
 
-    /// How the layers are cut where several devices share them.
-    fn placements(config: &Self::Config) -> Vec<(&'static str, Placement)>;
-
-    /// How often each block's tokens mix, and its features are summed where several devices share its layers.
-    fn seams(config: &Self::Config) -> Vec<Seams>;
+/// A transformer that is published in the diffusers layout.
+pub trait Published:
+    Transformer<Conditions: IntoParts + Send + Sync> + Sized + Send + Sync + 'static
+{
+    /// The options of its `config.json`.
+    type Config: TransformerConfig + Sharded + Clone + Send + Sync + 'static;
 
     /// Takes the model from the weights of a `transformer/` folder.
     ///
@@ -52,9 +60,11 @@ pub trait Published: Transformer + Sized + 'static {
     fn load(config: &Self::Config, weights: &Weights) -> Result<Self>;
 }
 
-/// What the checkpoints of a family have in common.
+/// The checkpoints of a family.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
+    /// The name that people use.
+    pub name: &'static str,
     /// Classes of the transformer.
     pub transformer: &'static [&'static str],
     /// Classes of the noise scheduler.
@@ -63,40 +73,92 @@ pub struct Family {
     pub steps: fn(usize) -> Steps,
 }
 
-/// Transformer, noise scheduler and autoencoder of a checkpoint: checked, not loaded.
-pub struct LatentDiffusion<T: Published> {
-    /// Where and how they will run.
-    pub options: LoadOptions,
+/// The way of a family from a prompt to conditions and guidance.
+pub trait Recipe: Send + Sized + 'static {
+    /// The family's transformer.
+    type Transformer: Published;
+
+    /// The family.
+    const FAMILY: Family;
+
+    /// The parts of a request that not all families know, and this one does.
+    fn extras(&self) -> Vec<Extra>;
+
+    /// Fills in the family's defaults.
+    ///
+    /// # Errors
+    /// If the family cannot do what the request asks for.
+    fn choose(&self, request: &Request, model: &LatentModel<Self::Transformer>) -> Result<Choices>;
+
+    /// Tokens of a text that blocks change; 0 where they leave the text as it is.
+    fn changed_text_tokens(&self, resolved: &Resolved) -> usize;
+
+    /// Parts of the request that change nothing, for the user to know.
+    fn warnings(&self, _resolved: &Resolved, _model: &LatentModel<Self::Transformer>) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The conditions of each prompt and, behind them, of the negative prompt if one guides.
+    ///
+    /// # Errors
+    /// If weights cannot be read, values are not finite, or the request is cancelled.
+    fn encode(
+        &mut self,
+        resolved: &Resolved,
+        model: &LatentModel<Self::Transformer>,
+        desk: &mut Desk<'_>,
+    ) -> Result<Vec<<Self::Transformer as Transformer>::Conditions>>;
+
+    /// The guidance of a picture of `prompt`, where `negative` guides away from the negative prompt. Branches are places
+    /// in the list of [conditions](Self::encode).
+    fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize>;
+}
+
+/// A request with a family's defaults.
+pub struct Choices {
+    /// Height and width of the pictures.
+    pub size: [usize; 2],
+    /// Height and width at which they are generated.
+    pub generated_size: [usize; 2],
+    /// Steps of the noise scheduler.
+    pub num_inference_steps: usize,
+    /// Strength of guidance.
+    pub guidance_scale: f32,
+    /// Text tokens, the end of the text included.
+    pub max_sequence_length: usize,
+    /// Branches of guidance.
+    pub branches: Vec<Branch>,
+}
+
+/// Transformer and autoencoder of a checkpoint: checked, not loaded.
+pub struct LatentModel<T: Published> {
     /// The transformer.
     pub transformer: Component<T::Config>,
     /// The autoencoder.
     pub vae: Component<AutoencoderKlConfig>,
-    /// What `scheduler_config.json` says.
-    pub scheduler: Value,
-    family: Family,
+    residency: Residency,
+    /// The autoencoders that ranks are using.
+    decoders: Shared<OnDevice, AutoencoderKl>,
 }
 
-impl<T: Published> LatentDiffusion<T>
-where
-    T::Conditions: Send + Sync,
-{
-    /// Opens the components of `index`.
-    ///
-    /// # Errors
-    /// If anything in them is missing, malformed, unknown, or does not fit together.
-    pub fn open(index: &ModelIndex, options: &LoadOptions, family: Family) -> Result<Self> {
-        let folder = index.folder("scheduler", family.scheduler)?;
-        let scheduler_config = read_json(folder.join("scheduler_config.json"))?;
-        // Whatever is wrong with it, the checkpoint is to blame.
-        let any_steps = (family.steps)(1).of_image(1);
-        scheduler(&scheduler_config, any_steps).map_err(Error::into_failure)?;
+#[derive(PartialEq, Eq)]
+struct OnDevice(Device);
+
+impl Hash for OnDevice {
+    /// Devices have no hash; they are compared.
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl<T: Published> LatentModel<T> {
+    fn open(index: &ModelIndex, options: &LoadOptions, family: &Family) -> Result<Self> {
         let this = Self {
-            options: options.clone(),
+            residency: Residency::Hold,
+            decoders: Shared::default(),
             transformer: Component::open(
                 &index.folder("transformer", family.transformer)?,
                 "diffusion_pytorch_model",
                 options,
-                T::read,
+                T::Config::read,
                 |_| options.dtype,
                 T::load,
             )?,
@@ -108,8 +170,6 @@ where
                 |config| if config.force_upcast { DType::F32 } else { options.dtype },
                 AutoencoderKl::load,
             )?,
-            scheduler: scheduler_config,
-            family,
         };
         let (latents, pixels) = (this.spec().channels, this.vae.config.latent_channels);
         must_fit("transformer's and VAE's latent channels", latents, pixels)?;
@@ -117,13 +177,19 @@ where
     }
 
     /// The transformer's sizes.
-    pub fn spec(&self) -> &Spec {
-        T::spec_of(&self.transformer.config)
+    pub fn spec(&self) -> &TransformerSpec {
+        self.transformer.config.spec()
     }
 
     /// Pixels that a token stands for, along each side.
     pub fn pixels_per_token(&self) -> usize {
         self.vae.config.scale() * self.spec().patch
+    }
+
+    /// The size that `request` asks for: where it leaves out a side, that of `default` latent pixels.
+    pub fn size(&self, request: &Request, default: usize) -> [usize; 2] {
+        let default = default * self.vae.config.scale();
+        [request.height.unwrap_or(default), request.width.unwrap_or(default)]
     }
 
     /// Shape of the latent of a picture of `size`.
@@ -137,32 +203,123 @@ where
         let [_, _, height, width] = self.latent_shape(size);
         (height / self.spec().patch) * (width / self.spec().patch)
     }
+}
+
+impl<T: Published> Model for LatentModel<T> {
+    type Transformer = T;
+    type Decoder = AutoencoderKl;
+
+    fn load(&self, share: Share, device: &Device) -> Result<Loaded<T>> {
+        let placements = self.transformer.config.placements();
+        self.transformer.load_share(device, share, placements, self.residency, T::load)
+    }
+
+    fn load_decoder(&self, device: &Device) -> Result<Arc<AutoencoderKl>> {
+        let load = || AutoencoderKl::load(&self.vae.config, &self.vae.weights(device));
+        self.decoders.get(OnDevice(device.clone()), load)
+    }
+}
+
+impl Decoder for AutoencoderKl {
+    fn decode(&self, latents: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        self.decode_rows(self.unscale(latents), rows)
+    }
+
+    fn decode_tiled(&self, latents: Tensor<4>) -> Tensor<4> {
+        self.decode_scaled_tiled(latents)
+    }
+}
+
+/// A checkpoint of a family, ready to run.
+///
+/// Opening it checks all components. Weights are loaded when they are needed first.
+pub struct LatentPipeline<R: Recipe> {
+    recipe: R,
+    options: LoadOptions,
+    model: Arc<LatentModel<R::Transformer>>,
+    /// What `scheduler_config.json` says.
+    scheduler: Value,
+    ranks: Ranks<LatentModel<R::Transformer>>,
+}
+
+impl<R: Recipe> LatentPipeline<R> {
+    /// Opens the components of `index`; `recipe` opens the text encoders.
+    ///
+    /// # Errors
+    /// If anything in them is missing, malformed, unknown, or does not fit together.
+    pub fn open(
+        index: &ModelIndex,
+        options: &LoadOptions,
+        recipe: impl FnOnce(&LatentModel<R::Transformer>) -> Result<R>,
+    ) -> Result<Box<dyn Pipeline>> {
+        let folder = index.folder("scheduler", R::FAMILY.scheduler)?;
+        let scheduler_config = read_json(folder.join("scheduler_config.json"))?;
+        // Whatever is wrong with it, the checkpoint is to blame.
+        let any_steps = (R::FAMILY.steps)(1).of_image(1);
+        scheduler(&scheduler_config, any_steps).map_err(Error::into_failure)?;
+        let mut model = LatentModel::open(index, options, &R::FAMILY)?;
+        let recipe = recipe(&model)?;
+        let transformer_bytes = model.transformer.bytes + model.vae.bytes;
+        let keep = options.keep.choose(transformer_bytes, free_bytes());
+        if keep == Keep::None {
+            model.residency = Residency::Reread;
+        }
+        let options = LoadOptions { keep, ..options.clone() };
+        let model = Arc::new(model);
+        let ranks = Ranks::new(model.clone(), options.devices.clone(), keep);
+        Ok(Box::new(Self { recipe, options, model, scheduler: scheduler_config, ranks }))
+    }
 
     /// The noise scheduler for a picture of `size`.
     fn scheduler(&self, size: [usize; 2], steps: usize) -> Result<Box<dyn Scheduler>> {
-        scheduler(&self.scheduler, (self.family.steps)(steps).of_image(self.tokens(size)))
+        scheduler(&self.scheduler, (R::FAMILY.steps)(steps).of_image(self.model.tokens(size)))
     }
 
-    /// The plan for the pictures of `request`, generated at `size` with these branches of guidance.
-    ///
-    /// # Errors
-    /// If there is none, or if the request brings latents of another shape.
-    pub fn plan(
-        &self,
-        request: &Request,
-        size: [usize; 2],
-        steps: usize,
-        branches: Vec<Branch>,
-    ) -> Result<Plan> {
+    /// Makes the initial latents of each picture: the request's own, or noise from its seed.
+    fn noise(&self, resolved: &Resolved, sigma: f32) -> Noise {
+        let (shape, patch) = (self.model.latent_shape(resolved.generated_size), self.model.spec().patch);
+        let seed = resolved.request.seed;
+        let init: Option<Vec<f32>> = resolved
+            .request
+            .init_latents
+            .clone()
+            .map(|latents| latents.cast(DType::F32).into_data().try_to_vec().expect("cast to f32"));
+        let len: usize = shape.iter().product();
+        Box::new(move |image, device| {
+            let latents = match &init {
+                Some(init) => {
+                    let latents = TensorData::new(init[image * len..][..len].to_vec(), shape);
+                    Tensor::from_data(latents, (device, DType::F32))
+                }
+                None => noise::latents(seed.wrapping_add(image as u64), shape, device),
+            };
+            pack(latents.mul_scalar(sigma), patch)
+        })
+    }
+}
+
+impl<R: Recipe> Pipeline for LatentPipeline<R> {
+    fn resolve(&self, request: &Request) -> Result<Resolved> {
+        check(request)?;
+        check_extras(request, R::FAMILY.name, &self.recipe.extras())?;
+        let Choices {
+            size,
+            generated_size,
+            num_inference_steps,
+            guidance_scale,
+            max_sequence_length,
+            branches,
+        } = self.recipe.choose(request, &self.model)?;
         let work = Work {
-            spec: self.spec().clone(),
-            tokens: self.tokens(size),
-            steps: self.scheduler(size, steps)?.timesteps().len(),
+            spec: self.model.spec().clone(),
+            tokens: self.model.tokens(generated_size),
+            steps: self.scheduler(generated_size, num_inference_steps)?.timesteps().len(),
             branches,
             images: request.images(),
         };
         let plan = Plan::new(&request.parallel, &work)?;
-        let [_, channels, height, width] = self.latent_shape(size);
+        check_devices(&plan.mesh, &self.options.devices)?;
+        let [_, channels, height, width] = self.model.latent_shape(generated_size);
         let expected = [request.images(), channels, height, width];
         if let Some(latents) = request.init_latents.as_ref().filter(|latents| latents.dims() != expected) {
             return Err(Error::usage(format!(
@@ -171,102 +328,78 @@ where
             ))
             .hint("one latent for each picture, in the size at which it is generated"));
         }
-        Ok(plan)
-    }
-
-    /// What each share of `resolved` sends and holds, where blocks change a text of `text_tokens` tokens, or none.
-    /// Nothing is read.
-    ///
-    /// # Errors
-    /// If a share of the checkpoint cannot be loaded.
-    pub fn costs(&self, resolved: &Resolved, text_tokens: usize) -> Result<Vec<Cost>> {
-        let (component, plan) = (&self.transformer, &resolved.plan);
-        let sizes = Sizes {
-            spec: self.spec().clone(),
-            dtype: self.options.dtype,
-            text_tokens: vec![text_tokens; plan.branches.len()],
-            seams: T::seams(&component.config),
-        };
-        costs(plan, &sizes, |share| {
-            component.share_bytes(&self.options, share, T::placements(&component.config), T::load)
+        Ok(Resolved {
+            request: request.clone(),
+            size,
+            generated_size,
+            num_inference_steps,
+            guidance_scale,
+            max_sequence_length,
+            plan,
         })
     }
 
-    /// Initial latents of picture `image`: the request's own, or noise from its seed.
-    fn initial_latents(&self, request: &Request, size: [usize; 2], image: usize) -> Tensor<4> {
-        match &request.init_latents {
-            Some(latents) => latents.clone().narrow(0, image, 1),
-            None => {
-                let seed = request.seed.wrapping_add(image as u64);
-                noise::latents(seed, self.latent_shape(size), &self.options.device)
-            }
+    fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>> {
+        let (component, plan) = (&self.model.transformer, &resolved.plan);
+        let text_tokens = self.recipe.changed_text_tokens(resolved);
+        let sizes = Sizes {
+            spec: self.model.spec().clone(),
+            dtype: component.dtype,
+            text_tokens: vec![text_tokens; plan.branches.len()],
+            exchanges: component.config.exchanges(),
+        };
+        let scales = component.scales(self.device(), component.config.placements(), R::Transformer::load);
+        costs(plan, &sizes, scales)
+    }
+
+    fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()> {
+        let Resolved { request, plan, .. } = resolved;
+        for warning in self.recipe.warnings(resolved, &self.model) {
+            observer.warn(&warning);
         }
-    }
-
-    /// Denoises and decodes the pictures of `request`, each with its own guidance.
-    ///
-    /// # Errors
-    /// If weights cannot be read, or a device fails.
-    pub fn generate(
-        &self,
-        request: &Request,
-        resolved: &Resolved,
-        guidance: Vec<Guidance<T::Conditions>>,
-        observer: &mut dyn Observer,
-    ) -> Result<Generated> {
-        let patch = self.spec().patch;
-        let scheduler = self.scheduler(resolved.generated_size, resolved.num_inference_steps)?;
-        let (transformer, options) = (self.transformer.clone(), self.options.clone());
-        let job = Job {
-            load: Box::new(move |share| {
-                transformer.load_share(&options, share, T::placements(&transformer.config), T::load)
-            }),
-            guidance,
-            noise: (0..request.images())
-                .map(|image| {
-                    let noise = self.initial_latents(request, resolved.generated_size, image);
-                    pack(noise.mul_scalar(scheduler.init_noise_sigma()), patch)
-                })
-                .collect(),
-            plan: resolved.plan.clone(),
-            scheduler,
-        };
-        let latents: Vec<_> = run(job, observer)?.into_iter().map(|tokens| unpack(tokens, patch)).collect();
-        let pictures = match request.decode {
-            true => self.decode(request, resolved, &latents, observer)?,
-            false => Vec::new(),
-        };
-        Ok(Generated { latents: Tensor::cat(latents, 0), pictures })
-    }
-
-    fn decode(
-        &self,
-        request: &Request,
-        resolved: &Resolved,
-        latents: &[Tensor<4>],
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<Picture>> {
-        let shares = resolved.plan.decoding_shares;
-        if request.vae_tiling && shares > 1 {
+        if request.vae_tiling && request.decode && plan.decoding_shares > 1 {
             observer.warn("tiles are decoded one after the other: the parallel VAE is left out");
         }
-        observer.begin(Phase::Load("vae"));
-        let vae = AutoencoderKl::load(&self.vae.config, &self.vae.weights(&self.options))?;
-        observer.end(Phase::Load("vae"));
-        let mut pictures = Vec::new();
-        for (image, latents) in latents.iter().enumerate() {
-            observer.begin(Phase::Decode { image });
-            let decoded = match request.vae_tiling {
-                true => vae.decode_scaled_tiled(latents.clone()),
-                false => {
-                    let (z, vae) = (vae.unscale(latents.clone()), vae.clone());
-                    split_rows(shares, z, observer, move |z, rows| vae.decode_rows(z, rows))?
-                }
-            };
-            pictures.push(to_picture(&resize_and_crop(decoded, resolved.size), 0));
-            observer.end(Phase::Decode { image });
+        let keep = self.options.keep;
+        let mut desk = Desk { device: &self.options.devices[0], keep, cancel, observer: &mut *observer };
+        let conditions = self.recipe.encode(resolved, &self.model, &mut desk)?;
+        let scheduler = self.scheduler(resolved.generated_size, resolved.num_inference_steps)?;
+        let guidance = |image: usize| {
+            let (prompt, negative) = (image / request.images_per_prompt, request.prompts.len());
+            self.recipe.guidance(resolved, prompt, negative)
+        };
+        let job = Job {
+            plan: plan.clone(),
+            conditions: Some(conditions),
+            guidance: (0..request.images()).map(guidance).collect(),
+            noise: self.noise(resolved, scheduler.init_noise_sigma()),
+            decoding: request.decode.then_some(Decoding {
+                latents: self.model.latent_shape(resolved.generated_size),
+                size: resolved.size,
+                tiled: request.vae_tiling,
+            }),
+            scheduler,
+        };
+        self.ranks.run(job, cancel, observer)
+    }
+
+    fn device(&self) -> &Device {
+        &self.options.devices[0]
+    }
+}
+
+/// The length of texts that `request` asks for.
+///
+/// # Errors
+/// If it is 0, or more than the model's `max`.
+pub fn sequence_length(request: &Request, default: usize, max: Option<usize>) -> Result<usize> {
+    let length = request.max_sequence_length.unwrap_or(default);
+    match max {
+        Some(max) if !(1..=max).contains(&length) => {
+            Err(Error::usage(format!("a maximum sequence length of `{length}` is not between 1 and {max}")))
         }
-        Ok(pictures)
+        None if length == 0 => Err(Error::usage("a maximum sequence length of `0` leaves no prompt")),
+        _ => Ok(length),
     }
 }
 
@@ -299,18 +432,4 @@ pub fn check_size([height, width]: [usize; 2], unit: usize, otherwise: &str) -> 
         }
     }
     Ok(())
-}
-
-/// The guidance of each picture of `request`, where `conditions` has what each prompt is to the transformer and, behind
-/// them, what the negative prompt is, if one guides.
-pub fn guidance<C: Clone>(request: &Request, scale: f32, conditions: &[C]) -> Vec<Guidance<C>> {
-    let (prompts, negative) = conditions.split_at(request.prompts.len());
-    let picture = |image: usize| {
-        let prompt = &prompts[image / request.images_per_prompt];
-        match negative {
-            [negative] => Guidance::classifier_free(negative.clone(), prompt.clone(), scale),
-            _ => Guidance::none(prompt.clone()),
-        }
-    };
-    (0..request.images()).map(picture).collect()
 }

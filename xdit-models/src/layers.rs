@@ -1,4 +1,4 @@
-//! What the transformers of several models are built of.
+//! Building blocks shared by the transformers of several models.
 
 use burn::tensor::Tensor;
 use xdit_core::Result;
@@ -6,10 +6,10 @@ use xdit_core::linear::Linear;
 use xdit_core::weights::Weights;
 use xdit_kernels::{Activation, activate};
 
-/// Views features as heads and back. How many heads there are is left to the tensor.
+/// Splits features into heads and joins them again. The number of heads follows from the tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
-    /// Features of a head.
+    /// The number of features of a head.
     pub head_dim: usize,
 }
 
@@ -29,15 +29,15 @@ impl Heads {
     }
 }
 
-/// Rows of a modulation, from `first` on.
+/// Selects rows of a modulation, from `first` on.
 ///
 /// # Shapes
-/// `[b, rows, c]` to `[b, 1, c]` each.
-pub fn rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> [Tensor<3>; R] {
+/// `[b, rows, c]` to `R` tensors of `[b, 1, c]`.
+pub fn modulation_rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> [Tensor<3>; R] {
     std::array::from_fn(|row| modulation.clone().narrow(1, first + row, 1))
 }
 
-/// Two linear layers with an approximate GELU between them, four times as wide inside.
+/// Two linear layers with an approximate GELU between them; the inner width is four times the outer one.
 ///
 /// # Source
 /// diffusers' `FeedForward` with `gelu-approximate`.
@@ -48,34 +48,35 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// Takes the layers from `weights`.
+    /// Loads the layers from `weights`.
     ///
     /// # Errors
-    /// If one is missing or has another shape.
+    /// If a layer is missing or has the wrong shape.
     pub fn load(weights: &Weights, dim: usize) -> Result<Self> {
         let net = weights.at("net");
         Ok(Self { proj: net.linear("0.proj", dim, 4 * dim)?, out: net.linear("2", 4 * dim, dim)? })
     }
 
     /// # Shapes
-    /// `x`: `[b, n, dim]`, as the result.
+    /// `x` and the result: `[b, n, dim]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         self.out.forward(activate(Activation::GeluTanh, self.proj.forward(x)))
     }
 }
 
-/// The layer that embeds packed latents: a convolution whose kernel equals its stride.
+/// The embedding of packed latents: a convolution whose kernel equals its stride, as a linear layer.
 ///
 /// # Errors
-/// If it is missing from `weights` or has another shape.
+/// If it is missing from `weights` or has the wrong shape.
 pub fn patch_embedding(weights: &Weights, channels: usize, patch: usize, dim: usize) -> Result<Linear> {
     let kernel = weights.tensor("weight", [dim, channels, patch, patch])?;
     let kernel = kernel.reshape([dim, channels * patch * patch]);
     Ok(Linear::new(kernel, Some(weights.tensor("bias", [dim])?)))
 }
 
-/// Where the output layer keeps the features of a packed latent. It orders a token's features row, column,
-/// channel, and puts a learned variance, which no sampler here uses, behind the first `channels` channels.
+/// The indices of a packed latent's features among the outputs of the last layer. The layer orders a token's
+/// features by row, column and channel. A learned variance, which no sampler here uses, follows the first
+/// `channels` channels.
 pub fn packed_outputs(channels: usize, patch: usize, out_channels: usize) -> Vec<i32> {
     let place = |channel, pixel| (pixel * out_channels + channel) as i32;
     (0..channels).flat_map(|channel| (0..patch * patch).map(move |pixel| place(channel, pixel))).collect()

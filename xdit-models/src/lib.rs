@@ -5,6 +5,7 @@ pub mod autoencoder_kl;
 pub mod caption;
 pub mod clip;
 pub mod component;
+mod conditions;
 pub mod flux;
 pub mod flux_pipeline;
 pub mod latent_diffusion;
@@ -16,6 +17,7 @@ pub mod resolution;
 pub mod rotary;
 pub mod sd3;
 pub mod sd3_pipeline;
+pub mod sharding;
 pub mod t5;
 pub mod text_encoder;
 pub mod tiling;
@@ -28,9 +30,6 @@ use xdit_core::pipeline::{LoadOptions, Pipeline};
 use xdit_core::{Error, Result};
 
 use component::ModelIndex;
-use flux_pipeline::FluxPipeline;
-use pixart_pipeline::PixArtPipeline;
-use sd3_pipeline::Sd3Pipeline;
 
 /// A kind of checkpoint that can be run.
 pub struct Model {
@@ -47,28 +46,28 @@ pub const MODELS: &[Model] = &[
     Model {
         name: "PixArt-α (256, 512, 1024)",
         class_name: "PixArtAlphaPipeline",
-        open: PixArtPipeline::open_alpha,
+        open: pixart_pipeline::open_alpha,
     },
     Model {
         name: "PixArt-Σ (256, 512, 1024, 2K)",
         class_name: "PixArtSigmaPipeline",
-        open: PixArtPipeline::open_sigma,
+        open: pixart_pipeline::open_sigma,
     },
     Model {
         name: "Stable Diffusion 3 medium, 3.5 medium, 3.5 large",
         class_name: "StableDiffusion3Pipeline",
-        open: Sd3Pipeline::open,
+        open: sd3_pipeline::open,
     },
-    Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: FluxPipeline::open },
+    Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: flux_pipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.
 ///
 /// ```no_run
 /// use burn::tensor::{DType, Device};
-/// use xdit_core::pipeline::{LoadOptions, Request};
+/// use xdit_core::{LoadOptions, Request};
 ///
-/// let options = LoadOptions { device: Device::flex(), dtype: DType::F32, variant: None };
+/// let options = LoadOptions::new(Device::flex(), DType::F32);
 /// let mut pipeline = xdit_models::open("pixart".as_ref(), &options)?;
 /// let request = Request { seed: 7, num_inference_steps: Some(14), ..Request::new("a small cactus") };
 /// let generated = pipeline.generate(&request, &mut ())?;

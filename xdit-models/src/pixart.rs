@@ -10,24 +10,22 @@ use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
-use xdit_core::parallel::cost::Seams;
-use xdit_core::placement::Placement;
 use xdit_core::tokens::Tokens;
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
 
-use crate::latent_diffusion::Published;
-use crate::layers::{FeedForward, Heads, packed_outputs, patch_embedding, rows};
-use crate::position::SinCos2d;
+use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
+use crate::position::{PositionCache, SinCos2d};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
 /// The options of `transformer/config.json`.
 #[derive(Clone, Debug)]
 pub struct PixArtConfig {
     /// Sizes the engine needs.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// Latent pixels a side of the image that the model was trained for.
     pub sample_size: usize,
     /// Features of a text token.
@@ -44,12 +42,8 @@ pub struct PixArtConfig {
     pub norm_eps: f64,
 }
 
-impl PixArtConfig {
-    /// Takes the options from `config`.
-    ///
-    /// # Errors
-    /// If one is missing, malformed, unknown, or has a value that is not supported.
-    pub fn read(mut config: Config) -> Result<Self> {
+impl TransformerConfig for PixArtConfig {
+    fn read(mut config: Config) -> Result<Self> {
         config.only("norm_type", &[json!("ada_norm_single")])?;
         config.only("activation_fn", &[json!("gelu-approximate")])?;
         config.only("attention_type", &[json!("default")])?;
@@ -76,7 +70,7 @@ impl PixArtConfig {
             )));
         }
         let this = Self {
-            spec: Spec {
+            spec: TransformerSpec {
                 patch: config.take("patch_size", 2)?,
                 channels,
                 blocks: config.take("num_layers", 28)?,
@@ -93,10 +87,19 @@ impl PixArtConfig {
             micro_conditions: config.take("use_additional_conditions", sample_size == 128)?,
             norm_eps: config.take("norm_eps", 1e-6)?,
         };
+        if this.spec.patch == 0 {
+            return Err(Error::failure("a PixArt transformer cannot have `patch_size` 0"));
+        }
         config.finish()?;
         Ok(this)
     }
 
+    fn spec(&self) -> &TransformerSpec {
+        &self.spec
+    }
+}
+
+impl PixArtConfig {
     /// Features of a token.
     pub fn dim(&self) -> usize {
         self.spec.dim()
@@ -129,9 +132,10 @@ pub struct Context {
 /// The transformer.
 #[derive(Clone, Debug)]
 pub struct PixArt {
-    spec: Spec,
+    spec: TransformerSpec,
     dtype: DType,
     position: SinCos2d,
+    position_cache: PositionCache<Tensor<3>>,
     /// Beside the first block.
     patch_embedding: Option<Linear>,
     timestep_embedder: TimestepEmbedding,
@@ -158,35 +162,8 @@ struct Output {
 impl Published for PixArt {
     type Config = PixArtConfig;
 
-    fn read(config: Config) -> Result<PixArtConfig> {
-        PixArtConfig::read(config)
-    }
-
-    fn spec_of(config: &PixArtConfig) -> &Spec {
-        &config.spec
-    }
-
-    /// By heads, and by features of the feed-forward.
-    fn placements(config: &PixArtConfig) -> Vec<(&'static str, Placement)> {
-        let unit = config.spec.head_dim;
-        let mut placements = vec![
-            ("ff.net.0.proj", Placement::Outputs { unit: 1 }),
-            ("ff.net.2", Placement::Inputs { unit: 1 }),
-        ];
-        for projection in ["to_q", "to_k", "to_v"] {
-            placements.push((projection, Placement::Outputs { unit }));
-        }
-        placements.push(("to_out.0", Placement::Inputs { unit }));
-        placements
-    }
-
-    /// Sums end self-attention, cross-attention and feed-forward.
-    fn seams(config: &PixArtConfig) -> Vec<Seams> {
-        vec![Seams { attentions: 1, image_sums: 3, text_sums: 0 }; config.spec.blocks]
-    }
-
     fn load(config: &PixArtConfig, weights: &Weights) -> Result<Self> {
-        let Spec { patch, channels, blocks: count, .. } = config.spec;
+        let TransformerSpec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.dim();
         let blocks = weights.blocks(count);
         let patch_embedding = || patch_embedding(&weights.at("pos_embed.proj"), channels, patch, dim);
@@ -197,12 +174,12 @@ impl Published for PixArt {
                 proj: proj.select_outputs(packed_outputs(channels, patch, config.out_channels)),
             })
         };
-        let adaln = weights.at("adaln_single").deferred();
+        let adaln = weights.at("adaln_single").once();
         let emb = adaln.at("emb");
         let embedder = |name, c_out| TimestepEmbedding::load(&emb.at(name), SINUSOID_WIDTH, c_out);
         let micro =
             || Ok([embedder("resolution_embedder", dim / 3)?, embedder("aspect_ratio_embedder", dim / 3)?]);
-        let caption = weights.at("caption_projection").deferred();
+        let caption = weights.at("caption_projection").once();
         Ok(Self {
             spec: config.spec.clone(),
             dtype: weights.dtype(),
@@ -211,6 +188,7 @@ impl Published for PixArt {
                 base_size: config.sample_size / patch,
                 interpolation_scale: config.interpolation_scale,
             },
+            position_cache: PositionCache::default(),
             patch_embedding: (blocks.start == 0).then(patch_embedding).transpose()?,
             timestep_embedder: embedder("timestep_embedder", dim)?,
             micro: config.micro_conditions.then(micro).transpose()?,
@@ -230,7 +208,7 @@ impl Transformer for PixArt {
     type Conditions = Conditions;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         &self.spec
     }
 
@@ -261,9 +239,15 @@ impl Transformer for PixArt {
         (0..timesteps.len()).map(at).collect()
     }
 
+    fn context_bytes(&self) -> usize {
+        // The timestep, and what is made of it.
+        (self.spec.dim() + self.adaln_linear.c_out()) * self.dtype.size()
+    }
+
     fn embed(&self, latents: Tokens, _: &Context) -> Hidden {
         let patch_embedding = self.patch_embedding.as_ref().expect("the first block is here");
-        let position = self.position.embed(&latents.positions, &latents.x.device()).cast(self.dtype);
+        let embed = || self.position.embed(&latents.positions, &latents.x.device()).cast(self.dtype);
+        let position = self.position_cache.get(&latents.positions, embed);
         let x = patch_embedding.forward(latents.x.clone().cast(self.dtype)) + position;
         Hidden::new(latents.with(x), None)
     }
@@ -283,7 +267,7 @@ impl Transformer for PixArt {
 
     fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
         let Output { scale_shift_table, proj } = self.output.as_ref().expect("the last block is here");
-        let [shift, scale] = rows(&(scale_shift_table.clone() + context.timestep.clone()), 0);
+        let [shift, scale] = modulation_rows(&(scale_shift_table.clone() + context.timestep.clone()), 0);
         proj.forward(layer_norm_modulate(hidden.image.x, shift, scale, 1e-6)).cast(DType::F32)
     }
 }
@@ -322,7 +306,7 @@ impl Block {
     ) -> Tensor<3> {
         let heads = self.heads;
         let [shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff] =
-            rows(&(self.scale_shift_table.clone() + context.modulation.clone()), 0);
+            modulation_rows(&(self.scale_shift_table.clone() + context.modulation.clone()), 0);
 
         let y = layer_norm_modulate(x.clone(), shift_attn, scale_attn, self.eps);
         let qkv = Qkv {

@@ -1,24 +1,66 @@
 //! Fixed position embeddings.
 
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::tokens::Positions;
 
-/// A two-dimensional sine-cosine embedding whose grid is stretched to the size the model was trained for.
+/// Embeddings that were already made, by the tokens they are of.
+///
+/// All steps, blocks and pictures of a model share them: a picture has few different runs of tokens, and to make their
+/// embeddings anew in every step costs more than to use them. Those of pictures of one size are kept at a time.
+pub struct PositionCache<V>(Arc<Mutex<Vec<(Positions, V)>>>);
+
+impl<V: Clone> PositionCache<V> {
+    /// The embedding of the tokens at `positions`, which `make` makes if it is not there.
+    pub fn get(&self, positions: &Positions, make: impl FnOnce() -> V) -> V {
+        // Whoever unwound in `make` has changed nothing.
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = made.iter().find(|(known, _)| known == positions) {
+            return known.clone();
+        }
+        let new = make();
+        made.retain(|(known, _)| known.extent() == positions.extent());
+        made.push((positions.clone(), new.clone()));
+        new
+    }
+}
+
+impl<V> Clone for PositionCache<V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<V> Default for PositionCache<V> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<V> fmt::Debug for PositionCache<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PositionCache").finish_non_exhaustive()
+    }
+}
+
+/// A two-dimensional sine-cosine embedding, with its grid stretched to the size that the model was trained on.
 ///
 /// # Source
 /// ViT's embedding as in MAE (He et al. 2021) with PixArt's interpolation; diffusers' `PatchEmbed`.
 #[derive(Clone, Copy, Debug)]
 pub struct SinCos2d {
-    /// Features of a token, a multiple of 4.
+    /// The number of features of a token, a multiple of 4.
     pub dim: usize,
-    /// Tokens a side of the image that the model was trained for.
+    /// The side, in tokens, of the images that the model was trained on.
     pub base_size: usize,
-    /// By how much the grid is compressed.
+    /// The factor by which the grid is compressed.
     pub interpolation_scale: f32,
 }
 
 impl SinCos2d {
-    /// The embedding of each token: its column in the first half of the features, its row in the second.
+    /// The embedding of each token: its column in the first half of the features, and its row in the second.
     ///
     /// # Shapes
     /// Result `[1, n, dim]`, f32.
@@ -34,7 +76,7 @@ impl SinCos2d {
         Tensor::from_data(TensorData::new(data, [1, positions.ids().len(), self.dim]), (device, DType::F32))
     }
 
-    /// The embedding of each of `count` places along one direction: `dim / 4` sines, then as many cosines.
+    /// The embedding of each of `count` positions along one direction: `dim / 4` sines, then as many cosines.
     fn table(&self, count: usize) -> Vec<f32> {
         let quarter = self.dim / 4;
         let stretch = (count as f64 / self.base_size as f64) as f32;
@@ -46,5 +88,43 @@ impl SinCos2d {
             table.extend(angles().map(|angle| angle.cos() as f32));
         }
         table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn an_embedding_is_made_once_for_pictures_of_one_size() {
+        let (cache, made) = (PositionCache::default(), Cell::new(0));
+        let get = |positions: &Positions| {
+            cache.get(positions, || {
+                made.set(made.get() + 1);
+                positions.ids().len()
+            })
+        };
+        let whole = Positions::grid(4, 6);
+        let patches = [whole.select(&[0..12]), whole.select(&[12..24])];
+        for _ in 0..3 {
+            assert_eq!(get(&Positions::grid(4, 6)), 24);
+            assert_eq!(patches.each_ref().map(get), [12, 12]);
+        }
+        assert_eq!(made.get(), 3);
+
+        assert_eq!(get(&Positions::grid(6, 4)), 24);
+        assert_eq!(made.get(), 4, "the same tokens of another picture are others");
+        assert_eq!(cache.0.lock().unwrap().len(), 1, "only one size is kept");
+    }
+
+    #[test]
+    fn a_failure_leaves_the_cache_as_it_was() {
+        let (cache, positions) = (PositionCache::default(), Positions::grid(1, 1));
+        let failed = catch_unwind(AssertUnwindSafe(|| cache.get(&positions, || panic!("on purpose"))));
+        assert!(failed.is_err());
+        assert_eq!(cache.get(&positions, || 5), 5);
     }
 }

@@ -1,13 +1,13 @@
-//! Sizes that PixArt was trained for: one for each aspect ratio.
+//! The picture sizes that PixArt was trained on, one for each aspect ratio.
 
-/// Height over width as the training buckets were labelled, height, width.
+/// The label of a training bucket (its height divided by its width), the height and the width.
 type Bin = (f64, usize, usize);
 
-/// The size nearest in aspect ratio to `height` × `width` among those of a model trained on `sample_size` latent
-/// pixels a side, or `None` if there is no table for that.
+/// The training size with the aspect ratio nearest to `height` × `width`, for a model trained on `sample_size`
+/// latent pixels a side; `None` if no table exists for that model.
 ///
 /// # Source
-/// diffusers' `PixArtImageProcessor.classify_height_width_bin`; the first of equally near ratios wins.
+/// diffusers' `PixArtImageProcessor.classify_height_width_bin`; of equally near ratios, the first one is used.
 pub fn nearest_size(sample_size: usize, height: usize, width: usize) -> Option<[usize; 2]> {
     let bins = match sample_size {
         32 => BINS_256,

@@ -1,22 +1,20 @@
 //! Angles of rotary position embeddings.
 
-use std::sync::{Arc, Mutex};
-
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::tokens::Positions;
 
-/// How the features of a head are turned by the place of their token: pair `i` of the `dim` features that belong to
-/// one direction by `place / theta^(2i/dim)`.
+/// A rotation of a head's features that depends on the position of the token: pair `i` of the `dim` features of one
+/// direction is rotated by `position / theta^(2i/dim)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RotaryEmbedding {
-    /// Features of a head for the direction in which all tokens of a picture lie at 0, for its rows, and for its
-    /// columns. Each is even.
+    /// The number of features of a head for each direction: one in which all tokens of a picture have position 0,
+    /// the rows, and the columns. Each number is even.
     pub dims: [usize; 3],
-    /// Base of the frequencies.
+    /// The base of the frequencies.
     pub theta: f64,
 }
 
-/// Cosines and sines of the angles of some tokens.
+/// The cosines and sines of the angles of a set of tokens.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     /// `[n, d/2]`, f32
@@ -26,7 +24,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// The heads of these tokens, turned.
+    /// Rotates the heads of these tokens.
     ///
     /// # Shapes
     /// `x`: `[b, n, h, d]`.
@@ -56,39 +54,11 @@ impl RotaryEmbedding {
         Rotary { cos: table(f64::cos), sin: table(f64::sin) }
     }
 
-    /// `of` the angles at each of `places` along one direction.
+    /// `of` applied to the angles at each of `places` positions along one direction.
     fn table(&self, dim: usize, places: usize, of: fn(f64) -> f64) -> Vec<Vec<f32>> {
         let frequency = |pair| 1.0 / self.theta.powf(2.0 * pair as f64 / dim as f64);
         let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
         let at = |place| frequencies.iter().map(|frequency| of(place as f64 * frequency) as f32).collect();
         (0..places).map(at).collect()
-    }
-}
-
-/// Angles that were already made, by the tokens they are of.
-///
-/// All steps and blocks of a run share it: a picture has few different runs of tokens, and on a fast device making
-/// their angles anew in every block would cost more than turning by them.
-#[derive(Clone, Debug)]
-pub struct RotaryCache {
-    embedding: RotaryEmbedding,
-    made: Arc<Mutex<Vec<(Positions, Rotary)>>>,
-}
-
-impl RotaryCache {
-    /// Empty.
-    pub fn new(embedding: RotaryEmbedding) -> Self {
-        Self { embedding, made: Arc::default() }
-    }
-
-    /// The angles of the tokens at `positions`.
-    pub fn get(&self, positions: &Positions, device: &Device) -> Rotary {
-        let mut made = self.made.lock().expect("no thread panics while it holds the lock");
-        if let Some((_, rotary)) = made.iter().find(|(known, _)| known == positions) {
-            return rotary.clone();
-        }
-        let rotary = self.embedding.rotary(positions, device);
-        made.push((positions.clone(), rotary.clone()));
-        rotary
     }
 }

@@ -10,16 +10,15 @@ use burn::tensor::{DType, Tensor};
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
-use xdit_core::parallel::cost::Seams;
-use xdit_core::placement::Placement;
 use xdit_core::tokens::{Positions, Tokens};
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::{Table, Weights};
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
-use crate::latent_diffusion::Published;
-use crate::layers::{FeedForward, Heads, packed_outputs, patch_embedding, rows};
+use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
+use crate::position::PositionCache;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
 /// Of every norm.
@@ -29,7 +28,7 @@ const EPS: f64 = 1e-6;
 #[derive(Clone, Debug)]
 pub struct Sd3Config {
     /// Sizes the engine needs.
-    pub spec: Spec,
+    pub spec: TransformerSpec,
     /// Latent pixels a side of the image that the model was trained for.
     pub sample_size: usize,
     /// Features of a text token.
@@ -47,13 +46,9 @@ pub struct Sd3Config {
 /// More blocks than any model has.
 const MAX_BLOCKS: usize = 1024;
 
-impl Sd3Config {
-    /// Takes the options from `config`.
-    ///
-    /// # Errors
-    /// If one is malformed, unknown, or has a value that is not supported.
-    pub fn read(mut config: Config) -> Result<Self> {
-        let mut spec = Spec {
+impl TransformerConfig for Sd3Config {
+    fn read(mut config: Config) -> Result<Self> {
+        let mut spec = TransformerSpec {
             patch: config.take("patch_size", 2)?,
             channels: config.take("in_channels", 16)?,
             blocks: config.take("num_layers", 18)?,
@@ -96,6 +91,10 @@ impl Sd3Config {
         }
         config.finish()?;
         Ok(this)
+    }
+
+    fn spec(&self) -> &TransformerSpec {
+        &self.spec
     }
 }
 
@@ -141,7 +140,7 @@ struct Modulation {
 /// The transformer.
 #[derive(Clone, Debug)]
 pub struct Sd3 {
-    spec: Spec,
+    spec: TransformerSpec,
     dtype: DType,
     timestep_embedder: TimestepEmbedding,
     /// Of the pooled text.
@@ -174,60 +173,23 @@ struct Output {
 impl Published for Sd3 {
     type Config = Sd3Config;
 
-    fn read(config: Config) -> Result<Sd3Config> {
-        Sd3Config::read(config)
-    }
-
-    fn spec_of(config: &Sd3Config) -> &Spec {
-        &config.spec
-    }
-
-    /// By heads, and by features of the feed-forward.
-    fn placements(config: &Sd3Config) -> Vec<(&'static str, Placement)> {
-        let unit = config.spec.head_dim;
-        let mut placements = Vec::new();
-        for name in ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"] {
-            placements.push((name, Placement::Outputs { unit }));
-        }
-        for name in ["to_out.0", "to_add_out"] {
-            placements.push((name, Placement::Inputs { unit }));
-        }
-        for name in ["ff.net.0.proj", "ff_context.net.0.proj"] {
-            placements.push((name, Placement::Outputs { unit: 1 }));
-        }
-        for name in ["ff.net.2", "ff_context.net.2"] {
-            placements.push((name, Placement::Inputs { unit: 1 }));
-        }
-        placements
-    }
-
-    /// Sums end each attention and feed-forward, but those of the text in the last block.
-    fn seams(config: &Sd3Config) -> Vec<Seams> {
-        let seams = |block| {
-            let attentions = if config.dual_attention_layers.contains(&block) { 2 } else { 1 };
-            let text_sums = if block + 1 < config.spec.blocks { 2 } else { 0 };
-            Seams { attentions, image_sums: attentions + 1, text_sums }
-        };
-        (0..config.spec.blocks).map(seams).collect()
-    }
-
     fn load(config: &Sd3Config, weights: &Weights) -> Result<Self> {
-        let Spec { patch, channels, blocks: count, .. } = config.spec;
+        let TransformerSpec { patch, channels, blocks: count, .. } = config.spec;
         let dim = config.spec.dim();
         let blocks = weights.blocks(count);
-        let deferred = weights.deferred();
-        let embedder = deferred.at("time_text_embed");
+        let once = weights.once();
+        let embedder = once.at("time_text_embed");
         let input = || {
             Ok(Input {
                 patch_embedding: patch_embedding(&weights.at("pos_embed.proj"), channels, patch, dim)?,
                 position: PositionTable::load(&weights.at("pos_embed"), config.pos_embed_max_size, dim)?,
-                context_embedder: deferred.linear("context_embedder", config.joint_attention_dim, dim)?,
+                context_embedder: once.linear("context_embedder", config.joint_attention_dim, dim)?,
             })
         };
         let output = || {
             let proj_out = weights.linear("proj_out", dim, patch * patch * channels)?;
             Ok(Output {
-                norm_out: deferred.linear("norm_out.linear", dim, 2 * dim)?,
+                norm_out: once.linear("norm_out.linear", dim, 2 * dim)?,
                 proj_out: proj_out.select_outputs(packed_outputs(channels, patch, channels)),
             })
         };
@@ -258,7 +220,7 @@ impl Transformer for Sd3 {
     type Conditions = Conditions;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         &self.spec
     }
 
@@ -302,6 +264,12 @@ impl Transformer for Sd3 {
         (0..steps).map(context).collect()
     }
 
+    fn context_bytes(&self) -> usize {
+        let of_blocks = self.blocks.iter().flat_map(|block| [&block.norm1, &block.norm1_context]);
+        let layers = of_blocks.chain(self.output.iter().map(|output| &output.norm_out));
+        layers.map(Linear::c_out).sum::<usize>() * self.dtype.size()
+    }
+
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
         Some(context.text_shape)
     }
@@ -329,22 +297,24 @@ impl Transformer for Sd3 {
     fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
         let output = self.output.as_ref().expect("the last block is here");
         let modulation = context.output.as_ref().expect("the last block is here");
-        let [scale, shift] = rows(modulation, 0);
+        let [scale, shift] = modulation_rows(modulation, 0);
         output.proj_out.forward(layer_norm_modulate(hidden.image.x, shift, scale, EPS)).cast(DType::F32)
     }
 }
 
 /// A square of positions, of which an image takes the middle. That of 3.5 medium has more parameters than two of
-/// its blocks, so it stays in the file.
+/// its blocks, so it stays in the file, and only the places of a picture are kept.
 #[derive(Clone, Debug)]
 struct PositionTable {
     table: Table,
     side: usize,
+    cache: PositionCache<Tensor<3>>,
 }
 
 impl PositionTable {
     fn load(weights: &Weights, side: usize, dim: usize) -> Result<Self> {
-        Ok(Self { table: weights.table("pos_embed", &[1, side * side, dim])?, side })
+        let table = weights.table("pos_embed", &[1, side * side, dim])?;
+        Ok(Self { table, side, cache: PositionCache::default() })
     }
 
     /// # Shapes
@@ -352,7 +322,7 @@ impl PositionTable {
     fn embed(&self, positions: &Positions) -> Tensor<3> {
         let [top, left] = positions.extent().map(|extent| (self.side - extent) / 2);
         let place = |&[row, column]: &[u32; 2]| (top + row as usize) * self.side + left + column as usize;
-        self.table.rows(positions.ids().iter().map(place)).unsqueeze()
+        self.cache.get(positions, || self.table.rows(positions.ids().iter().map(place)).unsqueeze())
     }
 }
 
@@ -378,7 +348,7 @@ impl Block {
         let dim = config.spec.dim();
         let (is_dual, is_last) =
             (config.dual_attention_layers.contains(&index), index + 1 == config.spec.blocks);
-        let modulation = |name, rows| weights.deferred().linear(format!("{name}.linear"), dim, rows * dim);
+        let modulation = |name, rows| weights.once().linear(format!("{name}.linear"), dim, rows * dim);
         let image = |attn| Projections::load(config, &weights.at(attn), IMAGE_PROJECTIONS, Some("to_out.0"));
         let text_out = (!is_last).then_some("to_add_out");
         Ok(Self {
@@ -402,7 +372,7 @@ impl Block {
         modulation: &Modulation,
         attention: &mut dyn Attention,
     ) -> (Tensor<3>, Option<Tensor<3>>) {
-        let [shift, scale, gate] = rows(&modulation.image, 0);
+        let [shift, scale, gate] = modulation_rows(&modulation.image, 0);
         let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
         let text_qkv = text.as_ref().map(|text| {
             let [shift, scale] = self.text_attention_modulation(modulation);
@@ -411,7 +381,7 @@ impl Block {
         let (y, text_y) = attention.attend(Site { block: index, layer: 0 }, self.attn.qkv(y), text_qkv);
         // The second attention sees what the first one saw.
         let second = self.attn2.as_ref().map(|attn2| {
-            let [shift, scale, gate] = rows(&modulation.image, 6);
+            let [shift, scale, gate] = modulation_rows(&modulation.image, 6);
             let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
             let (y, _) = attention.attend(Site { block: index, layer: 1 }, attn2.qkv(y), None);
             (gate, attn2.out(y))
@@ -423,7 +393,7 @@ impl Block {
         let x = modulated_feed_forward(&self.ff, x, &modulation.image);
 
         let text = text.zip(text_y).zip(self.ff_context.as_ref()).map(|((text, y), ff)| {
-            let [gate] = rows(&modulation.text, 2);
+            let [gate] = modulation_rows(&modulation.text, 2);
             let text = gated_residual(text, gate, self.attn_context.out(y));
             modulated_feed_forward(ff, text, &modulation.text)
         });
@@ -433,9 +403,9 @@ impl Block {
     /// Shift and scale of the text before attention.
     fn text_attention_modulation(&self, modulation: &Modulation) -> [Tensor<3>; 2] {
         match self.ff_context {
-            Some(_) => rows(&modulation.text, 0),
+            Some(_) => modulation_rows(&modulation.text, 0),
             None => {
-                let [scale, shift] = rows(&modulation.text, 0);
+                let [scale, shift] = modulation_rows(&modulation.text, 0);
                 [shift, scale]
             }
         }
@@ -444,7 +414,7 @@ impl Block {
 
 /// A stream's feed-forward with its residual connection.
 fn modulated_feed_forward(ff: &FeedForward, x: Tensor<3>, modulation: &Tensor<3>) -> Tensor<3> {
-    let [shift, scale, gate] = rows(modulation, 3);
+    let [shift, scale, gate] = modulation_rows(modulation, 3);
     let y = ff.forward(layer_norm_modulate(x.clone(), shift, scale, EPS));
     gated_residual(x, gate, y)
 }

@@ -3,56 +3,48 @@
 //! Source: diffusers' `StableDiffusion3Pipeline`.
 
 use burn::tensor::Tensor;
-use xdit_core::parallel::cost::Cost;
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::plan::check_skipped_layers;
-use xdit_core::pipeline::{
-    Extra, Generated, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
-};
+use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
+use xdit_core::plan::check_skipped_layers;
+use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
 use crate::clip::ClipOutput;
 use crate::component::ModelIndex;
-use crate::latent_diffusion::{Family, LatentDiffusion, check_size, guidance, must_fit};
-use crate::sd3::{Conditions, Sd3};
-use crate::text_encoder::{ClipText, Folders, Padding, T5Text};
-
-const FAMILY: Family = Family {
-    transformer: &["SD3Transformer2DModel"],
-    scheduler: &["FlowMatchEulerDiscreteScheduler"],
-    steps: Steps::new,
+use crate::latent_diffusion::{
+    Choices, Family, LatentModel, LatentPipeline, Recipe, check_size, must_fit, sequence_length,
 };
+use crate::sd3::{Conditions, Sd3};
+use crate::text_encoder::{ClipText, Desk, Folders, Padding, T5Text};
 
 /// Of T5: the default, and the most that diffusers accepts.
 const DEFAULT_SEQUENCE_LENGTH: usize = 256;
 const MAX_SEQUENCE_LENGTH: usize = 512;
 
-/// A checkpoint of Stable Diffusion 3 or 3.5, ready to run.
-///
-/// Opening it checks all components; their weights are loaded when their phase of a run begins and released when
-/// it ends, so that no two text encoders are in memory together, nor one of them and the transformer.
-pub struct Sd3Pipeline {
+/// The recipe of Stable Diffusion 3 and 3.5.
+pub struct Sd3Recipe {
     clips: [ClipText; 2],
     /// A checkpoint may leave it out.
     t5: Option<T5Text>,
-    diffusion: LatentDiffusion<Sd3>,
 }
 
-impl Sd3Pipeline {
-    /// Opens a checkpoint.
-    ///
-    /// # Errors
-    /// If anything in it is missing, malformed, unknown, or does not fit together.
-    pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
-        let diffusion = LatentDiffusion::<Sd3>::open(index, options, FAMILY)?;
+/// Opens a checkpoint.
+///
+/// # Errors
+/// If anything in it is missing, malformed, unknown, or does not fit together.
+pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
+    LatentPipeline::open(index, options, |model| Sd3Recipe::open(index, options, model))
+}
+
+impl Sd3Recipe {
+    fn open(index: &ModelIndex, options: &LoadOptions, model: &LatentModel<Sd3>) -> Result<Self> {
         let [first, second, third] = Folders::ALL;
         let clips =
             [ClipText::open(index, options, first, true)?, ClipText::open(index, options, second, true)?];
         let has_t5 = index.components.contains_key(third.encoder);
         let t5 = has_t5.then(|| T5Text::open(index, options, third)).transpose()?;
 
-        let config = &diffusion.transformer.config;
+        let config = &model.transformer.config;
         let pooled = clips.iter().map(|clip| clip.config().projection_dim).sum();
         must_fit("text encoders' and transformer's pooled features", pooled, config.pooled_projection_dim)?;
         let [first, second] = [&clips[0], &clips[1]].map(ClipText::text_tokens);
@@ -70,44 +62,7 @@ impl Sd3Pipeline {
             ))
             .hint("the components of this checkpoint come from different models"));
         }
-        Ok(Box::new(Self { clips, t5, diffusion }))
-    }
-
-    /// What the transformer is told of each text: those of each prompt, then those of the negative prompt if
-    /// `guided`.
-    fn encode(
-        &self,
-        request: &Request,
-        resolved: &Resolved,
-        guided: bool,
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<Conditions>> {
-        let options = &self.diffusion.options;
-        let clip_skip = request.clip_skip.unwrap_or(0);
-        let prompts = (0..request.prompts.len()).map(|prompt| (request.texts(prompt), clip_skip));
-        // As diffusers has it, the negative prompt keeps all layers.
-        let negative = guided.then(|| (request.negative_texts(), 0));
-        let texts: Vec<_> = prompts.chain(negative).collect();
-        let of_clip = |place: usize, observer: &mut dyn Observer| {
-            let texts: Vec<_> = texts.iter().map(|(texts, skip)| (texts[place], *skip)).collect();
-            self.clips[place].encode(&texts, options, observer)
-        };
-        let clip_l = of_clip(0, observer)?;
-        let clip_g = of_clip(1, observer)?;
-        let length = resolved.max_sequence_length;
-        // It was trained without a mask, so the padding is part of the text.
-        let t5 = match &self.t5 {
-            Some(t5) => {
-                let texts: Vec<_> = texts.iter().map(|(texts, _)| texts[2]).collect();
-                t5.encode(&texts, (length, Padding::Seen), options, observer)?
-            }
-            None => {
-                let shape = [1, length, self.diffusion.transformer.config.joint_attention_dim];
-                vec![Tensor::zeros(shape, (&options.device, options.dtype)); texts.len()]
-            }
-        };
-        let joined = clip_l.into_iter().zip(clip_g).zip(t5);
-        Ok(joined.map(|((clip_l, clip_g), t5)| conditions([clip_l, clip_g], t5)).collect())
+        Ok(Self { clips, t5 })
     }
 }
 
@@ -144,9 +99,17 @@ fn skips_layers(resolved: &Resolved) -> bool {
     resolved.plan.branches.len() > 2
 }
 
-impl Pipeline for Sd3Pipeline {
-    fn resolve(&self, request: &Request) -> Result<Resolved> {
-        check(request)?;
+impl Recipe for Sd3Recipe {
+    type Transformer = Sd3;
+
+    const FAMILY: Family = Family {
+        name: "Stable Diffusion 3",
+        transformer: &["SD3Transformer2DModel"],
+        scheduler: &["FlowMatchEulerDiscreteScheduler"],
+        steps: Steps::new,
+    };
+
+    fn extras(&self) -> Vec<Extra> {
         let extras = [
             Extra::Prompt2,
             Extra::Prompt3,
@@ -156,20 +119,20 @@ impl Pipeline for Sd3Pipeline {
             Extra::ClipSkip,
         ];
         let of_t5 = [Extra::Prompt3, Extra::NegativePrompt3];
-        let takes: Vec<_> =
-            extras.into_iter().filter(|extra| self.t5.is_some() || !of_t5.contains(extra)).collect();
-        check_extras(request, "Stable Diffusion 3", &takes)?;
+        extras.into_iter().filter(|extra| self.t5.is_some() || !of_t5.contains(extra)).collect()
+    }
+
+    fn choose(&self, request: &Request, model: &LatentModel<Sd3>) -> Result<Choices> {
         if let Some(clip_skip) = request.clip_skip {
             self.clips.iter().try_for_each(|clip| clip.config().check_clip_skip(clip_skip))?;
         }
-        let config = &self.diffusion.transformer.config;
+        let config = &model.transformer.config;
         if let Some(skip) = request.skip_layer_guidance.as_ref().filter(|skip| skip.scale != 0.0) {
             // Even where no step leaves them out.
             check_skipped_layers(&skip.layers, &config.spec)?;
         }
-        let default = config.sample_size * self.diffusion.vae.config.scale();
-        let size = [request.height.unwrap_or(default), request.width.unwrap_or(default)];
-        let unit = self.diffusion.pixels_per_token();
+        let size = model.size(request, config.sample_size);
+        let unit = model.pixels_per_token();
         check_size(size, unit, "")?;
         let largest = config.pos_embed_max_size * unit;
         for (name, side) in [("height", size[0]), ("width", size[1])] {
@@ -178,48 +141,80 @@ impl Pipeline for Sd3Pipeline {
                     .hint("the model has no positions beyond"));
             }
         }
-        let max_sequence_length = request.max_sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH);
-        if !(1..=MAX_SEQUENCE_LENGTH).contains(&max_sequence_length) {
-            return Err(Error::usage(format!(
-                "a maximum sequence length of `{max_sequence_length}` is not between 1 and \
-                 {MAX_SEQUENCE_LENGTH}"
-            )));
-        }
         let num_inference_steps = request.num_inference_steps.unwrap_or(28);
         let guidance_scale = request.guidance_scale.unwrap_or(7.0);
-        let branches = branches(request, num_inference_steps, guidance_scale);
-        let plan = self.diffusion.plan(request, size, num_inference_steps, branches)?;
-        Ok(Resolved {
+        Ok(Choices {
             size,
             generated_size: size,
             num_inference_steps,
             guidance_scale,
-            max_sequence_length,
-            plan,
+            max_sequence_length: sequence_length(
+                request,
+                DEFAULT_SEQUENCE_LENGTH,
+                Some(MAX_SEQUENCE_LENGTH),
+            )?,
+            branches: branches(request, num_inference_steps, guidance_scale),
         })
     }
 
-    fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>> {
-        self.diffusion.costs(resolved, self.clips[0].text_tokens() + resolved.max_sequence_length)
+    fn changed_text_tokens(&self, resolved: &Resolved) -> usize {
+        self.clips[0].text_tokens() + resolved.max_sequence_length
     }
 
-    fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated> {
-        let resolved = self.resolve(request)?;
-        let guided = resolved.guidance_scale > 1.0;
-        let conditions = self.encode(request, &resolved, guided, observer)?;
-        let mut guidance = guidance(request, resolved.guidance_scale, &conditions);
-        if let Some(skip) = request.skip_layer_guidance.as_ref().filter(|skip| skip.scale != 0.0) {
-            if skips_layers(&resolved) {
-                guidance = guidance.into_iter().map(|guidance| guidance.skip_layers(skip.scale)).collect();
-            } else if !guided {
-                observer.warn("the layers to skip change nothing without a `guidance_scale` above 1");
-            } else {
-                observer.warn(&format!(
-                    "the layers to skip change nothing: of {} steps none lies between start `{}` and stop `{}`",
-                    resolved.num_inference_steps, skip.start, skip.stop
-                ));
+    fn warnings(&self, resolved: &Resolved, _: &LatentModel<Sd3>) -> Vec<String> {
+        let skip = resolved.request.skip_layer_guidance.as_ref().filter(|skip| skip.scale != 0.0);
+        match skip {
+            Some(_) if resolved.guidance_scale <= 1.0 => {
+                vec!["the layers to skip change nothing without a `guidance_scale` above 1".to_owned()]
             }
+            Some(skip) if !skips_layers(resolved) => vec![format!(
+                "the layers to skip change nothing: of {} steps none lies between start `{}` and stop `{}`",
+                resolved.num_inference_steps, skip.start, skip.stop
+            )],
+            _ => Vec::new(),
         }
-        self.diffusion.generate(request, &resolved, guidance, observer)
+    }
+
+    fn encode(
+        &mut self,
+        resolved: &Resolved,
+        model: &LatentModel<Sd3>,
+        desk: &mut Desk<'_>,
+    ) -> Result<Vec<Conditions>> {
+        let request = &resolved.request;
+        let clip_skip = request.clip_skip.unwrap_or(0);
+        let prompts = (0..request.prompts.len()).map(|prompt| (request.texts(prompt), clip_skip));
+        // As diffusers has it, the negative prompt keeps all layers.
+        let negative = (resolved.guidance_scale > 1.0).then(|| (request.negative_texts(), 0));
+        let texts: Vec<_> = prompts.chain(negative).collect();
+        let of_clip =
+            |place: usize| -> Vec<_> { texts.iter().map(|(texts, skip)| (texts[place], *skip)).collect() };
+        let clip_l = self.clips[0].encode(&of_clip(0), desk)?;
+        let clip_g = self.clips[1].encode(&of_clip(1), desk)?;
+        let length = resolved.max_sequence_length;
+        // It was trained without a mask, so the padding is part of the text.
+        let t5 = match &mut self.t5 {
+            Some(t5) => {
+                let texts: Vec<_> = texts.iter().map(|(texts, _)| texts[2]).collect();
+                t5.encode(&texts, (length, Padding::Seen), desk)?
+            }
+            None => {
+                let shape = [1, length, model.transformer.config.joint_attention_dim];
+                vec![Tensor::zeros(shape, (desk.device, model.transformer.dtype)); texts.len()]
+            }
+        };
+        let joined = clip_l.into_iter().zip(clip_g).zip(t5);
+        Ok(joined.map(|((clip_l, clip_g), t5)| conditions([clip_l, clip_g], t5)).collect())
+    }
+
+    fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize> {
+        let guidance = match resolved.guidance_scale {
+            scale if scale > 1.0 => Guidance::classifier_free(negative, prompt, scale),
+            _ => Guidance::none(prompt),
+        };
+        match &resolved.request.skip_layer_guidance {
+            Some(skip) if skips_layers(resolved) => guidance.skip_layers(skip.scale),
+            _ => guidance,
+        }
     }
 }

@@ -10,34 +10,34 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, attention, gated_activate, rms_norm};
 
-/// The options of `text_encoder/config.json` that matter for encoding.
+/// The options of `text_encoder/config.json` that affect encoding.
 #[derive(Clone, Debug)]
 pub struct T5Config {
-    /// Size of the vocabulary.
+    /// The size of the vocabulary.
     pub vocab_size: usize,
-    /// Features of a token.
+    /// The number of features of a token.
     pub d_model: usize,
-    /// Features of a head.
+    /// The number of features of a head.
     pub d_kv: usize,
-    /// Features inside the feed-forward.
+    /// The number of features inside the feed-forward.
     pub d_ff: usize,
-    /// Number of blocks.
+    /// The number of blocks.
     pub num_layers: usize,
-    /// Attention heads of each block.
+    /// The number of attention heads in each block.
     pub num_heads: usize,
-    /// Number of learned biases a head.
+    /// The number of learned biases for each head.
     pub relative_buckets: usize,
-    /// Distance from which on all share one bias.
+    /// The distance from which on all distances share one bias.
     pub relative_max_distance: usize,
-    /// Of the norms.
+    /// The ε of the norms.
     pub eps: f64,
 }
 
 impl T5Config {
-    /// Takes the options from `config`.
+    /// Reads the options from `config`.
     ///
     /// # Errors
-    /// If one is missing, malformed, or has a value that is not supported.
+    /// If an option is missing, malformed, or has a value that is not supported.
     pub fn read(mut config: Config) -> Result<Self> {
         config.only("feed_forward_proj", &[json!("gated-gelu")])?;
         config.only("dense_act_fn", &[json!("gelu_new")])?;
@@ -55,7 +55,7 @@ impl T5Config {
         };
         if this.relative_buckets < 4 || this.relative_max_distance <= this.relative_buckets / 4 {
             return Err(Error::failure(format!(
-                "T5 cannot have {} relative buckets up to distance {}",
+                "T5 cannot have `{}` relative buckets up to distance `{}`",
                 this.relative_buckets, this.relative_max_distance
             )));
         }
@@ -89,14 +89,14 @@ struct Block {
 }
 
 impl T5Encoder {
-    /// Takes the model from the weights of a `text_encoder/` folder.
+    /// Loads the model from the weights of a `text_encoder/` folder.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or is left over.
+    /// If a tensor is missing, has the wrong shape, or is left over.
     pub fn load(config: &T5Config, weights: &Weights) -> Result<Self> {
         let encoder = weights.at("encoder");
         let shape = [config.vocab_size, config.d_model];
-        // The same table under one or both of two names: checkpoints differ.
+        // Checkpoints contain the same table under one or both of two names.
         let embedding = if weights.has("shared.weight") {
             encoder.ignore("embed_tokens.weight");
             weights.tensor("shared.weight", shape)?
@@ -116,11 +116,11 @@ impl T5Encoder {
         Ok(this)
     }
 
-    /// Hidden states of the last layer, after the final norm, for one text.
+    /// The hidden states of the last layer, after the final norm, for one text.
     ///
-    /// Every token sees all others. Where the reference masks padding, `ids` without padding give, token by token, the
-    /// same (PixArt). Where it pads without a mask, `ids` are to be [padded](crate::tokenizer::Encoding::padded) as
-    /// well, and the padding is part of the text (Stable Diffusion 3, FLUX).
+    /// Every token attends to all others. If the reference masks its padding (PixArt), `ids` without padding give
+    /// the same state for each token. If it pads without a mask (Stable Diffusion 3, FLUX), `ids` must be
+    /// [padded](crate::tokenizer::Encoding::padded) as well, because the padding is part of the text.
     ///
     /// # Shapes
     /// Result `[1, ids, d_model]`.
@@ -130,7 +130,10 @@ impl T5Encoder {
     pub fn forward(&self, ids: &[u32]) -> Tensor<3> {
         let device = self.embedding.device();
         let n = ids.len();
-        assert!(ids.iter().all(|&id| (id as usize) < self.config.vocab_size), "ids are of the vocabulary");
+        assert!(
+            ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
+            "an id is not in the vocabulary"
+        );
         let indices: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [n]), (&device, DType::I32));
         let dtype = self.embedding.dtype();
@@ -143,7 +146,7 @@ impl T5Encoder {
         rms_norm(x, Some(self.final_norm.clone()), self.config.eps).cast(dtype)
     }
 
-    /// The learned bias of each head for each distance, `[1, h, n, n]`. All blocks share that of the first.
+    /// The learned bias of each head for each distance, `[1, h, n, n]`. All blocks share the bias of the first.
     fn position_bias(&self, n: usize, device: &Device) -> Tensor<4> {
         let T5Config { relative_buckets, relative_max_distance, num_heads, .. } = self.config;
         let buckets: Vec<i32> = (0..n as i32)
@@ -155,8 +158,8 @@ impl T5Encoder {
     }
 }
 
-/// The bucket of a distance: half of the buckets are for each direction; of those, half are single distances
-/// and the others grow logarithmically.
+/// The bucket of a distance. Each direction has half of the buckets; half of those stand for single distances, and
+/// the rest grow logarithmically.
 fn bucket(distance: i32, buckets: usize, max_distance: usize) -> i32 {
     let half = (buckets / 2) as i32;
     let exact = half / 2;
@@ -165,13 +168,13 @@ fn bucket(distance: i32, buckets: usize, max_distance: usize) -> i32 {
     if distance < exact {
         return side + distance;
     }
-    // In f32, as the reference computes it: exact powers fall on bucket borders.
+    // Computed in f32 like the reference, because exact powers fall on bucket borders.
     let log = (distance as f32 / exact as f32).ln() / (max_distance as f64 / exact as f64).ln() as f32;
     side + (exact + (log * (half - exact) as f32) as i32).min(half - 1)
 }
 
-/// Where f16 is asked for, weights in f32: the states that blocks add to outgrow f16, so they are kept in f32, and so
-/// are the norms and the layer that makes them large. As transformers has it (`_keep_in_fp32_modules`).
+/// Weights in f32 if f16 is requested. The states that blocks add to exceed the range of f16, so the states, the
+/// norms and the layer that makes the states large stay in f32, as in transformers (`_keep_in_fp32_modules`).
 fn wide(weights: &Weights) -> Weights {
     if weights.dtype() == DType::F16 { weights.with_dtype(DType::F32) } else { weights.clone() }
 }
@@ -196,14 +199,14 @@ impl Block {
         })
     }
 
-    /// All but `x`, the norms and the last layer is computed as `dtype`.
+    /// Computes everything in `dtype` except `x`, the norms and the last layer.
     fn forward(&self, config: &T5Config, x: Tensor<3>, bias: Tensor<4>, dtype: DType) -> Tensor<3> {
         let [b, n, _] = x.dims();
         let wide = x.dtype();
         let y = rms_norm(x.clone(), Some(self.attention_norm.clone()), config.eps).cast(dtype);
         let heads = |x: Tensor<3>| x.reshape([b, n, config.num_heads, config.d_kv]);
         let (q, k, v) = (self.q.forward(y.clone()), self.k.forward(y.clone()), self.v.forward(y));
-        // T5 does not scale its scores: the initialisation takes care of it.
+        // T5 does not scale its scores; its initialisation accounts for that.
         let y = attention(heads(q), heads(k), heads(v), Some(bias), 1.0);
         let x = self.o.forward(y.reshape([b, n, config.num_heads * config.d_kv])).cast(wide) + x;
 

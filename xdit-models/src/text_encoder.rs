@@ -1,7 +1,11 @@
-//! Text encoders of a checkpoint, each with its tokenizer: opened together, loaded only while they encode.
+//! Text encoders of a checkpoint, each with its tokenizer: opened together, loaded when there is something to encode.
 
-use burn::tensor::Tensor;
-use xdit_core::pipeline::{LoadOptions, Observer, Phase};
+use std::collections::HashMap;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+use xdit_core::finite;
+use xdit_core::pipeline::{Cancel, Keep, LoadOptions, Observer, Phase, Step};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
@@ -9,6 +13,11 @@ use crate::clip::{ClipOutput, ClipTextConfig, ClipTextModel};
 use crate::component::{Component, ModelIndex};
 use crate::t5::{T5Config, T5Encoder};
 use crate::tokenizer::{ClipTokenizer, Encoding, T5Tokenizer};
+
+/// Texts of which the encodings are kept for the next request.
+const MAX_KNOWN: usize = 32;
+/// Characters of a text that a warning shows.
+const MAX_SHOWN: usize = 80;
 
 /// The folders of a text encoder.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +46,144 @@ pub enum Padding {
     Seen,
 }
 
+/// How the texts of a request are encoded.
+pub struct Desk<'a> {
+    /// The device that computes.
+    pub device: &'a Device,
+    /// Whether encoders, and the encodings of the last texts, are kept for the next request.
+    pub keep: Keep,
+    /// Ends the request.
+    pub cancel: &'a Cancel,
+    /// Follows it.
+    pub observer: &'a mut dyn Observer,
+}
+
+/// A text encoder: its weights, and what it made of the last texts.
+struct Encoder<C, M, E> {
+    folders: Folders,
+    component: Component<C>,
+    load: fn(&C, &Weights) -> Result<M>,
+    held: Option<M>,
+    /// By the text's ids, and the layers that were left out.
+    known: HashMap<Ids, E>,
+}
+
+/// The ids of a text, and the layers of the encoder to leave out.
+type Ids = (Vec<u32>, usize);
+
+impl<C, M, E: Clone> Encoder<C, M, E> {
+    fn new(folders: Folders, component: Component<C>, load: fn(&C, &Weights) -> Result<M>) -> Self {
+        Self { folders, component, load, held: None, known: HashMap::new() }
+    }
+
+    /// Encodes each of `texts`; equal ones only once, and none that the request before had.
+    fn encode(
+        &mut self,
+        texts: &[Ids],
+        desk: &mut Desk<'_>,
+        encode: impl Fn(&M, &Ids) -> E,
+    ) -> Result<Vec<E>> {
+        let before = std::mem::take(&mut self.known);
+        let known = match texts.iter().all(|text| before.contains_key(text)) {
+            true => before,
+            false => {
+                self.load(desk)?;
+                let known = self.encode_new(texts, &before, desk, encode);
+                if !desk.keep.keeps_text_encoders() {
+                    self.held = None;
+                }
+                known?
+            }
+        };
+        let encodings = texts.iter().map(|text| known[text].clone()).collect();
+        if desk.keep.keeps_transformer() {
+            self.known = known.into_iter().take(MAX_KNOWN).collect();
+        }
+        Ok(encodings)
+    }
+
+    fn load(&mut self, desk: &mut Desk<'_>) -> Result<()> {
+        if self.held.is_none() {
+            let phase = Phase::Load(self.folders.encoder);
+            desk.observer.begin(phase, Instant::now());
+            let weights = self.component.weights(desk.device);
+            self.held = Some((self.load)(&self.component.config, &weights)?);
+            desk.observer.end(phase, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The encodings of `texts`, as far as they are not known from `before`.
+    fn encode_new(
+        &self,
+        texts: &[Ids],
+        before: &HashMap<Ids, E>,
+        desk: &mut Desk<'_>,
+        encode: impl Fn(&M, &Ids) -> E,
+    ) -> Result<HashMap<Ids, E>> {
+        let encoder = self.held.as_ref().expect("loaded before");
+        let mut known = HashMap::new();
+        desk.observer.begin(Phase::Encode, Instant::now());
+        for (index, text) in texts.iter().enumerate() {
+            desk.cancel.check()?;
+            if !known.contains_key(text) {
+                let encoding = before.get(text).cloned().unwrap_or_else(|| encode(encoder, text));
+                known.insert(text.clone(), encoding);
+            }
+            let step = Step { phase: Phase::Encode, done: index + 1, of: texts.len() };
+            desk.observer.step(step, Instant::now());
+        }
+        desk.observer.end(Phase::Encode, Instant::now());
+        Ok(known)
+    }
+
+    /// Checks what the encoder gave.
+    fn check<const D: usize>(&self, values: &Tensor<D>) -> Result<()> {
+        finite::check(values, self.component.dtype, || format!("the values of `{}`", self.folders.encoder))
+    }
+}
+
+/// The ids of each of `texts`, of which `tokenize` makes at most `max_length`. Texts that are cut are warned of.
+fn ids<'a>(
+    texts: &[(&'a str, usize)],
+    folders: Folders,
+    max_length: usize,
+    observer: &mut dyn Observer,
+    tokenize: impl Fn(&str) -> (Encoding, Vec<u32>),
+) -> Vec<Ids> {
+    let mut seen: HashMap<&'a str, Vec<u32>> = HashMap::new();
+    let mut ids = |&(text, layers)| {
+        if let Some(ids) = seen.get(text) {
+            return (ids.clone(), layers);
+        }
+        let (encoding, ids) = tokenize(text);
+        if let Some(dropped) = &encoding.dropped {
+            observer.warn(&format!(
+                "the prompt is longer than the {max_length} tokens that go to `{}`, this part was cut off: {}",
+                folders.encoder,
+                shortened(dropped)
+            ));
+        }
+        seen.insert(text, ids.clone());
+        (ids, layers)
+    };
+    texts.iter().map(&mut ids).collect()
+}
+
+/// The beginning of `text` in quotes, on one line, and how much follows.
+fn shortened(text: &str) -> String {
+    let printable = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
+    let shown: String = text.chars().take(MAX_SHOWN).map(printable).collect();
+    match text.chars().count().saturating_sub(MAX_SHOWN) {
+        0 => format!("`{shown}`"),
+        more => format!("`{shown}…` and {more} more characters"),
+    }
+}
+
 /// T5 with its tokenizer.
 pub struct T5Text {
-    folders: Folders,
     tokenizer: T5Tokenizer,
-    encoder: Component<T5Config>,
+    encoder: Encoder<T5Config, T5Encoder, Tensor<3>>,
 }
 
 impl T5Text {
@@ -61,45 +203,43 @@ impl T5Text {
         let tokenizer =
             T5Tokenizer::load(&index.folder(folders.tokenizer, &["T5Tokenizer", "T5TokenizerFast"])?)?;
         check_vocabulary(folders, tokenizer.vocab_size(), encoder.config.vocab_size)?;
-        Ok(Self { folders, tokenizer, encoder })
+        Ok(Self { tokenizer, encoder: Encoder::new(folders, encoder, T5Encoder::load) })
     }
 
     /// Features of a text token.
     pub fn features(&self) -> usize {
-        self.encoder.config.d_model
+        self.encoder.component.config.d_model
     }
 
     /// States `[1, n, features]` of each text, of at most `max_length` tokens before padding.
     ///
     /// # Errors
-    /// If weights cannot be read.
+    /// If weights cannot be read, values are not finite, or the request is cancelled.
     pub fn encode(
-        &self,
+        &mut self,
         texts: &[&str],
         (max_length, padding): (usize, Padding),
-        options: &LoadOptions,
-        observer: &mut dyn Observer,
+        desk: &mut Desk<'_>,
     ) -> Result<Vec<Tensor<3>>> {
-        observer.begin(Phase::Load(self.folders.encoder));
-        let encoder = T5Encoder::load(&self.encoder.config, &self.encoder.weights(options))?;
-        observer.end(Phase::Load(self.folders.encoder));
-        Ok(encode_each(texts, observer, |&text, observer| {
+        let texts: Vec<_> = texts.iter().map(|text| (*text, 0)).collect();
+        let texts = ids(&texts, self.encoder.folders, max_length, desk.observer, |text| {
             let encoding = self.tokenizer.encode(text, max_length);
-            warn_of_cut(self.folders, &encoding, max_length, observer);
-            encoder.forward(&match padding {
-                Padding::None => encoding.ids,
+            let ids = match padding {
+                Padding::None => encoding.ids.clone(),
                 Padding::Seen => encoding.padded(max_length, self.tokenizer.pad_id()),
-            })
-        }))
+            };
+            (encoding, ids)
+        });
+        let states = self.encoder.encode(&texts, desk, |encoder, (ids, _)| encoder.forward(ids))?;
+        states.iter().try_for_each(|states| self.encoder.check(states))?;
+        Ok(states)
     }
 }
 
 /// CLIP with its tokenizer.
 pub struct ClipText {
-    folders: Folders,
     tokenizer: ClipTokenizer,
-    encoder: Component<ClipTextConfig>,
-    load: fn(&ClipTextConfig, &Weights) -> Result<ClipTextModel>,
+    encoder: Encoder<ClipTextConfig, ClipTextModel, ClipOutput>,
 }
 
 impl ClipText {
@@ -131,12 +271,12 @@ impl ClipText {
             ))
             .hint("the components of this checkpoint come from different models"));
         }
-        Ok(Self { folders, tokenizer, encoder, load })
+        Ok(Self { tokenizer, encoder: Encoder::new(folders, encoder, load) })
     }
 
     /// The model's options.
     pub fn config(&self) -> &ClipTextConfig {
-        &self.encoder.config
+        &self.encoder.component.config
     }
 
     /// Tokens of each text, padding included.
@@ -148,51 +288,21 @@ impl ClipText {
     /// are skipped as stands beside it.
     ///
     /// # Errors
-    /// If weights cannot be read.
-    pub fn encode(
-        &self,
-        texts: &[(&str, usize)],
-        options: &LoadOptions,
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<ClipOutput>> {
-        observer.begin(Phase::Load(self.folders.encoder));
-        let encoder = (self.load)(&self.encoder.config, &self.encoder.weights(options))?;
-        observer.end(Phase::Load(self.folders.encoder));
+    /// If weights cannot be read, values are not finite, or the request is cancelled.
+    pub fn encode(&mut self, texts: &[(&str, usize)], desk: &mut Desk<'_>) -> Result<Vec<ClipOutput>> {
         let length = self.tokenizer.max_length();
-        Ok(encode_each(texts, observer, |&(text, clip_skip), observer| {
+        let texts = ids(texts, self.encoder.folders, length, desk.observer, |text| {
             let encoding = self.tokenizer.encode(text, length);
-            warn_of_cut(self.folders, &encoding, length, observer);
-            encoder.forward(&encoding.padded(length, self.tokenizer.pad_id()), clip_skip)
-        }))
-    }
-}
-
-/// Encodes each of `texts`; equal ones only once.
-fn encode_each<T: PartialEq, E: Clone>(
-    texts: &[T],
-    observer: &mut dyn Observer,
-    mut encode: impl FnMut(&T, &mut dyn Observer) -> E,
-) -> Vec<E> {
-    observer.begin(Phase::Encode);
-    let mut embeddings: Vec<E> = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        let embedding = match texts[..index].iter().position(|other| other == text) {
-            Some(known) => embeddings[known].clone(),
-            None => encode(text, observer),
-        };
-        embeddings.push(embedding);
-        observer.step(index + 1, texts.len());
-    }
-    observer.end(Phase::Encode);
-    embeddings
-}
-
-fn warn_of_cut(folders: Folders, encoding: &Encoding, max_length: usize, observer: &mut dyn Observer) {
-    if let Some(dropped) = &encoding.dropped {
-        observer.warn(&format!(
-            "the prompt is longer than the {max_length} tokens that go to `{}`, this part was cut off: `{dropped}`",
-            folders.encoder
-        ));
+            let ids = encoding.padded(length, self.tokenizer.pad_id());
+            (encoding, ids)
+        });
+        let encode = |encoder: &ClipTextModel, (ids, skip): &Ids| encoder.forward(ids, *skip);
+        let outputs = self.encoder.encode(&texts, desk, encode)?;
+        for output in &outputs {
+            self.encoder.check(&output.hidden)?;
+            self.encoder.check(&output.pooled)?;
+        }
+        Ok(outputs)
     }
 }
 
@@ -205,4 +315,17 @@ fn check_vocabulary(folders: Folders, ids: usize, rows: usize) -> Result<()> {
         folders.tokenizer, folders.encoder
     ))
     .hint("the components of this checkpoint come from different models"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_shortened() {
+        let most = "é".repeat(MAX_SHOWN);
+        assert_eq!(shortened("a\u{7}b"), "`a\u{fffd}b`");
+        assert_eq!(shortened(&most), format!("`{most}`"));
+        assert_eq!(shortened(&"é".repeat(2_000_000)), format!("`{most}…` and 1999920 more characters"));
+    }
 }

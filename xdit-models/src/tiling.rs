@@ -1,28 +1,28 @@
-//! Decoding a large latent tile by tile.
+//! Decodes a large latent tile by tile.
 //!
-//! Tiles overlap by a quarter and are blended where they do, because each is normalised by itself. The picture is
-//! therefore not the one that decoding at once gives; memory stays that of a tile.
+//! Tiles overlap by a quarter and are blended there, because each tile is normalised separately. The picture
+//! therefore differs from one that is decoded as a whole, but memory use is limited to that of a tile.
 //!
 //! Source: diffusers' `AutoencoderKL.tiled_decode`.
 
 use burn::tensor::{DType, Tensor, TensorData};
 
-/// How the latent is cut.
+/// The division of a latent into tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
-    /// Pixels a side of a tile of the picture.
+    /// The side of a tile in pixels of the picture.
     pub tile: usize,
-    /// Pixels a side of the square that becomes one latent pixel.
+    /// The side of a latent pixel in pixels of the picture.
     pub scale: usize,
 }
 
 impl Tiling {
-    /// Pixels a side of a tile of the latent.
+    /// The side of a tile in latent pixels.
     fn latent_tile(self) -> usize {
         self.tile / self.scale
     }
 
-    /// Whether a latent `[b, c, y, x]` is large enough to be cut.
+    /// Whether a latent `[b, c, y, x]` is large enough to be divided.
     pub fn applies(self, z: &Tensor<4>) -> bool {
         let [_, _, rows, columns] = z.dims();
         let tile = self.latent_tile();
@@ -67,7 +67,7 @@ fn crop(x: Tensor<4>, dim: usize, keep: usize) -> Tensor<4> {
     x.narrow(dim, 0, keep.min(size))
 }
 
-/// `tile`, whose first `extent` lines along `dim` fade in from the last ones of `before`.
+/// Fades the last `extent` lines of `before` along `dim` into the first ones of `tile`.
 fn blend_over(before: &Tensor<4>, tile: Tensor<4>, dim: usize, extent: usize) -> Tensor<4> {
     let (length, size) = (before.dims()[dim], tile.dims()[dim]);
     let extent = extent.min(length).min(size);

@@ -1,25 +1,27 @@
-//! Numbers as sinusoids, and the small network that reads them.
+//! Sinusoidal embeddings of numbers, and the small network that processes them.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::weights::Weights;
 use xdit_core::{Result, linear::Linear};
 use xdit_kernels::{Activation, activate};
 
-/// Width of the sinusoids that every supported model starts from.
+/// The width of the sinusoids in all supported models.
 pub const SINUSOID_WIDTH: usize = 256;
 
-/// Frequencies that PyTorch's exponential rounds to the next number above the nearest one. It shows: FLUX embeds a
-/// thousand times its guidance scale, and angles of thousands carry the last bit of a frequency to the fourth digit.
+/// Frequencies that PyTorch's exponential rounds up to the number above the nearest one. The difference is visible:
+/// FLUX embeds a thousand times its guidance scale, and with angles in the thousands the last bit of a frequency
+/// affects the fourth digit.
 const ROUNDED_UP: [usize; 2] = [12, 106];
 
-/// Each value as `[cos(v f₀) … cos(v f₁₂₇), sin(v f₀) … sin(v f₁₂₇)]`, with `f_i = 10000^(-i/128)`.
+/// Embeds each value as `[cos(v f₀) … cos(v f₁₂₇), sin(v f₀) … sin(v f₁₂₇)]`, with `f_i = 10000^(-i/128)`.
 ///
 /// # Shapes
 /// Result `[values, 256]`.
 ///
 /// # Source
 /// diffusers' `get_timestep_embedding` with `flip_sin_to_cos` and `downscale_freq_shift = 0`. Frequencies and
-/// angles are rounded to f32 where PyTorch rounds them: an angle near 1000 makes the rounding visible.
+/// angles are rounded to f32 in the same places as in PyTorch, because the rounding is visible for angles near
+/// 1000.
 pub fn sinusoids(values: &[f32], device: &Device) -> Tensor<2> {
     let half = SINUSOID_WIDTH / 2;
     let step = -(10000f64.ln()) as f32;
@@ -48,10 +50,10 @@ pub struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    /// Takes the layers from `weights`.
+    /// Loads the layers from `weights`.
     ///
     /// # Errors
-    /// If one is missing or has another shape.
+    /// If a layer is missing or has the wrong shape.
     pub fn load(weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
         Ok(Self {
             linear_1: weights.linear("linear_1", c_in, c_out)?,

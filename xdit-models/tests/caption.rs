@@ -1,4 +1,4 @@
-//! Captions against what diffusers' PixArt pipeline makes of them.
+//! Compares prepared captions with those of diffusers' PixArt pipeline.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ fn cases() -> Vec<Case> {
     goldens.captions
 }
 
-/// Compares all captions before it fails, so that one run shows every difference.
+/// Compares all captions before failing, so that one run shows every difference.
 fn check(prepare: fn(&str) -> String, expected: fn(&Case) -> &str) {
     let cases = cases();
     let differing: Vec<_> = cases
@@ -38,17 +38,18 @@ fn check(prepare: fn(&str) -> String, expected: fn(&Case) -> &str) {
 }
 
 #[test]
-fn clean_captions_equal_diffusers() {
+fn clean_captions_equal_those_of_diffusers() {
     check(clean_caption, |case| &case.clean);
 }
 
 #[test]
-fn plain_captions_equal_diffusers() {
+fn plain_captions_equal_those_of_diffusers() {
     check(plain_caption, |case| &case.plain);
 }
 
 #[test]
-fn rejected_markup_is_no_error() {
-    // The reference raises an exception here. The first pass takes the brackets out, the second sees a comment.
+fn rejected_markup_is_not_an_error() {
+    // The reference raises an exception here. The first pass removes the brackets, and the second treats the rest
+    // as a comment.
     assert_eq!(clean_caption("a <![nonsense]> b"), "a b");
 }

@@ -1,4 +1,4 @@
-//! `ClipTokenizer` against what transformers says, on small vocabularies and, where they are found, the published ones.
+//! Compares `ClipTokenizer` with transformers, on small vocabularies and, if available, on the published ones.
 
 mod tokens;
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tokens::{Goldens, copy, published};
 use xdit_models::tokenizer::{ClipTokenizer, Encoding};
 
-/// The files of a tokenizer as published.
+/// The files of a published tokenizer.
 const FILES: [&str; 4] = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
 
 fn data() -> PathBuf {
@@ -18,15 +18,15 @@ fn goldens() -> Goldens {
     Goldens::load("clip")
 }
 
-/// Compares every text and every cut; `defaults` stands in for ids that are not written twice.
+/// Compares every text and every cut; `defaults` names the answers that supply omitted ids.
 fn check(dir: &Path, name: &str, defaults: &str) {
     let tokenizer = tokens::timed(dir, ClipTokenizer::load);
     let facts = (tokenizer.vocab_size(), tokenizer.pad_id());
     goldens().check(name, defaults, facts, |text, max_length| tokenizer.encode(text, max_length));
 }
 
-/// The vocabulary in `dir` with the config of a checkpoint from before configs listed their added tokens. It pads with
-/// `!`, which therefore is a special token.
+/// The vocabulary in `dir` with an old config, from before configs listed their added tokens. Its padding token is
+/// `!`, which is therefore a special token.
 fn with_old_config(dir: &Path) -> tempfile::TempDir {
     let folder = copy(dir, &FILES[..2]);
     for file in &FILES[2..] {
@@ -48,8 +48,9 @@ fn small_tokenizer_json_equals_transformers() {
 }
 
 #[test]
+#[ignore = "needs a published vocabulary: set XDIT_REAL_TOKENIZERS"]
 fn published_files_equal_transformers() {
-    let Some(dir) = published("clip", "vocab.json") else { return };
+    let dir = published("clip", "vocab.json");
     check(&dir, "published", "published");
     check(with_old_config(&dir).path(), "published, old", "published");
     check(copy(&dir, &FILES[..2]).path(), "published, alone", "published");
@@ -63,7 +64,7 @@ fn tokenizer_json_is_preferred() {
 }
 
 #[test]
-fn the_length_is_the_configs() {
+fn the_length_comes_from_the_config() {
     let length = |config: &str| {
         let dir = copy(&data().join("files"), &FILES[..2]);
         std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
@@ -71,18 +72,18 @@ fn the_length_is_the_configs() {
     };
     assert_eq!(length(r#"{"model_max_length": 32}"#), 32);
     assert_eq!(length("{}"), 77);
-    // What transformers writes where there is no limit.
+    // The value that transformers writes if there is no limit.
     assert_eq!(length(r#"{"model_max_length": 1000000000000000019884624838656}"#), 77);
 }
 
 #[test]
-fn padding_fills_up() {
+fn padding_extends_to_the_length() {
     let encoding = Encoding { ids: vec![5, 6], dropped: None };
     assert_eq!((encoding.padded(4, 9), encoding.padded(2, 9)), (vec![5, 6, 9, 9], vec![5, 6]));
 }
 
 #[test]
-fn no_room_means_no_text() {
+fn short_lengths_leave_no_room_for_text() {
     let tokenizer = ClipTokenizer::load(&data().join("files")).unwrap();
     let encode = |max_length| {
         let Encoding { ids, dropped } = tokenizer.encode("a cat", max_length);
@@ -101,20 +102,20 @@ fn error(dir: &Path) -> String {
 }
 
 #[test]
-fn an_empty_folder_says_what_belongs_there() {
+fn the_error_for_an_empty_folder_lists_the_needed_files() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(
         error(dir.path()),
         "no CLIP vocabulary in `DIR`\n\
-         hint: the `tokenizer` folder of a checkpoint holds `vocab.json` with `merges.txt`, or `tokenizer.json`; fetch \
-         them"
+          hint: download `tokenizer.json`, or `vocab.json` and `merges.txt`, from the `tokenizer` folder of a \
+          checkpoint"
     );
     std::fs::write(dir.path().join("vocab.json"), "{}").unwrap();
     assert!(error(dir.path()).contains("`DIR/merges.txt`: it is missing beside `vocab.json`"));
 }
 
 #[test]
-fn broken_files_are_named() {
+fn errors_name_the_broken_file() {
     let reason = |dir: &Path, file: &str| {
         let text = error(dir);
         let reason = text.strip_prefix(&format!("cannot read the tokenizer file `DIR/{file}`: "));
@@ -133,26 +134,29 @@ fn broken_files_are_named() {
     };
     let end = r#"{"<|endoftext|>":0,"a":1,"b":2}"#;
     assert_eq!(files("version https://git-lfs", b"", "vocab.json"), "expected value at line 1 column 1");
-    assert_eq!(files("{}", b"", "vocab.json"), "it has no token `<|endoftext|>` for what is unknown");
-    assert_eq!(files(r#"{"a":1}"#, b"", "vocab.json"), "the id 1 of `a` is not one of 1 in a row");
+    assert_eq!(files("{}", b"", "vocab.json"), "it lacks `<|endoftext|>`, the token for unknown text");
+    assert_eq!(
+        files(r#"{"a":1}"#, b"", "vocab.json"),
+        "`a` has the id 1, but ids must be unique and below 1"
+    );
     let twice = files(r#"{"a":0,"b":0}"#, b"", "vocab.json");
-    assert!(twice.starts_with("the id 0 of ") && twice.ends_with("is not one of 2 in a row"), "{twice}");
+    assert!(twice.ends_with("has the id 0, but ids must be unique and below 2"), "{twice}");
     assert_eq!(files(end, b"#version: 0.2\na\n", "merges.txt"), "`a` is not two tokens to merge");
     assert_eq!(files(end, b"a b c", "merges.txt"), "`a b c` is not two tokens to merge");
     assert_eq!(files(end, b"\xff", "merges.txt"), "it is not UTF-8");
-    // The library would look for the long token beyond its buffer.
-    assert_eq!(files(end, b"a b", "vocab.json"), "it has no token `ab`, but `a` and `b` are to be merged");
+    // The library would search for the long token beyond the end of its buffer.
+    assert_eq!(files(end, b"a b", "vocab.json"), "it merges `a` and `b`, but has no token `ab`");
     let long = format!("a {}", "b".repeat(99));
-    assert!(files(end, long.as_bytes(), "vocab.json").starts_with("it has no token `bbb"));
+    assert!(files(end, long.as_bytes(), "vocab.json").contains("but has no token `bbb"));
     assert_eq!(json("{"), "EOF while parsing an object at line 1 column 1");
     assert_eq!(json(r#"{"model":{"vocab":{},"merges":["ab"]}}"#), "`ab` is not two tokens to merge");
     assert_eq!(
         json(r#"{"model":{"vocab":{"a":0},"merges":[["a","b"]]}}"#),
-        "it has no token `b`, but `a` and `b` are to be merged"
+        "it merges `a` and `b`, but has no token `b`"
     );
 }
 
-/// A byte that the vocabulary does not have is unknown, not an error.
+/// A byte that is missing from the vocabulary gives the unknown token, not an error.
 #[test]
 fn every_text_has_ids() {
     let dir = tempfile::tempdir().unwrap();

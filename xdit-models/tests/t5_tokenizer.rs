@@ -1,4 +1,4 @@
-//! `T5Tokenizer` against what transformers says, on small vocabularies and, where they are found, the published ones.
+//! Compares `T5Tokenizer` with transformers, on small vocabularies and, if available, on the published ones.
 
 mod tokens;
 
@@ -19,7 +19,7 @@ fn load(dir: &Path) -> T5Tokenizer {
     tokens::timed(dir, T5Tokenizer::load)
 }
 
-/// Compares every text and every cut; `defaults` stands in for ids that are not written twice.
+/// Compares every text and every cut; `defaults` names the answers that supply omitted ids.
 fn check(dir: &Path, goldens: &Goldens, name: &str, defaults: &str) {
     let tokenizer = load(dir);
     let facts = (tokenizer.vocab_size(), tokenizer.pad_id());
@@ -37,11 +37,12 @@ fn small_tokenizer_json_equals_transformers() {
 }
 
 #[test]
+#[ignore = "needs a published vocabulary: set XDIT_REAL_TOKENIZERS"]
 fn published_files_equal_transformers() {
-    let Some(dir) = published("t5", "spiece.model") else { return };
+    let dir = published("t5", "spiece.model");
     let goldens = goldens();
     check(&dir, &goldens, "published", "published");
-    // As PixArt publishes them: no `tokenizer.json`.
+    // As PixArt publishes them, without `tokenizer.json`.
     let spiece = copy(&dir, &["spiece.model", "tokenizer_config.json"]);
     check(spiece.path(), &goldens, "published", "published");
     let spiece = copy(&dir, &["spiece.model"]);
@@ -56,7 +57,7 @@ fn tokenizer_json_is_preferred() {
 }
 
 #[test]
-fn no_room_means_no_ids() {
+fn length_zero_leaves_no_room_for_ids() {
     let tokenizer = load(&data().join("spiece"));
     let encoding = tokenizer.encode("a cat", 0);
     assert_eq!((encoding.ids.len(), encoding.dropped.as_deref()), (0, Some("a cat")));
@@ -70,17 +71,17 @@ fn error(dir: &Path) -> String {
 }
 
 #[test]
-fn an_empty_folder_says_what_belongs_there() {
+fn the_error_for_an_empty_folder_lists_the_needed_files() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(
         error(dir.path()),
         "no T5 vocabulary in `DIR`\n\
-         hint: the `tokenizer` folder of a checkpoint holds `spiece.model` or `tokenizer.json`; fetch one of them"
+          hint: download `tokenizer.json` or `spiece.model` from the `tokenizer` folder of a checkpoint"
     );
 }
 
 #[test]
-fn broken_files_are_named() {
+fn errors_name_the_broken_file() {
     let broken = |file: &str, content: &str| {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(file), content).unwrap();
@@ -88,7 +89,7 @@ fn broken_files_are_named() {
         let reason = text.strip_prefix(&format!("cannot read the tokenizer file `DIR/{file}`: ")).unwrap();
         reason
             .strip_suffix(
-                "\nhint: fetch the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer",
+                "\nhint: download the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer",
             )
             .unwrap()
             .to_owned()
@@ -98,12 +99,12 @@ fn broken_files_are_named() {
         broken("spiece.model", "version https://git-lfs"),
         "it is not a sentencepiece model (wire type 6)"
     );
-    assert_eq!(broken("spiece.model", ""), "it holds no sentencepiece vocabulary");
+    assert_eq!(broken("spiece.model", ""), "it contains no sentencepiece vocabulary");
     assert_eq!(broken("tokenizer.json", "{"), "EOF while parsing an object at line 1 column 1");
     assert_eq!(json("[]"), "it has 0 pieces, too few for `<pad>`, `</s>` and `<unk>`");
     assert_eq!(
         json(&format!(r#"[["a",0],["b",0],["{}",0]]"#, "c".repeat(2000))),
-        "it has a piece of 2000 bytes, more than 1024"
+        "it has a piece of 2000 bytes, and the limit is 1024"
     );
     assert_eq!(json(r#"{"a":0}"#), "invalid type: map, expected a sequence at line 1 column 18");
     let hostile = r#"{"model":{"vocab":[["<pad>",0],["</s>",0],["<unk>",0]]},"normalizer":{"type":"Precompiled","precompiled_charsmap":"/////w=="}}"#;
@@ -121,12 +122,12 @@ fn a_truncated_model_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for end in (0..bytes.len()).step_by(bytes.len() / 97) {
         std::fs::write(dir.path().join("spiece.model"), &bytes[..end]).unwrap();
-        // Cut between two pieces, or before the normalizer, it is a shorter model that is still whole.
+        // A file cut between two pieces or before the normalizer is a valid, shorter model.
         if let Ok(tokenizer) = T5Tokenizer::load(dir.path()) {
             assert!(tokenizer.vocab_size() <= 1000, "{end} bytes");
         }
     }
-    // The normalizer is most of the file; a cut inside is always seen.
+    // The normalizer takes up most of the file; a cut inside it is always detected.
     std::fs::write(dir.path().join("spiece.model"), &bytes[..bytes.len() / 2]).unwrap();
     assert!(error(dir.path()).contains("`DIR/spiece.model`: it ends in the middle of a field"));
 }

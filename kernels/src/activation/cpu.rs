@@ -1,26 +1,50 @@
 //! Activations on the CPU: one pass, vectorised, in place where the memory is free.
 
-use burn::tensor::Tensor;
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 
-use super::Activation;
+use super::{Activation, ActivationOps, reference_activate, reference_gated_activate};
 use crate::cpu::{
-    Rows,
-    lanes::{Job, Lanes, Level},
-    map_rows, math,
+    TensorRows,
+    lanes::{Lanes, Level, Vectorized},
+    map_rows, math, round_to, wide,
 };
 
-pub(super) fn activate<const D: usize>(level: Level, activation: Activation, x: Tensor<D>) -> Tensor<D> {
+impl ActivationOps for Flex {
+    fn activate(activation: Activation, x: FlexTensor) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                round_to(activate(Level::detect(), activation, wide(x)), dtype)
+            }
+            _ => reference_activate::<Self>(activation, x),
+        }
+    }
+
+    fn gated_activate(activation: Activation, gate: FlexTensor, x: FlexTensor) -> FlexTensor {
+        match gate.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                round_to(gated_activate(Level::detect(), activation, wide(gate), wide(x)), dtype)
+            }
+            _ => reference_gated_activate::<Self>(activation, gate, x),
+        }
+    }
+}
+
+/// [`activate`](super::activate) at `level`.
+pub(super) fn activate(level: Level, activation: Activation, x: FlexTensor) -> FlexTensor {
     map_rows(x, |_, x| level.run(Activate { activation, x }))
 }
 
-pub(super) fn gated_activate<const D: usize>(
+/// [`gated_activate`](super::gated_activate) at `level`.
+pub(super) fn gated_activate(
     level: Level,
     activation: Activation,
-    gate: Tensor<D>,
-    x: Tensor<D>,
-) -> Tensor<D> {
-    assert_eq!(gate.dims(), x.dims(), "gate and value have one shape");
-    let factor = Rows::new(x);
+    gate: FlexTensor,
+    x: FlexTensor,
+) -> FlexTensor {
+    assert_eq!(gate.shape(), x.shape(), "gate and value have one shape");
+    let factor = TensorRows::new(x);
     map_rows(gate, |first, gate| {
         for (i, gate) in gate.chunks_exact_mut(factor.len()).enumerate() {
             level.run(Gate { activation, gate, factor: factor.row(first + i) });
@@ -33,7 +57,7 @@ struct Activate<'a> {
     x: &'a mut [f32],
 }
 
-impl Job for Activate<'_> {
+impl Vectorized for Activate<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -51,7 +75,7 @@ struct Gate<'a> {
     factor: &'a [f32],
 }
 
-impl Job for Gate<'_> {
+impl Vectorized for Gate<'_> {
     type Output = ();
 
     #[inline(always)]

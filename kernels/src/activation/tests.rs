@@ -1,11 +1,8 @@
 use proptest::prelude::*;
 
 use super::{Activation, activate, cpu, gated_activate};
-use crate::testing::{assert_close, assert_same_for_any_threads, random, values};
-use crate::{
-    cpu::{lanes::Level, strided},
-    reference,
-};
+use crate::testing::{assert_close, assert_same_for_any_threads, back, flex, random, values};
+use crate::{cpu::lanes::Level, reference};
 
 const ALL: [Activation; 4] =
     [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu];
@@ -16,10 +13,10 @@ fn agree_with_the_reference_at_every_level_and_length() {
         for len in [1, 7, 8, 15, 16, 17, 33, 1000, 40_000] {
             let x = random(len as u64, [1, len]);
             let expected = reference::activate(activation, x.clone());
-            assert_close(cpu::activate(level, activation, x.clone()), expected, 1e-6);
+            assert_close(back(cpu::activate(level, activation, flex(x.clone()))), expected, 1e-6);
             let gate = random(len as u64 + 1, [1, len]);
             let expected = reference::gated_activate(activation, gate.clone(), x.clone());
-            assert_close(cpu::gated_activate(level, activation, gate, x), expected, 1e-6);
+            assert_close(back(cpu::gated_activate(level, activation, flex(gate), flex(x))), expected, 1e-6);
         }
     }
 }
@@ -41,8 +38,8 @@ fn memory_that_someone_else_holds_is_left_alone() {
 fn memory_that_nobody_else_holds_is_reused() {
     let x = random(1, [40, 1000]);
     let address = |x: burn::tensor::Tensor<2>| {
-        let x = strided(x);
-        (x.bytes().as_ptr(), burn::tensor::Tensor::<2>::from_primitive::<burn_flex::Flex>(x))
+        let x = flex(x);
+        (x.bytes().as_ptr(), back::<2>(x))
     };
     let (before, x) = address(x);
     let (after, _) = address(activate(Activation::GeluTanh, x));

@@ -1,28 +1,65 @@
 //! Attention on the CPU: no scores in memory, no copies of queries, keys and values, no order of heads imposed.
 
-use burn::tensor::Tensor;
-use burn_flex::FlexTensor;
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 
+use super::merge::merge_lse;
 use super::tile::{Attend, Head, HeadBias, HeadOut, QUERIES, scratch};
+use super::{AttentionOps, reference_attention_lse, reference_merge_lse, sizes};
 use crate::cpu::{
+    dims,
     lanes::Level,
-    strided, tensor,
+    round_to, tensor, wide,
     workers::{self, PerTask},
 };
+use crate::optional::Optional;
+
+impl AttentionOps for Flex {
+    fn attention_lse(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        bias: Optional<Self>,
+        scale: f32,
+    ) -> (FlexTensor, FlexTensor) {
+        match q.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                let bias = bias.into_option().map(wide);
+                let (out, lse) = attention_lse(Level::detect(), wide(q), wide(k), wide(v), bias, scale);
+                (round_to(out, dtype), lse)
+            }
+            _ => reference_attention_lse::<Self>(q, k, v, bias, scale),
+        }
+    }
+
+    fn merge_lse(
+        out_a: FlexTensor,
+        lse_a: FlexTensor,
+        out_b: FlexTensor,
+        lse_b: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        match out_a.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                let (a, b) = ((wide(out_a), wide(lse_a)), (wide(out_b), wide(lse_b)));
+                let (out, lse) = merge_lse(Level::detect(), a, b);
+                (round_to(out, dtype), lse)
+            }
+            _ => reference_merge_lse::<Self>(out_a, lse_a, out_b, lse_b),
+        }
+    }
+}
 
 /// [`attention_lse`](super::attention_lse) at `level`.
 pub(super) fn attention_lse(
     level: Level,
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    bias: Option<Tensor<4>>,
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    bias: Option<FlexTensor>,
     scale: f32,
-) -> (Tensor<4>, Tensor<3>) {
-    let [b, nq, h, d] = q.dims();
-    let nk = k.dims()[1];
-    assert_eq!(k.dims(), [b, nk, h, d], "keys of the batch, heads and features of the queries");
-    assert_eq!(v.dims(), [b, nk, h, d], "values of the shape of the keys");
+) -> (FlexTensor, FlexTensor) {
+    let [b, nq, nk, h, d] = sizes(&q.shape(), &k.shape(), &v.shape());
     let (q, k, v) = (Heads::new(q), Heads::new(k), Heads::new(v));
     let bias = bias.map(|bias| Bias::new(bias, [b, h, nq, nk]));
     let (mut out, mut lse) =
@@ -33,6 +70,7 @@ pub(super) fn attention_lse(
     let tasks = nq.div_ceil(per_task.max(1));
     workers::for_each(
         b * h * tasks,
+        2 * b * h * nq * nk * d,
         || scratch(d),
         |scratch, index| {
             let (image, head, first) = (index / tasks / h, index / tasks % h, index % tasks * per_task);
@@ -65,8 +103,7 @@ pub(super) fn attention_lse(
 struct Heads(FlexTensor);
 
 impl Heads {
-    fn new(tensor: Tensor<4>) -> Self {
-        let tensor = strided(tensor);
+    fn new(tensor: FlexTensor) -> Self {
         let (shape, strides) = (tensor.layout().shape(), tensor.layout().strides());
         Self(if strides[3] == 1 || shape[3] == 1 { tensor } else { tensor.to_contiguous() })
     }
@@ -86,11 +123,10 @@ struct Bias {
 }
 
 impl Bias {
-    fn new(bias: Tensor<4>, shape: [usize; 4]) -> Self {
-        let dims = bias.dims();
+    fn new(tensor: FlexTensor, shape: [usize; 4]) -> Self {
+        let dims = dims::<4>(&tensor);
         let fits = dims.iter().zip(shape).all(|(&dim, size)| dim == 1 || dim == size);
         assert!(fits, "a bias of {dims:?} for scores of {shape:?}");
-        let tensor = strided(bias);
         let strides =
             [0, 1, 2, 3].map(|i: usize| if dims[i] == 1 { 0 } else { tensor.layout().strides()[i] });
         Self { tensor, strides }

@@ -1,24 +1,24 @@
 //! Merging partial results on the CPU, in one pass over them.
 
-use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::cpu::{
-    Rows, contiguous,
-    lanes::{Job, Lanes, Level},
+    TensorRows, contiguous, dims,
+    lanes::{Lanes, Level, Vectorized},
     map_rows, slice, tensor,
 };
 
 /// [`merge_lse`](super::merge_lse) at `level`.
 pub(super) fn merge_lse(
     level: Level,
-    (out_a, lse_a): (Tensor<4>, Tensor<3>),
-    (out_b, lse_b): (Tensor<4>, Tensor<3>),
-) -> (Tensor<4>, Tensor<3>) {
-    assert_eq!(out_a.dims(), out_b.dims(), "partial results of the same queries");
-    let [b, n, h, d] = out_a.dims();
-    assert_eq!((lse_a.dims(), lse_b.dims()), ([b, n, h], [b, n, h]), "a log-sum-exp for each query and head");
-    let (lse_a, lse_b, out_b) = (contiguous(lse_a), contiguous(lse_b), Rows::new(out_b));
+    (out_a, lse_a): (FlexTensor, FlexTensor),
+    (out_b, lse_b): (FlexTensor, FlexTensor),
+) -> (FlexTensor, FlexTensor) {
+    let [b, n, h, d] = dims(&out_a);
+    assert_eq!(dims(&out_b), [b, n, h, d], "partial results of the same queries");
+    assert_eq!((dims(&lse_a), dims(&lse_b)), ([b, n, h], [b, n, h]), "a log-sum-exp for each query and head");
+    let (lse_a, lse_b, out_b) = (contiguous(lse_a), contiguous(lse_b), TensorRows::new(out_b));
     let (shares, lse): (Vec<[f32; 2]>, Vec<f32>) = slice(&lse_a)
         .par_iter()
         .with_min_len(1024)
@@ -50,7 +50,7 @@ struct Mix<'a> {
     shares: [f32; 2],
 }
 
-impl Job for Mix<'_> {
+impl Vectorized for Mix<'_> {
     type Output = ();
 
     #[inline(always)]

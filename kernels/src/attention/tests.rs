@@ -1,14 +1,26 @@
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use proptest::prelude::*;
 
-use super::{attention_lse, cpu, merge_lse, reference_attention_lse, reference_merge_lse};
-use crate::{
-    cpu::{lanes::Level, tensor},
-    testing::{assert_close, assert_same_for_any_threads, random, relative_error, values},
+use super::{attention_lse, cpu, merge_lse};
+use crate::testing::{
+    assert_close, assert_same_for_any_threads, back, flex, random, relative_error, tensor, values,
 };
+use crate::{cpu::lanes::Level, reference};
 
 /// Scores of a few units, each right to some 2e-7, and sums of blocks of 64.
 const TOLERANCE: f64 = 1e-6;
+
+/// The CPU version at `level`.
+fn at_level(
+    level: Level,
+    [q, k, v]: [&Tensor<4>; 3],
+    bias: Option<Tensor<4>>,
+    scale: f32,
+) -> (Tensor<4>, Tensor<3>) {
+    let [q, k, v] = [q, k, v].map(|x| flex(x.clone()));
+    let (out, lse) = cpu::attention_lse(level, q, k, v, bias.map(flex), scale);
+    (back(out), back(lse))
+}
 
 /// Attention and log-sum-exp in f64. `bias` is called with image, head, query and key.
 fn truth([q, k, v]: [&Tensor<4>; 3], scale: f32, bias: impl Fn([usize; 4]) -> f32) -> (Vec<f64>, Vec<f64>) {
@@ -59,7 +71,7 @@ fn agrees_with_f64_for_any_head_and_any_number_of_tokens() {
             let (q, k, v) = (random(1, [2, nq, h, d]), random(2, [2, nk, h, d]), random(3, [2, nk, h, d]));
             let scale = (d as f32).powf(-0.5);
             let expected = truth([&q, &k, &v], scale, |_| 0.0);
-            check(cpu::attention_lse(level, q, k, v, None, scale), expected);
+            check(at_level(level, [&q, &k, &v], None, scale), expected);
         }
     }
 }
@@ -69,7 +81,7 @@ fn four_thousand_keys_agree_with_f64() {
     let (q, k, v) = (random(1, [1, 20, 2, 72]), random(2, [1, 4096, 2, 72]), random(3, [1, 4096, 2, 72]));
     let expected = truth([&q, &k, &v], 0.12, |_| 0.0);
     for &level in Level::available() {
-        check(cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), None, 0.12), expected.clone());
+        check(at_level(level, [&q, &k, &v], None, 0.12), expected.clone());
     }
 }
 
@@ -77,7 +89,7 @@ fn four_thousand_keys_agree_with_f64() {
 fn large_scores_do_not_overflow() {
     let (q, k, v) = (random(1, [1, 30, 2, 64]), random(2, [1, 100, 2, 64]), random(3, [1, 100, 2, 64]));
     for &level in Level::available() {
-        let (out, lse) = cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), None, 20.0);
+        let (out, lse) = at_level(level, [&q, &k, &v], None, 20.0);
         let (expected, expected_lse) = truth([&q, &k, &v], 20.0, |_| 0.0);
         // Scores near 500 are right to 3e-5, and so are their exponentials.
         assert!(relative_error(&values(out), expected) < 1e-4);
@@ -120,7 +132,7 @@ fn a_bias_is_repeated_where_its_size_is_one() {
             numbers[(0..4).fold(0, |at, dim| at * shape[dim] + if shape[dim] == 1 { 0 } else { index[dim] })]
         };
         let expected = truth([&q, &k, &v], 0.2, at);
-        check(cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), Some(bias), 0.2), expected);
+        check(at_level(level, [&q, &k, &v], Some(bias), 0.2), expected);
     }
 }
 
@@ -135,11 +147,7 @@ fn masked_keys_do_not_count_even_a_block_of_them() {
             let part = |x: &Tensor<4>| x.clone().slice([0..1, first..last]);
             let expected = truth([&q, &part(&k), &part(&v)], 0.2, |_| 0.0);
             for &level in Level::available() {
-                let bias = Some(bias.clone());
-                check(
-                    cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), bias, 0.2),
-                    expected.clone(),
-                );
+                check(at_level(level, [&q, &k, &v], Some(bias.clone()), 0.2), expected.clone());
             }
         }
     }
@@ -151,7 +159,7 @@ fn a_query_without_keys_is_neutral_when_merged() {
     let nothing = || tensor(vec![f32::NEG_INFINITY; 70], [1, 1, 1, 70]);
     let (out, lse) = attention_lse(q.clone(), k.clone(), v.clone(), None, 0.2);
     for &level in Level::available() {
-        let none = cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), Some(nothing()), 0.2);
+        let none = at_level(level, [&q, &k, &v], Some(nothing()), 0.2);
         assert_eq!(values(none.0.clone()), [0.0; 4 * 2 * 24]);
         assert_eq!(values(none.1.clone()), [f32::NEG_INFINITY; 4 * 2]);
         let twice = merge_lse(none.clone(), none.clone());
@@ -171,7 +179,7 @@ fn parts_merge_to_the_whole() {
         attention_lse(q.clone(), part(&k), part(&v), None, 0.2)
     };
     let merged = merge_lse(merge_lse(part(0, 1), part(1, 90)), part(90, 200));
-    let reference = reference_merge_lse(reference_merge_lse(part(0, 1), part(1, 90)), part(90, 200));
+    let reference = reference::merge_lse(reference::merge_lse(part(0, 1), part(1, 90)), part(90, 200));
     assert_close(merged.0.clone(), reference.0, 3e-7);
     assert_close(merged.1.clone(), reference.1, 3e-7);
     check(merged, truth([&q, &k, &v], 0.2, |_| 0.0));
@@ -181,10 +189,10 @@ fn parts_merge_to_the_whole() {
 fn a_query_is_computed_alike_wherever_it_stands() {
     let (q, k, v) = (random(1, [1, 300, 2, 40]), random(2, [1, 150, 2, 40]), random(3, [1, 150, 2, 40]));
     for &level in Level::available() {
-        let whole = values(cpu::attention_lse(level, q.clone(), k.clone(), v.clone(), None, 0.2).0);
+        let whole = values(at_level(level, [&q, &k, &v], None, 0.2).0);
         for (from, to) in [(0, 1), (7, 40), (100, 233)] {
             let q = q.clone().slice([0..1, from..to]);
-            let part = values(cpu::attention_lse(level, q, k.clone(), v.clone(), None, 0.2).0);
+            let part = values(at_level(level, [&q, &k, &v], None, 0.2).0);
             assert_eq!(part, whole[from * 80..to * 80]);
         }
     }
@@ -211,31 +219,10 @@ proptest! {
         let bias = biased.then(|| random(4, [b, 1, nq, nk]));
         let scale = (d as f32).powf(-0.5);
         let (out, lse) = attention_lse(q.clone(), k.clone(), v.clone(), bias.clone(), scale);
-        let (expected, expected_lse) = reference_attention_lse(q, k, v, bias, scale);
+        let (expected, expected_lse) = reference::attention_lse(q, k, v, bias, scale);
         assert_close(out, expected, 2.0 * TOLERANCE);
         for (a, b) in values(lse).into_iter().zip(values(expected_lse)) {
             prop_assert!((a - b).abs() <= 2e-6 * b.abs().max(1.0));
-        }
-    }
-}
-
-/// The parts of a ring: their sums are held in f32, so merging adds no more than the rounding of the parts.
-#[test]
-fn half_precision_is_computed_in_f32() {
-    for (dtype, tolerance) in [(DType::F16, 1e-3), (DType::BF16, 6e-3)] {
-        let rounded = |seed, n| random::<4>(seed, [1, n, 2, 64]).add_scalar(1.0).cast(dtype);
-        let (q, k, v) = (rounded(1, 8), rounded(2, 2048), rounded(3, 2048));
-        let wide = |x: &Tensor<4>| x.clone().cast(DType::F32);
-        let (expected, expected_lse) = attention_lse(wide(&q), wide(&k), wide(&v), None, 0.125);
-        let part = |first| {
-            let [k, v] = [&k, &v].map(|x| x.clone().narrow(1, first, 1024));
-            attention_lse(q.clone(), k, v, None, 0.125)
-        };
-        let whole = attention_lse(q.clone(), k.clone(), v.clone(), None, 0.125);
-        for (out, lse) in [whole, merge_lse(part(0), part(1024))] {
-            assert_eq!((out.dtype(), lse.dtype()), (dtype, DType::F32));
-            assert_close(wide(&out), expected.clone(), tolerance);
-            assert_close(lse, expected_lse.clone(), 1e-6);
         }
     }
 }

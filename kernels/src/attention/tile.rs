@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use crate::cpu::{
-    lanes::{Job, Lanes},
+    lanes::{Lanes, Vectorized},
     math::exp2,
     memory::Scratch,
 };
@@ -128,7 +128,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-impl Job for Attend<'_> {
+impl Vectorized for Attend<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -1,17 +1,50 @@
 //! Convolution on the CPU.
 
-use burn::tensor::Tensor;
-use burn_flex::Flex;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 
-use super::Conv2d;
 use super::image::{Source, Target};
 use super::patches::{self, Patches};
 use super::winograd::{self, Winograd};
+use super::{ConvOps, Geometry, reference_conv2d};
 use crate::cpu::lanes::Level;
 use crate::cpu::memory::{Scratch, zeros};
 use crate::cpu::workers::for_each;
-use crate::cpu::{contiguous, is_f32, slice, tensor};
-use crate::group_norm::Affine;
+use crate::cpu::{contiguous, dims, round_to, slice, tensor, wide};
+use crate::optional::Optional;
+
+impl ConvOps for Flex {
+    fn conv2d(
+        geometry: Geometry,
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Optional<Self>,
+        scale: Optional<Self>,
+        shift: Optional<Self>,
+        residual: Optional<Self>,
+    ) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                let algorithm = Algorithm::choose(&geometry, dims(&x), dims(&weight));
+                let [bias, scale, shift, residual] =
+                    [bias, scale, shift, residual].map(|optional| optional.into_option().map(wide));
+                let inputs =
+                    Inputs { x: wide(x), weight: wide(weight), bias, norm: scale.zip(shift), residual };
+                round_to(conv2d(Level::detect(), algorithm, geometry, inputs), dtype)
+            }
+            _ => reference_conv2d::<Self>(geometry, x, weight, bias, scale, shift, residual),
+        }
+    }
+}
+
+/// The tensors of a convolution; scale and shift are those of the norm.
+pub(super) struct Inputs {
+    pub x: FlexTensor,
+    pub weight: FlexTensor,
+    pub bias: Option<FlexTensor>,
+    pub norm: Option<(FlexTensor, FlexTensor)>,
+    pub residual: Option<FlexTensor>,
+}
 
 /// How to convolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +60,10 @@ impl Algorithm {
     ///
     /// Winograd's transforms cost as much however many channels they serve on the other side, and those of the
     /// weights however few the pixels.
-    pub(super) fn choose(conv: &Conv2d, x: &Tensor<4>) -> Self {
-        let [_, c_in, rows, cols] = x.dims();
-        let [_, _, ky, kx] = conv.weight.dims();
-        let pixels = (rows * cols) << (2 * u32::from(conv.upsample));
-        if [ky, kx] == [3, 3] && conv.stride == 1 && c_in >= 16 && pixels >= 512 {
+    pub(super) fn choose(geometry: &Geometry, x: [usize; 4], weight: [usize; 4]) -> Self {
+        let ([_, c_in, rows, cols], [_, _, ky, kx]) = (x, weight);
+        let pixels = (rows * cols) << (2 * u32::from(geometry.upsample));
+        if [ky, kx] == [3, 3] && geometry.stride == 1 && c_in >= 16 && pixels >= 512 {
             Self::Winograd
         } else {
             Self::Patches
@@ -39,48 +71,19 @@ impl Algorithm {
     }
 }
 
-/// Whether [`conv2d`] here can take these tensors.
-pub(super) fn runs(
-    conv: &Conv2d,
-    x: &Tensor<4>,
-    norm: Option<&Affine>,
-    residual: Option<&Tensor<4>>,
-) -> bool {
-    is_f32(x)
-        && is_f32(&conv.weight)
-        && conv.bias.as_ref().is_none_or(is_f32)
-        && norm.is_none_or(|affine| is_f32(&affine.scale) && is_f32(&affine.shift))
-        && residual.is_none_or(is_f32)
-}
+/// [`conv2d`](super::conv2d()) at `level` by `algorithm`.
+pub(super) fn conv2d(level: Level, algorithm: Algorithm, geometry: Geometry, inputs: Inputs) -> FlexTensor {
+    let Inputs { x, weight, bias, norm, residual } = inputs;
+    let Geometry { stride, padding: [top, _, left, _], upsample } = geometry;
+    let ([batch, c_in, rows, cols], [.., ky, kx]) = (dims(&x), dims::<4>(&weight));
+    let shape @ [_, c_out, rows_out, cols_out] = geometry.result(dims(&x), dims(&weight));
 
-/// [`conv2d`](super::conv2d) at `level` by `algorithm`.
-pub(super) fn conv2d(
-    level: Level,
-    algorithm: Algorithm,
-    conv: &Conv2d,
-    x: Tensor<4>,
-    norm: Option<&Affine>,
-    residual: Option<Tensor<4>>,
-) -> Tensor<4> {
-    let [batch, c_in, rows, cols] = x.dims();
-    let [c_out, weight_c_in, ky, kx] = conv.weight.dims();
-    assert_eq!(c_in, weight_c_in, "channels of the input and the weight");
-    let [top, bottom, left, right] = conv.padding;
-    let doubled = u32::from(conv.upsample);
-    let steps = |size: usize, kernel: usize| {
-        assert!(size >= kernel, "a kernel of {kernel} does not fit into a padded input of {size}");
-        (size - kernel) / conv.stride + 1
-    };
-    let rows_out = steps((rows << doubled) + top + bottom, ky);
-    let cols_out = steps((cols << doubled) + left + right, kx);
-    let shape = [batch, c_out, rows_out, cols_out];
-
-    let weight = contiguous(conv.weight.clone());
-    let bias = conv.bias.clone().map(contiguous);
-    let norm = norm.map(|affine| {
-        assert_eq!(affine.scale.dims(), [batch, c_in], "a scale for each channel of each image");
-        assert_eq!(affine.shift.dims(), [batch, c_in], "a shift for each channel of each image");
-        [contiguous(affine.scale.clone()), contiguous(affine.shift.clone())]
+    let weight = contiguous(weight);
+    let bias = bias.map(contiguous);
+    let norm = norm.map(|(scale, shift)| {
+        assert_eq!(dims(&scale), [batch, c_in], "a scale for each channel of each image");
+        assert_eq!(dims(&shift), [batch, c_in], "a shift for each channel of each image");
+        [contiguous(scale), contiguous(shift)]
     });
     let x = contiguous(x);
     let source = Source {
@@ -88,7 +91,7 @@ pub(super) fn conv2d(
         rows,
         cols,
         norm: norm.as_ref().map(|[scale, shift]| (slice(scale), slice(shift))),
-        upsample: conv.upsample,
+        upsample,
         top,
         left,
     };
@@ -100,14 +103,16 @@ pub(super) fn conv2d(
         rows: rows_out,
         cols: cols_out,
     };
+    let products = shape.iter().product::<usize>() * c_in * ky * kx;
     let convolve = |target: Target| match algorithm {
         Algorithm::Winograd => {
-            assert_eq!(([ky, kx], conv.stride), ([3, 3], 1), "Winograd's kernel and stride");
+            assert_eq!(([ky, kx], stride), ([3, 3], 1), "Winograd's kernel and stride");
             let sizes = Winograd::new(level, [batch, c_in, c_out, rows_out, cols_out]);
             let weights = sizes.weights(level, slice(&weight));
             let weights = weights.as_slice();
             for_each(
                 sizes.blocks(),
+                products,
                 || Scratch::new(sizes.scratch()),
                 |scratch, index| {
                     let scratch = scratch.as_mut_slice();
@@ -117,12 +122,12 @@ pub(super) fn conv2d(
         }
         Algorithm::Patches => {
             let lanes = level.lanes();
-            let sizes =
-                Patches { batch, c_in, c_out, kernel: [ky, kx], stride: conv.stride, rows_out, cols_out };
+            let sizes = Patches { batch, c_in, c_out, kernel: [ky, kx], stride, rows_out, cols_out };
             let weights = sizes.weights(slice(&weight));
             let weights = weights.as_slice();
             for_each(
                 sizes.blocks(lanes),
+                products,
                 || Scratch::new(sizes.scratch(lanes)),
                 |scratch, index| {
                     let scratch = scratch.as_mut_slice();
@@ -136,12 +141,12 @@ pub(super) fn conv2d(
         convolve(target(y.as_mut_ptr(), std::ptr::null()));
         return tensor(y, shape);
     };
-    assert_eq!(residual.dims(), shape, "a residual of the result's shape");
+    assert_eq!(dims(&residual), shape, "a residual of the result's shape");
     let mut residual = contiguous(residual);
     if let Some(sum) = residual.try_storage_mut::<f32>() {
         let sum = sum.as_mut_ptr();
         convolve(target(sum, sum));
-        return Tensor::from_primitive::<Flex>(residual);
+        return residual;
     }
     let mut y = zeros(shape.iter().product());
     convolve(target(y.as_mut_ptr(), slice(&residual).as_ptr()));

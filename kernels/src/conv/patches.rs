@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::gemm::{PANEL, Product};
 use super::image::{Source, Target};
-use crate::cpu::lanes::{Job, Lanes};
+use crate::cpu::lanes::{Lanes, Vectorized};
 use crate::cpu::memory::Scratch;
 
 /// Sizes of a convolution and how it is cut into blocks of `rows × packs` output pixels.
@@ -99,7 +99,7 @@ pub(super) struct Block<'a> {
     pub scratch: &'a mut [f32],
 }
 
-impl Job for Block<'_> {
+impl Vectorized for Block<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -3,10 +3,12 @@
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::cpu::{self, Algorithm};
-use super::{Conv2d, conv2d, reference_conv2d};
+use super::{Conv2d, Geometry, conv2d};
 use crate::cpu::lanes::Level;
-use crate::cpu::{contiguous, slice, tensor};
+use crate::cpu::slice;
 use crate::group_norm::Affine;
+use crate::reference;
+use crate::testing::{back, flex, tensor};
 
 /// One convolution to try.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +121,20 @@ impl Case {
 }
 
 fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
-    slice(&contiguous(tensor.clone())).to_vec()
+    slice(&flex(tensor.clone()).to_contiguous()).to_vec()
+}
+
+/// The CPU version at `level` by `algorithm`.
+fn at_level(level: Level, algorithm: Algorithm, inputs: Inputs) -> Tensor<4> {
+    let Inputs { conv: Conv2d { weight, bias, stride, padding, upsample }, x, norm, residual } = inputs;
+    let inputs = cpu::Inputs {
+        x: flex(x),
+        weight: flex(weight),
+        bias: bias.map(flex),
+        norm: norm.map(|Affine { scale, shift }| (flex(scale), flex(shift))),
+        residual: residual.map(flex),
+    };
+    back(cpu::conv2d(level, algorithm, Geometry { stride, padding, upsample }, inputs))
 }
 
 /// The definition, in f64.
@@ -182,8 +197,7 @@ fn every_level_and_algorithm_agrees_with_f64() {
         let expected = by_definition(&case, &inputs);
         for &algorithm in case.algorithms() {
             for &level in Level::available() {
-                let Inputs { conv, x, norm, residual } = case.inputs();
-                let y = cpu::conv2d(level, algorithm, &conv, x, norm.as_ref(), residual);
+                let y = at_level(level, algorithm, case.inputs());
                 assert_eq!(y.dims(), case.result_shape());
                 let error = relative_error(&values(&y), &expected);
                 // Rounding of a sum in f32, and what Winograd's points magnify it to (see `transforms`).
@@ -198,7 +212,7 @@ fn every_level_and_algorithm_agrees_with_f64() {
 fn agrees_with_the_reference() {
     for case in [Case { size: [40, 52], channels: [64, 48], ..FULL }, Case { upsample: true, ..FULL }, FULL] {
         let Inputs { conv, x, norm, residual } = case.inputs();
-        let expected = values(&reference_conv2d(&conv, x.clone(), norm.as_ref(), residual.clone()));
+        let expected = values(&reference::conv2d(&conv, x.clone(), norm.as_ref(), residual.clone()));
         let expected = expected.into_iter().map(f64::from).collect::<Vec<_>>();
         let error = relative_error(&values(&conv2d(&conv, x, norm.as_ref(), residual)), &expected);
         assert!(error <= 2e-6, "{error:e} of {case:?}");
@@ -215,10 +229,8 @@ fn the_number_of_threads_changes_no_bit() {
             let results = [1, 2, 5].map(|threads| {
                 let pool =
                     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
-                let Inputs { conv, x, norm, residual } = case.inputs();
-                pool.install(|| {
-                    values(&cpu::conv2d(Level::detect(), algorithm, &conv, x, norm.as_ref(), residual))
-                })
+                let inputs = case.inputs();
+                pool.install(|| values(&at_level(Level::detect(), algorithm, inputs)))
             });
             assert!(results[0] == results[1] && results[0] == results[2], "{algorithm:?} of {case:?}");
         }
@@ -230,7 +242,7 @@ fn the_residual_lends_its_memory_only_when_nobody_else_holds_it() {
     let Inputs { conv, x, norm, residual } = FULL.inputs();
     let residual = residual.expect("`FULL` has one");
     let before = values(&residual);
-    let address = |tensor: &Tensor<4>| slice(&contiguous(tensor.clone())).as_ptr();
+    let address = |tensor: &Tensor<4>| slice(&flex(tensor.clone())).as_ptr();
 
     let apart = conv2d(&conv, x.clone(), norm.as_ref(), Some(residual.clone()));
     assert_ne!(address(&apart), address(&residual));

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::gemm::{PANEL, Product};
 use super::image::{Source, Target};
 use super::transforms::{IN, OUT, filter, input, output};
-use crate::cpu::lanes::{Job, Lanes, Level};
+use crate::cpu::lanes::{Lanes, Level, Vectorized};
 use crate::cpu::memory::Scratch;
 
 /// Values of a tile.
@@ -112,7 +112,7 @@ struct TransformWeights<'a> {
     to: &'a mut [f32],
 }
 
-impl Job for TransformWeights<'_> {
+impl Vectorized for TransformWeights<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -150,7 +150,7 @@ pub(super) struct Block<'a> {
     pub scratch: &'a mut [f32],
 }
 
-impl Job for Block<'_> {
+impl Vectorized for Block<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -9,8 +9,8 @@ mod x86;
 
 /// A vector of [`N`](Self::N) f32.
 ///
-/// Code over it is generic and `#[inline(always)]` down from [`Job::run`], which [`Level::run`] compiles once an
-/// instruction set. A type's operations may only run under the level it belongs to: nothing but a `Job` uses them.
+/// Code over it is generic and `#[inline(always)]` down from [`Vectorized::run`], which [`Level::run`] compiles once an
+/// instruction set. A type's operations may only run under the level it belongs to: only implementors of `Vectorized` use them.
 pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
     /// Elements of a vector; divides 16.
     const N: usize;
@@ -166,7 +166,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
 }
 
 /// Work over any [`Lanes`].
-pub(crate) trait Job {
+pub(crate) trait Vectorized {
     type Output;
     /// Does the work. Must be `#[inline(always)]`, and so must all that it calls; closures cannot be.
     fn run<V: Lanes>(self) -> Self::Output;
@@ -218,16 +218,16 @@ impl Level {
         }
     }
 
-    /// Runs `job` with the vectors of this level.
-    pub(crate) fn run<J: Job>(self, job: J) -> J::Output {
+    /// Runs `work` with the vectors of this level.
+    pub(crate) fn run<W: Vectorized>(self, work: W) -> W::Output {
         match self {
-            Self::Portable => job.run::<Portable>(),
+            Self::Portable => work.run::<Portable>(),
             // SAFETY: levels beyond `Portable` are only made by `available`, after looking.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { x86::run_avx2(job) },
+            Self::Avx2 => unsafe { x86::run_avx2(work) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { x86::run_avx512(job) },
+            Self::Avx512 => unsafe { x86::run_avx512(work) },
         }
     }
 }

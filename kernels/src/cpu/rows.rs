@@ -2,36 +2,36 @@
 
 use std::mem::MaybeUninit;
 
-use burn::tensor::{DType, Tensor};
-use burn_flex::{Flex, FlexTensor, Layout};
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
-
-use super::strided;
 
 /// How many elements a task takes: few enough for the first-level cache, enough to pay for the task.
 const TASK_LEN: usize = 8192;
 
 /// An f32 tensor whose rows (the last dimension) are slices, though they may lie apart.
-pub(crate) struct Rows {
+pub(crate) struct TensorRows {
     tensor: FlexTensor,
     /// Sizes and strides of the leading dimensions, with those merged that lie as one.
     leading: Vec<(usize, isize)>,
     len: usize,
 }
 
-impl Rows {
+impl TensorRows {
     /// The rows of `tensor`; it is copied only if a row is not a slice.
     ///
     /// # Panics
-    /// If `tensor` is not f32 on the CPU backend.
-    pub(crate) fn new<const D: usize>(tensor: Tensor<D>) -> Self {
-        let mut tensor = strided(tensor);
-        if tensor.layout().strides()[D - 1] != 1 && tensor.layout().shape()[D - 1] > 1 {
+    /// If `tensor` is not f32.
+    pub(crate) fn new(mut tensor: FlexTensor) -> Self {
+        assert_eq!(tensor.dtype(), DType::F32);
+        let last = tensor.rank() - 1;
+        if tensor.layout().strides()[last] != 1 && tensor.layout().shape()[last] > 1 {
             tensor = tensor.to_contiguous();
         }
         let (shape, strides) = (tensor.layout().shape(), tensor.layout().strides());
-        let mut leading: Vec<(usize, isize)> = Vec::with_capacity(D);
-        for dim in (0..D - 1).filter(|&dim| shape[dim] != 1) {
+        let mut leading: Vec<(usize, isize)> = Vec::with_capacity(last);
+        for dim in (0..last).filter(|&dim| shape[dim] != 1) {
             match leading.last_mut() {
                 Some((size, stride)) if *stride == strides[dim] * shape[dim] as isize => {
                     (*size, *stride) = (*size * shape[dim], strides[dim]);
@@ -39,7 +39,7 @@ impl Rows {
                 _ => leading.push((shape[dim], strides[dim])),
             }
         }
-        let len = shape[D - 1];
+        let len = shape[last];
         Self { tensor, leading, len }
     }
 
@@ -97,7 +97,7 @@ impl Rows {
 
     /// Writes rows from number `first` on to `to`, as many as it has room for.
     fn copy_to(&self, first: usize, to: &mut [MaybeUninit<f32>]) {
-        // Rows that follow each other are one.
+        // TensorRows that follow each other are one.
         let joined = if self.stride() == Some(self.len as isize) { to.len() / self.len } else { 1 };
         for (i, to) in to.chunks_exact_mut(joined * self.len).enumerate() {
             let start = self.offset(first + i * joined);
@@ -113,15 +113,15 @@ impl Rows {
 
 /// A `[b, 1, c]` tensor that goes with a `[b, n, c]` one; `b` may be 1 for all.
 pub(crate) struct PerImage {
-    rows: Rows,
+    rows: TensorRows,
     shared: bool,
 }
 
 impl PerImage {
-    pub(crate) fn new(tensor: Tensor<3>, [b, _, c]: [usize; 3]) -> Self {
-        let dims = tensor.dims();
+    pub(crate) fn new(tensor: FlexTensor, [b, _, c]: [usize; 3]) -> Self {
+        let dims = super::dims::<3>(&tensor);
         assert!(dims == [b, 1, c] || dims == [1, 1, c], "{dims:?} instead of [{b}, 1, {c}]");
-        Self { rows: Rows::new(tensor), shared: dims[0] == 1 }
+        Self { rows: TensorRows::new(tensor), shared: dims[0] == 1 }
     }
 
     pub(crate) fn row(&self, image: usize) -> &[f32] {
@@ -133,19 +133,19 @@ impl PerImage {
 /// one after the other, which it changes in place.
 ///
 /// Works in `x`'s own memory if nobody else holds it, else in a copy made group by group.
-pub(crate) fn map_rows<const D: usize>(x: Tensor<D>, f: impl Fn(usize, &mut [f32]) + Sync) -> Tensor<D> {
-    let shape = x.dims();
-    let mut rows = Rows::new(x);
-    let len = shape.iter().product::<usize>();
+pub(crate) fn map_rows(x: FlexTensor, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
+    let shape = x.shape();
+    let mut rows = TensorRows::new(x);
+    let len = shape.num_elements();
     if len == 0 {
-        return Tensor::from_primitive::<Flex>(rows.tensor);
+        return rows.tensor;
     }
     let group = (TASK_LEN / rows.len).max(1);
     if rows.is_exclusive() {
         let start = rows.tensor.layout().start_offset();
         let data = rows.tensor.try_storage_mut::<f32>().expect("checked by is_exclusive");
         for_each_chunk(&mut data[start..start + len], group * rows.len, |i, chunk| f(i * group, chunk));
-        return Tensor::from_primitive::<Flex>(rows.tensor);
+        return rows.tensor;
     }
     let mut data = Vec::with_capacity(len);
     for_each_chunk(&mut data.spare_capacity_mut()[..len], group * rows.len, |i, chunk| {
@@ -155,8 +155,7 @@ pub(crate) fn map_rows<const D: usize>(x: Tensor<D>, f: impl Fn(usize, &mut [f32
     });
     // SAFETY: the chunks make up the first `len` elements, and each was written.
     unsafe { data.set_len(len) };
-    let bytes = burn::tensor::Bytes::from_elems(data);
-    Tensor::from_primitive::<Flex>(FlexTensor::new(bytes, Layout::contiguous(shape.into()), DType::F32))
+    super::tensor(data, shape)
 }
 
 /// Calls `f` with the number of each chunk and the chunk, in parallel if there is enough to do.

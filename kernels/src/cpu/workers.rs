@@ -4,10 +4,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-/// Calls `work` for each of `0..count`, on as many threads as rayon has, each with its own `scratch`.
+/// Products of numbers that are computed sooner than another thread wakes up.
+pub(crate) const TOO_FEW_TO_SHARE: usize = 1 << 18;
+
+/// Calls `work` for each of `0..count`, on as many threads as rayon has, each with its own `scratch`; on this thread if
+/// `products`, those of all calls together, are [too few](TOO_FEW_TO_SHARE).
 ///
 /// Which thread does what is left open; `work` must not depend on it.
-pub(crate) fn for_each<S>(count: usize, scratch: impl Fn() -> S + Sync, work: impl Fn(&mut S, usize) + Sync) {
+pub(crate) fn for_each<S>(
+    count: usize,
+    products: usize,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize) + Sync,
+) {
+    if products < TOO_FEW_TO_SHARE {
+        let mut scratch = scratch();
+        return (0..count).for_each(|i| work(&mut scratch, i));
+    }
     let next = AtomicUsize::new(0);
     let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < count);
     (0..rayon::current_num_threads().min(count)).into_par_iter().for_each(|_| {

@@ -1,28 +1,49 @@
 //! Group norm on the CPU: each operation goes over the image once.
 
-use burn::tensor::Tensor;
-use burn_flex::Flex;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
-use super::{Affine, Moments};
-use crate::cpu::lanes::{Job, Lanes, Level};
+use super::{GroupNormOps, reference_group_norm_moments, reference_norm_act};
+use crate::cpu::lanes::{Lanes, Level, Vectorized};
 use crate::cpu::memory::zeros;
-use crate::cpu::{contiguous, silu, slice, tensor};
+use crate::cpu::{contiguous, dims, round_to, silu, slice, tensor, wide};
+
+impl GroupNormOps for Flex {
+    fn group_norm_moments(x: FlexTensor, groups: usize) -> (FlexTensor, FlexTensor) {
+        match x.dtype() {
+            DType::F32 | DType::F16 | DType::BF16 => moments(Level::detect(), wide(x), groups),
+            _ => reference_group_norm_moments::<Self>(x, groups),
+        }
+    }
+
+    fn norm_act(x: FlexTensor, scale: FlexTensor, shift: FlexTensor, act: bool) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                round_to(norm_act(Level::detect(), wide(x), wide(scale), wide(shift), act), dtype)
+            }
+            _ => reference_norm_act::<Self>(x, scale, shift, act),
+        }
+    }
+}
 
 /// [`group_norm_moments`](super::group_norm_moments) at `level`.
 ///
 /// Sums are in f64, where the difference of Σx² and (Σx)²/n keeps enough digits even if the mean is 10⁴ times the
 /// deviation; going over the image twice would take twice as long. The order of summation is that of memory, so
 /// that neither the level nor the number of threads changes a bit.
-pub(super) fn moments(level: Level, x: Tensor<4>, groups: usize) -> Moments {
-    let [b, c, rows, cols] = x.dims();
+pub(super) fn moments(level: Level, x: FlexTensor, groups: usize) -> (FlexTensor, FlexTensor) {
+    let [b, c, rows, cols] = dims(&x);
     assert_eq!(c % groups, 0, "{groups} groups of {c} channels");
+    let count = c / groups * rows * cols;
+    if b * count == 0 {
+        return (tensor(vec![0.0; b * groups], [b, groups]), tensor(vec![0.0; b * groups], [b, groups]));
+    }
     let x = contiguous(x);
     let of_planes = slice(&x)
-        .par_chunks_exact((rows * cols).max(1))
+        .par_chunks_exact(rows * cols)
         .map(|plane| level.run(PlaneSums { plane }))
         .collect::<Vec<_>>();
-    let count = c / groups * rows * cols;
     let (mean, deviation) = of_planes
         .chunks_exact(c / groups)
         .map(|planes| {
@@ -31,15 +52,21 @@ pub(super) fn moments(level: Level, x: Tensor<4>, groups: usize) -> Moments {
             (mean as f32, (sum_sq - sum * mean).max(0.0) as f32)
         })
         .unzip();
-    Moments { count, mean: tensor(mean, [b, groups]), deviation: tensor(deviation, [b, groups]) }
+    (tensor(mean, [b, groups]), tensor(deviation, [b, groups]))
 }
 
 /// [`norm_act`](super::norm_act) at `level`.
-pub(super) fn norm_act(level: Level, x: Tensor<4>, affine: &Affine, act: bool) -> Tensor<4> {
-    let shape @ [b, c, rows, cols] = x.dims();
-    assert_eq!(affine.scale.dims(), [b, c], "a scale for each channel of each image");
-    assert_eq!(affine.shift.dims(), [b, c], "a shift for each channel of each image");
-    let (scale, shift) = (contiguous(affine.scale.clone()), contiguous(affine.shift.clone()));
+pub(super) fn norm_act(
+    level: Level,
+    x: FlexTensor,
+    scale: FlexTensor,
+    shift: FlexTensor,
+    act: bool,
+) -> FlexTensor {
+    let shape @ [b, c, rows, cols] = dims(&x);
+    assert_eq!(dims(&scale), [b, c], "a scale for each channel of each image");
+    assert_eq!(dims(&shift), [b, c], "a shift for each channel of each image");
+    let (scale, shift) = (contiguous(scale), contiguous(shift));
     let (scale, shift) = (slice(&scale), slice(&shift));
     let plane_len = (rows * cols).max(1);
     let mut x = contiguous(x);
@@ -48,7 +75,7 @@ pub(super) fn norm_act(level: Level, x: Tensor<4>, affine: &Affine, act: bool) -
             let (to, len) = (to.as_mut_ptr(), to.len());
             level.run(NormPlane { from: to, to, len, scale: scale[plane], shift: shift[plane], act });
         });
-        return Tensor::from_primitive::<Flex>(x);
+        return x;
     }
     let mut y = zeros(b * c * rows * cols);
     let from = slice(&x).par_chunks_exact(plane_len);
@@ -64,7 +91,7 @@ struct PlaneSums<'a> {
     plane: &'a [f32],
 }
 
-impl Job for PlaneSums<'_> {
+impl Vectorized for PlaneSums<'_> {
     type Output = (f64, f64);
 
     #[inline(always)]
@@ -98,7 +125,7 @@ struct NormPlane {
     act: bool,
 }
 
-impl Job for NormPlane {
+impl Vectorized for NormPlane {
     type Output = ();
 
     #[inline(always)]

@@ -3,50 +3,68 @@
 //! Many rows go to the `gemm` crate, on the weight as it is stored. Few rows (a timestep, a pooled prompt) would
 //! leave it packing a weight that is used once or twice; they stream it through dot products instead.
 
-use burn::tensor::Tensor;
-use burn_flex::FlexTensor;
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
+use super::{LinearOps, reference_linear};
 use crate::cpu::{
-    Rows,
-    lanes::{Job, Lanes, Level},
-    slice, strided, tensor,
+    TensorRows, contiguous, dims,
+    lanes::{Lanes, Level, Vectorized},
+    round_to, slice, tensor, wide,
 };
+use crate::optional::Optional;
 
 /// The most rows for which streaming the weight wins.
 const FEW: usize = 8;
 
+/// How many numbers a task copies: fewer are copied sooner than another thread wakes up.
+const COPIED: usize = 1 << 16;
+
 /// Outputs of a task of the streaming path.
 const OUTPUTS: usize = 32;
 
+impl LinearOps for Flex {
+    fn linear(x: FlexTensor, weight: FlexTensor, bias: Optional<Self>) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                let bias = bias.into_option().map(wide);
+                round_to(linear(Level::detect(), wide(x), wide(weight), bias), dtype)
+            }
+            _ => reference_linear::<Self>(x, weight, bias),
+        }
+    }
+}
+
 /// [`linear`](super::linear) at `level`.
-pub(super) fn linear<const D: usize>(
+pub(super) fn linear(
     level: Level,
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-) -> Tensor<D> {
-    let mut shape = x.dims();
-    let [c_out, c_in] = weight.dims();
-    assert_eq!(shape[D - 1], c_in, "features of the input that the weight takes");
-    shape[D - 1] = c_out;
-    let mut x = Rows::new(x);
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+) -> FlexTensor {
+    let mut shape = x.shape();
+    let [c_out, c_in] = dims(&weight);
+    let last = shape.rank() - 1;
+    assert_eq!(shape[last], c_in, "features of the input that the weight takes");
+    shape[last] = c_out;
+    let mut x = TensorRows::new(x);
     if x.stride().is_none() {
         x = x.into_contiguous();
     }
     let bias = bias.map(|bias| {
-        assert_eq!(bias.dims(), [c_out], "a bias for each output");
-        strided(bias).to_contiguous()
+        assert_eq!(dims(&bias), [c_out], "a bias for each output");
+        contiguous(bias)
     });
     let bias = bias.as_ref().map(slice);
-    let weight = strided(weight);
     let few = x.count() <= FEW && weight.layout().strides()[1] == 1;
-    let y = if few { stream(level, &x, &weight, bias) } else { multiply(&x, &weight, bias) };
+    let y = if few || c_in == 0 { stream(level, &x, &weight, bias) } else { multiply(&x, &weight, bias) };
     tensor(y, shape)
 }
 
 /// `x · weightᵀ + bias` by the `gemm` crate.
-fn multiply(x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
+fn multiply(x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
     let (rows, c_in) = (x.count(), x.len());
     let c_out = weight.layout().shape()[0];
     let mut y = Vec::with_capacity(rows * c_out);
@@ -55,7 +73,8 @@ fn multiply(x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
     }
     if let Some(bias) = bias {
         // The product is added to what is there.
-        y.spare_capacity_mut()[..rows * c_out].par_chunks_exact_mut(c_out).for_each(|row| {
+        let y = &mut y.spare_capacity_mut()[..rows * c_out];
+        y.par_chunks_exact_mut(c_out).with_min_len(COPIED.div_ceil(c_out)).for_each(|row| {
             row.write_copy_of_slice(bias);
         });
     }
@@ -96,7 +115,7 @@ fn multiply(x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
 }
 
 /// `x · weightᵀ + bias` for a few rows: each row of the weight is read from memory once.
-fn stream(level: Level, x: &Rows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
+fn stream(level: Level, x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
     let rows: Vec<&[f32]> = (0..x.count()).map(|row| x.row(row)).collect();
     let (layout, data) = (weight.layout(), weight.storage::<f32>());
     let weight_row = |output: usize| {
@@ -132,7 +151,7 @@ struct Dots<'a> {
     columns: &'a mut [f32],
 }
 
-impl Job for Dots<'_> {
+impl Vectorized for Dots<'_> {
     type Output = ();
 
     #[inline(always)]

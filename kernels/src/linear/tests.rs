@@ -2,10 +2,10 @@ use burn::tensor::Tensor;
 use proptest::prelude::*;
 
 use super::{cpu, linear};
-use crate::{
-    cpu::{lanes::Level, tensor},
-    testing::{assert_close, assert_same_for_any_threads, random, relative_error, values},
+use crate::testing::{
+    assert_close, assert_same_for_any_threads, back, flex, random, relative_error, tensor, values,
 };
+use crate::{cpu::lanes::Level, reference};
 
 /// Sums of up to a few thousand rounded products.
 const TOLERANCE: f64 = 1e-6;
@@ -39,9 +39,13 @@ fn agrees_with_f64_for_few_and_many_rows() {
         ] {
             let (x, weight, bias) = (random(1, [rows, c_in]), random(2, [c_out, c_in]), random(3, [c_out]));
             let (x_values, w, b) = (values(x.clone()), values(weight.clone()), values(bias.clone()));
-            let y = values(cpu::linear(level, x.clone(), weight.clone(), None));
+            let linear = |bias: Option<Tensor<1>>| {
+                let (x, weight) = (flex(x.clone()), flex(weight.clone()));
+                values(back::<2>(cpu::linear(level, x, weight, bias.map(flex))))
+            };
+            let y = linear(None);
             assert!(relative_error(&y, truth(&x_values, &w, None, c_in)) <= TOLERANCE);
-            let y = values(cpu::linear(level, x, weight, Some(bias)));
+            let y = linear(Some(bias));
             assert!(relative_error(&y, truth(&x_values, &w, Some(&b), c_in)) <= TOLERANCE);
         }
     }
@@ -79,7 +83,7 @@ proptest! {
     #[test]
     fn agrees_with_the_reference([b, n] in [1usize..4, 1usize..9], c_in in 1usize..70, c_out in 1usize..70) {
         let (x, weight, bias) = (random(1, [b, n, c_in]), random(2, [c_out, c_in]), random(3, [c_out]));
-        let expected = super::reference_linear(x.clone(), weight.clone(), Some(bias.clone()));
+        let expected = reference::linear(x.clone(), weight.clone(), Some(bias.clone()));
         assert_close(linear(x, weight, Some(bias)), expected, TOLERANCE);
     }
 }

@@ -1,12 +1,48 @@
 //! Norms over features on the CPU: each row is read from memory once and finished in the cache.
 
-use burn::tensor::Tensor;
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 
+use super::{NormOps, reference_layer_norm, reference_layer_norm_modulate, reference_rms_norm};
 use crate::cpu::{
-    PerImage, Rows,
-    lanes::{Job, Lanes, Level},
-    map_rows,
+    PerImage, TensorRows, dims,
+    lanes::{Lanes, Level, Vectorized},
+    map_rows, round_to, wide,
 };
+use crate::optional::Optional;
+
+impl NormOps for Flex {
+    fn layer_norm(x: FlexTensor, weight: Optional<Self>, bias: Optional<Self>, eps: f64) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                let [weight, bias] = [weight, bias].map(|parameter| parameter.into_option().map(wide));
+                round_to(layer_norm(Level::detect(), wide(x), weight, bias, eps), dtype)
+            }
+            _ => reference_layer_norm::<Self>(x, weight, bias, eps),
+        }
+    }
+
+    fn layer_norm_modulate(x: FlexTensor, shift: FlexTensor, scale: FlexTensor, eps: f64) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                let y = layer_norm_modulate(Level::detect(), wide(x), wide(shift), wide(scale), eps);
+                round_to(y, dtype)
+            }
+            _ => reference_layer_norm_modulate::<Self>(x, shift, scale, eps),
+        }
+    }
+
+    fn rms_norm(x: FlexTensor, weight: Optional<Self>, eps: f64) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                let weight = weight.into_option().map(wide);
+                round_to(rms_norm(Level::detect(), wide(x), weight, eps), dtype)
+            }
+            _ => reference_rms_norm::<Self>(x, weight, eps),
+        }
+    }
+}
 
 /// Scale and shift after the norm; what is absent is left out.
 #[derive(Clone, Copy, Default)]
@@ -17,36 +53,34 @@ struct After<'a> {
     shift: Option<&'a [f32]>,
 }
 
-pub(super) fn layer_norm<const D: usize>(
+/// [`layer_norm`](super::layer_norm) at `level`.
+pub(super) fn layer_norm(
     level: Level,
-    x: Tensor<D>,
-    weight: Option<Tensor<1>>,
-    bias: Option<Tensor<1>>,
+    x: FlexTensor,
+    weight: Option<FlexTensor>,
+    bias: Option<FlexTensor>,
     eps: f64,
-) -> Tensor<D> {
-    norm::<D, true>(level, x, weight, bias, eps)
+) -> FlexTensor {
+    norm::<true>(level, x, weight, bias, eps)
 }
 
-pub(super) fn rms_norm<const D: usize>(
-    level: Level,
-    x: Tensor<D>,
-    weight: Option<Tensor<1>>,
-    eps: f64,
-) -> Tensor<D> {
-    norm::<D, false>(level, x, weight, None, eps)
+/// [`rms_norm`](super::rms_norm) at `level`.
+pub(super) fn rms_norm(level: Level, x: FlexTensor, weight: Option<FlexTensor>, eps: f64) -> FlexTensor {
+    norm::<false>(level, x, weight, None, eps)
 }
 
-fn norm<const D: usize, const CENTRE: bool>(
+fn norm<const CENTRE: bool>(
     level: Level,
-    x: Tensor<D>,
-    weight: Option<Tensor<1>>,
-    bias: Option<Tensor<1>>,
+    x: FlexTensor,
+    weight: Option<FlexTensor>,
+    bias: Option<FlexTensor>,
     eps: f64,
-) -> Tensor<D> {
-    let len = x.dims()[D - 1];
-    let parameter = |tensor: Tensor<1>| {
-        assert_eq!(tensor.dims(), [len], "a parameter for each feature");
-        Rows::new(tensor)
+) -> FlexTensor {
+    let shape = x.shape();
+    let len = shape[shape.rank() - 1];
+    let parameter = |tensor: FlexTensor| {
+        assert_eq!(dims(&tensor), [len], "a parameter for each feature");
+        TensorRows::new(tensor)
     };
     let (weight, bias) = (weight.map(parameter), bias.map(parameter));
     let after = After {
@@ -57,15 +91,16 @@ fn norm<const D: usize, const CENTRE: bool>(
     map_rows(x, |_, rows| level.run(Norm::<CENTRE> { rows, len, after, eps }))
 }
 
+/// [`layer_norm_modulate`](super::layer_norm_modulate) at `level`.
 pub(super) fn layer_norm_modulate(
     level: Level,
-    x: Tensor<3>,
-    shift: Tensor<3>,
-    scale: Tensor<3>,
+    x: FlexTensor,
+    shift: FlexTensor,
+    scale: FlexTensor,
     eps: f64,
-) -> Tensor<3> {
-    let [_, n, c] = x.dims();
-    let (shift, scale) = (PerImage::new(shift, x.dims()), PerImage::new(scale, x.dims()));
+) -> FlexTensor {
+    let sizes @ [_, n, c] = dims(&x);
+    let (shift, scale) = (PerImage::new(shift, sizes), PerImage::new(scale, sizes));
     map_rows(x, |first, rows| {
         for (i, row) in rows.chunks_exact_mut(c).enumerate() {
             let image = (first + i) / n;
@@ -88,7 +123,7 @@ struct Norm<'a, const CENTRE: bool> {
     eps: f64,
 }
 
-impl<const CENTRE: bool> Job for Norm<'_, CENTRE> {
+impl<const CENTRE: bool> Vectorized for Norm<'_, CENTRE> {
     type Output = ();
 
     #[inline(always)]

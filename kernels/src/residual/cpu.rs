@@ -1,38 +1,46 @@
 //! The gated residual on the CPU: one pass, in place where the memory is free.
 
-use burn::tensor::Tensor;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 
+use super::{ResidualOps, reference_gated_residual};
 use crate::cpu::{
-    PerImage, Rows,
-    lanes::{Job, Lanes, Level},
-    map_rows, strided,
+    PerImage, TensorRows, dims,
+    lanes::{Lanes, Level, Vectorized},
+    map_rows, round_to, wide,
 };
 
-pub(super) fn gated_residual(level: Level, x: Tensor<3>, gate: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
-    assert_eq!(x.dims(), y.dims(), "both terms have one shape");
-    let [_, n, c] = x.dims();
-    let gate = PerImage::new(gate, x.dims());
-    let (x_is_free, x) = is_free(x);
-    if x_is_free {
-        let y = Rows::new(y);
+impl ResidualOps for Flex {
+    fn gated_residual(x: FlexTensor, gate: FlexTensor, y: FlexTensor) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                round_to(gated_residual(Level::detect(), wide(x), wide(gate), wide(y)), dtype)
+            }
+            _ => reference_gated_residual::<Self>(x, gate, y),
+        }
+    }
+}
+
+/// [`gated_residual`](super::gated_residual) at `level`.
+pub(super) fn gated_residual(level: Level, x: FlexTensor, gate: FlexTensor, y: FlexTensor) -> FlexTensor {
+    let sizes @ [_, n, c] = dims(&x);
+    assert_eq!(dims(&y), sizes, "both terms have one shape");
+    let gate = PerImage::new(gate, sizes);
+    if x.is_unique() && x.is_contiguous() {
+        let y = TensorRows::new(y);
         map_rows(x, |first, rows| {
             for (i, row) in (first..).zip(rows.chunks_exact_mut(c)) {
                 level.run(AddGated::<true> { row, gate: gate.row(i / n), other: y.row(i) });
             }
         })
     } else {
-        let x = Rows::new(x);
+        let x = TensorRows::new(x);
         map_rows(y, |first, rows| {
             for (i, row) in (first..).zip(rows.chunks_exact_mut(c)) {
                 level.run(AddGated::<false> { row, gate: gate.row(i / n), other: x.row(i) });
             }
         })
     }
-}
-
-fn is_free(x: Tensor<3>) -> (bool, Tensor<3>) {
-    let x = strided(x);
-    (x.is_unique() && x.is_contiguous(), Tensor::from_primitive::<burn_flex::Flex>(x))
 }
 
 /// A row in place: `row + gate · other` if `ROW_IS_X`, else `other + gate · row`.
@@ -42,7 +50,7 @@ struct AddGated<'a, const ROW_IS_X: bool> {
     other: &'a [f32],
 }
 
-impl<const ROW_IS_X: bool> Job for AddGated<'_, ROW_IS_X> {
+impl<const ROW_IS_X: bool> Vectorized for AddGated<'_, ROW_IS_X> {
     type Output = ();
 
     #[inline(always)]

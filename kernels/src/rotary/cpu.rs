@@ -1,20 +1,34 @@
 //! Rotary embedding on the CPU: one pass, in place where the memory is free.
 
-use burn::tensor::Tensor;
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
 
+use super::{RotaryOps, reference_rotary};
 use crate::cpu::{
-    Rows,
-    lanes::{Job, Lanes, Level},
-    map_rows,
+    TensorRows, dims,
+    lanes::{Lanes, Level, Vectorized},
+    map_rows, round_to, wide,
 };
 
-pub(super) fn rotary(level: Level, x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
-    let [_, n, h, d] = x.dims();
+impl RotaryOps for Flex {
+    fn rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        match x.dtype() {
+            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+                round_to(rotary(Level::detect(), wide(x), wide(cos), wide(sin)), dtype)
+            }
+            _ => reference_rotary::<Self>(x, cos, sin),
+        }
+    }
+}
+
+/// [`rotary`](super::rotary) at `level`.
+pub(super) fn rotary(level: Level, x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+    let [_, n, h, d] = dims(&x);
     assert!(d % 2 == 0, "{d} features are no pairs");
     for table in [&cos, &sin] {
-        assert_eq!(table.dims(), [n, d / 2], "an angle for each token and pair");
+        assert_eq!(dims(table), [n, d / 2], "an angle for each token and pair");
     }
-    let (cos, sin) = (Rows::new(cos), Rows::new(sin));
+    let (cos, sin) = (TensorRows::new(cos), TensorRows::new(sin));
     map_rows(x, |first, rows| {
         let mut factors = Factors { of_self: vec![0.0; d], of_other: vec![0.0; d] };
         let mut at = 0;
@@ -53,7 +67,7 @@ struct Turn<'a> {
     factors: &'a Factors,
 }
 
-impl Job for Turn<'_> {
+impl Vectorized for Turn<'_> {
     type Output = ();
 
     #[inline(always)]

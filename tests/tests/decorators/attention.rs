@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::tokens::Tokens;
-use xdit_core::transformer::{Hidden, Spec, Transformer};
+use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_tests::toy::{Context, Toy};
 
 /// The block whose keys are wrong.
@@ -32,7 +32,7 @@ impl Transformer for MutantToy {
     type Conditions = Tensor<3>;
     type Context = Context;
 
-    fn spec(&self) -> &Spec {
+    fn spec(&self) -> &TransformerSpec {
         self.toy.spec()
     }
 
@@ -42,6 +42,10 @@ impl Transformer for MutantToy {
 
     fn contexts(&self, text: &Tensor<3>, timesteps: &[f32]) -> Vec<Context> {
         self.toy.contexts(text, timesteps)
+    }
+
+    fn context_bytes(&self) -> usize {
+        self.toy.context_bytes()
     }
 
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {

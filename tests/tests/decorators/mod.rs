@@ -1,7 +1,7 @@
 //! The seams of the engine with a mistake in them, and nothing else changed.
 
 mod attention;
-mod communicator;
+mod link;
 
 pub use attention::{Keys, MutantToy};
-pub use communicator::{Tampered, Wire};
+pub use link::{Tampered, Wire};

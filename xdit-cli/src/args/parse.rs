@@ -1,4 +1,4 @@
-//! From `argv` to [`Cli`], with errors in this program's own words.
+//! Parses `argv` into [`Cli`], with error messages in the style of this program.
 
 use std::ffi::OsString;
 use std::num::{ParseFloatError, ParseIntError};
@@ -12,20 +12,20 @@ use super::Cli;
 /// Parses the command line.
 ///
 /// # Errors
-/// Of kind usage, if it is not understood.
+/// A usage error, if the command line is not valid.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
     let parsed = Cli::command()
         .try_get_matches_from(with_dashes(argv))
         .and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => Ok(cli),
-        // `--help` and `--version` arrive as errors, as does a bare `xdit`, which asks for help.
+        // `--help` and `--version` arrive as errors, and so does a bare `xdit`, which asks for help.
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => Err(in_our_words(&error)),
     }
 }
 
-/// Spells the names of long options with dashes: `--guidance_scale=4` becomes `--guidance-scale=4`.
+/// Replaces underscores in the names of long options by dashes: `--guidance_scale=4` becomes `--guidance-scale=4`.
 fn with_dashes(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut options = true;
     let spell = |argument: OsString| {
@@ -41,14 +41,14 @@ fn with_dashes(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     argv.into_iter().map(spell).collect()
 }
 
-/// The error as one sentence and a hint.
+/// Converts the error to one sentence and a hint.
 fn in_our_words(error: &clap::Error) -> Error {
     let get = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join("`, `")),
         _ => None,
     };
-    // An option is given as `--name <VALUE>`.
+    // Clap names an option as `--name <VALUE>`.
     let name = |text: String| text.split(" <").next().unwrap_or_default().to_owned();
     let argument = get(ContextKind::InvalidArg).map(name).unwrap_or_default();
     let value = get(ContextKind::InvalidValue).unwrap_or_default();
@@ -64,7 +64,7 @@ fn in_our_words(error: &clap::Error) -> Error {
         ErrorKind::InvalidValue if value.is_empty() => (format!("`{argument}` needs a value"), None),
         ErrorKind::InvalidValue => {
             let hint = get(ContextKind::ValidValue).map(|valid| format!("possible values: `{valid}`"));
-            (format!("`{value}` is not a value of `{argument}`"), hint)
+            (format!("`{value}` is not a valid value of `{argument}`"), hint)
         }
         ErrorKind::ValueValidation => {
             let hint = std::error::Error::source(error).map(|source| match source {
@@ -72,18 +72,18 @@ fn in_our_words(error: &clap::Error) -> Error {
                 _ if source.is::<ParseFloatError>() => "give a number such as `4.5`".to_owned(),
                 source => source.to_string(),
             });
-            (format!("`{value}` is not a value of `{argument}`"), hint)
+            (format!("`{value}` is not a valid value of `{argument}`"), hint)
         }
         ErrorKind::MissingRequiredArgument => (format!("`{argument}` is missing"), None),
         ErrorKind::ArgumentConflict => {
             let other = get(ContextKind::PriorArg).map(name).unwrap_or_default();
             match argument == other {
                 true => (format!("`{argument}` is given twice"), None),
-                false => (format!("`{argument}` and `{other}` exclude each other"), None),
+                false => (format!("`{argument}` cannot be combined with `{other}`"), None),
             }
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            ("there is nothing to do".to_owned(), Some("see `xdit --help`".to_owned()))
+            ("no command was given".to_owned(), Some("run `xdit --help` for a list of commands".to_owned()))
         }
         _ => {
             let text = error.to_string();
@@ -91,7 +91,8 @@ fn in_our_words(error: &clap::Error) -> Error {
             (line.trim_start_matches("error: ").to_owned(), None)
         }
     };
-    Error::usage(message).hint(hint.unwrap_or_else(|| "see `--help` of the command".to_owned()))
+    Error::usage(message)
+        .hint(hint.unwrap_or_else(|| "run the command with `--help` for its options".to_owned()))
 }
 
 #[cfg(test)]
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn dashes_and_underscores_are_equal() {
+    fn dashes_and_underscores_are_equivalent() {
         for option in Cli::command().find_subcommand("generate").unwrap().get_arguments() {
             let Some(name) = option.get_long().filter(|name| name.contains('-')) else { continue };
             let value = match option.get_id().as_str() {
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_options_are_respelled() {
+    fn only_option_names_are_changed() {
         let out = cli(&["--negative_prompt=a_b=c_d", "--prompt", "snake_case"]);
         assert!(out.contains("a_b=c_d") && out.contains("snake_case"), "{out}");
         let kept = with_dashes(["--", "--a_b"].map(OsString::from));
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_xdit_in_python_are_understood() {
+    fn options_of_the_python_xdit_are_accepted() {
         let out = cli(&["--output_type", "pil", "--use_split_batch", "--warmup_steps", "3"]);
         assert!(
             out.contains("Png")

@@ -1,8 +1,8 @@
-//! The configurations that are the same for every PixArt-α.
+//! The configs that do not depend on the size of the model.
 
 use serde_json::{Value, json};
 
-/// The version of diffusers whose layout is written.
+/// The version of diffusers that the layout follows.
 pub const DIFFUSERS: &str = "0.22.0";
 
 /// `model_index.json`

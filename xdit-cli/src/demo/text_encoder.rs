@@ -1,10 +1,10 @@
-//! A T5 encoder of two layers.
+//! A T5 encoder with two layers.
 
 use serde_json::{Value, json};
 
 use super::tensors::Tensors;
 
-/// Features of a token.
+/// The number of features of a token.
 pub const D_MODEL: usize = 64;
 const D_KV: usize = 16;
 const D_FF: usize = 128;
@@ -34,14 +34,14 @@ pub fn config(vocab_size: usize) -> Value {
     })
 }
 
-/// The weights.
+/// Adds the weights.
 pub fn fill(tensors: &mut Tensors, vocab_size: usize) {
     tensors.normal("shared.weight", &[vocab_size, D_MODEL], 0.0, 1.0);
     for layer in 0..LAYERS {
         let attention = format!("encoder.block.{layer}.layer.0");
         tensors.normal(format!("{attention}.layer_norm.weight"), &[D_MODEL], 1.0, 0.1);
         for projection in ["q", "k", "v", "o"] {
-            // T5 does not scale its scores, so that queries must be small.
+            // T5 does not scale its scores, so the queries must be small.
             let gain = if projection == "q" { 0.25 } else { 1.0 };
             tensors.weight(&format!("{attention}.SelfAttention.{projection}"), D_MODEL, HEADS * D_KV, gain);
         }

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-/// The sentinels that every T5 tokenizer adds behind its vocabulary.
+/// The number of sentinels that every T5 tokenizer appends to its vocabulary.
 pub const EXTRA_IDS: usize = 100;
 
-/// `<pad>`, `</s>` and `<unk>` as every T5 numbers them, the mark of a word's beginning, and the letters of Latin,
+/// `<pad>`, `</s>` and `<unk>` with the ids of every T5, the mark of the start of a word, and the letters of Latin,
 /// Greek and Cyrillic.
 pub fn vocabulary() -> Vec<String> {
     let marks = ["<pad>", "</s>", "<unk>", "▁"].map(str::to_owned);
@@ -32,7 +32,7 @@ pub fn config() -> Value {
 pub fn sentencepiece(vocabulary: &[String]) -> Vec<u8> {
     let mut model = Message::default();
     for (id, piece) in vocabulary.iter().enumerate() {
-        // Normal, unknown, control.
+        // The kinds are normal (1), unknown (2) and control (3).
         let kind = match id {
             0 | 1 => 3,
             2 => 2,
@@ -40,14 +40,14 @@ pub fn sentencepiece(vocabulary: &[String]) -> Vec<u8> {
         };
         model.message(1, Message::default().bytes(1, piece.as_bytes()).float(2, -1.0).varint(3, kind));
     }
-    // A Unigram model, and the ids of unknown, begin (none), end and padding.
+    // Declares a Unigram model and the ids of the unknown, start (none), end and padding tokens.
     let trainer = Message::default();
     model.message(2, trainer.varint(3, 1).varint(40, 2).varint(41, -1i64 as u64).varint(42, 1).varint(43, 0));
     model.message(3, Message::default().bytes(1, b"identity"));
     model.0
 }
 
-/// A protobuf message in the making.
+/// A protobuf message under construction.
 #[derive(Default)]
 struct Message(Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! A PixArt transformer of two blocks.
+//! A PixArt transformer with two blocks.
 
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ pub fn config() -> Value {
     })
 }
 
-/// The weights.
+/// Adds the weights.
 pub fn fill(tensors: &mut Tensors) {
     tensors.patch_conv("pos_embed.proj", CHANNELS, DIM, PATCH, 0.5);
     let embedder = "adaln_single.emb.timestep_embedder";
@@ -60,6 +60,6 @@ pub fn fill(tensors: &mut Tensors) {
         tensors.normal(format!("{block}.scale_shift_table"), &[6, DIM], 0.0, 0.5);
     }
     tensors.normal("scale_shift_table", &[2, DIM], 0.0, 0.1);
-    // More than the noise that is there, so that places and prompts show through it.
+    // Larger than the noise, so that the effects of positions and prompts are visible in it.
     tensors.linear("proj_out", DIM, PATCH * PATCH * 2 * CHANNELS, 3.0);
 }

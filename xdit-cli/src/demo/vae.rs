@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 use super::configs::DIFFUSERS;
 use super::tensors::Tensors;
 
-/// Channels of each level, from the picture's inwards.
+/// The number of channels of each level, from the picture inwards.
 const LEVELS: [usize; 4] = [8, 16, 16, 32];
 const GROUPS: usize = 8;
 const LATENT: usize = 4;
 const LAYERS: usize = 1;
-/// What the last layer makes of its normalised input: a picture with values from about -1 to 1.
+/// The gain of the last layer, whose input is normalised: pictures have values from about -1 to 1.
 const CONTRAST: f32 = 0.9;
 
 /// `vae/config.json`
@@ -33,7 +33,7 @@ pub fn config() -> Value {
     })
 }
 
-/// The weights.
+/// Adds the weights.
 pub fn fill(tensors: &mut Tensors) {
     encoder(tensors);
     tensors.patch_conv("quant_conv", 2 * LATENT, 2 * LATENT, 1, 1.0);

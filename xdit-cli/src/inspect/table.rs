@@ -1,4 +1,4 @@
-//! An inspection as text, for a terminal of 80 columns.
+//! Formats an inspection as a table for a terminal with 80 columns.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use indicatif::HumanBytes;
 
 use super::{Component, Inspection};
 
-/// The table.
+/// Formats the table.
 pub fn render(inspection: &Inspection) -> String {
     let head = ["component", "class", "parameters", "type", "on disk"].map(str::to_owned);
     let rows: Vec<[String; 5]> = [head].into_iter().chain(inspection.components.iter().map(row)).collect();
@@ -16,7 +16,7 @@ pub fn render(inspection: &Inspection) -> String {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = width(column);
-            // Words to the left, numbers to the right.
+            // Words are aligned left, numbers right.
             let _ = match column {
                 2 | 4 => write!(line, "{cell:>width$}  "),
                 _ => write!(line, "{cell:<width$}  "),
@@ -66,7 +66,7 @@ fn row(component: &Component) -> [String; 5] {
     }
 }
 
-/// A count with three digits and a unit.
+/// Formats a count with three digits and a unit.
 fn count(number: usize) -> String {
     let number = number as f64;
     let (divisor, unit) = match number {

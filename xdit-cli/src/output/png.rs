@@ -1,4 +1,4 @@
-//! Pictures as PNG files that carry their parameters.
+//! Pictures as PNG files that contain their parameters.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -9,17 +9,17 @@ use xdit_core::{Error, Result};
 
 use crate::parameters::Parameters;
 
-/// The chunk with all parameters, as JSON.
+/// The text chunk with all parameters, as JSON.
 const JSON: &str = "xdit";
-/// The chunk that other programs read.
+/// The text chunk that other programs read.
 const INFOTEXT: &str = "parameters";
 
-/// The bytes of a PNG file with `picture` and how it was made.
+/// The contents of a PNG file with `picture` and its parameters.
 pub fn encode_png(picture: &Picture, parameters: &Parameters) -> Vec<u8> {
-    let json = serde_json::to_string(parameters).expect("strings and finite numbers");
+    let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
     let mut bytes = Vec::new();
     write(picture, [(INFOTEXT, parameters.infotext()), (JSON, json)], &mut bytes)
-        .expect("a picture of valid size is written to memory");
+        .expect("a picture of valid size can be written to memory");
     bytes
 }
 
@@ -33,7 +33,7 @@ fn write(
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
     for (keyword, text) in texts {
-        // The older chunk is read by more programs, but holds only Latin-1.
+        // More programs read the older chunk, but it is limited to Latin-1.
         if text.chars().all(|char| u32::from(char) < 0x100) {
             encoder.add_text_chunk(keyword.to_owned(), text)?;
         } else {
@@ -45,10 +45,10 @@ fn write(
     writer.finish()
 }
 
-/// The parameters in the PNG file `path`.
+/// Reads the parameters from the PNG file `path`.
 ///
 /// # Errors
-/// If it cannot be read or carries none.
+/// If the file cannot be read or contains no parameters.
 pub fn read_parameters(path: &Path) -> Result<Parameters> {
     let shown = path.display();
     let file = File::open(path).map_err(|error| Error::failure(format!("cannot read `{shown}`: {error}")))?;
@@ -62,12 +62,12 @@ pub fn read_parameters(path: &Path) -> Result<Parameters> {
         (Some(chunk), _) => chunk.text.clone(),
         (None, Some(chunk)) => chunk
             .get_text()
-            .map_err(|error| Error::failure(format!("the parameters in `{shown}` are damaged: {error}")))?,
+            .map_err(|error| Error::failure(format!("the parameters in `{shown}` are corrupt: {error}")))?,
         (None, None) => {
-            return Err(Error::usage(format!("`{shown}` carries no parameters of this program"))
-                .hint("only pictures of `xdit generate` do, and only until another program saves them"));
+            return Err(Error::usage(format!("`{shown}` contains no parameters of this program"))
+                .hint("give a picture written by `xdit generate` that no other program has saved since"));
         }
     };
     serde_json::from_str(&json)
-        .map_err(|error| Error::failure(format!("the parameters in `{shown}` are damaged: {error}")))
+        .map_err(|error| Error::failure(format!("the parameters in `{shown}` are corrupt: {error}")))
 }

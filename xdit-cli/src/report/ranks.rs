@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::record::{RankReport, Times, Traffic};
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_core::run::record::{RankReport, Times, Traffic};
 
 /// One rank.
 #[derive(Debug, Serialize)]
@@ -35,7 +35,7 @@ struct Seconds {
 /// One operation in the groups along some axes.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// Names of the axes; `world` while pictures are decoded.
+    /// Names of the axes; `world` for conditions, `vae` for the rows of pictures.
     group: String,
     operation: String,
     calls: u64,

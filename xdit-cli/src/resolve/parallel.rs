@@ -1,7 +1,7 @@
 //! From the options of parallelism to what the engine is asked for.
 
-use xdit_core::parallel::mesh::{Axis, Mesh};
-use xdit_core::parallel::plan::ParallelConfig;
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::{Error, Result};
 
 use crate::args::ParallelArgs;

@@ -2,26 +2,26 @@
 
 use std::path::Path;
 
-use xdit_core::parallel::guidance::Branch;
-use xdit_core::parallel::plan::{ParallelConfig, Plan, Work};
 use xdit_core::pipeline::{Picture, Request, Resolved, SkipLayerGuidance};
-use xdit_core::transformer::Spec;
+use xdit_core::plan::guidance::Branch;
+use xdit_core::plan::{ParallelConfig, Plan, Work};
+use xdit_core::transformer::TransformerSpec;
 
-use super::Job;
+use super::Invocation;
 use crate::args::{Command, parse};
 use crate::output::encode_png;
 
 /// The job of `xdit generate --output DIR/ ARGS`.
-fn job(dir: &Path, args: &[&str]) -> Job {
+fn job(dir: &Path, args: &[&str]) -> Invocation {
     let output = format!("{}/", dir.display());
     let argv = ["xdit", "generate", "--output", &output].into_iter().chain(args.iter().copied());
     let Command::Generate(args) = parse(argv.map(Into::into)).unwrap().command else { unreachable!() };
-    Job::resolve(&args).unwrap_or_else(|error| panic!("{error}"))
+    Invocation::resolve(&args).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Writes picture `index` of `job` to `path`, as a model would that takes everything.
-fn write(job: &Job, index: usize, path: &Path) {
-    let spec = Spec {
+fn write(job: &Invocation, index: usize, path: &Path) {
+    let spec = TransformerSpec {
         patch: 2,
         channels: 4,
         blocks: 2,
@@ -38,6 +38,7 @@ fn write(job: &Job, index: usize, path: &Path) {
         images: job.request.images(),
     };
     let resolved = Resolved {
+        request: job.request.clone(),
         size: [16; 2],
         generated_size: [16; 2],
         num_inference_steps: 4,
@@ -45,9 +46,9 @@ fn write(job: &Job, index: usize, path: &Path) {
         max_sequence_length: 77,
         plan: Plan::new(&ParallelConfig::default(), &work).unwrap(),
     };
-    let parameters = job.parameters(&job.settings(&resolved));
+    let parameters = job.parameters(&job.settings(&resolved), index);
     let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-    std::fs::write(path, encode_png(&picture, &parameters[index])).unwrap();
+    std::fs::write(path, encode_png(&picture, &parameters)).unwrap();
 }
 
 /// All texts of a request with one prompt.

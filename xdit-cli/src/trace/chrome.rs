@@ -1,4 +1,4 @@
-//! The trace event format of Chrome, which Perfetto and other viewers read.
+//! Chrome's trace event format, for Perfetto and other viewers.
 //!
 //! Source: "Trace Event Format" of the Chromium project: complete events (`X`) and metadata (`M`), times in µs.
 
@@ -6,18 +6,18 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use xdit_core::parallel::record::{Activity, Kind, RankReport, Span};
-use xdit_core::parallel::schedule::Action;
 use xdit_core::pipeline::Phase;
+use xdit_core::plan::schedule::Action;
+use xdit_core::run::record::{Activity, Kind, RankReport, Span};
 
 use super::{Trace, name, place};
 
-/// The process of all events.
+/// The process id of all events.
 const PROCESS: u32 = 1;
-/// The thread of the program itself; rank `r` is thread `r + 1`.
+/// The thread id of the program itself; rank `r` has the thread id `r + 1`.
 const PROGRAM: usize = 0;
 
-/// The bytes of a JSON file with `trace`.
+/// The contents of a JSON file with `trace`.
 pub fn encode(trace: &Trace) -> Vec<u8> {
     let mut events = vec![metadata("process_name", PROGRAM, json!({ "name": "xdit" }))];
     let mut lane = |thread: usize, name: String| {
@@ -48,7 +48,7 @@ pub fn encode(trace: &Trace) -> Vec<u8> {
         events.extend(spans.chain(waits));
     }
     let trace = json!({ "displayTimeUnit": "ms", "traceEvents": events });
-    serde_json::to_vec(&trace).expect("strings and finite numbers")
+    serde_json::to_vec(&trace).expect("strings and finite numbers can be serialized")
 }
 
 fn span_event(report: &RankReport, span: &Span, offset: Duration) -> Value {
@@ -71,11 +71,13 @@ fn span_event(report: &RankReport, span: &Span, offset: Duration) -> Value {
     event(report.rank + 1, &name(&span.activity), category, begin, duration, Value::Object(arguments))
 }
 
-/// What the activity is for.
+/// The step, patches, branch and blocks that the activity belongs to.
 fn arguments(activity: &Activity) -> Map<String, Value> {
     let range = |range: &Range<usize>| json!(format!("{}..{}", range.start, range.end));
     let (step, patches, branch, blocks) = match activity {
-        Activity::Load | Activity::Prepare | Activity::Gather | Activity::Decode => (None, None, None, None),
+        Activity::Load | Activity::Broadcast | Activity::Prepare | Activity::Gather | Activity::Decode => {
+            (None, None, None, None)
+        }
         Activity::Action(action) => match action {
             Action::ReceiveLatents { patches } | Action::SendLatents { patches } => {
                 (None, Some(patches), None, None)

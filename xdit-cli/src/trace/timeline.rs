@@ -1,11 +1,11 @@
-//! A picture of how ranks denoise: one lane a rank, coloured by patch, labelled by step.
+//! A timeline of denoising: one lane for each rank, coloured by patch and labelled by step.
 
 use std::fmt::Write;
 use std::ops::Range;
 use std::time::Duration;
 
-use xdit_core::parallel::record::{Activity, Kind, RankReport, Span};
-use xdit_core::parallel::schedule::Action;
+use xdit_core::plan::schedule::Action;
+use xdit_core::run::record::{Activity, Kind, RankReport, Span};
 
 use super::{Trace, name, place};
 
@@ -14,18 +14,18 @@ const LANE: f64 = 30.0;
 const GAP: f64 = 6.0;
 const TOP: f64 = 46.0;
 const LEFT: f64 = 14.0;
-/// Labels of lanes: so much a character.
+/// The width of a character in a lane's label.
 const CHARACTER: f64 = 7.0;
-/// Narrower things are not drawn, and narrower gaps are closed.
+/// Narrower boxes are not drawn, and narrower gaps are closed.
 const MIN: f64 = 0.25;
-/// A step's number needs so much room.
+/// The width of a box that can hold the number of a step.
 const LABEL: f64 = 15.0;
 
-/// Light enough for dark text, and apart from each other for most eyes.
+/// Light enough for dark text, and distinguishable for most eyes.
 const COLOURS: [&str; 8] =
     ["#7cb8f0", "#f6b26b", "#86d0a0", "#d9a6e8", "#f1dc70", "#f29191", "#84d6d6", "#b9b4f0"];
 
-/// What `@media` cannot do is done twice: colours for light and for dark surroundings.
+/// The style sheet. Colours that fit only one background are defined for light and for dark ones.
 const STYLE: &str = "\
 text{font:12px system-ui,sans-serif;fill:#24292f}.n{font-size:11px;fill:#161b22;text-anchor:middle}\
 .t{text-anchor:middle}.s{fill:#fff}.l{fill:#eef1f4}.a{fill:#c4ccd6}.p{fill:#a7b2bf}.m{fill:#c2486a}\
@@ -42,12 +42,12 @@ struct Box {
     end: f64,
 }
 
-/// The bytes of an SVG file with the part of `trace` in which latents are denoised.
+/// The contents of an SVG file with the denoising part of `trace`.
 pub fn encode(trace: &Trace) -> Vec<u8> {
     let acts = |span: &Span| matches!(span.activity, Activity::Action(_));
     let mut ranks: Vec<&RankReport> =
         trace.ranks.iter().filter(|report| report.spans.iter().any(acts)).collect();
-    // They report as they end.
+    // Ranks report in the order in which they end.
     ranks.sort_by_key(|report| report.rank);
     let labels: Vec<String> = ranks.iter().map(|report| lane_label(trace, report.rank)).collect();
     let widest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
@@ -96,7 +96,7 @@ pub fn encode(trace: &Trace) -> Vec<u8> {
     svg.into_bytes()
 }
 
-/// Appends to the picture; writing to a string does not fail.
+/// Appends to the SVG; writing to a string cannot fail.
 fn put(svg: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = svg.write_fmt(what);
     svg.push('\n');
@@ -111,13 +111,13 @@ fn colours() -> String {
     COLOURS.iter().enumerate().map(|(index, colour)| format!(".c{index}{{fill:{colour}}}")).collect()
 }
 
-/// The class of what is done for `patches`.
+/// The class of a box for `patches`.
 fn class(patches: &Range<usize>) -> String {
-    // Several go together in a synchronous step.
+    // A synchronous step processes several patches together.
     if patches.len() > 1 { "a".to_owned() } else { format!("c{}", patches.start % COLOURS.len()) }
 }
 
-/// Computing for the same patches at the same step in one box, and what was waited for and sent on top of it.
+/// The boxes of a lane: one for the computation of a step's patches, with waiting and sending drawn on top.
 fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
     let guided = report.spans.iter().any(|span| matches!(pass(span), Some((_, _, Some(1)))));
     let mut boxes: Vec<(Option<Pass>, Box)> = Vec::new();
@@ -126,7 +126,7 @@ fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
         let pass = pass(span);
         let sum = |title: &str| format!("{title}, {:.1} ms", (span.end - span.begin).as_secs_f64() * 1e3);
         if let (Some((last, part)), Some(pass)) = (boxes.last_mut(), &pass) {
-            // The scheduler's step belongs to the pass before it.
+            // The step of the scheduler belongs to the pass before it.
             let same = last.as_ref().is_some_and(|(step, patches, branch)| {
                 (step, patches) == (&pass.0, &pass.1) && (pass.2.is_none() || *branch == pass.2)
             });
@@ -167,7 +167,7 @@ fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
         match boxes[from..].last_mut() {
             Some(last) if begin - last.end < MIN => last.end = end,
             _ => {
-                let title = format!("waits: {} {}", wait.group, wait.operation);
+                let title = format!("wait: {} {}", wait.group, wait.operation);
                 boxes.push(Box { class: "w".to_owned(), label: None, title, begin, end });
             }
         }
@@ -176,10 +176,10 @@ fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
     boxes
 }
 
-/// A step, patches, and the guidance branch if it is of one.
+/// A step, its patches and, if it belongs to one, the branch of guidance.
 type Pass = (usize, Range<usize>, Option<usize>);
 
-/// What a span computes, if it is a part of a step.
+/// The computation that a span is part of, if it is part of a step.
 fn pass(span: &Span) -> Option<Pass> {
     let Activity::Action(action) = &span.activity else { return None };
     match action {
@@ -199,7 +199,7 @@ fn legend(svg: &mut String, ranks: &[&RankReport]) {
     }
     let patches = spans().map(|(_, patches, _)| patches.end).max().unwrap_or(0);
     for patch in (0..patches).filter(|&patch| spans().any(|(_, patches, _)| patches == (patch..patch + 1))) {
-        // Colours repeat.
+        // Further patches repeat the colours.
         match patch < COLOURS.len() {
             true => entries.push((format!("c{patch}"), format!("patch {patch}"))),
             false => break,
@@ -229,11 +229,11 @@ fn legend(svg: &mut String, ranks: &[&RankReport]) {
     put(svg, format_args!("<text x=\"{x:.1}\" y=\"25\">{note}</text>"));
 }
 
-/// From time to place.
+/// Converts times to horizontal positions.
 struct Scale {
     left: f64,
     right: f64,
-    /// When the first and the last thing that is shown happens, in seconds of a common clock.
+    /// The first and the last time shown, in seconds of a common clock.
     begin: f64,
     end: f64,
     origin: std::time::Instant,
@@ -261,7 +261,7 @@ impl Scale {
         self.left + share * (self.right - self.left)
     }
 
-    /// Lines and numbers, four to ten of them.
+    /// Draws four to ten grid lines with their times.
     fn axis(&self, svg: &mut String, bottom: f64) {
         let length = self.end - self.begin;
         let magnitude = 10f64.powf((length / 4.0).log10().floor());

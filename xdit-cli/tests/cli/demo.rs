@@ -19,24 +19,24 @@ fn equal_seeds_give_equal_files() {
 }
 
 #[test]
-fn it_says_that_it_is_untrained() {
+fn a_message_states_that_the_model_is_untrained() {
     let workspace = Workspace::new();
-    let said = workspace.run(&["demo-checkpoint", "demo"]).stderr;
-    insta::assert_snapshot!(said, @r#"
-    The model in `demo` is untrained: it makes coloured noise, not what a prompt says.
+    let message = workspace.run(&["demo-checkpoint", "demo"]).stderr;
+    insta::assert_snapshot!(message, @r#"
+    The model in `demo` is untrained: it generates coloured noise.
     Try it: xdit generate --model demo --prompt "a small cactus"
     "#);
 }
 
 #[test]
-fn it_keeps_what_is_there() {
+fn existing_files_are_kept() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("full")).unwrap();
     fs::write(workspace.path("full/thesis.txt"), "42").unwrap();
     insta::assert_snapshot!(workspace.error(&["demo-checkpoint", "full"]), @r"
     2
     error: the folder `full` is not empty
-    hint: name another folder, or add `--force` to replace the checkpoint in it
+    hint: choose another folder, or add `--force` to replace the checkpoint in this one
     ");
     insta::assert_snapshot!(workspace.error(&["demo-checkpoint", "full/thesis.txt"]), @r"
     2
@@ -46,7 +46,7 @@ fn it_keeps_what_is_there() {
     assert_eq!(
         fs::read(workspace.path("full/thesis.txt")).unwrap(),
         b"42",
-        "what is not of a checkpoint stays"
+        "files that do not belong to a checkpoint stay"
     );
     workspace.ok(&["generate", "--model", "full", "--prompt", "a", "--num-inference-steps", "1", "--quiet"]);
 }

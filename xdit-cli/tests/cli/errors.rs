@@ -1,4 +1,4 @@
-//! What goes wrong: code 2 for what was asked, 1 for what could not be done; nothing printed as data, no file left.
+//! Errors: exit code 2 for an invalid request, 1 for a failure; no data is printed and no file is left behind.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use safetensors::tensor::TensorView;
 
 use crate::workspace::Workspace;
 
-/// Runs `xdit generate --model demo --prompt a` with `args`, which must fail before anything is loaded.
+/// Runs `xdit generate --model demo --prompt a` with `args`, which must fail before any weights are loaded.
 fn error(workspace: &Workspace, args: &[&str]) -> String {
     let run = ["generate", "--model", "demo", "--prompt", "a"];
     let error = workspace.error(&[&run, args].concat());
@@ -31,7 +31,7 @@ fn commands() {
     insta::assert_snapshot!(workspace.error(&["generate", "--prompt", "a"]), @r"
     2
     error: `--model` is missing
-    hint: see `--help` of the command
+    hint: run the command with `--help` for its options
     ");
     insta::assert_snapshot!(workspace.error(&["generate", "--model", "demo"]), @r"
     2
@@ -40,7 +40,7 @@ fn commands() {
     ");
     insta::assert_snapshot!(workspace.error(&["completions", "tcsh"]), @r"
     2
-    error: `tcsh` is not a value of `<SHELL>`
+    error: `tcsh` is not a valid value of `<SHELL>`
     hint: possible values: `bash`, `elvish`, `fish`, `powershell`, `zsh`
     ");
     assert_eq!(workspace.run(&[]).code, Some(2));
@@ -51,18 +51,18 @@ fn values() {
     let workspace = Workspace::with_demo();
     insta::assert_snapshot!(error(&workspace, &["--height", "tall"]), @r"
     2
-    error: `tall` is not a value of `--height`
+    error: `tall` is not a valid value of `--height`
     hint: give a whole number that is not negative
     ");
     insta::assert_snapshot!(error(&workspace, &["--height=-1"]), @r"
     2
-    error: `-1` is not a value of `--height`
+    error: `-1` is not a valid value of `--height`
     hint: give a whole number that is not negative
     ");
     insta::assert_snapshot!(error(&workspace, &["--height"]), @r"
     2
     error: `--height` needs a value
-    hint: see `--help` of the command
+    hint: run the command with `--help` for its options
     ");
     insta::assert_snapshot!(error(&workspace, &["--height", "0"]), @r"
     2
@@ -101,13 +101,13 @@ fn values() {
     ");
     insta::assert_snapshot!(error(&workspace, &["--output-type", "jpeg"]), @r"
     2
-    error: `jpeg` is not a value of `--output-type`
+    error: `jpeg` is not a valid value of `--output-type`
     hint: possible values: `png`, `latent`
     ");
     insta::assert_snapshot!(error(&workspace, &["--seed", "1", "--seed", "2"]), @r"
     2
     error: `--seed` is given twice
-    hint: see `--help` of the command
+    hint: run the command with `--help` for its options
     ");
 }
 
@@ -169,7 +169,7 @@ fn devices() {
 }
 
 #[test]
-fn plans_that_cannot_be() {
+fn impossible_plans() {
     let workspace = Workspace::with_demo();
     for (options, expected) in [
         (&["--ulysses-degree", "64"][..], "ulysses × tensor degree `64` is more than the model's"),
@@ -220,8 +220,8 @@ fn prompt_files() {
     ");
     insta::assert_snapshot!(error(&workspace, &["--prompt-file", "empty.txt"]), @r"
     2
-    error: `--prompt` and `--prompt-file` exclude each other
-    hint: see `--help` of the command
+    error: `--prompt` cannot be combined with `--prompt-file`
+    hint: run the command with `--help` for its options
     ");
 }
 
@@ -232,27 +232,27 @@ fn outputs() {
     insta::assert_snapshot!(error(&workspace, &["--output", "missing/a.png"]), @r"
     1
     error: cannot write `missing/a.png`: there is no folder `missing`
-    hint: make the folder first
+    hint: create the folder first
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "demo/model_index.json/a.png"]), @r"
     1
     error: cannot write `demo/model_index.json/a.png`: `demo/model_index.json` is not a folder
-    hint: choose another place
+    hint: choose another path
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "a.jpg"]), @r"
     2
     error: output `a.jpg` does not end in `.png`
-    hint: pictures are written as PNG; latents with `--output-type latent`
+    hint: pictures are written as PNG; add `--output-type latent` for latents
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "a.png", "--output-type", "latent"]), @r"
     2
     error: output `a.png` does not end in `.safetensors`
-    hint: latents are written as safetensors; pictures with `--output-type png`
+    hint: latents are written as safetensors; add `--output-type png` for pictures
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "fol{x}er-{i}/a.png"]), @r"
     1
     error: cannot write `fol{x}er-0/a.png`: there is no folder `fol{x}er-0`
-    hint: make the folder first
+    hint: create the folder first
     ");
 }
 
@@ -278,42 +278,42 @@ fn initial_latents() {
     ");
     insta::assert_snapshot!(from("dims"), @r"
     2
-    error: `latents` in `dims` has shape [4, 16, 16], not four dimensions
-    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    error: `latents` in `dims` has shape `[4, 16, 16]`, not four dimensions
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
     ");
     insta::assert_snapshot!(from("key"), @r"
     2
     error: `key` has no tensor `latents`, only `noise`
-    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
     ");
     insta::assert_snapshot!(from("type"), @r"
     2
-    error: `latents` in `type` has type F16, not F32
-    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    error: `latents` in `type` has type `F16`, not `F32`
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
     ");
     insta::assert_snapshot!(from("nan"), @r"
     2
-    error: `latents` in `nan` holds values that are not finite
+    error: `latents` in `nan` contains values that are not finite
     ");
     insta::assert_snapshot!(from("corrupt"), @r"
     1
     error: `corrupt` is not a valid safetensors file: header too large
-    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
     ");
     insta::assert_snapshot!(from("empty"), @r"
     1
     error: `empty` is not a valid safetensors file: header too small
-    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
     ");
     insta::assert_snapshot!(from("missing"), @r"
     1
     error: cannot read `missing`: No such file or directory (os error 2)
-    hint: initial latents are a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
     ");
 }
 
 #[test]
-fn pictures_to_make_again() {
+fn pictures_given_as_a_source_of_parameters() {
     let workspace = Workspace::with_demo();
     let from = |name| workspace.error(&["generate", "--from", name]);
     insta::assert_snapshot!(from("missing.png"), @r"
@@ -332,8 +332,8 @@ fn pictures_to_make_again() {
     fs::write(workspace.path("other.png"), &bytes).unwrap();
     insta::assert_snapshot!(from("other.png"), @r"
     2
-    error: `other.png` carries no parameters of this program
-    hint: only pictures of `xdit generate` do, and only until another program saves them
+    error: `other.png` contains no parameters of this program
+    hint: give a picture written by `xdit generate` that no other program has saved since
     ");
 
     let mut bytes = Vec::new();
@@ -343,7 +343,7 @@ fn pictures_to_make_again() {
     fs::write(workspace.path("damaged.png"), &bytes).unwrap();
     insta::assert_snapshot!(from("damaged.png"), @r"
     1
-    error: the parameters in `damaged.png` are damaged: invalid type: integer `7`, expected a string at line 1 column 12
+    error: the parameters in `damaged.png` are corrupt: invalid type: integer `7`, expected a string at line 1 column 12
     ");
 
     workspace.generate(&["--prompt", "a", "--output-type", "latent"]);
@@ -363,34 +363,34 @@ fn models() {
     let model = |name| workspace.error(&["generate", "--model", name, "--prompt", "a"]);
     insta::assert_snapshot!(model("./missing"), @r"
     2
-    error: `./missing` is neither a folder nor the id of a model
+    error: `./missing` is neither a folder nor a model id
     hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
     ");
     insta::assert_snapshot!(model("folder"), @r"
     2
     error: the folder `folder` is empty
-    hint: give the folder that holds `model_index.json`; a model on the hub is found by its id only where no folder has that name
+    hint: give the folder that contains `model_index.json`; a hub id is used only if no folder has that name
     ");
     insta::assert_snapshot!(model("file"), @r"
     2
-    error: `file` is a file, not the folder of a model
+    error: `file` is a file, not a model folder
     hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
     ");
     insta::assert_snapshot!(model("owner/name"), @r"
     1
     error: `owner/name` at revision `main` is not in the cache `hub/hub`
-    hint: unset `HF_HUB_OFFLINE` to download it, or point `HF_HOME` at a cache that has it
+    hint: unset `HF_HUB_OFFLINE` to download it, or set `HF_HOME` to a cache that contains it
     ");
     insta::assert_snapshot!(workspace.error(&["inspect", "folder"]), @r"
     2
     error: the folder `folder` is empty
-    hint: give the folder that holds `model_index.json`; a model on the hub is found by its id only where no folder has that name
+    hint: give the folder that contains `model_index.json`; a hub id is used only if no folder has that name
     ");
 }
 
 #[test]
 fn broken_checkpoints() {
-    // Each breaks another file of a fresh checkpoint.
+    // Each case damages one file of a fresh checkpoint.
     let broken = |file: &str, change: &dyn Fn(Vec<u8>) -> Option<Vec<u8>>| {
         let workspace = Workspace::with_demo();
         let path = workspace.path("demo").join(file);
@@ -407,12 +407,12 @@ fn broken_checkpoints() {
     insta::assert_snapshot!(broken("transformer/diffusion_pytorch_model.safetensors", &half), @r"
     1
     error: `demo/transformer/diffusion_pytorch_model.safetensors` is not a valid safetensors file: incomplete metadata, file not fully covered
-    hint: the file is truncated or damaged: download it again
+    hint: download the file again: it is truncated or corrupt
     ");
     insta::assert_snapshot!(broken("vae/diffusion_pytorch_model.safetensors", &|_| None), @r"
     1
     error: no weights `diffusion_pytorch_model.safetensors` in `demo/vae`
-    hint: check that the model was downloaded whole, as `save_pretrained` writes it
+    hint: check that the download is complete and laid out as `save_pretrained` writes it
     ");
     insta::assert_snapshot!(broken("text_encoder/model.safetensors", &|_| Some(Vec::new())), @r"
     1
@@ -422,12 +422,12 @@ fn broken_checkpoints() {
     insta::assert_snapshot!(broken("tokenizer/spiece.model", &half), @r"
     1
     error: cannot read the tokenizer file `demo/tokenizer/spiece.model`: it ends in the middle of a field
-    hint: fetch the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer
+    hint: download the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer
     ");
     insta::assert_snapshot!(broken("tokenizer/spiece.model", &|_| None), @r"
     1
     error: no T5 vocabulary in `demo/tokenizer`
-    hint: the `tokenizer` folder of a checkpoint holds `spiece.model` or `tokenizer.json`; fetch one of them
+    hint: download `tokenizer.json` or `spiece.model` from the `tokenizer` folder of a checkpoint
     ");
     insta::assert_snapshot!(broken("model_index.json", &half), @r"
     1

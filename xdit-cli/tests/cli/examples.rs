@@ -1,22 +1,22 @@
-//! The examples of `xdit-models`, run on the demo checkpoint.
+//! Runs the examples of `xdit-models` on the demo checkpoint.
 
 use crate::workspace::Workspace;
 
 #[path = "../../../xdit-models/examples/generate.rs"]
-#[expect(dead_code, reason = "the test calls what `main` calls")]
+#[expect(dead_code, reason = "the test calls the function that `main` calls")]
 mod generate;
 #[path = "../../../xdit-models/examples/transformer.rs"]
-#[expect(dead_code, reason = "the test calls what `main` calls")]
+#[expect(dead_code, reason = "the test calls the function that `main` calls")]
 mod transformer;
 
 #[test]
-fn a_program_generates() {
+fn the_generate_example_works() {
     let workspace = Workspace::with_demo();
     let (latents, pixels) = generate::run(&workspace.path("demo")).unwrap();
     assert_eq!(latents.dims(), [1, 4, 32, 32]);
     assert_eq!(pixels.dims(), [256, 256, 3]);
 
-    // The same picture as the command's.
+    // Generates the same picture with the command.
     let same = [
         "generate",
         "--model",
@@ -31,11 +31,11 @@ fn a_program_generates() {
     workspace.ok(&[&same[..], &["--quiet"]].concat());
     let (_, _, expected) = crate::workspace::pixels(&workspace.path("xdit.png"));
     let pixels: Vec<u8> = pixels.into_data().iter::<f32>().map(|value| value as u8).collect();
-    assert!(pixels == expected, "the example and the command draw the same picture");
+    assert!(pixels == expected, "the example and the command generate different pictures");
 }
 
 #[test]
-fn a_program_uses_the_transformer_alone() {
+fn the_transformer_example_works() {
     let workspace = Workspace::with_demo();
     let noise = transformer::run(&workspace.path("demo")).unwrap();
     assert_eq!(noise.dims(), [1, 4, 24, 40]);

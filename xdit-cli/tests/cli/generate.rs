@@ -1,4 +1,4 @@
-//! `xdit generate`, when all is well.
+//! `xdit generate`: successful runs.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ fn a_picture_is_written_and_named_on_stdout() {
     assert_eq!(workspace.generate(&["--prompt", "a small cactus"]), "xdit.png\n");
     let (width, height, values) = pixels(&workspace.path("xdit.png"));
     assert_eq!((width, height), (256, 256));
-    // Neither grey nor saturated: all thirds of the range are well used.
+    // The picture is neither grey nor saturated: every third of the range is well used.
     for third in [0..85u16, 85..170, 170..256] {
         let share = values.iter().filter(|&&value| third.contains(&value.into())).count();
         assert!(share > values.len() / 20, "{share} of {} in {third:?}", values.len());
@@ -23,7 +23,7 @@ fn a_picture_is_written_and_named_on_stdout() {
 }
 
 #[test]
-fn a_picture_can_be_made_again_from_itself() {
+fn a_picture_can_be_generated_again_from_its_file() {
     let workspace = Workspace::with_demo();
     let first = [
         "--prompt",
@@ -50,15 +50,15 @@ fn a_picture_can_be_made_again_from_itself() {
         fs::read(workspace.path("again.png")).unwrap()
     );
 
-    // Options go before what is stored.
+    // Options override the stored parameters.
     workspace.ok(&["generate", "--from", "again.png", "--seed", "1", "--output", "other.png", "--quiet"]);
     assert_ne!(pixels(&workspace.path("other.png")).2, pixels(&workspace.path("first.png")).2);
 }
 
-/// An empty text stands for the prompt, in any model: so a picture of a model with more text encoders can be made again
-/// with one that has fewer.
+/// An empty text stands for the prompt with every model, so a picture of a model with more text encoders can be
+/// generated again with a model that has fewer.
 #[test]
-fn an_empty_second_prompt_is_none() {
+fn an_empty_second_prompt_counts_as_absent() {
     let workspace = Workspace::with_demo();
     workspace.generate(&["--prompt", "a", "--prompt-2", "", "--negative-prompt-2", "", "--output", "a.png"]);
     workspace.ok(&["generate", "--from", "a.png", "--output", "again.png", "--quiet"]);
@@ -69,7 +69,7 @@ fn an_empty_second_prompt_is_none() {
 }
 
 #[test]
-fn other_programs_find_the_parameters() {
+fn parameters_are_stored_for_other_programs() {
     let workspace = Workspace::with_demo();
     workspace.generate(&["--prompt", "a cactus", "--negative-prompt", "grey", "--seed", "3"]);
     let file = std::io::BufReader::new(fs::File::open(workspace.path("xdit.png")).unwrap());
@@ -102,11 +102,11 @@ fn picture_i_of_a_run_has_seed_plus_i() {
     let picture = |name: &str| pixels(&workspace.path(name));
     assert_eq!(picture("many-3.png"), picture("one.png"));
     assert_ne!(picture("many-2.png"), picture("one.png"));
-    assert_ne!(picture("many-1.png"), picture("many-3.png"), "the prompt counts");
+    assert_ne!(picture("many-1.png"), picture("many-3.png"), "the prompt has no effect");
 }
 
 #[test]
-fn prompts_may_come_from_a_file() {
+fn prompts_can_be_read_from_a_file() {
     let workspace = Workspace::with_demo();
     fs::write(workspace.path("prompts.txt"), "\u{feff}a cactus\r\n\n  a ca\u{301}ctus \n").unwrap();
     let paths = workspace.generate(&["--prompt-file", "prompts.txt", "--output", "{i}-of-{seed}.png"]);
@@ -116,7 +116,7 @@ fn prompts_may_come_from_a_file() {
 }
 
 #[test]
-fn latents_go_out_and_come_in() {
+fn latents_are_read_and_written() {
     let workspace = Workspace::with_demo();
     let noise = xdit_core::noise::Generator::from_seed(7).randn(4 * 32 * 32);
     let bytes: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -130,7 +130,11 @@ fn latents_go_out_and_come_in() {
     );
     assert_eq!(workspace.generate(&[&latents[..], &["--seed", "7"]].concat()), "xdit.safetensors\n");
     let given = fs::read(workspace.path("given.safetensors")).unwrap();
-    assert_eq!(given, fs::read(workspace.path("xdit.safetensors")).unwrap(), "the noise of seed 7");
+    assert_eq!(
+        given,
+        fs::read(workspace.path("xdit.safetensors")).unwrap(),
+        "the latents differ from the noise of seed 7"
+    );
     let file = SafeTensors::deserialize(&given).unwrap();
     let tensor = file.tensor("latents").unwrap();
     assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, [1, 4, 32, 32].as_slice()));
@@ -146,7 +150,7 @@ fn the_report_is_json() {
     assert_eq!(report["parameters"]["guidance_scale"], 3.1);
     assert_eq!(report["parameters"]["model"], "demo");
     assert_eq!(report["outputs"][1], serde_json::json!({ "path": "xdit-1.png", "seed": 1, "prompt": "b" }));
-    assert_eq!(report["warnings"].as_array().unwrap().len(), 1, "the cut prompt");
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 1, "the only warning is about the cut prompt");
     let seconds = &report["seconds"];
     for component in ["text_encoder", "transformer", "vae"] {
         assert!(seconds["load"][component].as_f64().unwrap() > 0.0, "{component}");
@@ -165,11 +169,11 @@ fn the_report_is_json() {
 }
 
 #[test]
-fn progress_is_plain_where_there_is_no_terminal() {
+fn progress_is_plain_text_without_a_terminal() {
     let workspace = Workspace::with_demo();
     let run = ["generate", "--model", "demo", "--prompt", "a", "--num-inference-steps", "20"];
     let lines = workspace.run(&run).stderr;
-    // Numbers that differ from run to run are left out.
+    // Figures that differ from run to run are removed.
     let lines: Vec<&str> = lines
         .lines()
         .map(|line| line.split([',', '.']).next().unwrap())
@@ -191,7 +195,7 @@ fn progress_is_plain_where_there_is_no_terminal() {
 }
 
 #[test]
-fn one_rank_is_what_there_is_anyway() {
+fn one_rank_is_the_default() {
     let workspace = Workspace::with_demo();
     let one = [
         "--ulysses_degree",
@@ -216,7 +220,7 @@ fn one_rank_is_what_there_is_anyway() {
 }
 
 #[test]
-fn many_ranks_make_the_picture_of_one() {
+fn many_ranks_generate_the_picture_of_one() {
     let workspace = Workspace::with_demo();
     let run = |name: &str, options: &[&str]| {
         let output = format!("{name}.png");
@@ -235,14 +239,17 @@ fn many_ranks_make_the_picture_of_one() {
 
     let hybrid = ["--pipefusion_parallel_degree", "2", "--ulysses_degree", "2", "--use_cfg_parallel"];
     let hybrid = run("hybrid", &[&hybrid[..], &["--warmup_steps", "0"]].concat());
-    assert!(!near(&one, &hybrid), "keys of an earlier step show");
+    assert!(!near(&one, &hybrid), "stale keys have no visible effect");
     let oracle = run("oracle", &["--num_pipeline_patch", "2", "--warmup_steps", "0"]);
-    assert!(near(&hybrid, &oracle), "the mesh does not");
+    assert!(near(&hybrid, &oracle), "the mesh has a visible effect");
     workspace.ok(&["generate", "--from", "hybrid.png", "--output", "again.png", "--quiet"]);
-    assert!(near(&hybrid, &pixels(&workspace.path("again.png"))), "nor does replaying on one rank");
+    assert!(
+        near(&hybrid, &pixels(&workspace.path("again.png"))),
+        "the picture changes when generated again on one rank"
+    );
 }
 
-/// As users of xDiT write it: eight ranks, and no synchronous step.
+/// A command from xDiT's documentation: eight ranks, and no warm-up steps.
 #[test]
 fn the_hybrid_command_of_xdit() {
     let workspace = Workspace::with_demo();
@@ -257,18 +264,18 @@ fn the_hybrid_command_of_xdit() {
     };
     let hybrid = ["--pipefusion_parallel_degree", "2", "--ulysses_degree", "2", "--use_cfg_parallel"];
     let (width, height, hybrid) = run("hybrid.png", &hybrid);
-    // There are as many patches as stages.
+    // By default there are as many patches as stages.
     let (.., one_rank) = run("one.png", &["--num_pipeline_patch", "2"]);
     let (.., serial) = run("serial.png", &["--num_pipeline_patch", "1"]);
     assert_eq!((width, height), (256, 256));
     let apart = |other: &[u8]| hybrid.iter().zip(other).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
     println!("{} from one rank, {} from the serial picture, of 255", apart(&one_rank), apart(&serial));
-    assert!(apart(&one_rank) <= 1, "the mesh shows: {} of 255", apart(&one_rank));
-    assert!(apart(&serial) > 1, "keys of an earlier step do not show");
+    assert!(apart(&one_rank) <= 1, "the mesh has a visible effect: {} of 255", apart(&one_rank));
+    assert!(apart(&serial) > 1, "stale keys have no visible effect");
 }
 
 #[test]
-fn a_plan_is_shown_and_nothing_is_made() {
+fn a_plan_is_printed_and_no_file_is_written() {
     let workspace = Workspace::with_demo();
     let options = ["--pipefusion-parallel-degree", "2", "--ulysses-degree", "2", "--num-pipeline-patch", "3"];
     let plan = workspace.ok(&[&["plan", "--model", "demo", "--prompt", "a"], &options[..]].concat());
@@ -280,11 +287,12 @@ fn a_plan_is_shown_and_nothing_is_made() {
        2    0   0   1    0       0   0      0..1      1..2       129
        3    0   0   1    0       1   0      0..1      1..2       127
 
-    rank  parameters  keys and values  sent a step
-       0  265.00 KiB       128.00 KiB  pp 64.50 KiB, ulysses 128.50 KiB
-       1  265.00 KiB       128.00 KiB  pp 63.50 KiB, ulysses 127.50 KiB
-       2  269.38 KiB       128.00 KiB  pp 8.06 KiB, ulysses 128.50 KiB
-       3  269.38 KiB       128.00 KiB  pp 7.94 KiB, ulysses 127.50 KiB
+    rank  parameters   used once    contexts  keys and values  sent a step
+       0  265.00 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 64.50 KiB, ulysses 128.50 KiB
+       1  265.00 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 63.50 KiB, ulysses 127.50 KiB
+       2  269.38 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 8.06 KiB, ulysses 128.50 KiB
+       3  269.38 KiB  210.50 KiB   70.00 KiB       128.00 KiB  pp 7.94 KiB, ulysses 127.50 KiB
+     all  550.25 KiB  210.50 KiB  140.00 KiB       512.00 KiB
     ");
     assert_eq!(workspace.files(), ["demo"]);
 }

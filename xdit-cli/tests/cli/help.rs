@@ -6,7 +6,7 @@ use crate::workspace::Workspace;
 fn every_option_is_in_the_help() {
     let workspace = Workspace::new();
     let help = workspace.ok(&["generate", "--help"]);
-    // The completions are made from the definition of the options.
+    // The completions are generated from the definition of the options.
     let completions = workspace.ok(&["completions", "fish"]);
     let options: Vec<&str> = completions
         .lines()
@@ -17,8 +17,7 @@ fn every_option_is_in_the_help() {
     for option in options {
         assert!(help.contains(&format!("--{option}")), "{option}");
     }
-    for heading in ["What to draw", "How to draw it", "Output", "Model and device", "Parallelism", "Examples"]
-    {
+    for heading in ["Picture", "Generation", "Output", "Model and device", "Parallelism", "Examples"] {
         assert!(help.contains(&format!("\n{heading}")), "{heading}");
     }
     assert!(!help.contains('_') || help.contains("PATH_OR_ID"), "options are shown with dashes");
@@ -35,20 +34,21 @@ fn every_shell_has_completions() {
 #[test]
 fn the_first_page() {
     insta::assert_snapshot!(Workspace::new().ok(&["--help"]), @r#"
-    Pictures from diffusion transformers, on Burn.
+    Generate pictures with diffusion transformers, on Burn.
 
-    Options may be spelled with dashes or underscores: `--guidance-scale` is `--guidance_scale`.
+    Options may be written with dashes or underscores: `--guidance-scale` is the same as
+    `--guidance_scale`.
 
     Usage: xdit <COMMAND>
 
     Commands:
       generate         Generate pictures from prompts
-      plan             Show which rank would do what for `xdit generate` with the same options, without
-                       loading anything
-      inspect          Show what a checkpoint consists of and the memory it needs
+      plan             Show the work of each rank for `xdit generate` with the same options, without
+                       loading weights
+      inspect          Show the components of a checkpoint, and the memory that it needs
       demo-checkpoint  Write a small checkpoint with random weights, to try the program without a
                        download
-      completions      Print the completions of a shell, to be sourced by it
+      completions      Print a completion script, to be sourced by the shell
       help             Print this message or the help of the given subcommand(s)
 
     Options:
@@ -60,10 +60,10 @@ fn the_first_page() {
 
     Examples:
       xdit demo-checkpoint demo && xdit generate --model demo --prompt "a small cactus"
-          A picture without a download, from a model that has learned nothing.
+          Generate a picture without a download, with an untrained model.
       xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus" --seed 7
-          A real picture, from a checkpoint on the Hugging Face hub.
+          Generate a picture with a checkpoint from the Hugging Face hub.
       xdit inspect PixArt-alpha/PixArt-XL-2-512x512
-          What a checkpoint consists of, and the memory it needs.
+          Show the components of a checkpoint, and the memory that it needs.
     "#);
 }

@@ -45,7 +45,7 @@ fn a_checkpoint_as_json() {
 }
 
 #[test]
-fn a_checkpoint_that_cannot_run_can_be_looked_at() {
+fn a_checkpoint_that_cannot_run_can_be_inspected() {
     let workspace = Workspace::with_demo();
     let index = workspace.path("demo/model_index.json");
     let text = std::fs::read_to_string(&index).unwrap().replace("PixArtAlphaPipeline", "CubismPipeline");

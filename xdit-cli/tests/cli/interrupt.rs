@@ -8,7 +8,7 @@ use crate::workspace::Workspace;
 #[test]
 fn ctrl_c_leaves_nothing_behind() {
     let workspace = Workspace::with_demo();
-    // More steps than the test waits for.
+    // Far more steps than run before the interrupt.
     let run = [
         "generate",
         "--model",
@@ -23,7 +23,7 @@ fn ctrl_c_leaves_nothing_behind() {
     let mut child = workspace.command(&run).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut lines = lines.map(|line| line.unwrap());
-    assert!(lines.any(|line| line.starts_with("denoising")), "the work began");
+    assert!(lines.any(|line| line.starts_with("denoising")), "denoising did not begin");
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
     assert_eq!(child.wait().unwrap().code(), Some(130));

@@ -1,4 +1,4 @@
-//! The program `xdit`, run as a user runs it, on the checkpoint that it writes itself.
+//! Runs the program `xdit` as a user would, on the checkpoint that it writes itself.
 #![forbid(unsafe_code)]
 
 mod demo;
@@ -6,7 +6,7 @@ mod errors;
 mod examples;
 mod full_size;
 #[path = "../../../tests/src/full_size.rs"]
-#[expect(dead_code, reason = "the benchmark of loading uses the rest")]
+#[expect(dead_code, reason = "the loading benchmark uses the rest")]
 mod full_size_files;
 mod generate;
 mod help;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::workspace::Workspace;
 
 #[test]
-fn a_plan_as_json_says_what_the_table_says() {
+fn a_plan_as_json_has_the_same_contents_as_the_table() {
     let workspace = Workspace::with_demo();
     let plan = workspace.ok(&["plan", "--model", "demo", "--ring-degree", "2", "--report", "json"]);
     let plan: Value = serde_json::from_str(&plan).unwrap();
@@ -16,7 +16,7 @@ fn a_plan_as_json_says_what_the_table_says() {
     assert_eq!(ranks.len(), 2);
     assert_eq!(ranks[1]["coordinates"]["ring"], 1);
     assert_eq!((&ranks[1]["blocks"], &ranks[1]["tokens"]), (&json!([0, 2]), &json!(128)));
-    // Keys and values of half the tokens, in both blocks and both branches of guidance.
+    // The keys and values of half the tokens, in both blocks and both branches of guidance.
     let config = std::fs::read_to_string(workspace.path("demo/transformer/config.json")).unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
     let side = |name: &str| config[name].as_u64().unwrap();

@@ -1,4 +1,4 @@
-//! What a parallel run tells of its ranks: the trace, its picture, and the report.
+//! The record of a parallel run: the trace, the timeline and the report.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ const STAGES: [&str; 8] = [
     "3",
 ];
 
-/// The complete events of a thread: name, category, begin and end in µs, and arguments.
+/// A complete event of a thread: name, category, begin and end in µs, and arguments.
 struct Event<'a> {
     name: &'a str,
     category: &'a str,
@@ -43,7 +43,7 @@ fn events(trace: &Value, thread: usize) -> Vec<Event<'_>> {
 }
 
 #[test]
-fn a_trace_holds_what_every_rank_did() {
+fn a_trace_contains_the_activity_of_every_rank() {
     let workspace = Workspace::with_demo();
     workspace.generate(&[&STAGES[..], &["--use-parallel-vae", "--trace", "trace.json"]].concat());
     let trace: Value = serde_json::from_slice(&fs::read(workspace.path("trace.json")).unwrap()).unwrap();
@@ -68,10 +68,10 @@ fn a_trace_holds_what_every_rank_did() {
     for rank in 0..4 {
         let events = events(&trace, rank + 1);
         let (waits, spans): (Vec<_>, Vec<_>) = events.iter().partition(|event| event.category == "wait");
-        // Times are rounded to what f64 holds of µs.
+        // Times in µs are rounded to f64.
         let rounding = 0.01;
         assert!(spans.windows(2).all(|pair| pair[0].end <= pair[1].begin + rounding), "rank {rank}");
-        assert!(!waits.is_empty(), "rank {rank} never waits");
+        assert!(!waits.is_empty(), "rank {rank} has no waits");
         for wait in &waits {
             let inside =
                 |span: &&&Event<'_>| span.begin <= wait.begin + rounding && wait.end <= span.end + rounding;
@@ -83,26 +83,28 @@ fn a_trace_holds_what_every_rank_did() {
                 wait.begin
             );
         }
-        // Two steps, the first one with all patches together, each with two branches of guidance.
+        // Two steps with two branches of guidance each; the first step processes all patches together.
         let count = |name: &str| spans.iter().filter(|span| span.name == name).count();
         let stage = rank / 2;
         assert_eq!(count(["blocks 0..1", "blocks 1..2"][stage]), 2 + 2 * 3, "rank {rank}");
         assert_eq!(count(["embed", "finish"][stage]), 2 + 2 * 3, "rank {rank}");
         assert_eq!(count(["send tokens", "receive tokens"][stage]), 2 + 2 * 3, "rank {rank}");
         assert_eq!(count("step"), stage * (1 + 3), "rank {rank}");
-        assert_eq!((count("load"), count("prepare conditions"), count("decode")), (1, 1, 1), "rank {rank}");
+        // Transformer and autoencoder.
+        assert_eq!((count("load"), count("prepare conditions"), count("decode")), (2, 1, 1), "rank {rank}");
+        assert_eq!(count("broadcast conditions"), 1, "rank {rank}");
         let blocks = spans.iter().rfind(|span| span.name.starts_with("blocks")).unwrap();
         let arguments =
             ["image", "step", "patches", "branch", "blocks"].map(|key| blocks.arguments[key].clone());
         let own = format!("{stage}..{}", stage + 1);
         let expected = serde_json::json!([0, 1, "2..3", 1, own]);
         assert_eq!(Value::from(arguments.to_vec()), expected, "rank {rank}");
-        assert!(blocks.arguments["sent_bytes"].as_u64().unwrap() > 0, "ulysses sends inside blocks");
+        assert!(blocks.arguments["sent_bytes"].as_u64().unwrap() > 0, "Ulysses sends nothing inside blocks");
     }
 }
 
 #[test]
-fn one_rank_has_a_trace_too() {
+fn a_run_on_one_rank_can_be_traced() {
     let workspace = Workspace::with_demo();
     workspace.generate(&["--prompt", "a", "--trace", "trace.json"]);
     let trace: Value = serde_json::from_slice(&fs::read(workspace.path("trace.json")).unwrap()).unwrap();
@@ -125,6 +127,7 @@ fn one_rank_has_a_trace_too() {
     finish
     step
     gather latents
+    load
     decode
     ");
     assert!(events(&trace, 2).is_empty());
@@ -140,24 +143,24 @@ fn a_timeline_has_a_lane_for_each_rank_and_a_colour_for_each_patch() {
     {
         assert!(svg.contains(&format!(">{text}</text>")), "{text}");
     }
-    assert_eq!(svg.matches("class=\"l\"").count(), 4, "lanes");
+    assert_eq!(svg.matches("class=\"l\"").count(), 4, "one lane for each rank");
     let places: Vec<_> = (0..4).map(|rank| svg.find(&format!(">rank {rank} "))).collect();
-    assert!(places.is_sorted(), "from the top");
+    assert!(places.is_sorted(), "lanes are not in the order of ranks");
     for class in ["a", "c0", "c1", "c2", "w"] {
-        // Once in the legend.
+        // One of the matches is in the legend.
         assert!(svg.matches(&format!("class=\"{class}\"")).count() > 1, "{class}");
     }
     assert!(
         !svg.contains("class=\"c3\"") && !svg.contains("href"),
-        "three patches, and nothing from elsewhere"
+        "there are three patches, and no external references"
     );
     assert_eq!(svg.matches("<rect").count(), svg.matches("<rect ").count());
     assert!(!svg.contains("NaN") && !svg.contains("inf"));
 }
 
-/// The report, its shape and all that does not depend on time.
+/// Compares the structure of the report and all values that do not depend on time.
 #[test]
-fn the_report_tells_of_every_rank() {
+fn the_report_covers_every_rank() {
     let workspace = Workspace::with_demo();
     let report = workspace.generate(&[&STAGES[..], &["--report", "json"]].concat());
     let report: Value = serde_json::from_str(&report).unwrap();
@@ -190,7 +193,7 @@ fn the_report_tells_of_every_rank() {
         "communication": "[seconds]",
         "decode": "[seconds]"
       },
-      "parameter_bytes": 275840,
+      "parameter_bytes": 491392,
       "peak_kv_bytes": 131072,
       "traffic": [
         {
@@ -216,13 +219,21 @@ fn the_report_tells_of_every_rank() {
           "messages": 32,
           "sent_bytes": 261120,
           "wait_s": "[seconds]"
+        },
+        {
+          "group": "world",
+          "operation": "broadcast",
+          "calls": 4,
+          "messages": 0,
+          "sent_bytes": 0,
+          "wait_s": "[seconds]"
         }
       ]
     }
     "#);
 }
 
-/// Replaces what differs from run to run.
+/// Replaces values that differ from run to run.
 fn redact(value: &mut Value) {
     match value {
         Value::Number(number) if number.is_f64() => *value = "[seconds]".into(),
@@ -233,19 +244,19 @@ fn redact(value: &mut Value) {
 }
 
 #[test]
-fn a_trace_that_cannot_be_written_is_refused_early() {
+fn an_unwritable_trace_is_refused_before_the_run() {
     let workspace = Workspace::with_demo();
     let error =
         |file| workspace.error(&["generate", "--model", "demo", "--prompt", "a", "--quiet", "--trace", file]);
     insta::assert_snapshot!(error("trace.txt"), @r"
     2
-    error: trace `trace.txt` ends in neither `.json` nor `.svg`
-    hint: `.json` is for trace viewers such as Perfetto, `.svg` is a picture
+    error: trace `trace.txt` does not end in `.json` or `.svg`
+    hint: use `.json` for trace viewers such as Perfetto, or `.svg` for a picture
     ");
     insta::assert_snapshot!(error("nowhere/trace.json"), @r"
     1
     error: cannot write `nowhere/trace.json`: there is no folder `nowhere`
-    hint: make the folder first
+    hint: create the folder first
     ");
     fs::create_dir(workspace.path("folder.svg")).unwrap();
     insta::assert_snapshot!(error("folder.svg"), @r"

@@ -1,4 +1,4 @@
-//! An empty folder to run the program in.
+//! A folder to run the program in.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// A folder of its own for each test.
+/// A temporary folder; each test has its own.
 pub struct Workspace(TempDir);
 
-/// What a run gave back.
+/// The result of a run.
 pub struct Run {
     pub code: Option<i32>,
     pub stdout: String,
@@ -17,24 +17,24 @@ pub struct Run {
 }
 
 impl Workspace {
-    /// An empty one.
+    /// Creates an empty workspace.
     pub fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
 
-    /// One with a checkpoint in `demo`.
+    /// Creates a workspace with a checkpoint in `demo`.
     pub fn with_demo() -> Self {
         let workspace = Self::new();
         workspace.ok(&["demo-checkpoint", "demo", "--quiet"]);
         workspace
     }
 
-    /// The path of a file in it.
+    /// The path of a file in the workspace.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    /// The program, to be run in it. It sees nothing of the user's environment, and no network.
+    /// The program, set up to run in the workspace without the user's environment and without a network.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xdit"));
         command
@@ -54,20 +54,20 @@ impl Workspace {
         Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
-    /// Runs the program, which must succeed; its standard output.
+    /// Runs the program, which must succeed, and returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let run = self.run(args);
         assert_eq!(run.code, Some(0), "{args:?}: {}", run.stderr);
         run.stdout
     }
 
-    /// Runs `xdit generate` on the checkpoint in `demo` with two steps; its standard output.
+    /// Runs `xdit generate` with two steps on the checkpoint in `demo`, and returns its standard output.
     pub fn generate(&self, args: &[&str]) -> String {
         let run = ["generate", "--model", "demo", "--num-inference-steps", "2", "--quiet"];
         self.ok(&[&run, args].concat())
     }
 
-    /// The exit code and the standard error of a run that must fail and print no data.
+    /// Runs the program, which must fail and print no data, and returns its exit code and standard error.
     pub fn error(&self, args: &[&str]) -> String {
         let before = self.files();
         let run = self.run(args);
@@ -76,9 +76,9 @@ impl Workspace {
         format!("{}\n{}", run.code.expect("an exit code"), run.stderr)
     }
 
-    /// Names of the files in it, sorted; folders count as files.
+    /// The sorted names of the files and folders in the workspace.
     pub fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).expect("the folder is there");
+        let entries = fs::read_dir(self.0.path()).expect("the folder exists");
         let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name().into_string();
         let mut names: Vec<String> = entries.map(|entry| name(entry).expect("names are UTF-8")).collect();
         names.sort();
@@ -86,12 +86,12 @@ impl Workspace {
     }
 }
 
-/// Width, height and pixels of a PNG file.
+/// The width, height and pixels of a PNG file.
 pub fn pixels(path: &Path) -> (u32, u32, Vec<u8>) {
-    let file = std::io::BufReader::new(fs::File::open(path).expect("the picture is there"));
+    let file = std::io::BufReader::new(fs::File::open(path).expect("the picture exists"));
     let mut reader = png::Decoder::new(file).read_info().expect("a PNG file");
     let mut pixels = vec![0; reader.output_buffer_size().expect("a picture that fits in memory")];
-    let info = reader.next_frame(&mut pixels).expect("a whole picture");
+    let info = reader.next_frame(&mut pixels).expect("a complete picture");
     assert_eq!((info.color_type, info.bit_depth), (png::ColorType::Rgb, png::BitDepth::Eight));
     (info.width, info.height, pixels)
 }

@@ -80,37 +80,27 @@ impl State {
         Some(outcome)
     }
 
-    /// A message for `address` is there: its receiver, if blocked on it, no longer is.
-    pub fn release_receiver_of(&mut self, address: &Address) {
-        let waiting = &mut self.ranks[address.to].waiting;
-        if waiting.as_ref().is_some_and(|waiting| waiting.address == *address) {
-            *waiting = None;
-        }
-    }
-
     /// Nothing more will come from `sender`.
     pub fn release_receivers_from(&mut self, sender: usize) {
         for rank in &mut self.ranks {
-            if rank.waiting.as_ref().is_some_and(|waiting| waiting.address.from == sender) {
-                rank.waiting = None;
-            }
+            rank.waiting.retain(|waiting| waiting.address.from != sender);
         }
     }
 
     /// If every rank that is left is blocked, the one with the earliest deadline waits in vain. Returns that rank.
     pub fn expire_if_stuck(&mut self) -> Option<usize> {
         let present = || self.ranks.iter().enumerate().filter(|(_, rank)| rank.exit.is_none());
-        if present().any(|(_, rank)| rank.waiting.is_none()) {
+        if present().any(|(_, rank)| rank.waiting.is_empty()) {
             return None;
         }
-        let deadlines = present().filter_map(|(rank, it)| it.waiting.as_ref().map(|it| (it.deadline, rank)));
+        let deadlines = present().flat_map(|(rank, it)| it.waiting.iter().map(move |it| (it.deadline, rank)));
         let (_, rank) = deadlines.min()?;
         self.expire(rank);
         Some(rank)
     }
 
     fn expire(&mut self, rank: usize) {
-        self.ranks[rank].waiting = None;
+        self.ranks[rank].waiting.clear();
         self.ranks[rank].expired = true;
     }
 }
@@ -124,11 +114,11 @@ impl Fabric {
         deadline: Duration,
     ) -> MutexGuard<'a, State> {
         let rank = address.to;
-        state.ranks[rank].waiting = Some(Waiting { address: *address, deadline });
+        state.ranks[rank].waiting.push(Waiting { address: *address, deadline });
         if let Some(stuck) = state.expire_if_stuck() {
             self.changed[stuck].notify_all();
         }
-        let blocked = |state: &mut State| state.ranks[rank].waiting.is_some();
+        let blocked = |state: &mut State| !state.ranks[rank].waiting.is_empty();
         let woken = self.changed[rank].wait_timeout_while(state, REAL_LIMIT, blocked);
         let (mut state, real) = woken.unwrap_or_else(PoisonError::into_inner);
         if real.timed_out() {

@@ -4,22 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Buffer, Call, Error, Result, Traffic, Wait};
-
-/// Collectives and point-to-point messages are ordered separately.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Channel {
-    /// Numbered by the collectives of the communicator.
-    Collective,
-    /// Numbered by the messages from one rank to another.
-    Direct,
-}
+use crate::{Buffer, Call, Error, Result};
 
 /// Names one message of a run. Sender and receiver both know it without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Address {
     pub communicator: u64,
-    pub channel: Channel,
     /// World rank of the sender.
     pub from: usize,
     /// World rank of the receiver.
@@ -51,7 +41,7 @@ pub(super) enum Exit {
     Killed,
 }
 
-/// A blocked rank of the simulator.
+/// The message that a rank is blocked on.
 pub(super) struct Waiting {
     pub address: Address,
     pub deadline: Duration,
@@ -59,17 +49,15 @@ pub(super) struct Waiting {
 
 #[derive(Default)]
 pub(super) struct RankState {
-    pub traffic: Traffic,
-    /// One by one, if they are recorded.
-    pub waits: Vec<Wait>,
     /// How and when the rank left.
     pub exit: Option<(Exit, Duration)>,
     /// Simulated time as this rank sees it.
     pub clock: Duration,
     /// Operations issued, for the simulator's faults.
     pub operations: u64,
-    /// What a simulated rank is blocked on, while nothing has happened that could end the wait.
-    pub waiting: Option<Waiting>,
+    /// What the rank is blocked on, while nothing has happened that could end the wait. In real time its threads may
+    /// wait for several messages.
+    pub waiting: Vec<Waiting>,
     /// The simulator has decided that the current wait runs into its limit.
     pub expired: bool,
     /// The failure of which a peer's exit told this rank.
@@ -89,6 +77,14 @@ impl State {
     pub fn new(size: usize) -> Self {
         let ranks = (0..size).map(|_| RankState::default()).collect();
         Self { mail: HashMap::new(), ranks, failures: Vec::new(), first_failure: None }
+    }
+
+    /// A message for `address` is there. Says whether its receiver was blocked on it, which it no longer is.
+    pub fn release_receiver_of(&mut self, address: &Address) -> bool {
+        let waiting = &mut self.ranks[address.to].waiting;
+        let before = waiting.len();
+        waiting.retain(|waiting| waiting.address != *address);
+        waiting.len() < before
     }
 
     /// An error once any rank has failed: real-time runs end everywhere, not only where somebody waits for that rank.

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use xdit_comm::{Buffer, Comm, DType, Error, Group, Pending, Reduce, Spec, wait_all};
+use xdit_comm::{Buffer, BufferSpec, Comm, DType, Error, Group, Pending, wait_all};
+
+use crate::patterns::{all_gather, all_to_all, broadcast, recv, send, send_recv};
 
 /// What the ranks of each group do in one step.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
-    AllReduce(Reduce),
     AllGather,
-    ReduceScatter(Reduce),
     AllToAll,
     Broadcast,
     /// To the next, from the previous, as one operation.
@@ -19,18 +19,7 @@ pub enum Op {
     Barrier,
 }
 
-pub const OPS: [Op; 10] = [
-    Op::AllReduce(Reduce::Sum),
-    Op::AllReduce(Reduce::Max),
-    Op::AllGather,
-    Op::ReduceScatter(Reduce::Sum),
-    Op::ReduceScatter(Reduce::Max),
-    Op::AllToAll,
-    Op::Broadcast,
-    Op::Rotate,
-    Op::Halo,
-    Op::Barrier,
-];
+pub const OPS: [Op; 6] = [Op::AllGather, Op::AllToAll, Op::Broadcast, Op::Rotate, Op::Halo, Op::Barrier];
 
 /// One operation in disjoint groups at once.
 #[derive(Clone, Debug)]
@@ -63,7 +52,7 @@ impl Step {
         (hash(&[self.salt, from as u64, to as u64]) % 7) as usize
     }
 
-    /// What goes from `from` to `to`: of very different sizes, so that the order of a sum shows in its bits.
+    /// What goes from `from` to `to`.
     fn values(&self, from: usize, to: usize, len: usize) -> Vec<f32> {
         let value = |index: usize| {
             let random = hash(&[self.salt, from as u64, to as u64, index as u64, 1]);
@@ -82,37 +71,33 @@ impl Step {
         let (here, size) = (comm.rank(), comm.size());
         let (next, previous) = ((here + 1) % size, (here + size - 1) % size);
         let part = |to: usize, len: usize| Buffer::from_vec(self.values(me, to, len));
-        let spec = |len: usize| Spec::new(DType::F32, len);
+        let spec = |len: usize| BufferSpec::new(DType::F32, len);
         let to = |position: usize| part(members[position], self.len(me, members[position]));
         let from = |position: usize| spec(self.len(members[position], me));
-        // One part a rank, as long as the receiving rank says.
-        let to_each = || members.iter().map(|&to| part(to, self.len(to, to))).collect::<Vec<_>>();
         match self.op {
-            Op::AllReduce(op) => comm.all_reduce(part(0, self.len(0, 0)), op).map(|sum| vec![sum]),
             Op::AllGather => {
                 let lens: Vec<_> = members.iter().map(|&rank| self.len(rank, 0)).collect();
-                comm.all_gather(part(0, lens[here]), &lens)
+                all_gather(comm, part(0, lens[here]), &lens)
             }
-            Op::ReduceScatter(op) => comm.reduce_scatter(to_each(), op).map(|sum| vec![sum]),
             Op::AllToAll => {
                 let parts = (0..size).map(to).collect();
                 let lens: Vec<_> = members.iter().map(|&rank| self.len(rank, me)).collect();
-                comm.all_to_all(parts, &lens)
+                all_to_all(comm, parts, &lens)
             }
             Op::Broadcast => {
                 let (root, len) = (self.root(size), self.len(0, 0));
-                comm.broadcast(root, (root == here).then(|| part(0, len)), spec(len)).map(|it| vec![it])
+                broadcast(comm, root, (root == here).then(|| part(0, len)), spec(len)).map(|it| vec![it])
             }
-            Op::Rotate => comm.send_recv(vec![(next, to(next))], vec![(previous, from(previous))]),
+            Op::Rotate => send_recv(comm, vec![(next, to(next))], vec![(previous, from(previous))]),
             Op::Halo => {
-                let received = [comm.recv(previous, from(previous)), comm.recv(next, from(next))];
-                let sent = [comm.send(next, to(next)), comm.send(previous, to(previous))];
+                let received = [recv(comm, previous, from(previous)), recv(comm, next, from(next))];
+                let sent = [send(comm, next, to(next)), send(comm, previous, to(previous))];
                 Pending::new(|| {
                     wait_all(sent)?;
                     wait_all(received)
                 })
             }
-            Op::Barrier => comm.barrier().map(|()| Vec::new()),
+            Op::Barrier => all_gather(comm, Buffer::empty(DType::U8), &vec![0; size]).map(|_| Vec::new()),
         }
     }
 
@@ -123,22 +108,8 @@ impl Step {
         let here = members.iter().position(|&rank| rank == me).unwrap();
         let (next, previous) = (members[(here + 1) % size], members[(here + size - 1) % size]);
         let sent = |from: usize, to: usize| self.values(from, to, self.len(from, to));
-        let fold = |op: Reduce, to: usize, len: usize| {
-            let mut sum = self.values(members[0], to, len);
-            for &from in &members[1..] {
-                for (sum, x) in sum.iter_mut().zip(self.values(from, to, len)) {
-                    *sum = match op {
-                        Reduce::Sum => *sum + x,
-                        Reduce::Max => sum.max(x),
-                    };
-                }
-            }
-            vec![sum]
-        };
         match self.op {
-            Op::AllReduce(op) => fold(op, 0, self.len(0, 0)),
             Op::AllGather => members.iter().map(|&from| self.values(from, 0, self.len(from, 0))).collect(),
-            Op::ReduceScatter(op) => fold(op, me, self.len(me, me)),
             Op::AllToAll => members.iter().map(|&from| sent(from, me)).collect(),
             Op::Broadcast => vec![self.values(members[self.root(size)], 0, self.len(0, 0))],
             Op::Rotate => vec![sent(previous, me)],
@@ -160,13 +131,14 @@ pub enum Waits {
 /// Runs all steps on one rank.
 pub fn run(steps: &[Step], waits: Waits, world: &Comm) -> Result<Vec<Values>, Error> {
     let me = world.rank();
-    let mut comms: HashMap<Group, Comm> = HashMap::new();
+    let mut comms: HashMap<Vec<Group>, Comm> = HashMap::new();
     let mut issue = |step: &Step| {
-        let group = Group::new("axis", step.members(me).iter().copied());
-        if !comms.contains_key(&group) {
-            comms.insert(group.clone(), world.subgroup(&group)?);
+        let groups = step.order.chunks(step.degree).map(|ranks| Group::new("axis", ranks.iter().copied()));
+        let groups: Vec<_> = groups.collect();
+        if !comms.contains_key(&groups) {
+            comms.insert(groups.clone(), world.split(&groups)?.expect("each rank is in a group"));
         }
-        Ok(step.issue(&comms[&group], me))
+        Ok(step.issue(&comms[&groups], me))
     };
     let received = match waits {
         Waits::OneByOne => steps.iter().map(|step| issue(step)?.wait()).collect::<Result<Vec<_>, Error>>()?,

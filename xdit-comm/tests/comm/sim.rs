@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use xdit_comm::sim::FaultKind;
-use xdit_comm::{Buffer, Cause, DType, Error, Operation, Options, Outcome, Reduce, Report, Sim, Spec};
+use xdit_comm::{Buffer, BufferSpec, Cause, DType, Error, LaunchOptions, Operation, Outcome, Report, Sim};
 
+use crate::patterns::{all_gather, barrier, broadcast, recv, send};
 use crate::program::{self, OPS, Step, Values, Waits};
 use crate::watchdog::launch;
 
@@ -16,11 +17,11 @@ fn steps(size: usize) -> Vec<Step> {
         let order = (0..size).map(|rank| (rank + index) % size).collect();
         Step { op, order, degree: 1 + (index * 7 + 3) % size, salt: index as u64 }
     };
-    OPS.into_iter().chain(OPS).enumerate().map(step).collect()
+    OPS.into_iter().cycle().take(20).enumerate().map(step).collect()
 }
 
 fn simulate(sim: &Sim, size: usize) -> Report<Vec<Values>, Error> {
-    let options = Options::default().timeout(LIMIT).sim(sim.clone());
+    let options = LaunchOptions::default().timeout(LIMIT).sim(sim.clone());
     launch(size, &options, move |comm| program::run(&steps(size), Waits::OneByOne, &comm))
 }
 
@@ -91,21 +92,26 @@ fn a_stall_below_the_limit_only_costs_time() {
 #[test]
 fn a_stall_above_the_limit_is_named_by_who_waits() {
     let sim = Sim::new(3).with_fault(1, 0, FaultKind::Stall(Duration::from_secs(2)));
-    let report = launch(2, &Options::default().timeout(LIMIT).sim(sim), |comm| comm.barrier().wait());
+    let report = launch(2, &LaunchOptions::default().timeout(LIMIT).sim(sim), |comm| barrier(&comm));
     let error = report.into_result().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "rank 0 failed: `barrier` over `world` on rank 0: nothing from rank 1 within 1s"
+        "rank 0 failed: `all_gather` over `world` on rank 0: nothing from rank 1 within 1s"
     );
 }
 
 #[test]
 fn a_death_in_the_middle_of_a_collective_reaches_some() {
     let sim = Sim::new(0).with_fault(0, 1, FaultKind::Die { messages: 1 });
-    let report: Report<_, Error> = launch(3, &Options::default().timeout(LIMIT).sim(sim), |comm| {
-        comm.barrier().wait()?;
-        comm.broadcast(0, (comm.rank() == 0).then(|| Buffer::from_vec(vec![7u8])), Spec::new(DType::U8, 1))
-            .wait()
+    let report: Report<_, Error> = launch(3, &LaunchOptions::default().timeout(LIMIT).sim(sim), |comm| {
+        barrier(&comm)?;
+        broadcast(
+            &comm,
+            0,
+            (comm.rank() == 0).then(|| Buffer::from_vec(vec![7u8])),
+            BufferSpec::new(DType::U8, 1),
+        )
+        .wait()
     });
     let Outcome::Done(got) = &report.outcomes[1] else { panic!("{:?}", report.outcomes[1]) };
     assert_eq!(*got, Buffer::from_vec(vec![7u8]));
@@ -126,12 +132,12 @@ fn the_first_cause_is_handed_on_along_a_chain() {
     let late = FaultKind::Stall(Duration::from_millis(500));
     let dead = FaultKind::Die { messages: 0 };
     let sim = Sim::new(0).with_fault(3, 0, dead).with_fault(0, 0, late).with_fault(1, 0, late);
-    let report: Report<_, Error> = launch(4, &Options::default().timeout(LIMIT).sim(sim), |comm| {
+    let report: Report<_, Error> = launch(4, &LaunchOptions::default().timeout(LIMIT).sim(sim), |comm| {
         let byte = Buffer::from_vec(vec![1u8]);
         if comm.rank() < 3 {
-            comm.recv(comm.rank() + 1, byte.spec()).wait()?;
+            recv(&comm, comm.rank() + 1, byte.spec()).wait()?;
         }
-        comm.send((comm.rank() + 3) % 4, byte).wait()
+        send(&comm, (comm.rank() + 3) % 4, byte).wait()
     });
     let told = |rank: usize| match &report.outcomes[rank] {
         Outcome::Failed(error) => error.to_string(),
@@ -146,10 +152,10 @@ fn the_first_cause_is_handed_on_along_a_chain() {
 
 #[test]
 fn a_deadlock_is_found_at_once() {
-    let options = Options::default().timeout(Duration::from_secs(3_600)).sim(Sim::new(1));
+    let options = LaunchOptions::default().timeout(Duration::from_secs(3_600)).sim(Sim::new(1));
     let report = launch(3, &options, |comm| {
         let next = (comm.rank() + 1) % 3;
-        comm.recv(next, Spec::new(DType::U8, 1)).wait()
+        recv(&comm, next, BufferSpec::new(DType::U8, 1)).wait()
     });
     assert_eq!(report.elapsed, options.timeout);
     let error = report.into_result().unwrap_err();
@@ -161,8 +167,8 @@ fn a_deadlock_is_found_at_once() {
 fn size_takes_time() {
     let sim =
         Sim { latency: Duration::from_millis(1), jitter: Duration::ZERO, bytes_per_s: 1e6, ..Sim::new(0) };
-    let report: Report<_, Error> = launch(2, &Options::default().sim(sim), |comm| {
-        comm.all_reduce(Buffer::from_vec(vec![1u8; 4_000]), Reduce::Sum).wait()
+    let report: Report<_, Error> = launch(2, &LaunchOptions::default().sim(sim), |comm| {
+        all_gather(&comm, Buffer::from_vec(vec![1u8; 4_000]), &[4_000; 2]).wait()
     });
     assert_eq!(report.elapsed, Duration::from_millis(5));
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use xdit_comm::{Comm, Error, Options, Report, RunError};
+use xdit_comm::{Comm, Error, LaunchOptions, Report, RunError};
 
 /// A hundred times what the slowest test needs.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -27,7 +27,7 @@ fn guard(limit: Duration) -> Sender<()> {
 }
 
 /// [`xdit_comm::launch`], guarded.
-pub fn launch<T, E, F>(size: usize, options: &Options, work: F) -> Report<T, E>
+pub fn launch<T, E, F>(size: usize, options: &LaunchOptions, work: F) -> Report<T, E>
 where
     T: Send + 'static,
     E: Display + Send + 'static,
@@ -43,7 +43,7 @@ where
     T: Send + 'static,
     F: Fn(Comm) -> Result<T, Error> + Send + Sync + 'static,
 {
-    launch(size, &Options::default(), work).into_result()
+    launch(size, &LaunchOptions::default(), work).into_result()
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! The folder of one repository in the hub's cache, in the layout of Python's `huggingface_hub`.
+//! One repository's folder in the cache, in the layout of Python's `huggingface_hub`.
 //!
 //! ```text
-//! models--owner--name/refs/main                            the commit that `main` was at
-//! models--owner--name/blobs/<etag>                         contents, named by their hash
+//! models--owner--name/refs/main                            the commit of `main` at the last request
+//! models--owner--name/blobs/<etag>                         file contents, named by their hash
 //! models--owner--name/snapshots/<commit>/vae/config.json   a link to ../../../blobs/<etag>
-//! .locks/models--owner--name/<etag>.lock                   held while a blob is downloaded
+//! .locks/models--owner--name/<etag>.lock                   held during the download of a blob
 //! ```
 
 use super::select::{MODEL_INDEX, ModelIndex, select};
@@ -39,7 +39,7 @@ impl RepoCache {
         self.root.join("blobs").join(etag)
     }
 
-    /// The commit that `revision` stood for when it was last asked for.
+    /// The commit of `revision` at the last request.
     pub(super) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
@@ -48,20 +48,20 @@ impl RepoCache {
         Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    /// Remembers what `revision` stands for.
+    /// Records the commit of `revision`.
     pub(super) fn write_ref(&self, revision: &str, commit: &str) -> io::Result<()> {
         if self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
         let path = self.root.join("refs").join(revision);
         create_parent(&path)?;
-        // Renamed into place: another process may read it at any time.
+        // Renamed into place, because another process may read it at any time.
         let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
         fs::write(&fresh, commit)?;
         fs::rename(&fresh, &path)
     }
 
-    /// The snapshot of `commit`, if every file that the model needs is there.
+    /// Returns the snapshot of `commit` if it has every file that the model needs.
     pub(super) fn complete_snapshot(&self, commit: &str, variant: Option<&str>) -> Result<PathBuf> {
         let folder = self.snapshot(commit);
         let text = fs::read_to_string(folder.join(MODEL_INDEX)).map_err(|error| {
@@ -72,26 +72,26 @@ impl RepoCache {
         Ok(folder)
     }
 
-    /// Makes `file` of the snapshot stand for a blob that is already there.
+    /// Links `file` of the snapshot to an existing blob.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> io::Result<()> {
         let pointer = self.snapshot(commit).join(file);
         create_parent(&pointer)?;
-        // A link that leads nowhere, left by a cleaned cache, would be in the way.
+        // A dangling link, left after the cache was cleaned, must be removed first.
         if pointer.is_symlink() && !pointer.exists() {
             fs::remove_file(&pointer)?;
         }
-        // Relative, so that the cache can be moved: up from the folders of `file`, the commit and `snapshots`.
+        // Relative, so that the cache can be moved: up through the folders of `file`, the commit and `snapshots`.
         let up = "../".repeat(file.matches('/').count() + 2);
         match symlink(&format!("{up}blobs/{etag}"), &self.blob(etag), &pointer) {
-            // Another process was faster.
+            // Another process created it first.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             linked => linked,
         }
     }
 
-    /// Waits until no other process downloads this blob; the lock goes with the returned file.
+    /// Waits until no other process is downloading this blob; dropping the returned file releases the lock.
     ///
-    /// `None` if the file system has no locks. Python's `filelock` takes the same lock.
+    /// Returns `None` if the file system does not support locks. Python's `filelock` takes the same lock.
     pub(super) fn lock(&self, etag: &str) -> io::Result<Option<File>> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
@@ -104,7 +104,7 @@ impl RepoCache {
     }
 }
 
-/// Whether `revision` is the full hash of a commit, which never changes its meaning.
+/// Whether `revision` is the full hash of a commit, and therefore always refers to the same contents.
 pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -113,7 +113,7 @@ pub(super) fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// The files of a snapshot and of its folders, as `folder/name`; links that lead nowhere do not count.
+/// The files of a snapshot and its immediate folders, as `folder/name`; dangling links are skipped.
 fn files_of(snapshot: &Path) -> Vec<String> {
     let names = |folder: &Path| -> Vec<(String, PathBuf)> {
         fs::read_dir(folder)
@@ -142,7 +142,7 @@ fn symlink(target: &str, _blob: &Path, pointer: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, pointer)
 }
 
-/// Without symbolic links for everyone (Windows), the snapshot shares the blob's contents by a hard link.
+/// Creating symbolic links needs privileges on Windows, so the snapshot shares the blob's contents by a hard link.
 #[cfg(not(unix))]
 fn symlink(_target: &str, blob: &Path, pointer: &Path) -> io::Result<()> {
     fs::hard_link(blob, pointer)

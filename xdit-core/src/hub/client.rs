@@ -1,4 +1,4 @@
-//! The three requests to the hub: what a revision holds, what a file is, and a file's bytes.
+//! The three requests to the hub: the contents of a revision, the metadata of a file, and the bytes of a file.
 
 use super::HubOptions;
 use super::fault::Fault;
@@ -11,11 +11,11 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest silence of the server, in headers or in the middle of a body.
+/// The longest wait for more data, in the headers or in the middle of a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
 const LINKED_ETAG: &str = "x-linked-etag";
-/// A repository of 100,000 files lists in about 10 MB.
+/// The listing of a repository with 100,000 files takes about 10 MB.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
 
 pub(super) struct Client {
@@ -24,13 +24,13 @@ pub(super) struct Client {
     token: Option<String>,
 }
 
-/// What a revision holds.
+/// The contents of a revision.
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) files: Vec<String>,
 }
 
-/// What a file is.
+/// The metadata of a file.
 pub(super) struct Metadata {
     /// The name of its blob: the SHA-256 of a large file, the git hash of a small one.
     pub(super) etag: String,
@@ -38,7 +38,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// The contents' SHA-256, which only large files have.
+    /// The SHA-256 of the contents, known only for large files.
     pub(super) fn sha256(&self) -> Option<&str> {
         (self.etag.len() == 64 && self.etag.bytes().all(|byte| byte.is_ascii_hexdigit()))
             .then_some(&self.etag)
@@ -49,10 +49,11 @@ impl Client {
     pub(super) fn new(options: &HubOptions) -> Result<Self> {
         let config = Agent::config_builder()
             .user_agent(concat!("xdit/", env!("CARGO_PKG_VERSION")))
-            // Compressed bodies would have another length than the file.
+            // A compressed body would not have the length of the file.
             .accept_encoding("identity")
             .http_status_as_error(false)
-            // Followed here: the answer *before* a redirect describes the file, and the token must not travel.
+            // Redirects are followed here: the response *before* a redirect describes the file, and the token must
+            // not be sent elsewhere.
             .max_redirects(0)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT))
@@ -82,9 +83,9 @@ impl Client {
         let info: ModelInfo =
             serde_json::from_str(&text).map_err(|error| Fault::strange(error.to_string()))?;
         if !super::cache::is_commit(&info.sha) {
-            return Err(Fault::strange(format!("`{}` is no commit", info.sha)));
+            return Err(Fault::strange(format!("`{}` is not a commit", info.sha)));
         }
-        // The names become paths in the cache; one that would lead out of it is no file of a model.
+        // The names become paths in the cache, so any name that would leave it is dropped.
         let files =
             info.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|name| is_inner_path(name));
         Ok(Listing { commit: info.sha, files: files.collect() })
@@ -97,7 +98,7 @@ impl Client {
     pub(super) fn metadata(&self, url: &str) -> Result<Metadata, Fault> {
         let response = self.send(Verb::Describe, url)?;
         let header = |name| header(&response, name);
-        // A large file lies elsewhere: the redirect to it carries its hash and size in headers of their own.
+        // A large file is stored elsewhere: the redirect to it carries the hash and size in separate headers.
         let linked = header(LINKED_ETAG);
         let bytes = match &linked {
             Some(_) => header("x-linked-size"),
@@ -107,17 +108,17 @@ impl Client {
             linked.or_else(|| header("etag")).ok_or_else(|| Fault::strange("it has no `ETag`".to_owned()))?;
         let etag = etag.trim_start_matches("W/").trim_matches('"');
         if !is_inner_path(etag) || etag.contains('/') {
-            return Err(Fault::strange(format!("`{etag}` is no usable `ETag`")));
+            return Err(Fault::strange(format!("`{etag}` is not a usable `ETag`")));
         }
         Ok(Metadata { etag: etag.to_owned(), bytes: bytes.and_then(|bytes| bytes.parse().ok()) })
     }
 
-    /// The bytes of a file, beginning with number `from` if the server can do that (then the status is 206).
+    /// Requests the bytes of a file from offset `from` on; the status is 206 if the server supports ranges.
     pub(super) fn read(&self, url: &str, from: u64) -> Result<Response<Body>, Fault> {
         self.send(Verb::Get { from }, url)
     }
 
-    /// Sends a request and follows redirects; the token goes only to the endpoint.
+    /// Sends a request and follows redirects; the token is sent only to the endpoint.
     fn send(&self, verb: Verb, url: &str) -> Result<Response<Body>, Fault> {
         let mut url = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
@@ -150,7 +151,7 @@ impl Client {
 enum Verb {
     /// Headers only.
     Describe,
-    /// The body, beginning with this byte.
+    /// The body from this byte on.
     Get { from: u64 },
 }
 
@@ -158,14 +159,14 @@ pub(super) fn header(response: &Response<Body>, name: &str) -> Option<String> {
     Some(response.headers().get(name)?.to_str().ok()?.to_owned())
 }
 
-/// Scheme, host and port of a URL.
+/// The scheme, host and port of a URL.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |at| host + at);
     &url[..end]
 }
 
-/// Where a `Location` header leads from `url`.
+/// The target of a `Location` header received from `url`.
 fn redirected(url: &str, location: &str) -> String {
     if location.contains("://") {
         location.to_owned()
@@ -178,13 +179,13 @@ fn redirected(url: &str, location: &str) -> String {
     }
 }
 
-/// Whether a path given by the server stays inside the folder that it is joined to.
+/// Whether a path from the server stays inside the folder that it is joined to.
 fn is_inner_path(path: &str) -> bool {
     let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
     path.split('/').all(plain) && !path.contains(['\\', ':', '\0'])
 }
 
-/// `text` as a part of a URL; characters in `keep` stay as they are.
+/// `text` encoded as a part of a URL; the characters in `keep` stay as they are.
 fn percent_encoded(text: &str, keep: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -211,10 +212,10 @@ fn proxy(options: &HubOptions) -> Result<Option<Proxy>> {
         let exceptions = options.no_proxy.iter().flat_map(|hosts| hosts.split(','));
         exceptions.fold(builder, |builder, host| builder.no_proxy(host.trim())).build()
     });
-    // The value is not repeated: it may hold a password.
+    // The URL is not repeated, because it may contain a password.
     let invalid = |_| {
-        Error::usage("the proxy's URL cannot be used")
-            .hint("`HTTPS_PROXY` has to look like `http://host:port`; name the hosts to reach directly in `NO_PROXY`")
+        Error::usage("the proxy URL is not valid")
+            .hint("set `HTTPS_PROXY` to a URL like `http://host:port`; list the hosts to reach directly in `NO_PROXY`")
     };
     built.map(Some).map_err(invalid)
 }
@@ -233,7 +234,7 @@ fn root_certs(options: &HubOptions) -> Result<RootCerts> {
         })
         .collect();
     if certificates.is_empty() {
-        return Err(unusable("it holds none".to_owned()));
+        return Err(unusable("it contains none".to_owned()));
     }
     Ok(RootCerts::Specific(Arc::new(certificates)))
 }

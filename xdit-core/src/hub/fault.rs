@@ -1,4 +1,4 @@
-//! Why the hub gave no answer, and the words for it.
+//! Reasons for a failed request to the hub, and their error messages.
 
 use crate::Error;
 use std::io;
@@ -6,15 +6,15 @@ use std::io;
 /// A request that failed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// No answer, or one that broke off.
+    /// No response, or an incomplete one.
     Network(String),
-    /// An answer that is no success; the code is the hub's own word for the reason.
+    /// A response with an error status; the code is the hub's name for the reason.
     Status { status: u16, code: Option<String> },
-    /// An answer that no hub gives.
+    /// A response that does not follow the hub's protocol.
     Strange(String),
 }
 
-/// What a request was about, for the sentence.
+/// The subject of a request, for the error message.
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub(super) endpoint: &'a str,
@@ -41,33 +41,34 @@ impl Fault {
         }
     }
 
-    /// Whether a cached copy may stand in: always, unless the hub said that the model or revision is not there.
+    /// Whether a cached copy may be used instead: always, unless the hub reports that the model or revision is
+    /// missing.
     pub(super) fn leaves_the_cache(&self) -> bool {
         !matches!(self, Self::Status { status: 404, .. })
     }
 
-    /// The fault in one sentence with the way out.
+    /// Turns the fault into an error: one sentence and a remedy.
     pub(super) fn into_error(self, subject: Subject<'_>) -> Error {
         let Subject { endpoint, model, revision, file } = subject;
         let what = file.map_or_else(|| format!("`{model}`"), |file| format!("`{file}` of `{model}`"));
         match self {
             Self::Network(why) => {
-                // The TLS library says so only in words.
+                // The TLS library reports the reason only as text.
                 let hint = if why.contains("certificate") {
-                    "set `SSL_CERT_FILE` to the certificates of the mirror, or of the proxy in between"
-                } else {
-                    "check the network, or set `HF_ENDPOINT` to a mirror; a model that is already in the cache needs neither"
+                        "set `SSL_CERT_FILE` to the certificates of the mirror or proxy"
+                    } else {
+                        "check the network, or set `HF_ENDPOINT` to a mirror; a fully cached model needs neither"
                 };
                 Error::failure(format!("cannot get {what} from `{endpoint}`: {why}")).hint(hint)
             }
             Self::Strange(why) => {
-                Error::failure(format!("the answer of `{endpoint}` about {what} cannot be used: {why}"))
-                    .hint("check that `HF_ENDPOINT` is a Hugging Face hub or a mirror of one")
+                Error::failure(format!("the response of `{endpoint}` for {what} is not usable: {why}"))
+                    .hint("check that `HF_ENDPOINT` is a Hugging Face hub or a mirror of it")
             }
             Self::Status { status: 401, .. } => {
                 Error::failure(format!("`{endpoint}` does not show {what} without a valid token (HTTP 401)")).hint(
                     format!(
-                        "check the spelling; for a gated or private model accept its licence at `{endpoint}/{model}` and set `HF_TOKEN`"
+                        "check the spelling; for a gated or private model, accept its licence at `{endpoint}/{model}` and set `HF_TOKEN`"
                     ),
                 )
             }
@@ -77,9 +78,9 @@ impl Fault {
                 )),
             Self::Status { status: 404, code } => match (code.as_deref(), file) {
                 (Some("RevisionNotFound"), _) => Error::usage(format!("`{model}` has no revision `{revision}`"))
-                    .hint("give a branch, a tag or a full commit hash, or leave the revision out"),
+                    .hint("give a branch, a tag or a full commit hash, or omit the revision"),
                 (_, Some(file)) => Error::failure(format!("`{model}` has no file `{file}` at revision `{revision}`"))
-                    .hint("choose another revision, or a repository in the complete diffusers layout"),
+                    .hint("choose another revision, or a repository in the full diffusers layout"),
                 (Some("RepoNotFound"), None) => Error::usage(format!("there is no model `{model}` on `{endpoint}`"))
                     .hint("check the spelling; a private model needs `HF_TOKEN`"),
                 (_, None) => {
@@ -88,12 +89,12 @@ impl Fault {
                 }
             },
             Self::Status { status: 429, .. } => {
-                Error::failure(format!("`{endpoint}` refuses {what} for now: too many requests (HTTP 429)"))
-                    .hint("wait a few minutes; with `HF_TOKEN` set more requests are allowed")
+                Error::failure(format!("`{endpoint}` temporarily refuses {what}: too many requests (HTTP 429)"))
+                    .hint("wait a few minutes, or set `HF_TOKEN` for a higher limit")
             }
             Self::Status { status, .. } => {
-                Error::failure(format!("`{endpoint}` failed to give {what} (HTTP {status})"))
-                    .hint("try again later; a partial download is kept and resumed")
+                Error::failure(format!("`{endpoint}` failed to deliver {what} (HTTP {status})"))
+                    .hint("try again later; the partial download is kept and resumed")
             }
         }
     }
@@ -102,21 +103,21 @@ impl Fault {
 impl From<ureq::Error> for Fault {
     fn from(error: ureq::Error) -> Self {
         Self::Network(match error {
-            ureq::Error::HostNotFound => "the host is not found".to_owned(),
+            ureq::Error::HostNotFound => "the host was not found".to_owned(),
             ureq::Error::Io(error) => return Self::from(error),
-            ureq::Error::Timeout(_) => "no answer in time".to_owned(),
+            ureq::Error::Timeout(_) => "the request timed out".to_owned(),
             other => other.to_string(),
         })
     }
 }
 
 impl From<io::Error> for Fault {
-    /// An error of the connection; those of the disk never come here.
+    /// Converts a connection error; disk errors are handled separately.
     fn from(error: io::Error) -> Self {
         Self::Network(match error.kind() {
-            io::ErrorKind::ConnectionRefused => "the connection is refused".to_owned(),
+            io::ErrorKind::ConnectionRefused => "the connection was refused".to_owned(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                "the connection broke off".to_owned()
+                "the connection was interrupted".to_owned()
             }
             _ => error.to_string(),
         })

@@ -1,4 +1,4 @@
-//! One file's way to the disk: begun or resumed, checked, and only then given its name.
+//! The download of one file: started or resumed, checked, and only then renamed.
 
 use super::Download;
 use super::client::{Client, Metadata, header};
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// Attempts in a row that bring no byte before the download is given up.
+/// Consecutive attempts without a new byte before the download is given up.
 const FRUITLESS_ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Why a file is not there.
+/// The reason why a file could not be downloaded.
 pub(super) enum FetchError {
-    /// The hub or the network.
+    /// The hub or the network failed.
     Hub(Fault),
-    /// The disk.
+    /// The disk failed.
     Disk(io::Error),
-    /// The contents are not what the hub announced; what was received is deleted.
+    /// The contents differ from the announced ones; the received bytes have been deleted.
     Corrupt(String),
 }
 
@@ -30,9 +30,9 @@ impl From<Fault> for FetchError {
     }
 }
 
-/// Downloads `url` to `blob` by way of `incomplete`, which is continued if an earlier run left it.
+/// Downloads `url` to `blob` through `incomplete`, which is continued if an earlier run left it.
 ///
-/// The caller holds the lock of the blob, or names an `incomplete` of its own.
+/// The caller holds the lock of the blob, or passes an `incomplete` that no other process uses.
 pub(super) fn fetch(
     client: &Client,
     url: &str,
@@ -48,7 +48,7 @@ pub(super) fn fetch(
         partial.restart().map_err(FetchError::Disk)?;
     }
     let (mut most_bytes, mut fruitless) = (partial.bytes, 0);
-    // A resumed file may be whole already: the earlier run was ended just before its rename.
+    // A resumed file may already be complete, if the earlier run ended just before its rename.
     while total.is_none_or(|total| partial.bytes < total) {
         let report = &mut |done_bytes, total_bytes| {
             progress(Download { file, done_bytes, total_bytes, finished: false });
@@ -78,7 +78,7 @@ pub(super) fn fetch(
     Ok(())
 }
 
-/// One request, from where the partial file ends to the end of the body.
+/// Makes one request, from the end of the partial file to the end of the body.
 fn attempt(
     client: &Client,
     url: &str,
@@ -97,10 +97,12 @@ fn attempt(
     if response.status() == 206 {
         let range = header(&response, "content-range").unwrap_or_default();
         if !range.starts_with(&format!("bytes {}-", partial.bytes)) {
-            return Err(Fault::strange(format!("it sends `{range}`, which was not asked for")).into());
+            return Err(
+                Fault::strange(format!("it sent the range `{range}`, which was not requested")).into()
+            );
         }
     } else if partial.bytes > 0 {
-        // The server sends the whole file whatever was asked for.
+        // The server ignores the range and sends the whole file.
         partial.restart().map_err(FetchError::Disk)?;
     }
     let length: Option<u64> = header(&response, "content-length").and_then(|length| length.parse().ok());
@@ -118,7 +120,7 @@ fn attempt(
         if read == 0 {
             return match *total {
                 Some(total) if partial.bytes < total => {
-                    Err(Fault::Network("the connection broke off".to_owned()).into())
+                    Err(Fault::Network("the connection was interrupted".to_owned()).into())
                 }
                 _ => Ok(()),
             };
@@ -128,7 +130,7 @@ fn attempt(
     }
 }
 
-/// The part of a file that has been received, and the hash of it.
+/// The received part of a file, and its hash.
 struct Partial {
     path: PathBuf,
     file: File,
@@ -164,21 +166,21 @@ impl Partial {
         Ok(())
     }
 
-    /// Checks the contents and gives them their name, or deletes them.
+    /// Checks the contents and renames the file to `blob`, or deletes it.
     fn finish(self, sha256: Option<&str>, total: Option<u64>, blob: &Path) -> Result<(), FetchError> {
         let wrong = if total.is_some_and(|total| total != self.bytes) {
-            Some(format!("{} bytes came, not {}", self.bytes, total.unwrap_or_default()))
+            Some(format!("{} bytes were received, not {}", self.bytes, total.unwrap_or_default()))
         } else {
             let found = self.sha256.map(|hasher| format!("{:x}", hasher.finalize()));
             let differs =
                 |expected: &&str| found.as_ref().is_some_and(|found| !found.eq_ignore_ascii_case(expected));
-            sha256.filter(differs).map(|expected| format!("their SHA-256 is not `{expected}`"))
+            sha256.filter(differs).map(|expected| format!("its SHA-256 is not `{expected}`"))
         };
         if let Some(wrong) = wrong {
             fs::remove_file(&self.path).map_err(FetchError::Disk)?;
             return Err(FetchError::Corrupt(wrong));
         }
-        // Onto the disk before the name: after a power cut a named blob is a whole one.
+        // Synced before the rename, so that a blob is complete even after a power failure.
         self.file.sync_all().and_then(|()| fs::rename(&self.path, blob)).map_err(FetchError::Disk)
     }
 }

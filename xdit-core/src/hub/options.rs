@@ -1,40 +1,40 @@
-//! Where the hub and its cache are, and how to ask: options and the variables that set them.
+//! Access to the hub and its cache: the options, and the environment variables that set them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The public hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
-/// The branch that is meant when no revision is named.
+/// The default revision.
 pub const DEFAULT_REVISION: &str = "main";
 
-/// How to reach the hub, and where its cache lies.
+/// How to reach the hub, and the location of its cache.
 ///
-/// The cache has the layout of Python's `huggingface_hub`, so both may share one.
+/// The cache has the layout of Python's `huggingface_hub`, so both programs can share one.
 #[derive(Clone)]
 pub struct HubOptions {
-    /// The folder of the `models--owner--name` folders.
+    /// The folder that contains the `models--owner--name` folders.
     pub cache_dir: PathBuf,
-    /// The hub or a mirror of it, without a trailing slash.
+    /// The URL of the hub or a mirror, without a trailing slash.
     pub endpoint: String,
-    /// Sent to the endpoint, never to another host.
+    /// The access token, sent to the endpoint but never to another host.
     pub token: Option<String>,
     /// A branch, a tag, `refs/pr/N` or a commit.
     pub revision: String,
-    /// Look in the cache only.
+    /// Use the cache only.
     pub offline: bool,
-    /// Prefer weights whose file names carry this word, like `fp16`.
+    /// Prefer weight files with this word in their names, such as `fp16`.
     pub variant: Option<String>,
-    /// An HTTP proxy, as a URL.
+    /// The URL of an HTTP proxy.
     pub proxy: Option<String>,
-    /// The hosts that are reached without the proxy, separated by commas.
+    /// Hosts to reach without the proxy, separated by commas.
     pub no_proxy: Option<String>,
-    /// Certificates (PEM) to trust in place of the built-in list of public authorities.
+    /// A PEM file of certificates to trust instead of the built-in list of public authorities.
     pub ca_file: Option<PathBuf>,
 }
 
 impl HubOptions {
-    /// The public hub with its cache in `cache_dir`, without a token.
+    /// Returns the options for the public hub with its cache in `cache_dir`, without a token.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
             cache_dir: cache_dir.into(),
@@ -49,9 +49,10 @@ impl HubOptions {
         }
     }
 
-    /// The options that environment variables describe; `lookup` returns the value of one.
+    /// Reads the options from environment variables; `lookup` returns the value of one variable.
     ///
-    /// Reads the variables of `huggingface_hub`, in its order of precedence, and the token file beside the cache:
+    /// The variables are those of `huggingface_hub`, in its order of precedence. The token file beside the cache is
+    /// read, too:
     ///
     /// | option | variables |
     /// |---|---|
@@ -59,10 +60,10 @@ impl HubOptions {
     /// | `endpoint` | `HF_ENDPOINT` |
     /// | `token` | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, else the file `HF_TOKEN_PATH` or `HF_HOME/token` |
     /// | `offline` | `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` |
-    /// | `proxy`, `no_proxy` | `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in capitals or small letters |
+    /// | `proxy`, `no_proxy` | `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in upper or lower case |
     /// | `ca_file` | `SSL_CERT_FILE` |
     pub fn from_vars(lookup: impl Fn(&str) -> Option<String>) -> Self {
-        // An empty variable counts as unset, as it does in a shell's `${NAME:-default}`.
+        // An empty variable counts as unset, as with a shell's `${NAME:-default}`.
         let first = |names: &[&str]| {
             names.iter().find_map(|&name| lookup(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()))
         };
@@ -92,7 +93,7 @@ impl HubOptions {
 }
 
 impl fmt::Debug for HubOptions {
-    /// Leaves out the token, and the proxy with its password, so that neither ends up in a log.
+    /// Omits the token, the proxy and its password, so that they never appear in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubOptions")
             .field("cache_dir", &self.cache_dir)
@@ -114,7 +115,7 @@ fn expand_tilde(value: &str, home: Option<&Path>) -> PathBuf {
     }
 }
 
-/// A missing or unreadable token file means no token: most models need none, and those that do say so.
+/// A missing or unreadable token file means no token: most models need none, and the hub reports those that do.
 fn read_token(file: &Path) -> Option<String> {
     let token = std::fs::read_to_string(file).ok()?.trim().to_owned();
     (!token.is_empty()).then_some(token)

@@ -1,4 +1,4 @@
-//! Which files of a repository a pipeline needs: a pure function from its listing.
+//! The selection of files that a pipeline needs: a pure function of a repository's listing.
 
 use crate::{Error, Result};
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 /// The file that lists the components of a pipeline.
 pub const MODEL_INDEX: &str = "model_index.json";
 
-/// What `model_index.json` says about a pipeline: its components, one folder each.
+/// The contents of `model_index.json`: the components of a pipeline, one folder each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelIndex {
     components: Vec<Component>,
@@ -14,21 +14,21 @@ pub struct ModelIndex {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Component {
-    /// The folder, like `text_encoder`.
+    /// The folder, such as `text_encoder`.
     name: String,
-    /// The Python class that diffusers loads it with, like `T5EncoderModel`.
+    /// The Python class that diffusers loads the component with, such as `T5EncoderModel`.
     class: String,
 }
 
 impl ModelIndex {
-    /// Reads the text of a `model_index.json`; `model` names its repository in errors.
+    /// Parses the text of a `model_index.json`; `model` names its repository in errors.
     ///
     /// # Errors
-    /// If the text is no JSON object, or lists no component.
+    /// If the text is not a JSON object, or lists no component.
     pub fn parse(model: &str, text: &str) -> Result<Self> {
         let invalid = |why: String| {
-            Error::failure(format!("the `{MODEL_INDEX}` of `{model}` cannot be used: {why}"))
-                .hint("the model has to be in the diffusers layout")
+            Error::failure(format!("the `{MODEL_INDEX}` of `{model}` is not usable: {why}"))
+                .hint("choose a model in the diffusers layout")
         };
         let json: serde_json::Map<String, Value> =
             serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
@@ -40,16 +40,16 @@ impl ModelIndex {
     }
 }
 
-/// An entry is a component if it is `"folder": ["library", "Class"]` and not `[null, null]`, which stands for an
-/// optional component that this checkpoint lacks.
+/// Parses one entry. A component has the form `"folder": ["library", "Class"]`; `[null, null]` stands for an
+/// optional component that this checkpoint does not have.
 fn component((name, entry): (&String, &Value)) -> Option<Component> {
     let class = entry.as_array()?.get(1)?.as_str()?;
-    // The safety checker judges pictures; it has no part in making them.
+    // The safety checker only judges finished pictures.
     (name != "safety_checker").then(|| Component { name: name.clone(), class: class.to_owned() })
 }
 
 impl Component {
-    /// Whether the class keeps weights; the others are described by text files alone.
+    /// Whether the component has weights; the others consist of text files alone.
     fn has_weights(&self) -> bool {
         const TEXT_ONLY: [&str; 6] =
             ["Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor", "TokenizersBackend"];
@@ -59,15 +59,16 @@ impl Component {
 
 /// The files of `listing` that the pipeline needs, small ones first.
 ///
-/// For a component with weights: its `config.json` and one set of safetensors files, of the `variant` if the
-/// component has it and without one otherwise, as diffusers chooses. For the others (tokenizers, the scheduler):
-/// their text files. Single-file checkpoints in the root, other formats, pictures and README are left out.
+/// A component with weights needs its `config.json` and one set of safetensors files: those of the `variant` if the
+/// component has it, and the default ones otherwise, as diffusers chooses. Other components (tokenizers, the
+/// scheduler) need their text files. Single-file checkpoints in the root, other formats, images and README files
+/// are left out.
 ///
-/// Because every weight comes after every small file, an interrupted download is always missing weights, which
-/// makes this function the test for completeness of a cached snapshot, too.
+/// Because all weights come after all small files, an interrupted download always lacks weights. This function can
+/// therefore also test whether a cached snapshot is complete.
 ///
 /// # Errors
-/// If a component lacks its files, a set of shards has gaps or no index, or no component has the `variant`.
+/// If a component lacks its files, a set of shard files has gaps or no index, or no component has the `variant`.
 ///
 /// # Source
 /// `variant_compatible_siblings` and `DiffusionPipeline.download` of diffusers.
@@ -100,13 +101,13 @@ pub fn select(
             small.extend(inside.iter().filter(|name| is_text(name)).map(|name| path(name)));
             if small.len() == before {
                 return Err(Error::failure(format!("`{model}` has no files for its component `{folder}`"))
-                    .hint("choose a repository in the complete diffusers layout"));
+                    .hint("choose a repository in the full diffusers layout"));
             }
         }
     }
     if let (false, Some(variant)) = (variant_found, variant) {
         return Err(Error::usage(format!("`{model}` has no weights of the variant `{variant}`"))
-            .hint("leave the variant out to use the default weights"));
+            .hint("omit the variant to use the default weights"));
     }
     small.extend(weights);
     Ok(small)
@@ -117,7 +118,7 @@ fn is_text(name: &str) -> bool {
     [".json", ".txt", ".model", ".jinja"].iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// One way to load a component: a whole file, or shards with their index.
+/// The weight files of one component: a single file, or shards with their index.
 struct WeightSet<'a> {
     variant: Option<&'a str>,
     files: Vec<&'a str>,
@@ -134,10 +135,10 @@ impl<'a> WeightSet<'a> {
             let error =
                 Error::failure(format!("the component `{folder}` of `{model}` has no safetensors weights"));
             return Err(match weights.iter().find_map(|w| w.variant) {
-                Some(other) => error.hint(format!("it has them as the variant `{other}`: ask for that")),
-                None => {
-                    error.hint("only safetensors are read: save the model again with diffusers to convert it")
-                }
+                Some(other) => error.hint(format!("ask for the variant `{other}`, which has them")),
+                None => error.hint(
+                    "save the model again with diffusers to convert it: other weight formats are not read",
+                ),
             });
         };
         let found = first.variant;
@@ -159,25 +160,26 @@ impl<'a> WeightSet<'a> {
         }
         let index = names.iter().copied().find(|name| index_variant(name) == Some(found));
         if index.is_none() {
-            let what = format!("the index of the shards of the component `{folder}` of `{model}` is missing");
+            let what = format!("the shard index of the component `{folder}` of `{model}` is missing");
             return Err(Error::failure(what).hint("download the model again"));
         }
         Ok(Self { variant: found, files, index })
     }
 }
 
-/// A weight file's name, taken apart: `model.fp16-00001-of-00002.safetensors`.
+/// The parts of a weight file's name, such as `model.fp16-00001-of-00002.safetensors`.
 struct Weight<'a> {
     name: &'a str,
     variant: Option<&'a str>,
-    /// Number, counted from one, and count.
+    /// The shard's number, counted from one, and the number of shards.
     shard: Option<(u32, u32)>,
 }
 
 impl<'a> Weight<'a> {
     fn parse(name: &'a str) -> Option<Self> {
         let rest = without_stem(name.strip_suffix(".safetensors")?)?;
-        // diffusers writes the variant before the shard number; its first sharded checkpoints have it after.
+        // diffusers writes the variant before the shard number; its first sharded checkpoints have it after the
+        // number.
         let (before, shard, after) = match rest.find("-of-") {
             None => (rest, None, ""),
             Some(of) => {
@@ -196,7 +198,7 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// The variant that an index of shards is for: `model.safetensors.index.fp16.json`, earlier
+/// The variant of a shard index: `model.safetensors.index.fp16.json`, or, in older checkpoints,
 /// `model.safetensors.fp16.index.json`.
 fn index_variant(name: &str) -> Option<Option<&str>> {
     let rest = without_stem(name.strip_suffix(".json")?)?.strip_prefix(".safetensors")?;
@@ -207,7 +209,8 @@ fn index_variant(name: &str) -> Option<Option<&str>> {
     }
 }
 
-/// What follows the name that diffusers and transformers give to weights; nothing else counts as weights.
+/// The rest of a weight file's name after the stem that diffusers and transformers use; other names are not
+/// weights.
 fn without_stem(name: &str) -> Option<&str> {
     ["diffusion_pytorch_model", "model"].iter().find_map(|stem| name.strip_prefix(stem))
 }

@@ -1,15 +1,16 @@
-//! Sixteen normal values from sixteen uniform ones, rounded as PyTorch's AVX2 kernel rounds them.
+//! Sixteen normal values from sixteen uniform ones, with the rounding of PyTorch's AVX2 kernel.
 //!
-//! That kernel evaluates the polynomials of Cephes in f32. Its source multiplies and adds separately; the compiler
-//! fuses most pairs, and where it does is part of the result. So each `mul_add` below stands for a fused pair of the
-//! published binaries, and each plain product for one that stays rounded. `tests/noise.rs` compares with PyTorch.
+//! The kernel evaluates the polynomials of Cephes in f32. Its source multiplies and adds separately, but the
+//! compiler fuses most pairs, and the choice of pairs affects the result. Each `mul_add` below therefore stands for
+//! a fused pair in the published binaries, and each plain product for a separately rounded one. `tests/noise.rs`
+//! compares the values with PyTorch.
 
 use std::f32::consts::{FRAC_1_SQRT_2, TAU};
 
-/// Values that are transformed together: the first half gives radii, the second half angles.
+/// The number of values transformed together: the first half gives radii, the second half angles.
 pub(super) const BLOCK: usize = 16;
 
-/// The Box-Muller transform in place: uniform in [0, 1) becomes standard normal.
+/// Applies the Box-Muller transform in place: uniform values in [0, 1) become standard normal.
 ///
 /// # Source
 /// PyTorch 2.15, `aten/src/ATen/native/cpu/DistributionTemplates.h` (`NormalFill16<float>`).
@@ -19,12 +20,12 @@ pub(super) fn normal_block(block: &mut [f32; BLOCK]) {
         // 1 - u1 is in (0, 1], where the logarithm is finite.
         let radius = (-2.0 * ln(1.0 - *u1)).sqrt();
         let (sin, cos) = sin_cos(TAU * *u2);
-        // Adding the mean of zero turns -0 into +0.
+        // Adding the mean, which is zero, turns -0 into +0.
         (*u1, *u2) = (radius * cos + 0.0, radius * sin + 0.0);
     }
 }
 
-/// Natural logarithm of a normal, positive number.
+/// The natural logarithm of a normal, positive number.
 ///
 /// # Source
 /// Cephes `logf`, as in PyTorch's `aten/src/ATen/native/cpu/avx_mathfun.h` (`log256_ps`).
@@ -40,7 +41,7 @@ fn ln(x: f32) -> f32 {
         -2.499_999_4e-1,
         3.333_333e-1,
     ];
-    /// ln 2 in two parts, the first with few enough bits that its multiples are exact.
+    /// ln 2 in two parts, the first short enough that its multiples are exact.
     const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
 
     // x = m · 2^e with m in [√½, √2); the polynomial is in m - 1.
@@ -60,18 +61,18 @@ fn ln(x: f32) -> f32 {
     e.mul_add(LN_2.0, m + y)
 }
 
-/// Sine and cosine of a non-negative angle of a few turns at most.
+/// Sine and cosine of a non-negative angle of at most a few turns.
 ///
 /// # Source
 /// Cephes `sinf` and `cosf`, as in PyTorch's `aten/src/ATen/native/cpu/avx_mathfun.h` (`sincos256_ps`).
 fn sin_cos(x: f32) -> (f32, f32) {
-    /// -π/4 in three parts, so that whole multiples are taken off without loss.
+    /// -π/4 in three parts, so that whole multiples can be subtracted exactly.
     const MINUS_FRAC_PI_4: [f32; 3] = [-0.785_156_25, -2.418_756_5e-4, -3.774_895e-8];
     const FRAC_4_PI: f32 = 1.273_239_5;
     const SIN: [f32; 3] = [-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1];
     const COS: [f32; 3] = [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2];
 
-    // The octant, made even: its multiple of π/4 is the nearest multiple of π/2.
+    // The octant rounded to an even number, so that its multiple of π/4 is the nearest multiple of π/2.
     let octant = ((x * FRAC_4_PI) as i32 + 1) & !1;
     let x = MINUS_FRAC_PI_4.iter().fold(x, |x, part| (octant as f32).mul_add(*part, x));
 

@@ -1,11 +1,11 @@
-//! The engine below PyTorch's CPU generator: MT19937.
+//! MT19937, the engine of PyTorch's CPU generator.
 
-/// Words of state.
+/// The number of state words.
 const N: usize = 624;
 /// The distance to the word that is mixed in.
 const M: usize = 397;
 
-/// MT19937 of Matsumoto and Nishimura, seeded by one word.
+/// MT19937 of Matsumoto and Nishimura, seeded with one word.
 ///
 /// # Source
 /// M. Matsumoto, T. Nishimura: "Mersenne Twister: A 623-dimensionally equidistributed uniform pseudorandom number
@@ -13,7 +13,7 @@ const M: usize = 397;
 #[derive(Clone, Debug)]
 pub(super) struct MersenneTwister {
     state: [u32; N],
-    /// The next word to give out; `N` when all have been.
+    /// The index of the next word to return; `N` when all have been used.
     next: usize,
 }
 
@@ -39,7 +39,7 @@ impl MersenneTwister {
         y ^ y >> 18
     }
 
-    /// Replaces all words of state at once.
+    /// Replaces all state words at once.
     fn twist(&mut self) {
         for i in 0..N {
             let mixed = self.state[i] & 0x8000_0000 | self.state[(i + 1) % N] & 0x7fff_ffff;
@@ -54,9 +54,9 @@ impl MersenneTwister {
 mod tests {
     use super::*;
 
-    /// The C++ standard fixes this number ([rand.predef]) so that implementations can be told right from wrong.
+    /// The C++ standard specifies this number ([rand.predef]) as a check of implementations.
     #[test]
-    fn ten_thousandth_word_is_the_standards() {
+    fn the_ten_thousandth_word_is_that_of_the_standard() {
         let mut engine = MersenneTwister::from_seed(5489);
         let word = (0..10_000).map(|_| engine.next_u32()).last();
         assert_eq!(word, Some(4_123_659_995));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Result};
-use crate::parallel::plan::ParallelConfig;
+use crate::plan::ParallelConfig;
 
 /// More steps in one run are a typing error: models are trained on a thousand.
 const MAX_STEPS: usize = 10_000;

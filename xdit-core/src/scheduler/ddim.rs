@@ -1,15 +1,15 @@
-//! DDIM, without added noise.
+//! DDIM without added noise.
 
 use burn::tensor::{DType, Tensor};
 
 use super::noise_schedule::NoiseSchedule;
-use super::options::Options;
+use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::timesteps::{Spacing, Timesteps};
 use super::{History, Scheduler};
 use crate::{Error, Result};
 
-/// Denoising diffusion implicit models (arXiv 2010.02502) with η = 0: no noise is added on the way.
+/// Denoising diffusion implicit models (arXiv 2010.02502) with η = 0: no step adds noise.
 ///
 /// # Source
 /// diffusers 0.42.1, `DDIMScheduler`.
@@ -19,32 +19,31 @@ pub(super) struct Ddim {
     /// ᾱ at the beginning and at the end of each step.
     alphas_cumprod: Vec<(f32, f32)>,
     prediction: Prediction,
-    /// The predicted data is clamped to ± this.
+    /// The predicted data is clamped to ± this value.
     clip: Option<f32>,
 }
 
 impl Ddim {
-    pub(super) fn new(options: &mut Options<'_>, steps: usize) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: usize) -> Result<Self> {
         let schedule = NoiseSchedule::new(options)?;
         let grid = Timesteps::new(options, Spacing::Leading, schedule.len(), steps)?;
         let prediction = options.choice("prediction_type", Prediction::Epsilon, &Prediction::NAMES)?;
-        options
-            .refuse_flag("thresholding", "a quantile of the whole sample is not known to a patch of it")?;
+        options.refuse_flag("thresholding", "a patch cannot compute a quantile of the whole sample")?;
         let clip_range = options.number("clip_sample_range", 1.0)?;
         let clip = options.flag("clip_sample", true)?.then_some(clip_range as f32);
         let final_alpha =
             if options.flag("set_alpha_to_one", true)? { 1.0 } else { schedule.alphas_cumprod[0] };
 
         let timesteps: Vec<f32> = grid.below(schedule.len(), steps).into_iter().map(|t| t as f32).collect();
-        // The end of a step is a fixed distance away, also where the next timestep is not.
+        // A step always ends a fixed distance away, even if the next timestep is elsewhere.
         let stride = schedule.len() / steps;
         let alphas_cumprod = timesteps.iter().map(|timestep| {
             let start = schedule.alphas_cumprod.get(*timestep as usize).filter(|_| *timestep >= 0.0);
             let start = start.ok_or_else(|| {
                 Error::usage(format!(
-                    "`{steps}` steps visit timestep `{timestep}`, which the model was not trained on"
+                    "`{steps}` steps include timestep `{timestep}`, which the model was not trained on"
                 ))
-                .hint("ask for another number of inference steps, or a smaller `steps_offset`")
+                .hint("use another number of inference steps, or a smaller `steps_offset`")
             })?;
             let end = (*timestep as usize).checked_sub(stride).map(|end| schedule.alphas_cumprod[end]);
             Ok((*start, end.unwrap_or(final_alpha)))

@@ -1,17 +1,17 @@
-//! DPM-Solver and DPM-Solver++, multistep, of order one to three.
+//! Multistep DPM-Solver and DPM-Solver++ of orders one to three.
 
 use burn::tensor::{DType, Tensor};
 
 use super::grid::interpolate;
 use super::noise_schedule::NoiseSchedule;
-use super::options::Options;
+use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::{LogSigmas, SigmaOptions, Spread};
 use super::timesteps::{Spacing, Timesteps};
 use super::{History, Scheduler};
 use crate::{Error, Result};
 
-/// Below so many steps the last ones are taken with lower order, if `lower_order_final` says so.
+/// With fewer steps than this, `lower_order_final` lowers the order of the last ones.
 const FEW_STEPS: usize = 15;
 
 /// DPM-Solver++ (arXiv 2211.01095) and DPM-Solver (arXiv 2206.00927) as multistep solvers.
@@ -21,7 +21,7 @@ const FEW_STEPS: usize = 15;
 #[derive(Debug)]
 pub(super) struct DpmSolverMultistep {
     timesteps: Vec<f32>,
-    /// Noise levels at the beginning of each step, and at the end of the last.
+    /// The noise level at the beginning of each step, and at the end of the last.
     sigmas: Vec<f32>,
     algorithm: Algorithm,
     solver: Solver,
@@ -33,7 +33,7 @@ pub(super) struct DpmSolverMultistep {
     first_order_final: bool,
 }
 
-/// What is integrated over the log signal-to-noise ratio.
+/// The quantity that is integrated over the log signal-to-noise ratio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Algorithm {
     /// The predicted data.
@@ -49,7 +49,7 @@ enum Solver {
     Heun,
 }
 
-/// Signal level α, noise level σ and half the log signal-to-noise ratio λ = ln(α / σ).
+/// The signal level α, the noise level σ, and half the log signal-to-noise ratio, λ = ln(α / σ).
 #[derive(Clone, Copy)]
 struct Level {
     alpha: f32,
@@ -58,14 +58,14 @@ struct Level {
 }
 
 impl DpmSolverMultistep {
-    pub(super) fn new(options: &mut Options<'_>, steps: usize) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: usize) -> Result<Self> {
         let algorithm = options.choice(
             "algorithm_type",
             Algorithm::DpmSolverPlusPlus,
             &[
                 ("dpmsolver++", Algorithm::DpmSolverPlusPlus),
                 ("dpmsolver", Algorithm::DpmSolver),
-                // The name that a config handed on from `DEISMultistepScheduler` has.
+                // The value in a config taken over from `DEISMultistepScheduler`.
                 ("deis", Algorithm::DpmSolverPlusPlus),
             ],
         )?;
@@ -75,7 +75,7 @@ impl DpmSolverMultistep {
             &[
                 ("midpoint", Solver::Midpoint),
                 ("heun", Solver::Heun),
-                // The names that configs handed on from DEIS and UniPC have.
+                // The values in configs taken over from DEIS and UniPC.
                 ("logrho", Solver::Midpoint),
                 ("bh1", Solver::Midpoint),
                 ("bh2", Solver::Midpoint),
@@ -84,11 +84,10 @@ impl DpmSolverMultistep {
         let solver_order = options.count("solver_order", 2)?;
         if !(1..=3).contains(&solver_order) {
             return Err(Error::usage(format!("option `solver_order` is `{solver_order}`"))
-                .hint("supported are orders 1 to 3"));
+                .hint("choose an order from 1 to 3"));
         }
         let prediction = read_prediction(options, algorithm)?;
-        options
-            .refuse_flag("thresholding", "a quantile of the whole sample is not known to a patch of it")?;
+        options.refuse_flag("thresholding", "a patch cannot compute a quantile of the whole sample")?;
         options.refuse_flag("use_dynamic_shifting", "the shift would depend on the size of the image")?;
 
         let shift = options.number("flow_shift", 1.0)?;
@@ -110,7 +109,7 @@ impl DpmSolverMultistep {
 
         let schedule = NoiseSchedule::new(options)?.with_finite_sigmas();
         let grid = Timesteps::new(options, Spacing::Linspace, schedule.len(), steps)?;
-        // The grid ends at timestep 0, where a run has arrived: that point is left out.
+        // The grid ends at timestep 0, where a run is already finished, so that point is left out.
         let visited = grid.below(clipped_len(options, &schedule)?, steps + 1);
         let (timesteps, sigmas) = place(visited, &sigma_options, &schedule, steps);
 
@@ -132,7 +131,7 @@ impl DpmSolverMultistep {
         Ok(scheduler)
     }
 
-    /// The order of a step, if the outputs of `known` steps before it are there.
+    /// The order of a step when `known` earlier outputs are available.
     fn order(&self, step: usize, known: usize) -> usize {
         let last = self.timesteps.len() - 1;
         let limit = if step == last && self.first_order_final {
@@ -156,7 +155,7 @@ impl DpmSolverMultistep {
         Level { alpha, sigma, lambda: ln(alpha) - ln(sigma) }
     }
 
-    /// The coefficients of a step of the given order. Both algorithms have the same ones, of other levels.
+    /// The coefficients of a step of the given order. Both algorithms use the same formulas with other levels.
     fn weights(&self, step: usize, order: usize) -> Weights {
         let end = self.level(step + 1);
         let start = self.level(step);
@@ -171,7 +170,7 @@ impl DpmSolverMultistep {
             return weights;
         }
 
-        // Lengths of the steps before, relative to this one.
+        // The lengths of the earlier steps, relative to this one.
         let length = |from: usize| self.level(from + 1).lambda - self.level(from).lambda;
         let r0 = length(step - 1) / h;
         weights.per_r0 = 1.0 / r0;
@@ -189,15 +188,15 @@ impl DpmSolverMultistep {
         weights
     }
 
-    /// Refuses a schedule with a step of no length where a difference quotient over it would be taken.
+    /// Refuses a schedule in which a difference quotient would divide by a step of length zero.
     fn check_weights(&self) -> Result<()> {
         let steps = self.timesteps.len();
         match (0..steps).find(|step| !self.weights(*step, self.order(*step, *step)).are_finite()) {
             None => Ok(()),
             Some(step) => Err(Error::usage(format!(
-                "step `{step}` of `{steps}` has no length: its noise level is that of a step beside it"
+                "step `{step}` of `{steps}` has length zero: its noise level equals that of an adjacent step"
             ))
-            .hint("ask for fewer inference steps, or another spread of timesteps or noise levels")),
+            .hint("use fewer inference steps, or another spacing of timesteps or noise levels")),
         }
     }
 }
@@ -230,19 +229,20 @@ impl Scheduler for DpmSolverMultistep {
     }
 }
 
-/// What a step multiplies the sample and the finite differences of outputs with.
+/// The factors of the sample and of the finite differences of outputs in a step.
 #[derive(Clone, Copy, Debug, Default)]
 struct Weights {
     sample: f32,
-    /// Of the newest output, its slope and its curvature.
+    /// Factors of the newest output, its slope and its curvature.
     d0: f32,
     d1: f32,
     d2: f32,
-    /// From differences to slopes and to the curvature, where a step has length one.
+    /// Factors from differences to slopes and to the curvature, for a step of length one.
     per_r0: f32,
     per_r1: f32,
     per_both: f32,
-    /// How far the slope at the newest output is from that over the last step.
+    /// The share of the change of slope added to the slope over the last step, to get the slope at the newest
+    /// output.
     blend: f32,
 }
 
@@ -270,7 +270,7 @@ impl Weights {
     }
 }
 
-fn read_prediction(options: &mut Options<'_>, algorithm: Algorithm) -> Result<Prediction> {
+fn read_prediction(options: &mut SchedulerOptions<'_>, algorithm: Algorithm) -> Result<Prediction> {
     let mut names = Prediction::NAMES.to_vec();
     if algorithm == Algorithm::DpmSolverPlusPlus {
         names.push(("flow_prediction", Prediction::Flow));
@@ -288,27 +288,27 @@ fn read_prediction(options: &mut Options<'_>, algorithm: Algorithm) -> Result<Pr
             ("learned_range", Some("learned_range")),
         ],
     )?;
-    // Diffusers keeps the first three channels of the output then, which suits pixels but no latent.
+    // In this case diffusers keeps the first three channels of the output, which suits pixels but not latents.
     if let (Some(learned), Prediction::Epsilon) = (learned, prediction) {
         return Err(Error::usage(format!("option `variance_type` is `{learned}`"))
-            .hint("drop the variance from the model's output and set `variance_type` to `null`"));
+            .hint("remove the variance from the model's output and set `variance_type` to `null`"));
     }
     Ok(prediction)
 }
 
-/// How many training timesteps have a λ of at least the `lambda_min_clipped` of the options.
-fn clipped_len(options: &mut Options<'_>, schedule: &NoiseSchedule) -> Result<usize> {
+/// The number of training timesteps with λ of at least `lambda_min_clipped`.
+fn clipped_len(options: &mut SchedulerOptions<'_>, schedule: &NoiseSchedule) -> Result<usize> {
     let lambda_min = options.number("lambda_min_clipped", f64::NEG_INFINITY)? as f32;
     let lambda = |alpha: &f32| ln(alpha.sqrt()) - ln((1.0 - alpha).sqrt());
     let clipped = schedule.alphas_cumprod.iter().rev().take_while(|alpha| lambda(alpha) < lambda_min).count();
     if clipped == schedule.len() {
         return Err(Error::usage(format!("option `lambda_min_clipped` is `{lambda_min}`"))
-            .hint("it leaves no timestep: use a lower value"));
+            .hint("use a lower value: this one leaves no timestep"));
     }
     Ok(schedule.len() - clipped)
 }
 
-/// The timesteps of a run and their noise levels, each from the other as the options say.
+/// The timesteps of a run and their noise levels; the options decide which of the two follows from the other.
 fn place(
     visited: Vec<f64>,
     sigma_options: &SigmaOptions,
@@ -328,17 +328,17 @@ fn place(
         Spread::Karras | Spread::Lu if !schedule.is_cosine => looked_up().map(f64::round_ties_even).collect(),
         Spread::Karras | Spread::Lu | Spread::Exponential => looked_up().collect(),
     };
-    // The model is given whole timesteps, whatever the noise levels between them.
+    // The model is always given whole timesteps, even for noise levels between them.
     let timesteps = timesteps.into_iter().map(|t| t.trunc() as f32).collect();
     (timesteps, sigma_options.with_final(&sigmas, &table))
 }
 
-/// The logarithm, correctly rounded but for rare ties.
+/// The logarithm, correctly rounded except for rare ties.
 fn ln(x: f32) -> f32 {
     f64::from(x).ln() as f32
 }
 
-/// The exponential, correctly rounded but for rare ties.
+/// The exponential, correctly rounded except for rare ties.
 fn exp(x: f32) -> f32 {
     f64::from(x).exp() as f32
 }

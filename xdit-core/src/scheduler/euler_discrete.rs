@@ -1,31 +1,31 @@
-//! Euler steps over noise levels.
+//! Euler's method over noise levels.
 
 use burn::tensor::{DType, Tensor};
 
 use super::grid::{interpolate, linspace, linspace_f32};
 use super::noise_schedule::NoiseSchedule;
-use super::options::Options;
+use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::{LogSigmas, SigmaOptions, Spread};
 use super::timesteps::{Spacing, Timesteps};
 use super::{History, Scheduler};
 use crate::Result;
 
-/// Euler's method (arXiv 2206.00364, algorithm 2) without churn: no noise is added on the way.
+/// Euler's method (arXiv 2206.00364, algorithm 2) without churn: no step adds noise.
 ///
 /// # Source
 /// diffusers 0.42.1, `EulerDiscreteScheduler`.
 #[derive(Debug)]
 pub(super) struct EulerDiscrete {
     timesteps: Vec<f32>,
-    /// Noise levels at the beginning of each step, and at the end of the last.
+    /// The noise level at the beginning of each step, and at the end of the last.
     sigmas: Vec<f32>,
     init_noise_sigma: f32,
     prediction: Prediction,
 }
 
 impl EulerDiscrete {
-    pub(super) fn new(options: &mut Options<'_>, steps: usize) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: usize) -> Result<Self> {
         let mut names = Prediction::NAMES.to_vec();
         names.push(("original_sample", Prediction::Sample));
         let prediction = options.choice("prediction_type", Prediction::Epsilon, &names)?;
@@ -41,7 +41,7 @@ impl EulerDiscrete {
         let grid = Timesteps::new(options, Spacing::Linspace, schedule.len(), steps)?;
 
         let visited = match grid.spacing {
-            // These fall between the timesteps of training.
+            // These timesteps lie between those of training.
             Spacing::Linspace => {
                 let grid = linspace(0.0, schedule.len() as f64 - 1.0, steps).into_iter().rev();
                 grid.map(|t| f64::from(t as f32)).collect()
@@ -100,7 +100,7 @@ impl Scheduler for EulerDiscrete {
                 let variance = sigma * sigma + 1.0;
                 output * (-sigma / variance.sqrt()) + sample.clone() / variance
             }
-            // σ is relative to the signal here, whose level is one.
+            // Here σ is relative to a signal of level one.
             prediction => prediction.data(sample.clone(), output, 1.0, sigma),
         };
         let derivative = (sample.clone() - data) / sigma;

@@ -1,39 +1,39 @@
-//! Euler steps along the straight path from noise to data.
+//! Euler's method along the straight path from noise to data.
 
 use burn::tensor::{DType, Tensor};
 
 use super::grid::linspace;
-use super::options::Options;
+use super::options::SchedulerOptions;
 use super::sigmas::{Spread, exponential, karras};
 use super::steps::Steps;
 use super::{History, Scheduler};
 use crate::{Error, Result};
 
-/// Euler's method for rectified flow (arXiv 2403.03206): the model predicts the flow from data to noise, and σ is the
-/// noise's share of the sample.
+/// Euler's method for rectified flow (arXiv 2403.03206): the model predicts the flow from data to noise, and σ is
+/// the share of noise in the sample.
 ///
 /// # Source
 /// diffusers 0.42.1, `FlowMatchEulerDiscreteScheduler`.
 #[derive(Debug)]
 pub(super) struct FlowMatchEulerDiscrete {
     timesteps: Vec<f32>,
-    /// Noise levels at the beginning of each step, and at the end of the last.
+    /// The noise level at the beginning of each step, and at the end of the last.
     sigmas: Vec<f32>,
 }
 
-/// How noise levels are pushed towards the noise, of which there has to be more to drown a larger image.
+/// How noise levels are shifted upwards: a larger image needs more noise to hide its contents.
 #[derive(Clone, Copy)]
 enum Shift {
     /// s σ / (1 + (s - 1) σ).
     Fixed(f64),
-    /// a / (a + 1 / σ - 1), where a depends on the image's size.
+    /// a / (a + 1 / σ - 1), where a depends on the size of the image.
     BySize(f64),
 }
 
 impl Shift {
     /// # Source
-    /// diffusers 0.42.1, `calculate_shift` of the pipelines that shift by size, for the second kind.
-    fn new(options: &mut Options<'_>, image_tokens: Option<usize>) -> Result<Self> {
+    /// diffusers 0.42.1, `calculate_shift` of the pipelines that shift by size, for [`Self::BySize`].
+    fn new(options: &mut SchedulerOptions<'_>, image_tokens: Option<usize>) -> Result<Self> {
         let fixed = options.number("shift", 1.0)?;
         let by_size = options.flag("use_dynamic_shifting", false)?;
         let (base, max) = (options.number("base_shift", 0.5)?, options.number("max_shift", 1.15)?);
@@ -45,7 +45,7 @@ impl Shift {
             return Ok(Self::Fixed(fixed));
         }
         let tokens = image_tokens.ok_or_else(|| {
-            Error::usage("option `use_dynamic_shifting` is `true`, but the image's size is not known")
+            Error::usage("option `use_dynamic_shifting` is `true`, but the size of the image is unknown")
                 .hint("set `use_dynamic_shifting` to `false` in the scheduler config")
         })?;
         let slope = (max - base) / (max_tokens - base_tokens);
@@ -53,7 +53,7 @@ impl Shift {
         Ok(Self::BySize(if exponential { mu.exp() } else { mu }))
     }
 
-    /// The noise level that `sigma` becomes; `round` is applied after every operation.
+    /// The shifted noise level; `round` is applied after every operation.
     fn of(self, sigma: f64, round: impl Fn(f64) -> f64) -> f64 {
         match self {
             Self::Fixed(shift) => {
@@ -69,7 +69,7 @@ impl Shift {
 }
 
 impl FlowMatchEulerDiscrete {
-    pub(super) fn new(options: &mut Options<'_>, steps: &Steps) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Self> {
         let trained = options.count("num_train_timesteps", 1000)? as f64;
         let shift = Shift::new(options, steps.image_tokens)?;
         let terminal = options.optional_number("shift_terminal")?.filter(|terminal| *terminal != 0.0);
@@ -80,16 +80,16 @@ impl FlowMatchEulerDiscrete {
         let (own_min, own_max) =
             (options.optional_number("sigma_min")?, options.optional_number("sigma_max")?);
         let inverted = options.flag("invert_sigmas", false)?;
-        options.refuse_flag("stochastic_sampling", "noise is drawn at the start alone")?;
+        options.refuse_flag("stochastic_sampling", "noise is drawn only before the first step")?;
 
-        // Levels that are handed in are in f32 and stay so, diffusers' own are in f64.
+        // Levels passed in by the model are computed in f32; diffusers' own are computed in f64.
         let to_f32 = |x: f64| f64::from(x as f32);
         let in_f32 = steps.sigmas.is_some();
         let round = |x: f64| if in_f32 { to_f32(x) } else { x };
         let levels: Vec<f64> = match &steps.sigmas {
             Some(sigmas) => sigmas.iter().copied().map(to_f32).collect(),
             None => {
-                // The ends of the table of training, which has a fixed shift already.
+                // The ends of the training table, to which a fixed shift has already been applied.
                 let end = |sigma: f64| match shift {
                     Shift::Fixed(_) => shift.of(to_f32(sigma), to_f32),
                     Shift::BySize(_) => to_f32(sigma),
@@ -120,10 +120,10 @@ impl FlowMatchEulerDiscrete {
         sigmas.push(if inverted { 1.0 } else { 0.0 });
         if sigmas.iter().any(|sigma| !sigma.is_finite()) {
             return Err(Error::usage(format!(
-                "noise levels of `{}` steps are not finite numbers: {sigmas:?}",
+                "the noise levels of `{}` steps are not all finite: {sigmas:?}",
                 steps.count
             ))
-            .hint("ask for more inference steps, or correct the shifts in the scheduler config"));
+            .hint("use more inference steps, or correct the shifts in the scheduler config"));
         }
         Ok(Self { timesteps, sigmas })
     }

@@ -1,11 +1,11 @@
-//! The grids that timestep tables are made with, as NumPy and PyTorch round them.
+//! The grids behind timestep tables, with the rounding of NumPy and PyTorch.
 
 /// `numpy.linspace(start, stop, count)`.
 pub(super) fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
     let step = (stop - start) / (count as f64 - 1.0);
     let mut grid: Vec<f64> =
         (0..count).map(|i| if i == 0 { start } else { i as f64 * step + start }).collect();
-    // NumPy puts the end there as it is, where the sum may miss it by a rounding.
+    // NumPy stores `stop` itself as the last value, because the sum may miss it by a rounding error.
     if count > 1 {
         grid[count - 1] = stop;
     }
@@ -27,12 +27,13 @@ pub(super) fn linspace_f32(start: f32, stop: f32, count: usize) -> Vec<f32> {
 /// `numpy.arange(start, 0, -step)`.
 pub(super) fn arange_down(start: f64, step: f64) -> Vec<f64> {
     let count = (start / step).ceil() as usize;
-    // NumPy takes the distance between the first two values for that between all.
+    // NumPy computes the distance between the first two values and uses it for all.
     let delta = (start - step) - start;
     (0..count).map(|i| start + i as f64 * delta).collect()
 }
 
-/// `numpy.interp(x, range(len(table)), table)`: between the entries of a table, and its ends outside.
+/// `numpy.interp(x, range(len(table)), table)`: interpolates between entries; outside the table, its first or last
+/// entry.
 pub(super) fn interpolate(x: f64, table: &[f32]) -> f64 {
     let last = table.len() - 1;
     if x <= 0.0 || last == 0 {
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grids_end_where_they_should() {
+    fn grids_have_the_right_ends() {
         assert_eq!(linspace(0.0, 999.0, 1), [0.0]);
         assert_eq!(linspace(0.0, 1.0, 3), [0.0, 0.5, 1.0]);
         assert_eq!(linspace_f32(0.5, 2.0, 1), [0.5]);
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn interpolation_keeps_entries_and_ends() {
+    fn interpolation_reproduces_the_entries_and_ends() {
         let table = [1.0, 3.0, 7.0];
         assert_eq!(
             [-1.0, 0.0, 0.5, 1.0, 1.75, 2.0, 9.0].map(|x| interpolate(x, &table)),

@@ -1,4 +1,4 @@
-//! What a multistep solver remembers of the steps before.
+//! The previous outputs that a multistep solver needs.
 
 use std::ops::Range;
 
@@ -6,17 +6,17 @@ use burn::tensor::Tensor;
 
 /// The model outputs of the last steps of a sample, or of a patch of it.
 ///
-/// Belongs to one request: a new one begins with [`History::default`].
+/// A history belongs to one request, which starts with [`History::default`].
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// Oldest first, already converted to what the solver integrates.
+    /// Oldest first, already converted to the quantity that the solver integrates.
     outputs: Vec<Tensor<3>>,
-    /// The step that made the newest one.
+    /// The step of the newest output.
     step: Option<usize>,
 }
 
 impl History {
-    /// The part of this history that belongs to the tokens in `span`, for going on in patches.
+    /// The part of this history that belongs to the tokens in `span`, used when a sample is split into patches.
     ///
     /// # Panics
     /// If `span` is not within the tokens.
@@ -26,23 +26,27 @@ impl History {
         Self { outputs, step: self.step }
     }
 
-    /// How many outputs there are.
+    /// The number of stored outputs.
     pub(super) fn len(&self) -> usize {
         self.outputs.len()
     }
 
-    /// The output of `age` steps ago, 0 being the newest.
+    /// The output of `age` steps ago; 0 is the newest.
     pub(super) fn output(&self, age: usize) -> Tensor<3> {
         self.outputs[self.outputs.len() - 1 - age].clone()
     }
 
-    /// Adds the output of `step` and forgets all but the newest `keep`.
+    /// Adds the output of `step` and drops all but the newest `keep`.
     ///
     /// # Panics
-    /// If `step` does not follow the last one: the history is of another request or patch.
+    /// If `step` does not follow the last one, so the history belongs to another request or patch.
     pub(super) fn push(&mut self, step: usize, output: Tensor<3>, keep: usize) {
         if let Some(last) = self.step {
-            assert_eq!(step, last + 1, "the history ends with step {last}, so step {step} cannot follow");
+            assert_eq!(
+                step,
+                last + 1,
+                "step {step} does not follow step {last}, the last one of the history"
+            );
         }
         self.step = Some(step);
         self.outputs.push(output);

@@ -1,19 +1,22 @@
-//! How much noise there is at each timestep of training.
+//! The amount of noise at each training timestep.
 
 use super::grid::linspace_f32;
-use super::options::Options;
+use super::options::SchedulerOptions;
 use crate::{Error, Result};
+
+/// More timesteps than any model was trained with: the tables of a schedule have an entry for each.
+const MAX_TIMESTEPS: usize = 1_000_000;
 
 /// A variance-preserving noise schedule: ᾱ of each training timestep.
 ///
 /// # Source
 /// diffusers 0.42.1, `DDIMScheduler.__init__`, `betas_for_alpha_bar`, `rescale_zero_terminal_snr`.
 pub(super) struct NoiseSchedule {
-    /// ᾱ, the share of the signal's variance that is left: the running product of 1 - β.
+    /// ᾱ, the remaining share of the signal's variance: the cumulative product of 1 - β.
     pub(super) alphas_cumprod: Vec<f32>,
-    /// Whether the last timestep was made to hold nothing but noise.
+    /// Whether the last timestep was rescaled to pure noise.
     zero_terminal_snr: bool,
-    /// Whether the options ask for the squared-cosine schedule.
+    /// Whether the options select the squared-cosine schedule.
     pub(super) is_cosine: bool,
 }
 
@@ -25,7 +28,7 @@ enum BetaSchedule {
 }
 
 impl NoiseSchedule {
-    pub(super) fn new(options: &mut Options<'_>) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>) -> Result<Self> {
         let timesteps = options.count("num_train_timesteps", 1000)?;
         let beta_start = options.number("beta_start", 0.0001)?;
         let beta_end = options.number("beta_end", 0.02)?;
@@ -40,16 +43,17 @@ impl NoiseSchedule {
         )?;
         let trained_betas = options.numbers("trained_betas")?;
         let zero_terminal_snr = options.flag("rescale_betas_zero_snr", false)?;
-        if timesteps < 2 {
+        if !(2..=MAX_TIMESTEPS).contains(&timesteps) {
             return Err(Error::usage(format!("option `num_train_timesteps` is `{timesteps}`"))
-                .hint("a noise schedule has at least two timesteps"));
+                .hint(format!("a noise schedule needs at least two timesteps and at most {MAX_TIMESTEPS}")));
         }
 
         let mut betas = match (trained_betas, beta_schedule) {
             (Some(betas), _) if betas.len() != timesteps => {
                 let found = betas.len();
-                return Err(Error::usage(format!("option `trained_betas` has `{found}` values"))
-                    .hint(format!("`num_train_timesteps` asks for `{timesteps}`")));
+                return Err(Error::usage(format!("option `trained_betas` has `{found}` values")).hint(
+                    format!("give one for each of the `{timesteps}` timesteps of `num_train_timesteps`"),
+                ));
             }
             (Some(betas), _) => betas.into_iter().map(|beta| beta as f32).collect(),
             (None, BetaSchedule::Linear) => linspace_f32(beta_start as f32, beta_end as f32, timesteps),
@@ -66,12 +70,12 @@ impl NoiseSchedule {
         Ok(Self { alphas_cumprod, zero_terminal_snr, is_cosine: beta_schedule == BetaSchedule::Cosine })
     }
 
-    /// Training timesteps.
+    /// The number of training timesteps.
     pub(super) fn len(&self) -> usize {
         self.alphas_cumprod.len()
     }
 
-    /// The same schedule with a finite σ at a terminal timestep of nothing but noise.
+    /// The same schedule with a finite σ at a terminal timestep of pure noise.
     pub(super) fn with_finite_sigmas(mut self) -> Self {
         if self.zero_terminal_snr {
             let last = self.len() - 1;
@@ -80,20 +84,20 @@ impl NoiseSchedule {
         self
     }
 
-    /// σ of each timestep: the noise's standard deviation where the signal's is one.
+    /// σ of each timestep: the standard deviation of the noise relative to the signal's.
     pub(super) fn sigmas(&self) -> Vec<f32> {
         self.alphas_cumprod.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect()
     }
 }
 
-/// The betas of a squared-cosine ᾱ, capped where it nears zero.
+/// The betas of a squared-cosine ᾱ, capped where ᾱ approaches zero.
 fn cosine_betas(timesteps: usize) -> Vec<f32> {
     let alpha_bar = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powi(2);
     let at = |i: usize| alpha_bar(i as f64 / timesteps as f64);
     (0..timesteps).map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32).collect()
 }
 
-/// Shifts and scales √ᾱ so that the last timestep keeps no signal and the first is as it was.
+/// Shifts and scales √ᾱ so that the last timestep has no signal and the first is unchanged.
 ///
 /// # Source
 /// "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891), algorithm 1.
@@ -107,7 +111,7 @@ fn rescale_to_zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
     std::iter::once(alphas_cumprod[0]).chain(alphas).map(|alpha| 1.0 - alpha).collect()
 }
 
-/// `torch.cumprod` of f32 values, which keeps the product in f64.
+/// `torch.cumprod` of f32 values, which accumulates in f64.
 fn cumulative_product(values: impl Iterator<Item = f32>) -> Vec<f32> {
     values
         .scan(1.0, |product: &mut f64, value| {

@@ -1,12 +1,12 @@
-//! Reads the options of a `scheduler_config.json`, and finds those that nobody read.
+//! Reads the options of a `scheduler_config.json` and reports those that were not read.
 
 use serde_json::Value;
 
 use crate::json::number;
 use crate::{Error, Result};
 
-/// Options that other schedulers of diffusers have. Configs are handed from one scheduler to another there, and a
-/// scheduler ignores what it has no use for.
+/// Options of other schedulers in diffusers. There, configs are passed from one scheduler to another, and each
+/// ignores the options that it does not use.
 const OF_OTHER_SCHEDULERS: [&str; 41] = [
     "algorithm_type",
     "base_image_seq_len",
@@ -52,13 +52,13 @@ const OF_OTHER_SCHEDULERS: [&str; 41] = [
 ];
 
 /// The options of one scheduler. A missing option and `null` both mean the default.
-pub(super) struct Options<'a> {
+pub(super) struct SchedulerOptions<'a> {
     class: &'a str,
     config: &'a Value,
     known: Vec<&'static str>,
 }
 
-impl<'a> Options<'a> {
+impl<'a> SchedulerOptions<'a> {
     pub(super) fn new(class: &'a str, config: &'a Value) -> Self {
         Self { class, config, known: Vec::new() }
     }
@@ -92,7 +92,7 @@ impl<'a> Options<'a> {
         value.as_bool().ok_or_else(|| self.unexpected(name, "`true` or `false`"))
     }
 
-    /// One of the named `choices`.
+    /// The value of one of the named `choices`.
     pub(super) fn choice<T: Copy>(
         &mut self,
         name: &'static str,
@@ -106,7 +106,7 @@ impl<'a> Options<'a> {
         })
     }
 
-    /// Refuses `true`, because of `reason`.
+    /// Refuses the value `true` and gives `reason`.
     pub(super) fn refuse_flag(&mut self, name: &'static str, reason: &str) -> Result<()> {
         if self.flag(name, false)? {
             return Err(Error::usage(format!("option `{name}` of `{}` is `true`: {reason}", self.class))
@@ -115,10 +115,10 @@ impl<'a> Options<'a> {
         Ok(())
     }
 
-    /// Refuses options that nobody has read and no scheduler knows.
+    /// Refuses options that were not read and belong to no other scheduler.
     pub(super) fn finish(mut self) -> Result<()> {
         let Some(config) = self.config.as_object() else { return Ok(()) };
-        // Names with an underscore are notes of diffusers to itself, such as the version that wrote the file.
+        // Names with an underscore are notes that diffusers writes for itself, such as its version.
         let unknown: Vec<_> = config
             .keys()
             .filter(|name| !name.starts_with('_'))
@@ -133,8 +133,8 @@ impl<'a> Options<'a> {
         self.known.sort_unstable();
         let known: Vec<_> = self.known.iter().map(|name| format!("`{name}`")).collect();
         let noun = if unknown.len() == 1 { "an unknown option" } else { "unknown options" };
-        Err(Error::usage(format!("`{}` is given {noun}: {}", self.class, unknown.join(", ")))
-            .hint(format!("its options are {}", known.join(", "))))
+        Err(Error::usage(format!("the config of `{}` has {noun}: {}", self.class, unknown.join(", ")))
+            .hint(format!("known options: {}", known.join(", "))))
     }
 
     fn get(&mut self, name: &'static str) -> Option<&'a Value> {

@@ -1,8 +1,8 @@
-//! What a model predicts, and how to get the clean data or the noise from it.
+//! The quantity that a model predicts, and its conversion to clean data or noise.
 
 use burn::tensor::Tensor;
 
-/// What the model's output stands for.
+/// The meaning of the model's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prediction {
     /// The noise ε in x = α · data + σ · ε.
@@ -16,7 +16,7 @@ pub(super) enum Prediction {
 }
 
 impl Prediction {
-    /// The choices that every scheduler has, by diffusers' names.
+    /// The choices that every scheduler has, with their names in diffusers.
     pub(super) const NAMES: [(&str, Self); 3] =
         [("epsilon", Self::Epsilon), ("sample", Self::Sample), ("v_prediction", Self::Velocity)];
 

@@ -1,28 +1,31 @@
-//! Noise levels that are chosen for themselves, not for the timesteps they belong to.
+//! Noise levels that are chosen directly, not through timesteps.
 
 use super::grid::linspace;
-use super::options::Options;
+use super::options::SchedulerOptions;
 use crate::{Error, Result};
 
-/// How noise levels are spread between the largest and the smallest.
+/// The distribution of noise levels between the largest and the smallest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Spread {
-    /// As the timesteps have them.
+    /// The levels of the chosen timesteps.
     Timesteps,
     /// Even in σ^(1/7) (arXiv 2206.00364).
     Karras,
     /// Even in ln σ.
     Exponential,
-    /// Even in ln σ too, from a table of logarithms (arXiv 2206.00927).
+    /// Even in ln σ as well, but from a table of logarithms (arXiv 2206.00927).
     Lu,
-    /// The straight path of flow matching, pushed towards the noise by `shift`.
+    /// The straight path of flow matching, shifted towards the noise by `shift`.
     Flow { shift: f64 },
 }
 
 impl Spread {
-    /// The one that the options ask for; `spreads` are those that the scheduler knows beside the timesteps' own, by
-    /// option.
-    pub(super) fn chosen(options: &mut Options<'_>, spreads: &[(&'static str, Self)]) -> Result<Self> {
+    /// Reads the spread from the options; `spreads` lists the options and spreads that the scheduler supports
+    /// besides `Timesteps`.
+    pub(super) fn chosen(
+        options: &mut SchedulerOptions<'_>,
+        spreads: &[(&'static str, Self)],
+    ) -> Result<Self> {
         let mut chosen: Vec<(&str, Self)> = Vec::new();
         for (name, spread) in spreads {
             if options.flag(name, false)? {
@@ -32,36 +35,39 @@ impl Spread {
         options.refuse_flag("use_beta_sigmas", "quantiles of the beta distribution are not implemented")?;
         if let [(first, _), (second, _), ..] = chosen[..] {
             return Err(Error::usage(format!("options `{first}` and `{second}` are both `true`"))
-                .hint("a run has one spread of noise levels: set all but one to `false`"));
+                .hint("set all but one to `false`: a run has one spread of noise levels"));
         }
         Ok(chosen.first().map_or(Self::Timesteps, |(_, spread)| *spread))
     }
 }
 
-/// Noise levels that are even in σ^(1/7).
+/// Noise levels evenly spaced in σ^(1/7).
 pub(super) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
     const RHO: f64 = 7.0;
     let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
     linspace(0.0, 1.0, steps).into_iter().map(|ramp| (max + ramp * (min - max)).powf(RHO)).collect()
 }
 
-/// Noise levels that are even in ln σ.
+/// Noise levels evenly spaced in ln σ.
 pub(super) fn exponential(max: f64, min: f64, steps: usize) -> Vec<f64> {
     linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect()
 }
 
-/// The options that fix the noise levels of a run.
+/// The options that determine the noise levels of a run.
 pub(super) struct SigmaOptions {
     pub(super) spread: Spread,
     sigma_min: Option<f64>,
     sigma_max: Option<f64>,
-    /// Whether the last step ends at the smallest σ of training, not at zero.
+    /// Whether the last step ends at the smallest training σ instead of zero.
     ends_at_sigma_min: bool,
 }
 
 impl SigmaOptions {
     /// Reads the options; `spreads` as in [`Spread::chosen`].
-    pub(super) fn new(options: &mut Options<'_>, spreads: &[(&'static str, Spread)]) -> Result<Self> {
+    pub(super) fn new(
+        options: &mut SchedulerOptions<'_>,
+        spreads: &[(&'static str, Spread)],
+    ) -> Result<Self> {
         let spread = Spread::chosen(options, spreads)?;
         let ends_at_sigma_min =
             options.choice("final_sigmas_type", false, &[("zero", false), ("sigma_min", true)])?;
@@ -73,15 +79,15 @@ impl SigmaOptions {
         })
     }
 
-    /// Whether the last step leaves no noise.
+    /// Whether the last step removes all noise.
     pub(super) fn ends_at_zero(&self) -> bool {
         !self.ends_at_sigma_min
     }
 
     /// The noise levels of a run of `steps`, from the largest to the smallest.
     ///
-    /// `visited` are those of the visited timesteps, `bounds` the largest and smallest to spread between unless the
-    /// options name others, `trained` those of training.
+    /// `visited` holds the levels of the chosen timesteps, and `trained` those of training. `bounds` is the largest
+    /// and the smallest level, used unless the options set others.
     pub(super) fn sigmas(
         &self,
         visited: Vec<f64>,
@@ -111,14 +117,14 @@ impl SigmaOptions {
         }
     }
 
-    /// The levels in f32 with the one that the last step ends at; `table` holds those of training.
+    /// The levels in f32, followed by the level at the end of the last step; `table` holds the training levels.
     pub(super) fn with_final(&self, sigmas: &[f64], table: &[f32]) -> Vec<f32> {
         let last = if self.ends_at_sigma_min { table[0] } else { 0.0 };
         sigmas.iter().map(|sigma| *sigma as f32).chain([last]).collect()
     }
 }
 
-/// Logarithms of the noise levels of training, to look up timesteps with.
+/// The logarithms of the training noise levels, used to look up timesteps.
 pub(super) struct LogSigmas(Vec<f32>);
 
 impl LogSigmas {
@@ -126,7 +132,7 @@ impl LogSigmas {
         Self(sigmas.iter().copied().map(ln_f32).collect())
     }
 
-    /// The largest and the smallest.
+    /// The largest and the smallest logarithm.
     pub(super) fn bounds(&self) -> (f64, f64) {
         (self.0[self.0.len() - 1].into(), self.0[0].into())
     }
@@ -135,7 +141,7 @@ impl LogSigmas {
         self.0.len()
     }
 
-    /// The timestep, between two of training in general, that has the noise level `sigma`.
+    /// The timestep with the noise level `sigma`, usually between two training timesteps.
     pub(super) fn timestep(&self, sigma: f64) -> f64 {
         let ln_sigma = sigma.max(1e-10).ln();
         let at_most = self.0.iter().rposition(|level| f64::from(*level) <= ln_sigma).unwrap_or(0);
@@ -146,8 +152,8 @@ impl LogSigmas {
     }
 }
 
-/// The logarithm as NumPy rounds it in f32: within a few units in the last place, and timesteps are rounded down
-/// from it, so the last place shows.
+/// The logarithm with the f32 rounding of NumPy, which is off by a few units in the last place. The rounding
+/// matters because timesteps computed from it are rounded down.
 ///
 /// # Source
 /// NumPy, `numpy/_core/src/umath/loops_exponent_log.dispatch.c.src` (`simd_log_FLOAT`).
@@ -155,7 +161,7 @@ fn ln_f32(x: f32) -> f32 {
     const P: [f32; 6] = [2.589_979e-2, 0.380_883_77, 1.480_000_6, 2.112_677_6, 1.0, 0.0];
     const Q: [f32; 6] = [5.875_095_4e-3, 0.154_647_64, 0.986_494_3, 2.453_006, 2.612_677_6, 1.0];
 
-    // x = m · 2^e with m in (√½, √2]; the rational function is of m - 1.
+    // x = m · 2^e with m in (√½, √2]; the rational function is in m - 1.
     let bits = x.to_bits();
     let exponent = (bits >> 23) as i32 - 127;
     let one_to_two = f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000);

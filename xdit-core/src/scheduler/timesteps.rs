@@ -1,10 +1,10 @@
-//! Which of the training timesteps are visited.
+//! The selection of training timesteps for a run.
 
 use super::grid::{arange_down, linspace};
-use super::options::Options;
+use super::options::SchedulerOptions;
 use crate::{Error, Result};
 
-/// How the timesteps are laid out over those of training.
+/// How a run's timesteps are spaced over the training timesteps.
 ///
 /// # Source
 /// "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891), table 2.
@@ -15,19 +15,19 @@ pub(super) enum Spacing {
     Trailing,
 }
 
-/// The options that fix the timesteps of a run.
+/// The options that determine the timesteps of a run.
 pub(super) struct Timesteps {
     pub(super) spacing: Spacing,
     offset: usize,
-    /// Timesteps of training.
+    /// The number of training timesteps.
     trained: usize,
-    /// Steps of the run.
+    /// The number of steps of the run.
     steps: usize,
 }
 
 impl Timesteps {
     pub(super) fn new(
-        options: &mut Options<'_>,
+        options: &mut SchedulerOptions<'_>,
         default: Spacing,
         trained: usize,
         steps: usize,
@@ -44,14 +44,14 @@ impl Timesteps {
         let offset = options.count("steps_offset", 0)?;
         if steps > trained {
             return Err(Error::usage(format!("the number of inference steps is `{steps}`")).hint(format!(
-                "the model was trained on `{trained}` timesteps: ask for no more steps than that"
+                "ask for at most `{trained}` steps, the number of timesteps that the model was trained on"
             )));
         }
         Ok(Self { spacing, offset, trained, steps })
     }
 
-    /// Whole timesteps below `end`, the noisiest first: those of a grid of `points`, of which the run takes as many
-    /// as it has steps.
+    /// Whole timesteps below `end`, the noisiest first. They are taken from a grid of `points`, as many as the run
+    /// has steps.
     pub(super) fn below(&self, end: usize, points: usize) -> Vec<f64> {
         let grid: Vec<f64> = match self.spacing {
             Spacing::Linspace => {

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::Weights;
 use super::values::read;
-use crate::parallel::fail;
+use crate::link::fail;
 
 /// A matrix that stays in its file: rows are read whenever they are asked for.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ impl Table {
     /// Result `[rows, c]`, in the order of `rows`.
     ///
     /// # Panics
-    /// If there is no such row. Where the file can no longer be read, the rank [fails](crate::parallel::catch).
+    /// If there is no such row. Where the file can no longer be read, the rank [fails](crate::link::catch).
     pub fn rows(&self, rows: impl IntoIterator<Item = usize>) -> Tensor<2> {
         let Self { weights, name, shape } = self;
         let entry = weights.entry(name, shape).expect("it was checked when the table was made");

@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 
 use super::*;
-use crate::parallel::catch;
+use crate::link::{HostLink, catch};
 use crate::placement::TensorShare;
 
 /// A checkpoint of f16 zeros.
@@ -27,8 +27,8 @@ fn a_file_that_shrinks_fails_the_rank_that_reads_it_later() {
     let device = Device::flex();
     let checkpoint =
         zeros(dir.path(), &[("late.weight", vec![3, 4]), ("late.bias", vec![3]), ("table", vec![5, 4])]);
-    let weights = Weights::new(checkpoint, &device, DType::F32);
-    let layer = weights.deferred().linear("late", 4, 3).unwrap();
+    let weights = Weights::new(checkpoint, &device, DType::F32).with_residency(Residency::Reread);
+    let layer = weights.once().linear("late", 4, 3).unwrap();
     let table = weights.table("table", &[5, 4]).unwrap();
     let use_them = || {
         let x = Tensor::<2>::zeros([1, 4], (&device, DType::F32));
@@ -47,10 +47,10 @@ fn a_file_that_shrinks_fails_the_rank_that_reads_it_later() {
 fn a_layer_without_inputs_is_cut_like_any_other() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = zeros(dir.path(), &[("out.weight", vec![3, 0]), ("out.bias", vec![3])]);
-    let share = |comm| Share { blocks: 0..1, tensor: Some(TensorShare { comm }) };
-    for comm in xdit_comm::ends(2) {
+    let share = |link| Share { blocks: 0..1, tensor: Some(TensorShare { link }) };
+    for link in HostLink::ends(2) {
         let weights = Weights::check_only(checkpoint.clone(), &Device::flex(), DType::F32)
-            .of_share(share(comm), vec![("out", Placement::Inputs { unit: 1 })]);
+            .of_share(share(link), vec![("out", Placement::Inputs { unit: 1 })]);
         assert!(weights.linear("out", 0, 3).is_ok());
     }
 }

@@ -1,12 +1,12 @@
-"""Draws from PyTorch's CPU generator; `tests/noise.rs` compares with what this writes, bit for bit.
+"""Records draws from PyTorch's CPU generator; `tests/noise.rs` compares with them, bit for bit.
 
     pip install torch==2.15.0 numpy
     python make_noise.py
 
-`noise.json` holds streams: a seed and the draws that follow each other in it, each the number of values with their
-bits as hex digits (big-endian f32) or, for many values, a checksum: the sum of `bits * (2 * index + 1)` modulo 2^64.
+`noise.json` contains streams: a seed and consecutive draws. A draw consists of the number of values and their bits
+as hex digits (big-endian f32); long draws have a checksum instead, the sum of `bits * (2 * index + 1)` modulo 2^64.
 
-The file comes from an x86 machine with AVX2. PyTorch's code for machines without it rounds differently.
+The file was recorded on an x86 machine with AVX2. PyTorch's code for machines without AVX2 rounds differently.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 SIZES = [*range(1, 21), 31, 32, 33, 100]
 STREAMS = [
     *[(seed, SIZES) for seed in (0, 1, 42, 2**31, 2**32 + 5, 2**63 - 1)],
-    # The second value of a pair is kept over draws in blocks, which do not use it.
+    # The second value of a pair survives draws in blocks, which do not use it.
     (7, [1, 16, 1, 3, 0, 20, 1, 15, 624, 2]),
     (0, [16384, 16384]),
     (1234, [4 * 128 * 128, 1]),

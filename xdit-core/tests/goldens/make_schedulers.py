@@ -1,19 +1,19 @@
-"""Runs the schedulers of diffusers over many configs; `tests/schedulers.rs` compares with what this writes.
+"""Records runs of diffusers' schedulers with many configs; `tests/schedulers.rs` compares with them.
 
     pip install torch==2.15.0 diffusers==0.42.1 numpy safetensors
     python make_schedulers.py
 
-`schedulers.json` holds the cases: a config as a `scheduler_config.json` would have it, and the numbers of steps; for
-flow matching also the image's tokens, by which levels are shifted, and whether even noise levels are handed in.
-Where diffusers gives no finite numbers, the number of steps stands under `undefined_steps`.
+`schedulers.json` contains the cases: the contents of a `scheduler_config.json`, and numbers of steps. Cases of flow
+matching also have the number of image tokens, which shifts the noise levels, and a flag for even noise levels.
+Numbers of steps for which diffusers gives no finite values are listed under `undefined_steps`.
 
-`schedulers.safetensors` holds `noise` and the model's `outputs` a step, shared by all cases; and for case `i` with `n`
-steps, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs` where scaling changes
-them, and `init_noise_sigma`.
+`schedulers.safetensors` contains `noise` and the model's `outputs` of each step, which all cases share. For case `i`
+with `n` steps it contains, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs`
+(if scaling changes them), and `init_noise_sigma`.
 
-PyTorch takes square roots, logarithms and exponentials from a vector library, whose results are up to 0.9 units in
-the last place from the true ones, and other on other processors. So every case is run twice, with diffusers as it is
-(`i/n/published/`) and with these three functions rounded correctly (`i/n/rounded/`).
+PyTorch uses a vector library for square roots, logarithms and exponentials. Its results are off by up to 0.9 units in
+the last place and depend on the processor. Every case is therefore recorded twice: with unmodified diffusers
+(`i/n/published/`), and with these three functions correctly rounded (`i/n/rounded/`).
 """
 
 import contextlib
@@ -66,7 +66,7 @@ FLUX_DEV = FLOW_MATCH | {
 LINEAR = {"time_shift_type": "linear"}
 TERMINAL = {"shift_terminal": 0.1}
 
-# Each with the image's tokens, and whether noise levels are handed in as FLUX does.
+# Each config with the number of image tokens, and a flag for noise levels passed in by the model, as FLUX does.
 FLOW_MATCH_CASES = [
     (SD3, None, False),
     (SD3, None, True),
@@ -163,7 +163,7 @@ CASES = [
 
 @contextlib.contextmanager
 def rounded_functions():
-    """Square roots, logarithms and exponentials of f32 by way of f64."""
+    """Computes square roots, logarithms and exponentials of f32 values in f64."""
     power = torch.Tensor.__pow__
 
     def by_f64(function):
@@ -180,7 +180,7 @@ def rounded_functions():
 
 
 def run(case, steps, noise, outputs):
-    """The timesteps, samples, model inputs and first standard deviation of one run."""
+    """The timesteps, samples, model inputs and initial standard deviation of one run."""
     config = case["config"]
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     arguments = {}
@@ -192,7 +192,7 @@ def run(case, steps, noise, outputs):
     scheduler.set_timesteps(steps, **arguments)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    # Flow matching starts from plain noise and gives it to the model as it is.
+    # Flow matching starts from unscaled noise and passes it to the model unscaled.
     sigma = torch.tensor(float(getattr(scheduler, "init_noise_sigma", 1.0)), dtype=torch.float32)
     scale_model_input = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     sample = noise * sigma

@@ -1,4 +1,4 @@
-//! Downloads that end well.
+//! Tests of downloads that succeed.
 
 use crate::server::{COMMIT, MODEL, Reply, Server, content, etag};
 use crate::{WEIGHT_FILE, WEIGHTS, files, get, hub, hub_but, options, repo};
@@ -10,7 +10,7 @@ use tempfile::tempdir;
 use xdit_core::hub::{HubOptions, resolve};
 
 #[test]
-fn the_needed_files_lie_in_the_layout_of_huggingface_hub() {
+fn needed_files_are_stored_in_the_layout_of_huggingface_hub() {
     let (cache, hub) = (tempdir().unwrap(), hub());
     let mut finished = Vec::new();
     let folder = resolve(MODEL, &options(cache.path(), &hub), &mut |download| {
@@ -39,21 +39,21 @@ fn the_needed_files_lie_in_the_layout_of_huggingface_hub() {
 }
 
 #[test]
-fn a_second_run_asks_only_for_the_commit() {
+fn a_second_run_requests_only_the_commit() {
     let (cache, hub) = (tempdir().unwrap(), hub());
     let first = get(&options(cache.path(), &hub)).unwrap();
     hub.requests();
     assert_eq!(get(&options(cache.path(), &hub)).unwrap(), first);
     assert_eq!(hub.lines(), [format!("GET /api/models/{MODEL}/revision/main")]);
 
-    // A commit cannot have moved.
+    // A commit hash needs no request.
     let pinned = HubOptions { revision: COMMIT.to_owned(), ..options(cache.path(), &hub) };
     assert_eq!(get(&pinned).unwrap(), first);
     assert!(hub.lines().is_empty());
 }
 
 #[test]
-fn only_what_is_missing_is_fetched_again() {
+fn only_missing_files_are_fetched_again() {
     let (cache, hub) = (tempdir().unwrap(), hub());
     let folder = get(&options(cache.path(), &hub)).unwrap();
     // A blob without its link, and a link without its blob.
@@ -68,7 +68,7 @@ fn only_what_is_missing_is_fetched_again() {
 }
 
 #[test]
-fn a_variant_replaces_the_plain_weights() {
+fn a_variant_replaces_the_default_weights() {
     let (cache, hub) = (tempdir().unwrap(), hub());
     let options = HubOptions { variant: Some("fp16".to_owned()), ..options(cache.path(), &hub) };
     let folder = get(&options).unwrap();
@@ -86,11 +86,11 @@ fn a_revision_with_slashes_has_its_own_ref() {
     get(&options).unwrap();
     assert_eq!(hub.lines()[0], format!("GET /api/models/{MODEL}/revision/refs%2Fpr%2F1"));
     assert_eq!(fs::read_to_string(repo(cache.path()).join("refs/refs/pr/1")).unwrap(), COMMIT);
-    // The ref serves the cache afterwards.
+    // Offline, the ref is used.
     get(&HubOptions { offline: true, ..options }).unwrap();
 }
 
-/// The ranges that were asked for with the weights.
+/// The ranges of the requests for the weights.
 fn ranges(hub: &Server) -> Vec<Option<String>> {
     let asked =
         |request: &crate::server::Request| request.method == "GET" && request.path.ends_with(WEIGHT_FILE);
@@ -98,7 +98,7 @@ fn ranges(hub: &Server) -> Vec<Option<String>> {
 }
 
 #[test]
-fn a_connection_that_breaks_is_resumed_where_it_broke() {
+fn an_interrupted_download_is_resumed_at_the_break() {
     let cache = tempdir().unwrap();
     let hub = hub_but(|request| {
         let first = request.path.ends_with(WEIGHT_FILE) && !request.headers.contains_key("range");
@@ -116,7 +116,7 @@ fn leave_partial(cache: &std::path::Path, bytes: &[u8]) {
 }
 
 #[test]
-fn what_an_earlier_run_left_is_continued() {
+fn a_partial_file_from_an_earlier_run_is_continued() {
     let (cache, hub) = (tempdir().unwrap(), hub());
     leave_partial(cache.path(), &WEIGHTS[..123_456]);
     let folder = get(&options(cache.path(), &hub)).unwrap();
@@ -125,7 +125,7 @@ fn what_an_earlier_run_left_is_continued() {
 }
 
 #[test]
-fn a_partial_file_that_is_whole_or_too_long_is_no_obstacle() {
+fn a_partial_file_that_is_complete_or_too_long_is_handled() {
     for (left, expected) in [(WEIGHTS.clone(), vec![]), (vec![0; WEIGHTS.len() + 1], vec![None])] {
         let (cache, hub) = (tempdir().unwrap(), hub());
         leave_partial(cache.path(), &left);
@@ -148,7 +148,7 @@ fn a_server_without_ranges_sends_the_whole_file() {
 }
 
 #[test]
-fn the_token_goes_to_the_hub_and_not_to_the_host_it_redirects_to() {
+fn the_token_is_sent_to_the_hub_but_not_to_a_redirect_target() {
     let cache = tempdir().unwrap();
     let cdn = Server::start(|request| Reply { headers: vec![], ..content(request, WEIGHT_FILE, &WEIGHTS) });
     let elsewhere = format!("{}/signed?key=1", cdn.url);
@@ -187,10 +187,10 @@ fn the_token_goes_to_the_hub_and_not_to_the_host_it_redirects_to() {
 }
 
 #[test]
-fn two_at_once_fetch_each_file_once() {
+fn concurrent_runs_fetch_each_file_once() {
     let cache = tempdir().unwrap();
     let hub = hub_but(|request| {
-        // Long enough for the other to arrive at the same file.
+        // Long enough for the other threads to reach the same file.
         (request.method == "GET" && request.path.ends_with(WEIGHT_FILE)).then(|| {
             thread::sleep(Duration::from_millis(200));
             content(request, WEIGHT_FILE, &WEIGHTS)
@@ -209,7 +209,7 @@ fn two_at_once_fetch_each_file_once() {
 }
 
 #[test]
-fn a_complete_cache_serves_when_the_hub_does_not() {
+fn a_complete_cache_is_used_when_the_hub_fails() {
     let cache = tempdir().unwrap();
     let up = hub();
     let folder = get(&options(cache.path(), &up)).unwrap();
@@ -217,7 +217,7 @@ fn a_complete_cache_serves_when_the_hub_does_not() {
     assert_eq!(get(&HubOptions { offline: true, ..options(cache.path(), &up) }).unwrap(), folder);
     assert!(up.requests().is_empty());
 
-    // Nobody listens at port 9.
+    // No server listens on port 9.
     let down = HubOptions { endpoint: "http://127.0.0.1:9".to_owned(), ..HubOptions::new(cache.path()) };
     assert_eq!(get(&down).unwrap(), folder);
     for status in [401, 403, 429, 503] {
@@ -227,7 +227,7 @@ fn a_complete_cache_serves_when_the_hub_does_not() {
     }
 }
 
-/// A newer commit that could not be fetched must not hide the older one that is there.
+/// A newer commit that cannot be fetched must not hide the older, complete one.
 #[test]
 fn the_ref_moves_only_when_its_snapshot_is_complete() {
     let cache = tempdir().unwrap();
@@ -245,7 +245,7 @@ fn the_ref_moves_only_when_its_snapshot_is_complete() {
     assert_eq!(get(&HubOptions { offline: true, ..options(cache.path(), &newer) }).unwrap(), folder);
 }
 
-/// Names in a listing become paths: none may leave the snapshot.
+/// Names in a listing become paths, which must stay inside the snapshot.
 #[test]
 fn names_that_lead_out_of_the_cache_are_ignored() {
     let cache = tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Models by folder or hub id, against a hub on loopback.
+//! Tests of models given as folders or hub ids, against a loopback hub.
 
 mod download;
 mod refusal;
@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use xdit_core::Result;
 use xdit_core::hub::{HubOptions, resolve};
 
-/// More than one buffer, so that a cut falls into the middle.
+/// Longer than one buffer, so that a connection can be cut in the middle.
 static WEIGHTS: LazyLock<Vec<u8>> =
     LazyLock::new(|| (0..1_000_003_u32).map(|i| (i.wrapping_mul(2654435761) >> 24) as u8).collect());
 const WEIGHT_FILE: &str = "transformer/diffusion_pytorch_model.safetensors";
@@ -39,7 +39,7 @@ fn hub() -> Server {
     Server::start(move |request| files.answer(request))
 }
 
-/// A hub that answers some requests in another way.
+/// A hub that gives a different reply to some requests.
 fn hub_but(answer: impl Fn(&server::Request) -> Option<server::Reply> + Send + Sync + 'static) -> Server {
     let files = files();
     Server::start(move |request| answer(request).unwrap_or_else(|| files.answer(request)))

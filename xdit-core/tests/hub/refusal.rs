@@ -1,4 +1,4 @@
-//! Downloads that cannot end well: each in one sentence with the way out, and nothing broken left behind.
+//! Tests of downloads that fail: the error is one sentence with a remedy, and no broken file is left behind.
 
 use crate::server::{MODEL, Reply, Server, content, etag};
 use crate::{WEIGHT_FILE, WEIGHTS, get, hub, hub_but, options, repo};
@@ -8,19 +8,19 @@ use tempfile::tempdir;
 use xdit_core::ErrorKind;
 use xdit_core::hub::HubOptions;
 
-/// The error of a run into an empty cache, with the hub's address written as `HUB`.
+/// The error of a run with an empty cache, with the hub's address replaced by `HUB`.
 fn error_of(hub: &Server) -> String {
     let cache = tempdir().unwrap();
     get(&options(cache.path(), hub)).unwrap_err().to_string().replace(&hub.url, "HUB")
 }
 
 #[test]
-fn a_hub_that_refuses() {
+fn a_hub_refuses_access() {
     for (reply, expected) in [
         (
             Reply::refusal(401, "RepoNotFound"),
             "`HUB` does not show `someone/some-model` without a valid token (HTTP 401)\n\
-             hint: check the spelling; for a gated or private model accept its licence at `HUB/someone/some-model` and set `HF_TOKEN`",
+             hint: check the spelling; for a gated or private model, accept its licence at `HUB/someone/some-model` and set `HF_TOKEN`",
         ),
         (
             Reply::refusal(403, "GatedRepo"),
@@ -35,7 +35,7 @@ fn a_hub_that_refuses() {
         (
             Reply::refusal(404, "RevisionNotFound"),
             "`someone/some-model` has no revision `main`\n\
-             hint: give a branch, a tag or a full commit hash, or leave the revision out",
+             hint: give a branch, a tag or a full commit hash, or omit the revision",
         ),
         (
             Reply::status(404),
@@ -44,22 +44,22 @@ fn a_hub_that_refuses() {
         ),
         (
             Reply::status(429),
-            "`HUB` refuses `someone/some-model` for now: too many requests (HTTP 429)\n\
-             hint: wait a few minutes; with `HF_TOKEN` set more requests are allowed",
+            "`HUB` temporarily refuses `someone/some-model`: too many requests (HTTP 429)\n\
+             hint: wait a few minutes, or set `HF_TOKEN` for a higher limit",
         ),
         (
             Reply::status(503),
-            "`HUB` failed to give `someone/some-model` (HTTP 503)\n\
-             hint: try again later; a partial download is kept and resumed",
+            "`HUB` failed to deliver `someone/some-model` (HTTP 503)\n\
+             hint: try again later; the partial download is kept and resumed",
         ),
     ] {
         assert_eq!(error_of(&Server::start(move |_| reply.clone())), expected);
     }
 }
 
-/// A gated model is listed for everyone; only its files are refused.
+/// The listing of a gated model is public; only its files are refused.
 #[test]
-fn a_file_that_is_refused_is_named() {
+fn a_refused_file_is_named() {
     let refused =
         |reply: Reply| hub_but(move |request| request.path.contains("/resolve/").then(|| reply.clone()));
     assert_eq!(
@@ -70,18 +70,18 @@ fn a_file_that_is_refused_is_named() {
     assert_eq!(
         error_of(&refused(Reply::refusal(404, "EntryNotFound"))),
         "`someone/some-model` has no file `model_index.json` at revision `main`\n\
-         hint: choose another revision, or a repository in the complete diffusers layout"
+         hint: choose another revision, or a repository in the full diffusers layout"
     );
 }
 
 #[test]
-fn an_answer_that_no_hub_gives() {
-    let hint = "hint: check that `HF_ENDPOINT` is a Hugging Face hub or a mirror of one";
+fn a_response_that_does_not_follow_the_protocol() {
+    let hint = "hint: check that `HF_ENDPOINT` is a Hugging Face hub or a mirror of it";
     for body in ["<html>", "{}", r#"{"sha": "../..", "siblings": []}"#] {
         let reply = Reply { status: 200, body: body.into(), ..Reply::default() };
         let error = error_of(&Server::start(move |_| reply.clone()));
         assert!(
-            error.starts_with(&format!("the answer of `HUB` about `{MODEL}` cannot be used: ")),
+            error.starts_with(&format!("the response of `HUB` for `{MODEL}` is not usable: ")),
             "{error}"
         );
         assert!(error.ends_with(hint), "{error}");
@@ -89,13 +89,13 @@ fn an_answer_that_no_hub_gives() {
     let forever = Reply { status: 302, headers: vec![("Location", "/again".to_owned())], ..Reply::default() };
     assert_eq!(
         error_of(&Server::start(move |_| forever.clone())),
-        format!("the answer of `HUB` about `{MODEL}` cannot be used: more than 10 redirects\n{hint}")
+        format!("the response of `HUB` for `{MODEL}` is not usable: more than 10 redirects\n{hint}")
     );
     for etag in ["\"../../evil\"", "\"\""] {
         let reply = Reply { status: 200, headers: vec![("ETag", etag.to_owned())], ..Reply::default() };
         let error =
             error_of(&hub_but(move |request| request.path.contains("/resolve/").then(|| reply.clone())));
-        assert!(error.contains("is no usable `ETag`"), "{error}");
+        assert!(error.contains("is not a usable `ETag`"), "{error}");
     }
 }
 
@@ -106,7 +106,7 @@ fn a_model_that_is_not_in_the_diffusers_layout() {
     assert_eq!(
         error_of(&Server::start(move |request| files.answer(request))),
         "`someone/some-model` has no `model_index.json`, so it is not in the diffusers layout\n\
-         hint: look for a repository of the same model whose name ends in `-diffusers`"
+         hint: look for a repository of the same model with a name that ends in `-diffusers`"
     );
 }
 
@@ -115,7 +115,7 @@ fn blob(cache: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_body_that_stays_too_short_is_kept_for_the_next_run() {
+fn a_body_that_is_always_cut_short_is_kept_for_the_next_run() {
     let cache = tempdir().unwrap();
     let hub = hub_but(|request| {
         (request.method == "GET" && request.path.ends_with(WEIGHT_FILE)).then(|| {
@@ -129,7 +129,7 @@ fn a_body_that_stays_too_short_is_kept_for_the_next_run() {
     assert_eq!(
         error.message().replace(&hub.url, "HUB"),
         format!(
-            "cannot get `{WEIGHT_FILE}` of `{MODEL}` from `HUB`: the connection broke off after 600000 of 1000003 bytes"
+            "cannot get `{WEIGHT_FILE}` of `{MODEL}` from `HUB`: the connection was interrupted after 600000 of 1000003 bytes"
         )
     );
     assert!(!blob(cache.path()).exists());
@@ -142,8 +142,8 @@ fn a_body_that_stays_too_short_is_kept_for_the_next_run() {
     };
     assert_eq!(
         get(&offline).unwrap_err().to_string(),
-        "the cached copy of `someone/some-model` is not complete: the component `transformer` of `someone/some-model` has no safetensors weights\n\
-         hint: unset `HF_HUB_OFFLINE` to download it, or point `HF_HOME` at a cache that has it"
+        "the cached copy of `someone/some-model` is incomplete: the component `transformer` of `someone/some-model` has no safetensors weights\n\
+         hint: unset `HF_HUB_OFFLINE` to download it, or set `HF_HOME` to a cache that contains it"
     );
     let folder = get(&options(cache.path(), &crate::hub())).unwrap();
     assert_eq!(fs::read(folder.join(WEIGHT_FILE)).unwrap(), *WEIGHTS);
@@ -152,8 +152,8 @@ fn a_body_that_stays_too_short_is_kept_for_the_next_run() {
 #[test]
 fn altered_contents_are_deleted() {
     for (altered, why) in [
-        (WEIGHTS.iter().map(|byte| !byte).collect(), "their SHA-256 is not"),
-        (vec![0; WEIGHTS.len() + 1], "1000004 bytes came, not 1000003"),
+        (WEIGHTS.iter().map(|byte| !byte).collect(), "its SHA-256 is not"),
+        (vec![0; WEIGHTS.len() + 1], "1000004 bytes were received, not 1000003"),
     ] {
         let cache = tempdir().unwrap();
         let hub = hub_but(move |request| {
@@ -163,7 +163,7 @@ fn altered_contents_are_deleted() {
         });
         let error = get(&options(cache.path(), &hub)).unwrap_err();
         assert!(
-            error.message().starts_with(&format!("the download of `{WEIGHT_FILE}` of `{MODEL}` is damaged"))
+            error.message().starts_with(&format!("the download of `{WEIGHT_FILE}` of `{MODEL}` is corrupt"))
         );
         assert!(error.message().contains(why), "{error}");
         assert!(!blob(cache.path()).exists());
@@ -172,13 +172,13 @@ fn altered_contents_are_deleted() {
 }
 
 #[test]
-fn a_network_that_is_down_and_a_cache_that_is_empty() {
+fn the_network_is_down_and_the_cache_is_empty() {
     let cache = tempdir().unwrap();
     let down = HubOptions { endpoint: "http://127.0.0.1:9".to_owned(), ..HubOptions::new(cache.path()) };
     assert_eq!(
         get(&down).unwrap_err().to_string(),
-        "cannot get `someone/some-model` from `http://127.0.0.1:9`: the connection is refused\n\
-         hint: check the network, or set `HF_ENDPOINT` to a mirror; a model that is already in the cache needs neither"
+        "cannot get `someone/some-model` from `http://127.0.0.1:9`: the connection was refused\n\
+         hint: check the network, or set `HF_ENDPOINT` to a mirror; a fully cached model needs neither"
     );
     let error = get(&HubOptions { offline: true, ..down.clone() }).unwrap_err();
     assert_eq!(
@@ -192,26 +192,28 @@ fn a_network_that_is_down_and_a_cache_that_is_empty() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_written() {
+fn the_cache_is_not_writable() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     let error = get(&options(&file, &hub())).unwrap_err();
-    assert!(error.message().starts_with(&format!("cannot keep `{MODEL}` in the cache `{}`", file.display())));
-    assert!(error.to_string().ends_with("hint: set `HF_HOME` to a folder that can be written"), "{error}");
+    assert!(
+        error.message().starts_with(&format!("cannot store `{MODEL}` in the cache `{}`", file.display()))
+    );
+    assert!(error.to_string().ends_with("hint: set `HF_HOME` to a writable folder"), "{error}");
 }
 
 #[test]
-fn a_proxy_or_a_certificate_file_that_cannot_be_used() {
+fn an_invalid_proxy_or_certificate_file() {
     let hub = hub();
     let cache = tempdir().unwrap();
     let proxy = HubOptions { proxy: Some("gopher://:pass word".to_owned()), ..options(cache.path(), &hub) };
-    assert_eq!(get(&proxy).unwrap_err().message(), "the proxy's URL cannot be used");
+    assert_eq!(get(&proxy).unwrap_err().message(), "the proxy URL is not valid");
     let certificates = cache.path().join("ca.pem");
     fs::write(&certificates, "no certificate").unwrap();
     let trusting = HubOptions { ca_file: Some(certificates.clone()), ..options(cache.path(), &hub) };
     assert_eq!(
         get(&trusting).unwrap_err().message(),
-        format!("cannot use the certificates in `{}`: it holds none", certificates.display())
+        format!("cannot use the certificates in `{}`: it contains none", certificates.display())
     );
 }

@@ -1,4 +1,4 @@
-//! The files that are chosen from the listings of real repositories.
+//! Tests of the files selected from the listings of real repositories.
 
 use xdit_core::hub::{ModelIndex, select};
 
@@ -119,7 +119,7 @@ fn chosen(index: &str, listing: &[&str], variant: Option<&str>) -> Result<Vec<St
     select("o/n", &index, &listing, variant).map_err(|error| error.to_string())
 }
 
-/// The listing without the files whose names hold one of `words`.
+/// The listing without the files whose names contain any of `words`.
 fn without<'a>(listing: &[&'a str], words: &[&str]) -> Vec<&'a str> {
     listing.iter().copied().filter(|name| !words.iter().any(|word| name.contains(word))).collect()
 }
@@ -132,7 +132,7 @@ fn assert_same_files(found: Vec<String>, mut expected: Vec<&str>) {
 }
 
 #[test]
-fn pixart_has_sharded_text_encoder_and_no_pickles() {
+fn pixart_has_a_sharded_text_encoder_and_no_pickles() {
     let expected = without(PIXART, &[".gitattributes", "README", ".png", "pytorch_model-0", ".bin"]);
     assert_same_files(chosen(PIXART_INDEX, PIXART, None).unwrap(), expected);
 }
@@ -147,13 +147,13 @@ const SD3_RUBBISH: [&str; 8] =
     ["LICENSE", "README", "workflow", ".png", "safety_checker", "sd3.5_large", "text_encoders", "msgpack"];
 
 #[test]
-fn without_a_variant_only_plain_names_are_taken() {
+fn without_a_variant_only_default_names_are_selected() {
     let expected = without(&without(SD3, &SD3_RUBBISH), &["fp16"]);
     assert_same_files(chosen(SD3_INDEX, SD3, None).unwrap(), expected);
 }
 
 #[test]
-fn a_variant_is_taken_where_there_is_one() {
+fn a_variant_is_used_for_the_components_that_have_it() {
     let plain = [
         "text_encoder/model.safetensors",
         "text_encoder_3/model-0",
@@ -164,7 +164,7 @@ fn a_variant_is_taken_where_there_is_one() {
 }
 
 #[test]
-fn the_old_names_of_sharded_variants_are_known() {
+fn older_names_of_sharded_variants_are_recognised() {
     let index = r#"{"transformer": ["diffusers", "Transformer2DModel"]}"#;
     let old = [
         "model_index.json",
@@ -176,7 +176,7 @@ fn the_old_names_of_sharded_variants_are_known() {
 }
 
 #[test]
-fn every_weight_comes_after_every_small_file() {
+fn all_weights_come_after_all_small_files() {
     for (index, listing) in [(PIXART_INDEX, PIXART), (FLUX_INDEX, FLUX), (SD3_INDEX, SD3)] {
         let files = chosen(index, listing, None).unwrap();
         let first_weight = files.iter().position(|name| name.ends_with(".safetensors")).unwrap();
@@ -185,7 +185,7 @@ fn every_weight_comes_after_every_small_file() {
     }
 }
 
-/// Offline, this is what tells a complete snapshot from one that an interrupted download left.
+/// In offline mode, this check distinguishes a complete snapshot from an interrupted download.
 #[test]
 fn any_missing_weight_is_noticed() {
     for file in chosen(FLUX_INDEX, FLUX, None).unwrap() {
@@ -197,17 +197,17 @@ fn any_missing_weight_is_noticed() {
 }
 
 #[test]
-fn what_is_lacking_is_said() {
+fn missing_files_are_reported() {
     let lacking = |index, listing: &[&str], variant| chosen(index, listing, variant).unwrap_err();
     assert_eq!(
         lacking(PIXART_INDEX, &without(PIXART, &["vae/diffusion_pytorch_model.safetensors"]), None),
         "the component `vae` of `o/n` has no safetensors weights\n\
-         hint: only safetensors are read: save the model again with diffusers to convert it"
+          hint: save the model again with diffusers to convert it: other weight formats are not read"
     );
     assert_eq!(
         lacking(SD3_INDEX, &without(SD3, &["text_encoder/model.safetensors"]), None),
         "the component `text_encoder` of `o/n` has no safetensors weights\n\
-         hint: it has them as the variant `fp16`: ask for that"
+          hint: ask for the variant `fp16`, which has them"
     );
     assert_eq!(
         lacking(FLUX_INDEX, &without(FLUX, &["00002-of-00003"]), None),
@@ -215,17 +215,17 @@ fn what_is_lacking_is_said() {
     );
     assert_eq!(
         lacking(FLUX_INDEX, &without(FLUX, &["diffusion_pytorch_model.safetensors.index"]), None),
-        "the index of the shards of the component `transformer` of `o/n` is missing\n\
+        "the shard index of the component `transformer` of `o/n` is missing\n\
          hint: download the model again"
     );
     assert_eq!(
         lacking(FLUX_INDEX, FLUX, Some("fp16")),
-        "`o/n` has no weights of the variant `fp16`\nhint: leave the variant out to use the default weights"
+        "`o/n` has no weights of the variant `fp16`\nhint: omit the variant to use the default weights"
     );
     assert_eq!(
         lacking(FLUX_INDEX, &without(FLUX, &["tokenizer_2/"]), None),
         "`o/n` has no files for its component `tokenizer_2`\n\
-         hint: choose a repository in the complete diffusers layout"
+          hint: choose a repository in the full diffusers layout"
     );
 }
 
@@ -233,6 +233,6 @@ fn what_is_lacking_is_said() {
 fn an_index_without_components_is_refused() {
     for text in ["", "[]", "{}", r#"{"_class_name": "X", "vae": [null, null]}"#] {
         let error = ModelIndex::parse("o/n", text).unwrap_err();
-        assert!(error.message().starts_with("the `model_index.json` of `o/n` cannot be used"), "{error}");
+        assert!(error.message().starts_with("the `model_index.json` of `o/n` is not usable"), "{error}");
     }
 }

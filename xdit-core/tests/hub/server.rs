@@ -1,4 +1,4 @@
-//! A hub on loopback: just enough HTTP to list a model, describe its files, send them, and misbehave.
+//! A loopback hub with just enough HTTP to list a model, describe and send its files, and misbehave.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub struct Request {
     pub method: String,
     pub path: String,
-    /// Names in small letters.
+    /// Header names are in lower case.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -23,7 +23,7 @@ pub struct Reply {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// Close the connection after so many bytes of the body, which the length still announces in full.
+    /// Closes the connection after this many bytes of the body, although `Content-Length` announces all of them.
     pub cut_after: Option<usize>,
 }
 
@@ -37,7 +37,7 @@ impl Reply {
     }
 }
 
-/// A running server and what it was asked.
+/// A running server, and a log of its requests.
 pub struct Server {
     pub url: String,
     log: Arc<Mutex<Vec<Request>>>,
@@ -62,12 +62,12 @@ impl Server {
         Self { url, log }
     }
 
-    /// What was asked since the last call.
+    /// The requests since the last call.
     pub fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.log.lock().unwrap())
     }
 
-    /// Method and path of what was asked since the last call.
+    /// The method and path of each request since the last call.
     pub fn lines(&self) -> Vec<String> {
         self.requests().iter().map(|request| format!("{} {}", request.method, request.path)).collect()
     }
@@ -85,7 +85,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     Some(Request { method, path, headers })
 }
 
-/// The client may hang up whenever it has enough, so errors are none.
+/// Ignores errors, because the client may close the connection once it has the data that it needs.
 fn send(mut stream: &TcpStream, request: &Request, reply: Reply) {
     let mut head = format!("HTTP/1.1 {} Answer\r\nConnection: close\r\n", reply.status);
     if !reply.headers.iter().any(|(name, _)| *name == "Content-Length") {
@@ -111,7 +111,7 @@ impl Files {
         Self(files.iter().map(|&(name, bytes)| (name.to_owned(), bytes.to_vec())).collect())
     }
 
-    /// The answer of a hub without faults.
+    /// The reply of a hub without faults.
     pub fn answer(&self, request: &Request) -> Reply {
         if request.path.starts_with(&format!("/api/models/{MODEL}/revision/")) {
             return self.listing();
@@ -131,7 +131,7 @@ impl Files {
     }
 }
 
-/// A file, or the part of it that the request names; weights with the headers of a large file.
+/// The reply with a file, or with the requested range of it; weights get the headers of a large file.
 pub fn content(request: &Request, file: &str, bytes: &[u8]) -> Reply {
     let mut headers = vec![("ETag", format!("\"{}\"", etag(file, bytes)))];
     if file.ends_with(".safetensors") {
@@ -146,7 +146,7 @@ pub fn content(request: &Request, file: &str, bytes: &[u8]) -> Reply {
     Reply { status: 206, headers, body: bytes[from..].to_vec(), cut_after: None }
 }
 
-/// The SHA-256 of a weight file; for a small file some word of the length of a git hash.
+/// The SHA-256 of a weight file; for a small file, a string with the length of a git hash.
 pub fn etag(file: &str, bytes: &[u8]) -> String {
     let hash = format!("{:x}", Sha256::digest(bytes));
     if file.ends_with(".safetensors") { hash } else { hash[..40].to_owned() }

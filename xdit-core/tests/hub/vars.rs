@@ -1,4 +1,4 @@
-//! What a user may type as a model, and what environment variables mean.
+//! Tests of model names and environment variables.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ fn from(vars: &[(&str, &str)]) -> HubOptions {
 }
 
 #[test]
-fn the_cache_is_where_huggingface_hub_has_it() {
+fn the_cache_folder_is_that_of_huggingface_hub() {
     let cache = |vars: &[(&str, &str)]| from(vars).cache_dir;
     let mut vars = vec![("HOME", "/home/me")];
     assert_eq!(cache(&vars), PathBuf::from("/home/me/.cache/huggingface/hub"));
@@ -27,7 +27,7 @@ fn the_cache_is_where_huggingface_hub_has_it() {
 }
 
 #[test]
-fn a_token_comes_from_its_variable_or_else_its_file() {
+fn a_token_is_read_from_its_variable_or_else_from_its_file() {
     let home = tempfile::tempdir().unwrap();
     let home_path = home.path().to_str().unwrap();
     assert_eq!(from(&[("HF_HOME", home_path)]).token, None);
@@ -49,7 +49,7 @@ fn offline_endpoint_and_empty_variables() {
 }
 
 #[test]
-fn a_folder_with_a_model_index_is_taken_as_it_is() {
+fn a_folder_with_a_model_index_is_used_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("model_index.json"), "{}").unwrap();
     let path = folder.path().to_str().unwrap();
@@ -57,7 +57,7 @@ fn a_folder_with_a_model_index_is_taken_as_it_is() {
 }
 
 #[test]
-fn what_is_no_model_is_a_usage_error_that_names_it() {
+fn an_invalid_model_is_a_usage_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::create_dir(path("empty")).unwrap();
@@ -68,8 +68,8 @@ fn what_is_no_model_is_a_usage_error_that_names_it() {
     for (model, what) in [
         (path("empty"), "the folder `{}` is empty"),
         (path("other"), "the folder `{}` has no `model_index.json`"),
-        (path("file"), "`{}` is a file, not the folder of a model"),
-        (path("missing"), "`{}` is neither a folder nor the id of a model"),
+        (path("file"), "`{}` is a file, not a model folder"),
+        (path("missing"), "`{}` is neither a folder nor a model id"),
     ] {
         let error = resolve(&model, &HubOptions::new("/nowhere"), &mut |_| {}).unwrap_err();
         assert_eq!(error.message(), what.replace("{}", &model));
@@ -79,7 +79,7 @@ fn what_is_no_model_is_a_usage_error_that_names_it() {
 }
 
 #[test]
-fn only_the_hubs_names_are_ids() {
+fn only_names_that_the_hub_allows_are_ids() {
     let offline = HubOptions { offline: true, ..HubOptions::new("/nowhere") };
     let message = |model: &str| resolve(model, &offline, &mut |_| {}).unwrap_err().message().to_owned();
     for id in ["a/b", "PixArt-alpha/PixArt-XL-2-512x512", "o/n_1.0"] {
@@ -90,7 +90,7 @@ fn only_the_hubs_names_are_ids() {
         "", "gpt2", "a/b/c", "/b", "a/", "./b", "../b", "-a/b", "a/b.", "a/b--c", "a/b..c", "a/b.git",
         "a/b c", &long,
     ] {
-        assert!(message(wrong).contains("is neither a folder nor the id"), "{wrong}");
+        assert!(message(wrong).contains("is neither a folder nor a model id"), "{wrong}");
     }
 }
 
@@ -99,6 +99,6 @@ fn a_revision_cannot_lead_out_of_the_cache() {
     for revision in ["", "../x", "a/../b", "/etc", "a\\b", ".hidden", "a b"] {
         let options = HubOptions { revision: revision.to_owned(), ..HubOptions::new("/nowhere") };
         let error = resolve("a/b", &options, &mut |_| {}).unwrap_err();
-        assert_eq!(error.message(), format!("`{revision}` cannot be a revision"));
+        assert_eq!(error.message(), format!("`{revision}` is not a valid revision"));
     }
 }

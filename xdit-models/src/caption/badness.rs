@@ -1,4 +1,4 @@
-//! Which sequences of characters are a sign of wrong decoding.
+//! The character sequences that indicate wrong decoding.
 //!
 //! # Source
 //! `BADNESS_RE` in `ftfy/badness.py` and `UTF8_DETECTOR_RE` in `ftfy/chardata.py` of ftfy 6.3.1 (Apache-2.0).
@@ -9,7 +9,7 @@ use fancy_regex::Regex;
 
 use super::python;
 
-/// Characters that occur in misread UTF-8, by what they are; a name in braces in [`BAD`] stands for its list.
+/// Characters that occur in misread UTF-8, by category; a name in braces in [`BAD`] stands for its list.
 const CATEGORIES: [(&str, &str); 14] = [
     ("{common}", r"\xa0\xad´·–-―’…"),
     ("{c1}", r"\x80-\x9f"),
@@ -27,7 +27,7 @@ const CATEGORIES: [(&str, &str); 14] = [
     ("{box}", "│┌┐┘├┤┬┼═-╬▀▄█▌▐-▓"),
 ];
 
-/// Unlikely neighbours, one pattern a line.
+/// Unlikely sequences of adjacent characters, one pattern a line.
 const BAD: [&str; 37] = [
     "[{c1}]",
     "[{bad}{lower}{upper}{box}{start}{end}{currency}{numeric}{law}][{bad}]",
@@ -52,7 +52,7 @@ const BAD: [&str; 37] = [
     // Windows-1252, two characters.
     r"[ÂÃÎÐ][€œŠš¢£Ÿž\xa0\xad®©°·»{start}{end}–—´]",
     "×[²³]",
-    // Arabic in Windows-1252, four characters because its parts are common.
+    // Arabic in Windows-1252: four characters, because its parts are common.
     "[ØÙ][{common}{currency}{bad}{numeric}{start}ŸŠ®°µ»][ØÙ][{common}{currency}{bad}{numeric}{start}ŸŠ®°µ»]",
     // South Asian alphabets in Windows-1252.
     "à[²µ¹¼½¾]",
@@ -77,7 +77,7 @@ const BAD: [&str; 37] = [
     "ā€",
 ];
 
-/// Whether `text` looks as if it had been decoded wrongly.
+/// Whether `text` looks wrongly decoded.
 pub(super) fn is_bad(text: &str) -> bool {
     static REGEX: LazyLock<Regex> = LazyLock::new(|| {
         let pattern =
@@ -90,11 +90,12 @@ pub(super) fn is_bad(text: &str) -> bool {
 const FIRST_OF_2: &str = "Â-ßĀĂĆČĎĐĒĖĘĚĞĢĪİĶĹĻŁŃŅŇŌŐŘŚŞŠŢŪŮŰŲŹŻŽΒ-ΡΣ-ίВ-Я";
 const FIRST_OF_3: &str = "à-ïāăąćčďēėęěģīįķĺļŕźΰ-οа-п";
 const FIRST_OF_4: &str = "ðóđğšπσру";
-/// Later bytes of a character; a space or general punctuation is one only behind a first byte.
+/// Characters that stand for later bytes of a UTF-8 sequence. A space or general punctuation counts only after a
+/// first byte.
 const LATER: &str = r"\x80-¿ÆØæøĄąĽľŁłŒœŖŗŚśŞ-šŤťŸ-žƒˆˇ˘˛-˝΄-ΆΈ-ΊΌΎΏЁ-ЌЎЏё-ќўџҐґ†‡‰‹›€№™";
 const LATER_AMBIGUOUS: &str = " –-―‘-‚“-„•…";
 
-/// Runs of characters that are, in one encoding or another, the bytes of UTF-8.
+/// Runs of characters whose bytes in some encoding form valid UTF-8.
 pub(super) fn looks_like_utf8() -> &'static Regex {
     static REGEX: LazyLock<Regex> = LazyLock::new(|| {
         let later = format!("[{LATER}{LATER_AMBIGUOUS}]");

@@ -1,21 +1,21 @@
-//! The upper halves of the single-byte encodings that text is most often misread in.
+//! The upper halves of the single-byte encodings that are most often used to misread text.
 //!
-//! Bytes that an encoding leaves unassigned stand for the control character of their number, as in web browsers.
+//! As in web browsers, a byte that an encoding leaves unassigned stands for the control character with its number.
 
 use std::sync::LazyLock;
 
 /// A single-byte encoding.
 pub(super) struct Codepage {
-    /// What the bytes from 0x80 mean, in order.
+    /// The characters of the bytes from 0x80 on, in order.
     upper: &'static str,
-    /// Whether byte 0x1A stands for U+FFFD, the mark of what could not be decoded.
+    /// Whether byte 0x1A stands for U+FFFD, the mark of undecodable bytes.
     pub marks_loss: bool,
-    /// Whether a no-break space may have become a space; not where 0x20 often follows a dash.
+    /// Whether a no-break space may have become a space; false where 0x20 often follows a dash.
     pub loses_a0: bool,
 }
 
 impl Codepage {
-    /// The bytes of `text`, if each of its characters has one.
+    /// The bytes of `text`, if the encoding has one for each of its characters.
     pub fn encode(&self, text: &str) -> Option<Vec<u8>> {
         text.chars().map(|c| self.byte(c)).collect()
     }
@@ -30,7 +30,7 @@ impl Codepage {
     }
 }
 
-/// The encodings in the order in which they are tried.
+/// The encodings, in the order of trial.
 pub(super) static CODEPAGES: LazyLock<[Codepage; 10]> = LazyLock::new(|| {
     let sloppy = |upper| Codepage { upper, marks_loss: true, loses_a0: true };
     let strict = |upper| Codepage { upper, marks_loss: false, loses_a0: true };

@@ -1,8 +1,8 @@
-//! The text of an HTML fragment, as BeautifulSoup extracts it with Python's own parser.
+//! The text of an HTML fragment, as Beautiful Soup extracts it with Python's own parser.
 //!
-//! That parser is not HTML5's: an unfinished tag, a stray `&#` or a `<` before a space have meanings of its own, which
-//! a parser that follows the standard does not share. So its scanner is repeated here, step by step; attributes and
-//! the tree are left out because only text is wanted.
+//! Python's parser does not follow HTML5: it handles an unfinished tag, a stray `&#` or a `<` before a space
+//! differently from a parser that follows the standard. Its scanner is therefore reproduced here step by step.
+//! Attributes and the tree are omitted, because only the text is needed.
 //!
 //! # Source
 //! `HTMLParser.goahead` in `html/parser.py` and `_markupbase.py` of CPython 3.11, `BeautifulSoupHTMLParser` in
@@ -20,11 +20,11 @@ const VOID: &[&str] = &[
     "param", "source", "track", "wbr", "basefont", "bgsound", "command", "frame", "image", "isindex",
     "nextid", "spacer",
 ];
-/// Tags whose strings are not text.
+/// Tags whose contents do not count as text.
 const NOT_TEXT: &[&str] = &["rt", "rp", "style", "script", "template"];
 const KEEPS_SPACES: &[&str] = &["pre", "textarea"];
 
-/// `BeautifulSoup(markup, features="html.parser").text`; `None` where that raises `ParserRejectedMarkup`.
+/// `BeautifulSoup(markup, features="html.parser").text`; `None` if that raises `ParserRejectedMarkup`.
 pub(super) fn text(markup: &str) -> Option<String> {
     let mut parser = Parser { raw: markup, at: 0, cdata: None, soup: Soup::default() };
     parser.go_ahead(false)?;
@@ -35,14 +35,14 @@ pub(super) fn text(markup: &str) -> Option<String> {
 
 struct Parser<'a> {
     raw: &'a str,
-    /// Where scanning goes on; everything before is done with.
+    /// The position of the scanner; everything before it has been processed.
     at: usize,
-    /// The `script` or `style` that is open: only its end tag is markup.
+    /// The open `script` or `style` element, if any: inside it, only its end tag is markup.
     cdata: Option<&'static str>,
     soup: Soup,
 }
 
-/// Where a construct ends, or that its end is missing.
+/// The end of a construct, or its absence.
 enum End {
     At(usize),
     Missing,
@@ -79,7 +79,7 @@ fn find(regex: &Regex, text: &str, from: usize) -> Option<(usize, usize)> {
 }
 
 impl<'a> Parser<'a> {
-    /// Scans as far as possible; `end` says that nothing more will come.
+    /// Scans as far as possible; `end` means that no more input will follow.
     fn go_ahead(&mut self, end: bool) -> Option<()> {
         let raw = self.raw;
         while self.at < raw.len() {
@@ -113,7 +113,7 @@ impl<'a> Parser<'a> {
         Some(())
     }
 
-    /// At a `<`. Says whether to go on; `None` if the parser gives up on the document.
+    /// Handles a `<`. Returns whether to continue, or `None` if the parser rejects the document.
     fn markup(&mut self, end: bool) -> Option<bool> {
         let (raw, at) = (self.raw, self.at);
         let rest = &raw[at..];
@@ -144,7 +144,8 @@ impl<'a> Parser<'a> {
         Some(true)
     }
 
-    /// A comment, a declaration or a processing instruction: not text, but it parts the strings around it.
+    /// Handles a comment, a declaration or a processing instruction: it is not text, but it separates the strings
+    /// around it.
     fn hidden(&mut self, close: Option<(usize, usize)>) -> End {
         match close {
             Some((_, end)) => {
@@ -168,7 +169,7 @@ impl<'a> Parser<'a> {
         let tag = name[1].to_lowercase();
         let mut k = at + 1 + name[0].len();
         while k < end {
-            // An empty match would never end; the attribute's name has at least one character.
+            // An attribute's name has at least one character, so a match is never empty and the loop ends.
             let Some((_, next)) = find(&ATTRIBUTE, raw, k) else { break };
             k = next;
         }
@@ -202,7 +203,7 @@ impl<'a> Parser<'a> {
             return match TAG_NAME.captures_from_pos(raw, at + 2) {
                 Ok(Some(name)) => {
                     self.close(&name[1].to_lowercase());
-                    // The search starts after the name and what follows it, where the `>` must still be.
+                    // The search for `>` starts after the name and the characters matched with it.
                     let from = at + 2 + name[0].len();
                     End::At(raw[from..].find('>').map_or(close, |i| from + i + 1))
                 }
@@ -220,7 +221,7 @@ impl<'a> Parser<'a> {
         End::At(close)
     }
 
-    /// A closing tag, unless its empty element has closed itself.
+    /// Closes a tag, unless it is an empty element that has already closed itself.
     fn close(&mut self, tag: &str) {
         match self.soup.closed.iter().position(|closed| closed == tag) {
             Some(i) => drop(self.soup.closed.remove(i)),
@@ -228,7 +229,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `<![CDATA[…]]>` and Office's `<![if …]>`; any other is a fatal error.
+    /// Handles `<![CDATA[…]]>` and Office's `<![if …]>`; any other section rejects the document.
     fn marked_section(&mut self) -> Option<End> {
         let (raw, from) = (self.raw, self.at + 3);
         if from == raw.len() {
@@ -257,7 +258,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// At `&#`. Says whether to go on.
+    /// Handles `&#`. Returns whether to continue.
     fn numeric_reference(&mut self) -> bool {
         let (raw, at) = (self.raw, self.at);
         let Ok(Some(reference)) = NUMBER.captures_from_pos(raw, at) else {
@@ -274,7 +275,7 @@ impl<'a> Parser<'a> {
         true
     }
 
-    /// At a `&`. Says whether to go on.
+    /// Handles any other `&`. Returns whether to continue.
     fn named_reference(&mut self, end: bool) -> bool {
         let (raw, at) = (self.raw, self.at);
         if let Ok(Some(reference)) = ENTITY.captures_from_pos(raw, at) {
@@ -288,7 +289,7 @@ impl<'a> Parser<'a> {
         }
         match raw.as_bytes().get(at + 1) {
             Some(letter) if letter.is_ascii_alphabetic() => {
-                // One letter and nothing more: the ampersand is lost.
+                // A single letter at the end of the text: the ampersand is dropped.
                 if end && at + 2 == raw.len() {
                     self.at += 1;
                 }
@@ -304,7 +305,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Behind the semicolon, if there is one.
+/// The position after the semicolon, if there is one.
 fn after_reference(raw: &str, at: usize) -> usize {
     at + usize::from(raw[at..].starts_with(';'))
 }
@@ -315,14 +316,14 @@ enum Kind {
     CData,
 }
 
-/// The strings between tags; of the tree only what decides which of them are text.
+/// Collects the strings between tags. The tree is kept only as far as it determines which strings are text.
 #[derive(Default)]
 struct Soup {
     text: String,
-    /// The string that is being collected, `None` before its first part.
+    /// The string under construction; `None` before its first part.
     current: Option<String>,
     open: Vec<String>,
-    /// Empty elements that closed themselves; a later closing tag of theirs is ignored.
+    /// Empty elements that closed themselves; a later closing tag for one of them is ignored.
     closed: Vec<String>,
 }
 
@@ -336,7 +337,7 @@ impl Soup {
         self.open.push(tag.to_owned());
     }
 
-    /// Closes `tag` and everything in it, if it is open.
+    /// Closes `tag`, if it is open, and everything inside it.
     fn end(&mut self, tag: &str) {
         self.end_data(Kind::Text);
         if let Some(i) = self.open.iter().rposition(|open| open == tag) {

@@ -1,7 +1,7 @@
-//! Repair of text that was decoded wrongly, and of characters that copying left behind.
+//! Repairs wrongly decoded text, and characters left behind by copying.
 //!
-//! The result equals `ftfy.fix_text` with its defaults; the judgement which sequences are no accident is ftfy's, and
-//! so are the character categories it rests on.
+//! The result equals that of `ftfy.fix_text` with its default options. The detection of wrong decoding and its
+//! character categories are taken from ftfy.
 //!
 //! # Source
 //! ftfy 6.3.1 by Robyn Speer (Apache-2.0): `fix_and_explain` and `_fix_encoding_one_step_and_explain` in
@@ -19,7 +19,7 @@ use super::{entities, python};
 
 /// `ftfy.fix_text`, line by line.
 pub(super) fn fix_text(text: &str) -> String {
-    // A `<` says that entities belong to markup, from its line on.
+    // From a line with a `<` on, entities belong to markup and stay.
     let mut unescape = true;
     let mut fix = |line: &str| {
         unescape &= !line.contains('<');
@@ -51,7 +51,7 @@ fn fix_line(line: &str, unescape: bool) -> String {
     }
 }
 
-/// Replaces entities that end in a semicolon, among them names in capitals that stand for a capital letter.
+/// Replaces entities that end in a semicolon, including names in capitals that stand for a capital letter.
 fn unescape_html(text: &str) -> String {
     static ENTITY: LazyLock<Regex> = LazyLock::new(|| python::regex("&(#?[0-9A-Za-z]{1,24};)"));
     let replacement = |captures: &Captures| {
@@ -72,7 +72,7 @@ fn unescape_html(text: &str) -> String {
     ENTITY.replace_all(text, replacement).into_owned()
 }
 
-/// Ligatures, full and half widths, and quotes.
+/// Replaces ligatures, full-width and half-width characters, and curly quotes.
 fn fix_characters(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -99,7 +99,7 @@ fn is_control(c: char) -> bool {
     matches!(c, '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f' | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
 }
 
-/// A C1 control as its character in Windows-1252.
+/// Converts a C1 control to the character of the same byte in Windows-1252.
 fn fix_c1(c: char) -> char {
     entities::c1(c as u32).unwrap_or(c)
 }
@@ -113,7 +113,7 @@ fn fix_encoding(mut text: String) -> String {
     text
 }
 
-/// One layer of wrong decoding undone, if there seems to be one.
+/// Reverses one layer of wrong decoding, if the text appears to have one.
 fn fix_encoding_once(text: &str) -> Option<String> {
     if text.is_ascii() || !is_bad(text) {
         return None;
@@ -135,7 +135,7 @@ fn fix_encoding_once(text: &str) -> Option<String> {
     if fixed != text {
         return Some(fixed);
     }
-    // Latin-1 that was meant to be Windows-1252, unless a byte has no meaning there.
+    // Latin-1 that was meant to be Windows-1252, unless it contains a byte that Windows-1252 leaves unassigned.
     let is_latin_1 = text.chars().all(|c| c <= '\u{ff}');
     let is_unassigned = |c| WINDOWS_1252.contains(c) && ('\u{80}'..'\u{a0}').contains(&c);
     if is_latin_1 && !text.chars().any(is_unassigned) {
@@ -147,11 +147,11 @@ fn fix_encoding_once(text: &str) -> Option<String> {
     Some(text.chars().map(fix_c1).collect())
 }
 
-/// Repairs runs that look like UTF-8 by themselves, where the text as a whole has no one encoding.
+/// Repairs separate runs that look like UTF-8, in a text that mixes encodings.
 fn fix_inconsistent(text: &str) -> String {
     let replacement = |captures: &Captures| {
         let run = &captures[0];
-        // Only a part, so that this ends.
+        // Only a part of the text, so that the recursion ends.
         match run.len() < text.len() && is_bad(run) {
             true => fix_encoding(run.to_owned()),
             false => run.to_owned(),
@@ -160,23 +160,23 @@ fn fix_inconsistent(text: &str) -> String {
     looks_like_utf8().try_replacen(text, 0, replacement).map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
 
-/// Sequences that would be UTF-8 if a space were byte A0.
+/// Sequences that would be valid UTF-8 if a space were byte A0.
 const ALTERED_UTF8: &str = r"[\xc2\xc3\xc5\xce\xd0\xd9] |[\xe2\xe3] [\x80-\x84\x86-\x9f\xa1-\xbf]|[\xe0-\xe3][\x80-\x84\x86-\x9f\xa1-\xbf] |\xf0 [\x80-\xbf][\x80-\xbf]|\xf0[\x80-\xbf] [\x80-\xbf]|\xf0[\x80-\xbf][\x80-\xbf] ";
 
-/// Sequences of UTF-8 with bytes that were replaced by a mark.
+/// UTF-8 sequences in which bytes were replaced by a mark.
 const LOSSY_UTF8: &str = r"[\xc2-\xdf]\x1a|[\xc2-\xc3]\?|\xed[\xa0-\xaf][\x1a?]\xed[\xb0-\xbf][\x1a?\x80-\xbf]|\xed[\xa0-\xaf][\x1a?\x80-\xbf]\xed[\xb0-\xbf][\x1a?]|[\xe0-\xef][\x1a?][\x1a\x80-\xbf]|[\xe0-\xef][\x1a\x80-\xbf][\x1a?]|[\xf0-\xf4][\x1a?][\x1a\x80-\xbf][\x1a\x80-\xbf]|[\xf0-\xf4][\x1a\x80-\xbf][\x1a?][\x1a\x80-\xbf]|[\xf0-\xf4][\x1a\x80-\xbf][\x1a\x80-\xbf][\x1a?]|\x1a";
 
 fn byte_regex(pattern: &str) -> regex::bytes::Regex {
     regex::bytes::RegexBuilder::new(pattern).unicode(false).build().expect("a valid pattern")
 }
 
-/// Puts byte A0 back where a space took its place in the middle of a character.
+/// Restores byte A0 where it became a space in the middle of a character.
 fn restore_a0(bytes: Vec<u8>) -> Vec<u8> {
     static ALTERED: LazyLock<regex::bytes::Regex> = LazyLock::new(|| byte_regex(ALTERED_UTF8));
     if !ALTERED.is_match(&bytes) {
         return bytes;
     }
-    // `à` as a word of its own keeps the space behind it, but not in Portuguese contractions.
+    // The word `à` keeps the space after it, except in Portuguese contractions.
     let mut spaced = Vec::with_capacity(bytes.len());
     for (i, &byte) in bytes.iter().enumerate() {
         spaced.push(byte);
@@ -193,7 +193,7 @@ fn restore_a0(bytes: Vec<u8>) -> Vec<u8> {
     ALTERED.replace_all(&spaced, restore).into_owned()
 }
 
-/// UTF-8, or its variants that encode surrogates one by one and U+0000 as two bytes.
+/// Decodes UTF-8, including the variants that encode surrogates separately and U+0000 as two bytes.
 fn decode(mut bytes: &[u8]) -> Option<String> {
     let mut text = String::new();
     while !bytes.is_empty() {

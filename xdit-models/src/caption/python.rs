@@ -1,4 +1,4 @@
-//! What Python's `str`, `re` and `urllib` mean where Rust's counterparts mean something slightly different.
+//! Functions of Python's `str`, `re` and `urllib` that differ slightly from their counterparts in Rust.
 
 use std::borrow::Cow;
 
@@ -6,8 +6,9 @@ use fancy_regex::{Regex, RegexBuilder};
 
 /// Compiles a pattern written in the dialect of Python's `re`.
 ///
-/// There `\w` is a letter, a number or `_` (a combining mark is none), `\s` also takes the four separators from
-/// U+001C, `\b` lies between `\w` and its contrary, and `$` also matches before a final line break.
+/// In Python, `\w` is a letter, a number or `_` (but not a combining mark), `\s` includes the four separators from
+/// U+001C on, `\b` is a boundary between `\w` and any other character, and `$` also matches before a final line
+/// break.
 pub(super) fn regex(pattern: &str) -> Regex {
     let pattern = pattern
         .replace(r"\b", r"(?:(?<=\w)(?!\w)|(?<!\w)(?=\w))")
@@ -22,7 +23,7 @@ pub(super) fn regex(pattern: &str) -> Regex {
 
 /// `re.sub(regex, with, text)`.
 ///
-/// If the pattern needs more memory to search than the engine grants, the text stays as it is.
+/// If the search needs more memory than the engine allows, the text stays unchanged.
 pub(super) fn replace(regex: &Regex, text: &str, with: &str) -> String {
     regex.try_replacen(text, 0, with).map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
@@ -37,9 +38,9 @@ pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// `urllib.parse.unquote_plus`: `+` is a space, `%41` is `A`.
+/// `urllib.parse.unquote_plus`: `+` becomes a space, and `%41` becomes `A`.
 ///
-/// Each run of ASCII is decoded by itself, so an escaped byte never completes a character that was not escaped.
+/// Each run of ASCII is decoded separately, so an escaped byte never completes a character that was not escaped.
 pub(super) fn unquote_plus(text: &str) -> String {
     let text = text.replace('+', " ");
     let mut out = String::with_capacity(text.len());
@@ -79,8 +80,8 @@ mod tests {
     }
 
     #[test]
-    fn words_and_spaces_are_pythons() {
-        // A combining mark ends a word, a circled number does not; U+001F is white space, U+200B is not.
+    fn words_and_spaces_are_those_of_python() {
+        // A combining mark ends a word, but a circled number does not; U+001F is white space, but U+200B is not.
         assert_eq!(replace(&regex(r"\b\w+\b"), "e\u{301}x ②a", "_"), "_\u{301}_ _");
         assert_eq!(replace(&regex(r"\s+"), "a\u{1f}\u{85} b\u{200b}c", "_"), "a_b\u{200b}c");
         assert_eq!(replace(&regex(r"b$"), "ab\n", "_"), "a_\n");

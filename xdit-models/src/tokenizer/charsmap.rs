@@ -1,19 +1,18 @@
-//! Proof that a precompiled normalizer can be used on any text.
+//! Checks that a precompiled normalizer is safe to use on any text.
 //!
-//! Sentencepiece compiles its normalization rules into a double-array trie, which [`Precompiled`] walks without
-//! looking whether an index is in range. A file from outside is therefore walked once here, along every edge that a
-//! text can take, before it is handed over.
+//! Sentencepiece compiles its normalization rules into a double-array trie, which [`Precompiled`] follows without
+//! checking bounds. An untrusted file is therefore checked here first, along every edge that a text can follow.
 //!
 //! # Source
 //! `normalizer.cc` of google/sentencepiece (`Normalizer::DecodePrecompiledCharsMap`) for the layout: the trie's
-//! length in bytes, the trie, then the replacements, each closed by a zero byte.
+//! length in bytes, the trie, then the replacements, each followed by a zero byte.
 
 use tokenizers::normalizers::Precompiled;
 
-/// Builds the normalizer after checking each transition and each replacement that its trie can reach.
+/// Builds the normalizer after checking every transition and replacement that its trie can reach.
 ///
 /// # Errors
-/// Says in a few words what is wrong with `bytes`.
+/// A short description of the fault in `bytes`.
 pub(super) fn precompiled(bytes: &[u8]) -> Result<Precompiled, String> {
     let (length, rest) = bytes.split_first_chunk().ok_or("its normalizer is truncated")?;
     let length = u32::from_le_bytes(*length) as usize;
@@ -26,13 +25,13 @@ pub(super) fn precompiled(bytes: &[u8]) -> Result<Precompiled, String> {
     Precompiled::from(bytes).map_err(|error| error.to_string())
 }
 
-/// Whether no text can lead out of the trie or to a replacement that does not exist.
+/// Whether every text stays inside the trie and leads only to replacements that exist.
 fn is_sound(units: &[u32], replacements: &str) -> bool {
     let Some(&root) = units.first() else { return false };
     let mut seen = vec![false; units.len()];
     let mut nodes = vec![offset(root)];
     while let Some(node) = nodes.pop() {
-        // The children of a node lie in one aligned block of 256, each where its byte says.
+        // The children of a node are in one aligned block of 256 units, at the positions of their bytes.
         let Some(block) = units.get(node & !0xff..(node | 0xff) + 1) else { return false };
         if std::mem::replace(&mut seen[node], true) {
             continue;
@@ -75,7 +74,7 @@ fn offset(unit: u32) -> usize {
 mod tests {
     use super::*;
 
-    /// A trie of two blocks: the root leads to block 0 at offset 0, `A` leads on to block 1, whose first unit is the leaf.
+    /// A trie of two blocks: the root is in block 0, and `A` leads to block 1, whose first unit is the leaf.
     fn charsmap(leaf: u32, offset: u32, replacements: &[u8]) -> Vec<u8> {
         let mut units = vec![0u32; 512];
         units[b'A' as usize] = (offset ^ u32::from(b'A')) << 10 | 1 << 8 | u32::from(b'A');
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_would_panic_later() {
+    fn refuses_tries_that_would_panic_later() {
         let error = |bytes: &[u8]| precompiled(bytes).unwrap_err();
         assert_eq!(error(b"abc"), "its normalizer is truncated");
         assert_eq!(error(&[0xff; 64]), "its normalizer is truncated");

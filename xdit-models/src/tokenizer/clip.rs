@@ -17,23 +17,24 @@ use xdit_core::{Error, Result};
 use super::Encoding;
 use super::config::{AddedToken, TokenizerConfig, read, read_json, unreadable};
 
-/// Closes each word in the vocabulary.
+/// The suffix of a word's last token in the vocabulary.
 const END_OF_WORD: &str = "</w>";
-/// What becomes a word: contractions, runs of letters, single digits, runs of anything else but white space.
+/// The pattern of a word: a contraction, a run of letters, a single digit, or a run of other characters without
+/// white space.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-/// Tokens that a text is cut to unless the config says otherwise; what every published CLIP was trained with.
+/// The default length in tokens if the config gives none; every published CLIP was trained with it.
 const MAX_LENGTH: usize = 77;
 
-/// Text to CLIP's ids, equal to `transformers`' `CLIPTokenizer`.
+/// Converts text to CLIP's ids, with the same result as `transformers`' `CLIPTokenizer`.
 ///
-/// Special tokens that are written out in the text are cut out first and become their ids. To them belongs the token
-/// that pads, which in the second tokenizer of Stable Diffusion 3 is `!`. What lies between is composed (NFC), put
-/// into lower case, divided into words, and each word's bytes are merged pair by pair.
+/// Special tokens written in the text are cut out first and converted to their ids. They include the padding token,
+/// which in the second tokenizer of Stable Diffusion 3 is `!`. The text between them is composed (NFC), put into
+/// lower case and divided into words, and the bytes of each word are merged pair by pair.
 ///
 /// # Source
-/// `CLIPTokenizer` in `transformers/models/clip/tokenization_clip.py` (5.23) and, for what comes from which file,
-/// `convert_to_native_format` in `tokenization_utils_tokenizers.py`.
+/// `CLIPTokenizer` in `transformers/models/clip/tokenization_clip.py` (5.23), and `convert_to_native_format` in
+/// `tokenization_utils_tokenizers.py` for the choice of files.
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
     bos_id: u32,
@@ -45,12 +46,12 @@ pub struct ClipTokenizer {
 impl ClipTokenizer {
     /// Loads the `tokenizer` folder of a checkpoint.
     ///
-    /// The vocabulary comes from `tokenizer.json` or, without it, from `vocab.json` and `merges.txt`; the first is
-    /// preferred because `transformers` does, and nothing else is taken from it. Special tokens come from
-    /// `tokenizer_config.json`, or from `special_tokens_map.json` where the config is too old to list them.
+    /// The vocabulary is read from `tokenizer.json` if it exists, as in `transformers`, and otherwise from
+    /// `vocab.json` and `merges.txt`. Nothing else is read from `tokenizer.json`. Special tokens are read from
+    /// `tokenizer_config.json`, or from `special_tokens_map.json` if the config is too old to list them.
     ///
     /// # Errors
-    /// If the files are missing, truncated, malformed or larger than 64 MiB, or do not fit together.
+    /// If the files are missing, truncated, malformed, larger than 64 MiB or inconsistent with each other.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = TokenizerConfig::load(dir)?;
         let vocabulary = Vocabulary::load(dir)?;
@@ -68,9 +69,9 @@ impl ClipTokenizer {
         let unk = named(config.unk_token, "<|endoftext|>");
         let pad = named(config.pad_token, "<|endoftext|>");
         if !ids.contains_key(unk.content()) {
-            return Err(format!("it has no token `{}` for what is unknown", unk.content()));
+            return Err(format!("it lacks `{}`, the token for unknown text", unk.content()));
         }
-        // In this order, and the first mention of a token decides how it strips.
+        // The order matters: the first mention of a token determines its stripping.
         let mut special = match config.added_tokens_decoder {
             Some(tokens) => tokens.into_values().collect(),
             None => added,
@@ -84,7 +85,7 @@ impl ClipTokenizer {
             .vocab_and_merges(ids.into_iter().collect::<Vocab>(), merges)
             .unk_token(unk.content().to_owned())
             .end_of_word_suffix(END_OF_WORD.to_owned())
-            // The cache belongs to the thread and would outlive the tokenizer.
+            // A cache would belong to the thread and outlive the tokenizer.
             .cache_capacity(0);
         let mut tokenizer = Tokenizer::new(model.build().map_err(|error| error.to_string())?);
         let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ");
@@ -109,7 +110,7 @@ impl ClipTokenizer {
             bos_id,
             eos_id,
             pad_id,
-            // Without a limit transformers writes a number that no text reaches.
+            // For tokenizers without a limit, transformers writes a length larger than any text.
             max_length: config
                 .model_max_length
                 .filter(|length| (2.0..1e9).contains(length))
@@ -118,10 +119,10 @@ impl ClipTokenizer {
         })
     }
 
-    /// The ids of `text` between those that begin and end it, cut to `max_length` with them.
+    /// The ids of `text` between the start and end tokens, cut to `max_length` including both.
     ///
-    /// What was cut is returned as text, for the warning that every pipeline gives. With a `max_length` below 2 there
-    /// is no room for both of the ids around the text.
+    /// The rest of the text is returned as `dropped`, so that the pipeline can warn about it. With a `max_length`
+    /// below 2 there is no room for both special tokens.
     ///
     /// # Source
     /// `_get_clip_prompt_embeds` in `diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
@@ -134,34 +135,34 @@ impl ClipTokenizer {
         Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
     }
 
-    /// The text of `ids`, special tokens included; unlike T5's, it keeps the spaces between words and punctuation.
+    /// The text of `ids`, including special tokens. Unlike T5's, it keeps the spaces between words and punctuation.
     fn decode(&self, ids: &[u32]) -> String {
         let text = self.tokenizer.decode(ids, false).expect("decoding only joins bytes");
         text.replace(END_OF_WORD, " ").trim().to_owned()
     }
 
-    /// The id that fills a text up to [`max_length`](Self::max_length).
+    /// The id used to pad a text to [`max_length`](Self::max_length).
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
 
-    /// The most ids of a text that the model was trained with.
+    /// The maximum number of ids of a text in the model's training.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
 
-    /// How many ids there are, added tokens included; the text encoder's table may have more rows.
+    /// The number of ids, including added tokens; the text encoder's table may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 }
 
-/// What both kinds of vocabulary file say.
+/// The data that both kinds of vocabulary files contain.
 struct Vocabulary {
     path: PathBuf,
     ids: HashMap<String, u32>,
     merges: Merges,
-    /// Added tokens that count where the config lists none.
+    /// Added tokens, used if the config lists none.
     added: Vec<AddedToken>,
 }
 
@@ -175,8 +176,8 @@ impl Vocabulary {
         }
         let Some(ids) = read_json(&vocab)? else {
             return Err(Error::failure(format!("no CLIP vocabulary in `{}`", dir.display())).hint(
-                "the `tokenizer` folder of a checkpoint holds `vocab.json` with `merges.txt`, or `tokenizer.json`; \
-                 fetch them",
+                "download `tokenizer.json`, or `vocab.json` and `merges.txt`, from the `tokenizer` folder of a \
+                 checkpoint",
             ));
         };
         let text = read(&merges)?.ok_or_else(|| unreadable(&merges, "it is missing beside `vocab.json`"))?;
@@ -187,7 +188,7 @@ impl Vocabulary {
         Ok(Self { path: vocab, ids, merges, added: Vec::new() })
     }
 
-    /// The builder of the model takes this for granted.
+    /// Checks the assumptions that the builder of the model makes.
     fn check(&self) -> Result<(), String> {
         let mut seen = vec![false; self.ids.len()];
         for (token, &id) in &self.ids {
@@ -195,7 +196,7 @@ impl Vocabulary {
                 Some(seen) if !*seen => *seen = true,
                 _ => {
                     return Err(format!(
-                        "the id {id} of `{token}` is not one of {} in a row",
+                        "`{token}` has the id {id}, but ids must be unique and below {}",
                         self.ids.len()
                     ));
                 }
@@ -204,9 +205,7 @@ impl Vocabulary {
         for (left, right) in &self.merges {
             for token in [left, right, &format!("{left}{right}")] {
                 if !self.ids.contains_key(token) {
-                    return Err(format!(
-                        "it has no token `{token}`, but `{left}` and `{right}` are to be merged"
-                    ));
+                    return Err(format!("it merges `{left}` and `{right}`, but has no token `{token}`"));
                 }
             }
         }
@@ -214,7 +213,7 @@ impl Vocabulary {
     }
 }
 
-/// The parts of `tokenizer.json` that count.
+/// The parts of `tokenizer.json` that are used.
 #[derive(Deserialize)]
 struct TokenizerJson {
     model: JsonModel,
@@ -228,7 +227,7 @@ struct JsonModel {
     merges: Vec<Merge>,
 }
 
-/// A merge as older and newer versions of `tokenizers` write it.
+/// A merge in the notation of older or newer versions of `tokenizers`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {
@@ -245,7 +244,7 @@ impl Merge {
     }
 }
 
-/// Two tokens to be merged, with a space between them.
+/// Parses two tokens to merge, separated by a space.
 fn pair(line: &str) -> Result<(String, String), String> {
     match line.split_once(' ') {
         Some((left, right)) if !right.contains(' ') => Ok((left.to_owned(), right.to_owned())),

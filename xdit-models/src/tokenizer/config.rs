@@ -1,4 +1,4 @@
-//! The JSON files beside a vocabulary, and reading files whose size nobody vouches for.
+//! The JSON files beside a vocabulary, and a size limit for files from untrusted sources.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -7,13 +7,13 @@ use std::path::Path;
 use serde::Deserialize;
 use xdit_core::{Error, Result};
 
-/// The largest file a tokenizer reads; published ones have at most 20 MB.
+/// The size limit of a tokenizer file; published ones have at most 20 MB.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// What `tokenizer_config.json` (and, in older checkpoints, `special_tokens_map.json`) says about special tokens.
+/// The special tokens in `tokenizer_config.json`, or, in older checkpoints, in `special_tokens_map.json`.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct TokenizerConfig {
-    /// Every token that is cut out of the text before the model sees it, by id.
+    /// The tokens that are cut out of the text before the model processes it, by id.
     #[serde(default)]
     pub added_tokens_decoder: Option<BTreeMap<u32, AddedToken>>,
     #[serde(default)]
@@ -26,7 +26,7 @@ pub(super) struct TokenizerConfig {
     pub unk_token: Option<AddedToken>,
     #[serde(default)]
     pub additional_special_tokens: Option<Vec<AddedToken>>,
-    /// How many `<extra_id_N>` sentinels T5 has beyond its sentencepiece vocabulary.
+    /// The number of `<extra_id_N>` sentinels that T5 has beyond its sentencepiece vocabulary.
     #[serde(default)]
     pub extra_ids: Option<u32>,
     #[serde(default)]
@@ -36,10 +36,10 @@ pub(super) struct TokenizerConfig {
 }
 
 impl TokenizerConfig {
-    /// Reads `dir/tokenizer_config.json`; without the file every field is unset.
+    /// Reads `dir/tokenizer_config.json`; if the file is missing, every field is unset.
     ///
-    /// `special_tokens_map.json` fills what is unset, but only where the config does not list its added tokens: that
-    /// list, where it exists, is complete.
+    /// `special_tokens_map.json` fills in unset fields, but only if the config does not list its added tokens: such
+    /// a list is always complete.
     pub fn load(dir: &Path) -> Result<Self> {
         let mut config: Self = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         if config.added_tokens_decoder.is_none()
@@ -56,7 +56,7 @@ impl TokenizerConfig {
     }
 }
 
-/// A token that is matched as written, before normalization; files give it as a string or as an object.
+/// A token that is matched literally, before normalization; files contain it as a string or as an object.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "StringOrObject")]
 pub(super) struct AddedToken(pub tokenizers::AddedToken);
@@ -89,7 +89,7 @@ impl AddedToken {
         Self(tokenizers::AddedToken::from(content, true))
     }
 
-    /// The text that is matched.
+    /// The text to match.
     pub fn content(&self) -> &str {
         &self.0.content
     }
@@ -110,7 +110,7 @@ impl From<StringOrObject> for AddedToken {
     }
 }
 
-/// The bytes of a file, `None` if it does not exist.
+/// The bytes of a file, or `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let size = match std::fs::metadata(path) {
         Ok(metadata) => metadata.len(),
@@ -120,13 +120,13 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     if size > MAX_FILE_BYTES {
         return Err(unreadable(
             path,
-            format!("{size} bytes, more than the {MAX_FILE_BYTES} a tokenizer file may have"),
+            format!("it has {size} bytes, and the limit for tokenizer files is {MAX_FILE_BYTES}"),
         ));
     }
     std::fs::read(path).map(Some).map_err(|error| unreadable(path, error))
 }
 
-/// The value in a JSON file, `None` if the file does not exist.
+/// The value in a JSON file, or `None` if the file does not exist.
 pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     match read(path)? {
         Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| unreadable(path, error)),
@@ -134,9 +134,9 @@ pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Opt
     }
 }
 
-/// The error for a tokenizer file that is there and cannot be used.
+/// The error for a tokenizer file that exists but is not usable.
 pub(super) fn unreadable(path: &Path, reason: impl Display) -> Error {
     Error::failure(format!("cannot read the tokenizer file `{}`: {reason}", path.display())).hint(
-        "fetch the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer",
+        "download the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer",
     )
 }

@@ -1,7 +1,7 @@
-//! The few fields of a sentencepiece model file that a Unigram tokenizer needs.
+//! Reads the few fields of a sentencepiece model file that a Unigram tokenizer needs.
 //!
-//! The file is one protobuf message. Its schema has been frozen for years and four of its fields matter here, so
-//! they are read by hand, without generated code.
+//! The file is one protobuf message. Its schema has been stable for years, and only four of its fields are needed,
+//! so they are read by hand, without generated code.
 //!
 //! # Source
 //! `sentencepiece_model.proto` of google/sentencepiece: `ModelProto`, `TrainerSpec`, `NormalizerSpec`.
@@ -14,14 +14,14 @@ pub(super) struct Piece {
     pub kind: PieceKind,
 }
 
-/// What a piece stands for, as far as tokenizing goes.
+/// The kind of a piece, as far as it matters for tokenizing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PieceKind {
-    /// Ordinary, unknown, unused or byte: only ever found by the model.
+    /// Ordinary, unknown, unused or byte pieces, which only the model produces.
     Normal,
-    /// `<pad>`, `</s>` and their like.
+    /// Control tokens such as `<pad>` and `</s>`.
     Control,
-    /// A symbol its trainer wanted kept whole.
+    /// A symbol that training keeps whole.
     UserDefined,
 }
 
@@ -29,7 +29,7 @@ pub(super) enum PieceKind {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Model {
     pub pieces: Vec<Piece>,
-    /// The rules that normalize text, as a double-array trie; empty for none.
+    /// The normalization rules as a double-array trie; empty if there are none.
     pub charsmap: Vec<u8>,
 }
 
@@ -39,7 +39,7 @@ impl Model {
     /// Reads a `ModelProto`.
     ///
     /// # Errors
-    /// Says in a few words what is wrong with `bytes`.
+    /// A short description of the fault in `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut model = Self::default();
         let mut fields = Fields(bytes);
@@ -59,7 +59,7 @@ impl Model {
             }
         }
         match model.pieces.is_empty() {
-            true => Err("it holds no sentencepiece vocabulary".into()),
+            true => Err("it contains no sentencepiece vocabulary".into()),
             false => Ok(model),
         }
     }
@@ -88,13 +88,13 @@ fn check_trainer(bytes: &[u8]) -> Result<(), String> {
         if let (3, Value::Varint(kind)) = (number, value)
             && kind != UNIGRAM
         {
-            return Err(format!("it is a sentencepiece model of type {kind}, not a Unigram one"));
+            return Err(format!("it is a sentencepiece model of type {kind}, not a Unigram model"));
         }
     }
     Ok(())
 }
 
-/// A protobuf value by its wire type.
+/// A protobuf value, by its wire type.
 enum Value<'a> {
     Varint(u64),
     Fixed64,
@@ -102,7 +102,7 @@ enum Value<'a> {
     Fixed32(u32),
 }
 
-/// The fields of a protobuf message that are left to read.
+/// The remaining fields of a protobuf message.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -149,7 +149,7 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
 
-    /// A field with a length, by hand.
+    /// Encodes a field with a length prefix.
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
         [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
     }
@@ -175,7 +175,7 @@ mod tests {
             charsmap: b"map".to_vec(),
         };
         assert_eq!(Model::parse(&bytes), Ok(expected));
-        // Cut anywhere, it is refused or has lost whole fields; it never panics.
+        // Truncated anywhere, the file is refused or lacks whole fields; it never causes a panic.
         for end in 0..bytes.len() {
             let _ = Model::parse(&bytes[..end]);
         }
@@ -183,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_unigram_model() {
+    fn refuses_other_models() {
         let error = |bytes: &[u8]| Model::parse(bytes).unwrap_err();
-        assert_eq!(error(b""), "it holds no sentencepiece vocabulary");
+        assert_eq!(error(b""), "it contains no sentencepiece vocabulary");
         assert_eq!(
             error(&field(2, &[3 << 3, 2])),
-            "it is a sentencepiece model of type 2, not a Unigram one"
+            "it is a sentencepiece model of type 2, not a Unigram model"
         );
         assert_eq!(error(b"version https://git-lfs"), "it is not a sentencepiece model (wire type 6)");
         assert_eq!(error(&[0xff; 12]), "it is not a sentencepiece model (a number has more than 64 bits)");

@@ -1,4 +1,4 @@
-//! The tokenizer of T5, the text encoder of PixArt, Stable Diffusion 3 and Flux.
+//! The tokenizer of T5, a text encoder of PixArt, Stable Diffusion 3 and FLUX.
 
 use std::path::{Path, PathBuf};
 
@@ -17,47 +17,55 @@ use super::charsmap::precompiled;
 use super::config::{AddedToken, TokenizerConfig, read, read_json, unreadable};
 use super::sentencepiece::{Model, PieceKind};
 
-/// `<unk>` in every T5 vocabulary, whatever the sentencepiece trainer noted.
+/// The id of `<unk>` in every T5 vocabulary, even if the sentencepiece trainer recorded another.
 const UNK_ID: usize = 2;
-/// Sentinels beyond the sentencepiece vocabulary unless the config says otherwise.
+/// The default number of sentinels beyond the sentencepiece vocabulary.
 const EXTRA_IDS: u32 = 100;
-/// No piece of a real vocabulary is longer than 64 bytes; the model's trie is as deep as the longest.
+/// More sentinels than any vocabulary has.
+const MAX_EXTRA_IDS: u32 = 1 << 16;
+/// A limit on the length of a piece, which is also the depth of the model's trie. Published vocabularies stay below
+/// 64 bytes.
 const MAX_PIECE_BYTES: usize = 1024;
 
-/// Text to T5's ids, equal to `transformers`' `T5Tokenizer`.
+/// Converts text to T5's ids, with the same result as `transformers`' `T5Tokenizer`.
 ///
-/// Special tokens that are written out in the text (`</s>`, `<extra_id_0>`) are cut out first and become their ids.
-/// What lies between is normalized by the rules of the sentencepiece model, split at white space, each word opened by
-/// `▁`, and divided into the pieces with the best total score.
+/// Special tokens written in the text (`</s>`, `<extra_id_0>`) are cut out first and converted to their ids. The
+/// text between them is normalized with the rules of the sentencepiece model and split at white space. Each word is
+/// prefixed with `▁` and divided into the pieces with the best total score.
 ///
-/// Sentencepiece itself gives the same ids for ordinary text. It differs where two divisions of a word have the same
-/// score, in letters with several combining marks, and in that it does not know special tokens.
+/// Sentencepiece itself gives the same ids for ordinary text. It differs for words that have two divisions with the
+/// same score, for letters with several combining marks, and in its lack of special tokens.
 ///
 /// # Source
-/// `T5Tokenizer` in `transformers/models/t5/tokenization_t5.py` (5.23) and, for what comes from which file,
-/// `convert_to_native_format` in `tokenization_utils_tokenizers.py`.
+/// `T5Tokenizer` in `transformers/models/t5/tokenization_t5.py` (5.23), and `convert_to_native_format` in
+/// `tokenization_utils_tokenizers.py` for the choice of files.
 pub struct T5Tokenizer {
     tokenizer: Tokenizer,
     eos_id: u32,
     pad_id: u32,
-    /// Whether decoded text loses the space before punctuation.
+    /// Whether decoding removes the space before punctuation.
     tidy_spaces: bool,
 }
 
 impl T5Tokenizer {
     /// Loads the `tokenizer` folder of a checkpoint.
     ///
-    /// The vocabulary and the normalizer come from `tokenizer.json` or, without it, from `spiece.model`; the first is
-    /// preferred because `transformers` does, so that a vocabulary that was extended after training counts. Only
-    /// these two are taken from `tokenizer.json`: its own pre-tokenizer differs from the one that
-    /// `transformers`' class builds (U+0085, for one, parts words only there).
-    /// Special tokens come from `tokenizer_config.json`, where there is one.
+    /// The vocabulary and the normalizer are read from `tokenizer.json` if it exists, and otherwise from
+    /// `spiece.model`. The order is that of `transformers`; it means that a vocabulary extended after training is
+    /// used in full. Nothing else is read from `tokenizer.json`, because its pre-tokenizer differs from the one
+    /// that the class in `transformers` builds (for example, only the class splits words at U+0085). Special tokens
+    /// are read from `tokenizer_config.json`, if it exists.
     ///
     /// # Errors
-    /// If there is neither file, or a file is truncated, malformed or larger than 64 MiB.
+    /// If neither file exists, or a file is truncated, malformed or larger than 64 MiB.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = TokenizerConfig::load(dir)?;
-        let vocabulary = Vocabulary::load(dir, config.extra_ids.unwrap_or(EXTRA_IDS))?;
+        let extra_ids = config.extra_ids.unwrap_or(EXTRA_IDS);
+        if extra_ids > MAX_EXTRA_IDS {
+            let reason = format!("`extra_ids` is {extra_ids}, more than {MAX_EXTRA_IDS}");
+            return Err(unreadable(&dir.join("tokenizer_config.json"), reason));
+        }
+        let vocabulary = Vocabulary::load(dir, extra_ids)?;
         let path = vocabulary.path.clone();
         Self::build(vocabulary, config).map_err(|reason| unreadable(&path, reason))
     }
@@ -72,7 +80,7 @@ impl T5Tokenizer {
         let extra = (0..config.extra_ids.unwrap_or(EXTRA_IDS))
             .map(|i| AddedToken::special(format!("<extra_id_{i}>")));
 
-        // In this order, and the first mention of a token decides how it strips.
+        // The order matters: the first mention of a token determines its stripping.
         let mut added: Vec<AddedToken> = match config.added_tokens_decoder {
             Some(tokens) => tokens.into_values().collect(),
             None => vocabulary.added,
@@ -111,10 +119,10 @@ impl T5Tokenizer {
         })
     }
 
-    /// The ids of `text`, closed by `</s>` and cut to `max_length`.
+    /// The ids of `text`, followed by `</s>`, cut to `max_length`.
     ///
-    /// What was cut is returned as text, for the warning that every pipeline gives. With `max_length` 0 there is no
-    /// room for `</s>` either.
+    /// The rest of the text is returned as `dropped`, so that the pipeline can warn about it. With `max_length` 0
+    /// there is no room even for `</s>`.
     ///
     /// # Source
     /// `encode_prompt` in `diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py`.
@@ -127,24 +135,24 @@ impl T5Tokenizer {
         Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
     }
 
-    /// The text of `ids`, special tokens included.
+    /// The text of `ids`, including special tokens.
     fn decode(&self, ids: &[u32]) -> String {
         let text = self.tokenizer.decode(ids, false).expect("decoding only joins pieces");
         if self.tidy_spaces { tidy_spaces(text) } else { text }
     }
 
-    /// The id that fills a batch up to its longest text.
+    /// The id used to pad the texts of a batch to the same length.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
 
-    /// How many ids there are, added tokens included; the text encoder's table may have more rows.
+    /// The number of ids, including added tokens; the text encoder's table may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 }
 
-/// Removes the spaces that splitting put before punctuation and English contractions.
+/// Removes the spaces that splitting inserted before punctuation and English contractions.
 ///
 /// # Source
 /// `clean_up_tokenization` in `transformers/tokenization_utils_base.py`.
@@ -164,15 +172,15 @@ fn tidy_spaces(text: String) -> String {
     rules.iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
 
-/// What both kinds of vocabulary file say.
+/// The data that both kinds of vocabulary files contain.
 struct Vocabulary {
     path: PathBuf,
     /// Pieces and their scores; the index is the id.
     pieces: Vec<(String, f64)>,
     charsmap: Vec<u8>,
-    /// Added tokens that count where the config lists none.
+    /// Added tokens, used if the config lists none.
     added: Vec<AddedToken>,
-    /// Control and user-defined pieces of a sentencepiece model.
+    /// The control and user-defined pieces of a sentencepiece model.
     symbols: Vec<AddedToken>,
 }
 
@@ -186,7 +194,7 @@ impl Vocabulary {
             Self::from_sentencepiece(model, extra_ids, spiece)
         } else {
             return Err(Error::failure(format!("no T5 vocabulary in `{}`", dir.display())).hint(
-                "the `tokenizer` folder of a checkpoint holds `spiece.model` or `tokenizer.json`; fetch one of them",
+                "download `tokenizer.json` or `spiece.model` from the `tokenizer` folder of a checkpoint",
             ));
         };
         vocabulary.check().map_err(|reason| unreadable(&vocabulary.path, reason))?;
@@ -203,7 +211,7 @@ impl Vocabulary {
             PieceKind::UserDefined => Some(symbol(&piece.text, false)),
         });
         let symbols = symbols.collect();
-        // The sentinels follow the vocabulary with the last one first.
+        // The sentinels follow the vocabulary in reverse order.
         let sentinels = (0..extra_ids).rev().map(|i| (format!("<extra_id_{i}>"), 0.0));
         let pieces = model.pieces.into_iter().map(|piece| (piece.text, f64::from(piece.score)));
         Self {
@@ -233,7 +241,7 @@ impl Vocabulary {
         }
         match self.pieces.iter().find(|(text, score)| text.len() > MAX_PIECE_BYTES || !score.is_finite()) {
             Some((text, _)) if text.len() > MAX_PIECE_BYTES => {
-                Err(format!("it has a piece of {} bytes, more than {MAX_PIECE_BYTES}", text.len()))
+                Err(format!("it has a piece of {} bytes, and the limit is {MAX_PIECE_BYTES}", text.len()))
             }
             Some((text, score)) => Err(format!("the score of `{text}` is {score}")),
             None => Ok(()),
@@ -241,7 +249,7 @@ impl Vocabulary {
     }
 }
 
-/// The parts of `tokenizer.json` that count.
+/// The parts of `tokenizer.json` that are used.
 #[derive(Deserialize)]
 struct TokenizerJson {
     model: JsonModel,

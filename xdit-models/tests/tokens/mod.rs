@@ -1,4 +1,4 @@
-//! What the reference says about many texts, and where the published vocabularies are.
+//! The reference results for many texts, and the location of the published vocabularies.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,24 +42,26 @@ struct CutAnswer {
     dropped: Option<String>,
 }
 
-/// The folder of small vocabularies of the tokenizer `name`.
+/// The folder with the small vocabularies of the tokenizer `name`.
 pub fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// The folder with the published files of the tokenizer `name`, or a word that the test did not run.
-pub fn published(name: &str, file: &str) -> Option<PathBuf> {
+/// The folder with the published files of the tokenizer `name`. They are not part of the project, so tests that need
+/// them are ignored by default.
+///
+/// # Panics
+/// If the folder does not contain `file`.
+pub fn published(name: &str, file: &str) -> PathBuf {
     let root = std::env::var_os("XDIT_REAL_TOKENIZERS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/tokenizers"), PathBuf::from);
     let dir = root.join(name);
-    if dir.join(file).exists() {
-        return Some(dir);
-    }
-    eprintln!("SKIPPED: no `{}`; set XDIT_REAL_TOKENIZERS to a folder with `{name}/{file}`", dir.display());
-    None
+    let there = dir.join(file).exists();
+    assert!(there, "no `{}`; set XDIT_REAL_TOKENIZERS to a folder with `{name}/{file}`", dir.display());
+    dir
 }
 
-/// Loads a tokenizer and says how long it took.
+/// Loads a tokenizer and prints the time taken.
 pub fn timed<T>(dir: &Path, load: impl Fn(&Path) -> xdit_core::Result<T>) -> T {
     let start = Instant::now();
     let tokenizer = load(dir).unwrap_or_else(|error| panic!("{error}"));
@@ -67,7 +69,7 @@ pub fn timed<T>(dir: &Path, load: impl Fn(&Path) -> xdit_core::Result<T>) -> T {
     tokenizer
 }
 
-/// Copies the named files, so that a folder holds nothing else.
+/// Copies the named files to a folder that contains nothing else.
 pub fn copy(from: &Path, files: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in files {
@@ -77,13 +79,13 @@ pub fn copy(from: &Path, files: &[&str]) -> tempfile::TempDir {
 }
 
 impl Goldens {
-    /// Those of the tokenizer `name`.
+    /// Loads the goldens of the tokenizer `name`.
     pub fn load(name: &str) -> Self {
         serde_json::from_slice(&std::fs::read(data(name).join("goldens.json")).unwrap()).unwrap()
     }
 
-    /// Compares every text and every cut of the vocabulary `name`; `defaults` stands in for ids that are not written
-    /// twice. `facts`: the size of the vocabulary, and the id that pads.
+    /// Compares every text and every cut with the vocabulary `name`; `defaults` names the answers that supply
+    /// omitted ids. `facts` is the size of the vocabulary and the id of the padding token.
     pub fn check(
         &self,
         name: &str,

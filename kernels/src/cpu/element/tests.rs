@@ -1,14 +1,14 @@
 use burn::tensor::{bf16, f16};
 
 use super::Element;
-use crate::cpu::lanes::{Job, Lanes, Level};
+use crate::cpu::lanes::{Lanes, Level, Vectorized};
 
 struct Widen<'a, E> {
     from: &'a [E],
     to: &'a mut [f32],
 }
 
-impl<E: Element> Job for Widen<'_, E> {
+impl<E: Element> Vectorized for Widen<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -24,7 +24,7 @@ struct Narrow<'a, E> {
     to: &'a mut [E],
 }
 
-impl<E: Element> Job for Narrow<'_, E> {
+impl<E: Element> Vectorized for Narrow<'_, E> {
     type Output = ();
 
     #[inline(always)]

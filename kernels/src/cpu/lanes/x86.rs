@@ -5,20 +5,20 @@ use std::ops::{Add, Mul, Sub};
 
 use burn::tensor::{bf16, f16};
 
-use super::{Job, Lanes};
+use super::{Lanes, Vectorized};
 
 /// # Safety
 /// The processor must have AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run_avx2<J: Job>(job: J) -> J::Output {
-    job.run::<Avx2>()
+pub(super) unsafe fn run_avx2<W: Vectorized>(work: W) -> W::Output {
+    work.run::<Avx2>()
 }
 
 /// # Safety
 /// The processor must have AVX-512F, AVX2, FMA and F16C.
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-pub(super) unsafe fn run_avx512<J: Job>(job: J) -> J::Output {
-    job.run::<Avx512>()
+pub(super) unsafe fn run_avx512<W: Vectorized>(work: W) -> W::Output {
+    work.run::<Avx512>()
 }
 
 #[derive(Clone, Copy)]
@@ -33,7 +33,7 @@ macro_rules! operators {
             type Output = Self;
             #[inline(always)]
             fn add(self, other: Self) -> Self {
-                // SAFETY: only jobs under this type's level have such vectors; so throughout this module.
+                // SAFETY: only work under this type's level has such vectors; so throughout this module.
                 Self(unsafe { $add(self.0, other.0) })
             }
         }

@@ -1,5 +1,5 @@
 use crate::cpu::{
-    lanes::{Job, Lanes, Level},
+    lanes::{Lanes, Level, Vectorized},
     math,
 };
 
@@ -31,7 +31,7 @@ functions! {
 
 struct Each<'a, F>(&'a mut [f32], F);
 
-impl<F: Function> Job for Each<'_, F> {
+impl<F: Function> Vectorized for Each<'_, F> {
     type Output = ();
 
     #[inline(always)]

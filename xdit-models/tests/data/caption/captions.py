@@ -1,4 +1,4 @@
-"""The captions that the goldens cover: what prompts look like, and what web captions carry besides."""
+"""The captions covered by the goldens: typical prompts, and the other contents of web captions."""
 
 PROMPTS = """
 A small cactus with a happy face in the Sahara desert.
@@ -215,7 +215,7 @@ MULTILINE = [
     "<" * 5, "&" * 5, "&#" * 5, "a.b,c/d", "1.5,2.5/3", "e.g.this", "a,1 b/2 .3",
 ]
 
-# Found by comparing random mixtures of the above.
+# Found by comparing random mixtures of the captions above.
 FOUND = ["'e \u200d\"", "\"a\ufe0f.\"", "'w\u0323'"]
 
 CAPTIONS = PROMPTS + IDS + ADDRESSES + HTML + SCRIPTS + MOJIBAKE + MULTILINE + FOUND

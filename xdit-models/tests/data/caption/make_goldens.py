@@ -1,4 +1,4 @@
-"""Makes `goldens.json`: what diffusers' PixArt pipeline makes of every caption.
+"""Writes `goldens.json`: the captions as diffusers' PixArt pipeline prepares them.
 
     pip install diffusers==0.42.1 torch transformers==5.23.0 ftfy==6.3.1 beautifulsoup4==4.15.0      # on CPython 3.11
     python make_goldens.py
@@ -16,7 +16,7 @@ warnings.filterwarnings("ignore")
 
 
 def main():
-    # The text functions use nothing of the pipeline but its patterns.
+    # The text functions use only the patterns of the pipeline object.
     pipeline = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)
     cases = []
     for text in CAPTIONS:

@@ -1,10 +1,10 @@
-"""Makes the small vocabularies and `goldens.json`: what transformers' `CLIPTokenizer` says about every text.
+"""Writes the small vocabularies and `goldens.json`: the results of transformers' `CLIPTokenizer` for every text.
 
     pip install transformers==5.23.0
     python make_goldens.py [DIR with CLIP's published vocab.json, merges.txt and tokenizer_config.json]
 
-Without DIR the ids of the published vocabulary are kept from the existing file; the vocabulary itself is not committed.
-The small vocabularies need torch and diffusers, too: they are those of the golden checkpoints.
+Without DIR, the ids of the published vocabulary are kept from the existing file; that vocabulary is not committed.
+The small vocabularies are those of the golden checkpoints, so torch and diffusers are needed to write them.
 """
 
 import json
@@ -21,7 +21,7 @@ from texts import CUTS, TEXTS
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[3] / "tests/goldens"))
 
-# As the second tokenizer of Stable Diffusion XL is published, from before configs listed their added tokens.
+# The second tokenizer of Stable Diffusion XL as published, from before configs listed their added tokens.
 OLD_CONFIG = {"model_max_length": 77, "pad_token": "!", "tokenizer_class": "CLIPTokenizer"}
 END = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
 OLD_MAP = {"bos_token": END | {"content": "<|startoftext|>"}, "eos_token": END, "pad_token": "!", "unk_token": END}
@@ -32,13 +32,13 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_old(folder: Path) -> None:
-    """Puts the old config beside a vocabulary."""
+    """Writes the old config beside a vocabulary."""
     write_json(folder / "tokenizer_config.json", OLD_CONFIG)
     write_json(folder / "special_tokens_map.json", OLD_MAP)
 
 
 def small() -> None:
-    """`files`: as published. `json`: only a `tokenizer.json`, with a token that was added after training."""
+    """Writes `files`, laid out as published, and `json`, a single `tokenizer.json` with a token added after training."""
     from clip_checkpoints import write_clip_tokenizer
 
     write_clip_tokenizer(HERE / "files")
@@ -47,7 +47,7 @@ def small() -> None:
     saved = json.loads(tokenizer.backend_tokenizer.to_str())
     flags = {"single_word": False, "lstrip": True, "rstrip": False, "normalized": False, "special": True}
     saved["added_tokens"].append({"id": len(tokenizer), "content": "<cactus>"} | flags)
-    # As older versions wrote them, and with a rule that transformers ignores.
+    # Merges in the notation of older versions, and a rule that transformers ignores.
     saved["model"]["merges"] = [" ".join(pair) for pair in saved["model"]["merges"]]
     saved["normalizer"] = {"type": "NFKC"}
     text = json.dumps(saved, ensure_ascii=False, separators=(",", ":"))
@@ -58,7 +58,7 @@ def answers(folder: Path) -> dict:
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     cuts = []
     for text, max_length in CUTS:
-        # As `_get_clip_prompt_embeds` of diffusers' StableDiffusion3Pipeline does it.
+        # As in `_get_clip_prompt_embeds` of diffusers' StableDiffusion3Pipeline.
         ids = tokenizer(text, padding="max_length", max_length=max_length, truncation=True).input_ids
         whole = tokenizer(text).input_ids
         cut = len(whole) >= len(ids) and whole != ids
@@ -69,7 +69,7 @@ def answers(folder: Path) -> dict:
 
 
 def beside(vocabulary: Path, *, old: bool) -> dict:
-    """What the vocabulary in a folder says with the old config, or without any."""
+    """The results for the vocabulary in a folder with the old config, or without a config."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in ["vocab.json", "merges.txt"]:
             shutil.copy(vocabulary / name, scratch)
@@ -79,7 +79,7 @@ def beside(vocabulary: Path, *, old: bool) -> dict:
 
 
 def without_repetition(these: dict, those: dict) -> dict:
-    """Ids that are the same in both are not written twice."""
+    """Omits the ids that are the same in both."""
     same = zip(these["ids"], those["ids"], strict=True)
     return these | {"ids": [None if ids == other else ids for ids, other in same]}
 

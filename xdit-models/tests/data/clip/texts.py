@@ -1,4 +1,4 @@
-"""The texts that the tokenizer goldens cover: those of T5, and what matters to CLIP alone."""
+"""The texts covered by the tokenizer goldens: those of T5, and further ones that matter only for CLIP."""
 
 import importlib.util
 from pathlib import Path

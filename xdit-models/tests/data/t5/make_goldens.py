@@ -1,9 +1,9 @@
-"""Makes the small vocabularies and `goldens.json`: what transformers' `T5Tokenizer` says about every text.
+"""Writes the small vocabularies and `goldens.json`: the results of transformers' `T5Tokenizer` for every text.
 
     pip install transformers==5.23.0 sentencepiece==0.2.3 protobuf
     python make_goldens.py [DIR with T5's published spiece.model, tokenizer.json and tokenizer_config.json]
 
-Without DIR the ids of the published vocabulary are kept from the existing file; the vocabulary itself is not committed.
+Without DIR, the ids of the published vocabulary are kept from the existing file; that vocabulary is not committed.
 """
 
 import json
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def train(prefix: Path, **options):
-    """A Unigram vocabulary with T5's special ids, trained on Python's help texts."""
+    """Trains a Unigram vocabulary with T5's special ids on Python's help texts."""
     lines = [line for _, text in sorted(pydoc_data.topics.topics.items()) for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if line.isascii()] + PLAIN * 20
     sentencepiece.SentencePieceTrainer.train(
@@ -32,7 +32,7 @@ def train(prefix: Path, **options):
 
 
 def small_spiece():
-    """As PixArt publishes it: `spiece.model` and a config. T5's own rules, 900 pieces, one user-defined symbol."""
+    """Writes `spiece.model` and a config, as PixArt publishes them: T5's own rules, 900 pieces, a user-defined symbol."""
     folder = HERE / "spiece"
     folder.mkdir(exist_ok=True)
     train(folder / "spiece", vocab_size=900, normalization_rule_name="nmt_nfkc", user_defined_symbols=["<person>"])
@@ -41,7 +41,7 @@ def small_spiece():
 
 
 def small_json():
-    """A `tokenizer.json` with rules of its own, 10 sentinels that strip, and a token that was added after training."""
+    """Writes a `tokenizer.json` with other rules, 10 sentinels that strip white space, and a token added after training."""
     folder = HERE / "json"
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -57,7 +57,7 @@ def small_json():
         token["lstrip"] = token["rstrip"] = token["content"].startswith("<extra")
     saved["added_tokens"].append({"id": size, "content": "<mask>", "single_word": False, "lstrip": True, "rstrip": False, "normalized": False, "special": True})
     saved["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in saved["model"]["vocab"]]
-    # The file as `tokenizers` converts it: its pre-tokenizer is not the one transformers uses.
+    # The file as `tokenizers` converts it, with a pre-tokenizer other than the one that transformers uses.
     saved["normalizer"] = {"type": "Sequence", "normalizers": [saved["normalizer"], {"type": "Strip", "strip_left": False, "strip_right": True}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}]}
     saved["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     (folder / "tokenizer.json").write_text(json.dumps(saved, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -68,7 +68,7 @@ def answers(folder):
     tokenizer = T5Tokenizer.from_pretrained(folder)
     cuts = []
     for text, max_length in CUTS:
-        # As `encode_prompt` of diffusers' PixArtAlphaPipeline does it.
+        # As in `encode_prompt` of diffusers' PixArtAlphaPipeline.
         ids = tokenizer(text, padding="max_length", max_length=max_length, truncation=True).input_ids
         whole = tokenizer(text).input_ids
         dropped = tokenizer.batch_decode([whole[max_length - 1 : -1]])[0] if len(whole) >= len(ids) and whole != ids else None
@@ -88,7 +88,7 @@ def main():
         with tempfile.TemporaryDirectory() as bare:
             shutil.copy(real / "spiece.model", bare)
             alone = answers(bare)
-        # Without the config they differ only where a sentinel stands beside white space; the rest is not written twice.
+        # Without the config, ids differ only where a sentinel is next to white space; equal ids are omitted.
         whole = goldens["published"]["ids"]
         goldens["published spiece.model alone"] = {**alone, "ids": [None if ids == whole[i] else ids for i, ids in enumerate(alone["ids"])]}
     goldens = {**{name: old[name] for name in old if name not in goldens}, **goldens}

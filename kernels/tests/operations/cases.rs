@@ -1,0 +1,10 @@
+//! The cases of each operation: ordinary and odd shapes in every layout, and the contract at its edges.
+
+mod images;
+mod tokens;
+
+pub use images::{conv2d, group_norm, group_norm_moments, norm_act};
+pub use tokens::{
+    activate, attention, gated_activate, gated_residual, layer_norm, layer_norm_modulate, linear, merge,
+    rms_norm, rotary,
+};

@@ -1,0 +1,368 @@
+//! Operations on tokens.
+
+use burn::tensor::{DType, Tensor};
+use xdit_kernels::{self as own, Activation, reference};
+
+use crate::setting::{Setting, Version, values};
+use crate::truth;
+
+/// Image, tokens and features; one token, odd sizes, none.
+const TOKENS: [[usize; 3]; 6] = [[1, 1, 1], [1, 1, 64], [2, 7, 33], [3, 40, 72], [2, 0, 16], [0, 3, 16]];
+
+const EPS: f64 = 1e-6;
+
+/// What both versions of attention look like.
+type Attention = fn(Tensor<4>, Tensor<4>, Tensor<4>, Option<Tensor<4>>, f32) -> (Tensor<4>, Tensor<3>);
+
+fn attention_of(setting: &Setting) -> Attention {
+    match setting.version {
+        Version::Reference => reference::attention_lse,
+        Version::Own => own::attention_lse,
+    }
+}
+
+/// What both versions of the merge look like.
+type Merge = fn((Tensor<4>, Tensor<3>), (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>);
+
+fn merge_of(setting: &Setting) -> Merge {
+    match setting.version {
+        Version::Reference => reference::merge_lse,
+        Version::Own => own::merge_lse,
+    }
+}
+
+pub fn attention(setting: &Setting) {
+    let attend = attention_of(setting);
+    // One token, odd sizes, many keys, no query, no image.
+    for [b, nq, nk, h, d] in [
+        [1, 1, 1, 1, 1],
+        [2, 3, 5, 2, 12],
+        [1, 17, 65, 3, 72],
+        [2, 49, 77, 2, 40],
+        [1, 5, 700, 1, 64],
+        [1, 0, 5, 2, 16],
+        [0, 4, 5, 2, 16],
+    ] {
+        let [q, k, v] = [(1, nq), (2, nk), (3, nk)].map(|(seed, n)| setting.random(seed, [b, n, h, d]));
+        let scale = (d as f32).powf(-0.5);
+        let (out, lse) = truth::attention([&q, &k, &v], None, scale);
+        let layouts = setting.layouts(&q).into_iter().zip(setting.layouts(&k)).zip(setting.layouts(&v));
+        for ((q, k), v) in layouts {
+            let (got, got_lse) = attend(q, k, v, None, scale);
+            setting.close("attention", &got, (&out, [b, nq, h, d]), 1);
+            setting.close_f32("log-sum-exp", &got_lse, (&lse, [b, nq, h]));
+        }
+    }
+
+    let [b, nq, nk, h, d] = [2, 6, 70, 3, 24];
+    let [q, k, v] = [(1, nq), (2, nk), (3, nk)].map(|(seed, n)| setting.random(seed, [b, n, h, d]));
+
+    // A bias is repeated where its size is one.
+    for shape in [[b, h, nq, nk], [1, 1, nq, nk], [b, 1, 1, nk], [1, h, nq, 1]] {
+        let bias = setting.random(4, shape);
+        let whole = values(&bias.clone().expand([b, h, nq, nk]));
+        let (out, lse) = truth::attention([&q, &k, &v], Some(&whole), 0.2);
+        for bias in setting.layouts(&bias) {
+            let (got, got_lse) = attend(q.clone(), k.clone(), v.clone(), Some(bias), 0.2);
+            setting.close("bias", &got, (&out, [b, nq, h, d]), 1);
+            setting.close_f32("bias", &got_lse, (&lse, [b, nq, h]));
+        }
+    }
+
+    // Masked keys do not count; a query with every key masked gets zeros and -inf.
+    let mask = |key: usize, query: usize| query == 2 || (query < 4 && key >= 5) || key == 69;
+    let bias = (0..nq * nk).map(|at| if mask(at % nk, at / nk) { f32::NEG_INFINITY } else { 0.0 });
+    let bias = setting.tensor(bias.collect(), [1, 1, nq, nk]);
+    let whole = values(&bias.clone().expand([b, h, nq, nk]));
+    let (out, lse) = truth::attention([&q, &k, &v], Some(&whole), 0.2);
+    let (got, got_lse) = attend(q.clone(), k.clone(), v.clone(), Some(bias), 0.2);
+    setting.close("masks", &got, (&out, [b, nq, h, d]), 1);
+    assert_masked(&values(&got), &values(&got_lse), &lse, d);
+
+    // So does a query without keys.
+    let none = || setting.random(5, [b, 0, h, d]);
+    let (got, got_lse) = attend(q.clone(), none(), none(), None, 0.2);
+    assert_eq!((got.dims(), got_lse.dims()), ([b, nq, h, d], [b, nq, h]));
+    assert_eq!((got.dtype(), got_lse.dtype()), (setting.dtype, DType::F32));
+    assert_masked(&values(&got), &values(&got_lse), &vec![f64::NEG_INFINITY; b * nq * h], d);
+
+    // Products beyond the range of f16, whose scores are within it.
+    let large = |seed, n| setting.normal(seed, [1, n, 2, 64], 40.0, 4.0);
+    let (q, k, v) = (large(1, 9), large(2, 33), large(3, 33));
+    let (out, lse) = truth::attention([&q, &k, &v], None, 1e-3);
+    let (got, got_lse) = attend(q, k, v, None, 1e-3);
+    setting.close("large products", &got, (&out, [1, 9, 2, 64]), 1);
+    setting.close_f32("large products", &got_lse, (&lse, [1, 9, 2]));
+}
+
+/// Asserts that zeros and -inf stand where `expected` has -inf, and finite logarithms elsewhere.
+fn assert_masked(out: &[f64], lse: &[f64], expected: &[f64], d: usize) {
+    assert_eq!(lse.len(), expected.len());
+    for ((&lse, &expected), out) in lse.iter().zip(expected).zip(out.chunks(d)) {
+        if expected == f64::NEG_INFINITY {
+            assert_eq!(lse, f64::NEG_INFINITY);
+            assert!(out.iter().all(|&x| x == 0.0), "{out:?} of no keys");
+        } else {
+            assert!((lse - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{lse} instead of {expected}");
+        }
+    }
+}
+
+pub fn merge(setting: &Setting) {
+    let (attend, merge) = (attention_of(setting), merge_of(setting));
+    let [b, nq, nk, h, d] = [2, 9, 150, 3, 24];
+    let [q, k, v] = [(1, nq), (2, nk), (3, nk)].map(|(seed, n)| setting.random(seed, [b, n, h, d]));
+    let part = |from: usize, to: usize| {
+        let [k, v] = [&k, &v].map(|x| setting.narrow(x, 1, from, to - from));
+        attend(q.clone(), k, v, None, 0.2)
+    };
+    let (out, lse) = truth::attention([&q, &k, &v], None, 0.2);
+    let (got, got_lse) = merge(merge(part(0, 1), part(1, 90)), part(90, nk));
+    // The parts are rounded, and each merge rounds; of the latter's results, only the last is whole.
+    setting.close("parts of the keys", &got, (&out, [b, nq, h, d]), 3);
+    setting.close_f32("parts of the keys", &got_lse, (&lse, [b, nq, h]));
+
+    // In every layout the same.
+    let (first, second) = (part(0, 70), part(70, nk));
+    let (out, lse) = merge(first.clone(), second.clone());
+    for (x, y) in setting.layouts(&first.0).into_iter().zip(setting.layouts(&second.0)) {
+        let (got, got_lse) = merge((x, first.1.clone()), (y, second.1.clone()));
+        assert_eq!(values(&got), values(&out));
+        assert_eq!(values(&got_lse), values(&lse));
+    }
+
+    // A part without keys is neutral, also to another one.
+    let empty = || part(0, 0);
+    for whole in [merge(empty(), part(0, nk)), merge(part(0, nk), empty())] {
+        assert_eq!(values(&whole.0), values(&part(0, nk).0));
+        assert_eq!(values(&whole.1), values(&part(0, nk).1));
+    }
+    let (got, got_lse) = merge(empty(), empty());
+    assert_eq!((got.dtype(), got_lse.dtype()), (setting.dtype, DType::F32));
+    assert!(values(&got).iter().all(|&x| x == 0.0));
+    assert!(values(&got_lse).iter().all(|&x| x == f64::NEG_INFINITY));
+
+    // No query at all.
+    let nothing = || (setting.random(1, [b, 0, h, d]), setting.typed(vec![], [b, 0, h], DType::F32));
+    assert_eq!(merge(nothing(), nothing()).0.dims(), [b, 0, h, d]);
+}
+
+pub fn linear(setting: &Setting) {
+    // One row, few and many rows, odd sizes; no row, no output, no input.
+    for [b, n, c_in, c_out] in [
+        [1, 1, 1, 1],
+        [1, 1, 256, 384],
+        [2, 3, 77, 33],
+        [1, 40, 300, 65],
+        [3, 50, 64, 20],
+        [2, 0, 16, 8],
+        [2, 3, 16, 0],
+        [1, 12, 0, 5],
+    ] {
+        let (x, weight) = (setting.random(1, [b, n, c_in]), setting.random(2, [c_out, c_in]));
+        let bias = setting.random(3, [c_out]);
+        for bias in [None, Some(bias)] {
+            let numbers = bias.as_ref().map(values);
+            let expected = if c_in == 0 {
+                numbers.clone().unwrap_or_else(|| vec![0.0; c_out]).repeat(b * n)
+            } else {
+                truth::linear(&values(&x), &values(&weight), numbers.as_deref(), c_in, c_out)
+            };
+            let (mut xs, mut weights) = (setting.layouts(&x), setting.layouts(&weight));
+            xs.resize(4, x.clone());
+            weights.resize(4, weight.clone());
+            for (x, weight) in xs.into_iter().zip(weights) {
+                let y = match setting.version {
+                    Version::Reference => reference::linear(x, weight, bias.clone()),
+                    Version::Own => own::linear(x, weight, bias.clone()),
+                };
+                // The reference rounds the product before it adds the bias.
+                setting.close(
+                    "linear",
+                    &y,
+                    (&expected, [b, n, c_out]),
+                    setting.roundings(1, 1 + setting.of_product()),
+                );
+            }
+        }
+    }
+}
+
+pub fn layer_norm(setting: &Setting) {
+    let norm = match setting.version {
+        Version::Reference => reference::layer_norm,
+        Version::Own => own::layer_norm,
+    };
+    for shape @ [_, _, c] in TOKENS {
+        let x = setting.random(1, shape);
+        let (weight, bias) = (setting.random(2, [c]), setting.random(3, [c]));
+        for (weight, bias) in [
+            (Some(weight.clone()), Some(bias.clone())),
+            (Some(weight), None),
+            (None, Some(bias.clone())),
+            // A row of one is its own mean: nothing is left of it but the bias.
+            (None, (c == 1).then_some(bias)),
+        ] {
+            let affine = [&weight, &bias].map(|parameter| parameter.as_ref().map(values));
+            let of = |i: usize, f: usize, other: f64| affine[i].as_ref().map_or(other, |values| values[f]);
+            let expected = truth::norm(&values(&x), c, true, EPS, |_, f| (of(0, f, 1.0), of(1, f, 0.0)));
+            for x in setting.layouts(&x) {
+                let y = norm(x, weight.clone(), bias.clone(), EPS);
+                setting.close("layer norm", &y, (&expected, shape), 1);
+            }
+        }
+    }
+    let plain = |x: &Tensor<3>| truth::norm(&values(x), x.dims()[2], true, EPS, |_, _| (1.0, 0.0));
+    for (case, centre, deviation) in
+        [("a mean beside which f32 keeps four digits", 1000.0, 1.0), ("squares beyond f16", 0.0, 3000.0)]
+    {
+        let x = setting.normal(4, [1, 4, 1152], centre, deviation);
+        let y = norm(x.clone(), None, None, EPS);
+        setting.close(case, &y, (&plain(&x), [1, 4, 1152]), 1);
+    }
+    // Rows without deviation.
+    let x = setting.tensor(vec![3.0; 2 * 5 * 64], [2, 5, 64]);
+    assert!(values(&norm(x, None, None, EPS)).iter().all(|&y| y == 0.0));
+}
+
+pub fn layer_norm_modulate(setting: &Setting) {
+    let norm = match setting.version {
+        Version::Reference => reference::layer_norm_modulate,
+        Version::Own => own::layer_norm_modulate,
+    };
+    for shape @ [b, n, c] in TOKENS {
+        for images in if b > 1 { vec![1, b] } else { vec![1] } {
+            // Parameters are slices of one projection.
+            let six = setting.random(2, [images, 1, 6 * c]);
+            let [shift, scale] = [1, 4].map(|part| six.clone().narrow(2, part * c, c));
+            let (shifts, scales) = (values(&shift), values(&scale));
+            let affine = |row: usize, f: usize| {
+                let at = if images == 1 { f } else { row / n * c + f };
+                (1.0 + scales[at], shifts[at])
+            };
+            let x = setting.random(1, shape);
+            let expected = truth::norm(&values(&x), c, true, EPS, affine);
+            for x in setting.layouts(&x) {
+                let y = norm(x, shift.clone(), scale.clone(), EPS);
+                setting.close("modulation", &y, (&expected, shape), 1);
+            }
+        }
+    }
+    let zeros = || setting.tensor(vec![0.0; 1152], [1, 1, 1152]);
+    for (case, centre, deviation) in [("large mean", 1000.0, 1.0), ("squares beyond f16", 0.0, 3000.0)] {
+        let x = setting.normal(4, [1, 4, 1152], centre, deviation);
+        let expected = truth::norm(&values(&x), 1152, true, EPS, |_, _| (1.0, 0.0));
+        setting.close(case, &norm(x, zeros(), zeros(), EPS), (&expected, [1, 4, 1152]), 1);
+    }
+}
+
+pub fn rms_norm(setting: &Setting) {
+    let norm = match setting.version {
+        Version::Reference => reference::rms_norm::<4>,
+        Version::Own => own::rms_norm::<4>,
+    };
+    for shape @ [.., d] in [[1, 1, 1, 1], [2, 7, 3, 72], [1, 3, 5, 33], [2, 0, 3, 16]] {
+        let (x, weight) = (setting.random(1, shape), setting.random(2, [d]));
+        for weight in [None, Some(weight)] {
+            let scale = weight.as_ref().map(values);
+            let of = |f: usize| scale.as_ref().map_or(1.0, |scale| scale[f]);
+            let expected = truth::norm(&values(&x), d, false, EPS, |_, f| (of(f), 0.0));
+            for x in setting.layouts(&x) {
+                setting.close("rms norm", &norm(x, weight.clone(), EPS), (&expected, shape), 1);
+            }
+        }
+    }
+    let x = setting.normal(4, [1, 4, 1, 1152], 0.0, 3000.0);
+    let expected = truth::norm(&values(&x), 1152, false, EPS, |_, _| (1.0, 0.0));
+    setting.close("squares beyond f16", &norm(x, None, EPS), (&expected, [1, 4, 1, 1152]), 1);
+    let zeros = setting.tensor(vec![0.0; 64], [1, 1, 1, 64]);
+    assert!(values(&norm(zeros, None, EPS)).iter().all(|&y| y == 0.0));
+}
+
+/// Shapes of more than one number: of a single one far below zero, where activations vanish, hardly a digit is left.
+const SEVERAL: [[usize; 3]; 5] = [[1, 1, 64], [2, 7, 33], [3, 40, 72], [2, 0, 16], [0, 3, 16]];
+
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu];
+
+pub fn activate(setting: &Setting) {
+    for activation in ACTIVATIONS {
+        let run = |x: Tensor<3>| match setting.version {
+            Version::Reference => reference::activate(activation, x),
+            Version::Own => own::activate(activation, x),
+        };
+        for shape in SEVERAL {
+            let x = setting.normal(1, shape, 0.0, 3.0);
+            let expected: Vec<_> = values(&x).iter().map(|&x| truth::activation(activation, x)).collect();
+            for x in setting.layouts(&x) {
+                setting.close(&format!("{activation:?}"), &run(x), (&expected, shape), 1);
+            }
+        }
+        // Cubes beyond f16, on both sides.
+        let x = setting.tensor(vec![-60000.0, -300.0, -41.0, 0.0, 41.0, 300.0, 60000.0], [1, 1, 7]);
+        let expected: Vec<_> = values(&x).iter().map(|&x| truth::activation(activation, x)).collect();
+        setting.close(&format!("{activation:?} of large numbers"), &run(x), (&expected, [1, 1, 7]), 1);
+    }
+}
+
+pub fn gated_activate(setting: &Setting) {
+    for activation in ACTIVATIONS {
+        for shape @ [b, n, c] in SEVERAL {
+            // The halves of one projection.
+            let both = setting.normal(1, [b, n, 2 * c], 0.0, 3.0);
+            let [gate, x] = [0, c].map(|first| both.clone().narrow(2, first, c));
+            let pairs = values(&gate).into_iter().zip(values(&x));
+            let expected: Vec<_> = pairs.map(|(gate, x)| truth::activation(activation, gate) * x).collect();
+            for (gate, x) in setting.layouts(&gate).into_iter().zip(setting.layouts(&x)) {
+                let y = match setting.version {
+                    Version::Reference => reference::gated_activate(activation, gate, x),
+                    Version::Own => own::gated_activate(activation, gate, x),
+                };
+                setting.close(&format!("{activation:?}"), &y, (&expected, shape), 1);
+            }
+        }
+    }
+}
+
+pub fn gated_residual(setting: &Setting) {
+    let add = match setting.version {
+        Version::Reference => reference::gated_residual,
+        Version::Own => own::gated_residual,
+    };
+    for shape @ [b, n, c] in TOKENS {
+        for images in if b > 1 { vec![1, b] } else { vec![1] } {
+            let (x, y) = (setting.random(1, shape), setting.random(2, shape));
+            let gate = setting.random(3, [images, 1, 3 * c]).narrow(2, c, c);
+            let gates = values(&gate);
+            let of = |at: usize| gates[if images == 1 { at % c } else { at / (n * c) * c + at % c }];
+            let terms = values(&x).into_iter().zip(values(&y)).enumerate();
+            let expected: Vec<_> = terms.map(|(at, (x, y))| x + of(at) * y).collect();
+            for (x, y) in setting.layouts(&x).into_iter().zip(setting.layouts(&y)) {
+                setting.close("gated residual", &add(x, gate.clone(), y), (&expected, shape), 1);
+            }
+            // A tensor may be added to itself.
+            let of_itself = values(&x).into_iter().enumerate();
+            let expected: Vec<_> = of_itself.map(|(at, x)| x + of(at) * x).collect();
+            setting.close("itself", &add(x.clone(), gate, x), (&expected, shape), 1);
+        }
+    }
+}
+
+pub fn rotary(setting: &Setting) {
+    for shape @ [_, n, _, d] in [[1, 1, 1, 2], [2, 7, 3, 18], [1, 33, 5, 64], [2, 0, 3, 16]] {
+        let (x, angles) = (setting.random(1, shape), values(&setting.random(2, [n, d / 2])));
+        let table = |of: fn(f64) -> f64| {
+            let numbers = angles.iter().map(|&angle| of(3.0 * angle) as f32).collect();
+            setting.typed(numbers, [n, d / 2], DType::F32)
+        };
+        let (cos, sin) = (table(f64::cos), table(f64::sin));
+        let expected = truth::rotary(&values(&x), shape, &values(&cos), &values(&sin));
+        for x in setting.layouts(&x) {
+            let y = match setting.version {
+                Version::Reference => reference::rotary(x, cos.clone(), sin.clone()),
+                Version::Own => own::rotary(x, cos.clone(), sin.clone()),
+            };
+            setting.close("rotary", &y, (&expected, shape), 1);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Device, type and version of one test, the tensors made for it, and the distance allowed to its results.
+
+use std::cell::Cell;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// Which version of an operation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// In plain Burn operations.
+    Reference,
+    /// What the public function chooses for the device.
+    Own,
+}
+
+/// A cell of the matrix.
+pub struct Setting {
+    operation: &'static str,
+    pub dtype: DType,
+    pub version: Version,
+    device: Device,
+    /// The largest error so far beside the allowed one.
+    worst: Cell<f64>,
+}
+
+/// A device and the name of it that `XDIT_TEST_DEVICE` may have.
+struct Known {
+    name: &'static str,
+    device: fn() -> Device,
+}
+
+const DEVICES: [Known; 1] = [Known { name: "flex", device: Device::flex }];
+
+fn device_name() -> String {
+    std::env::var("XDIT_TEST_DEVICE").unwrap_or_else(|_| "flex".into())
+}
+
+fn device() -> Device {
+    let wanted = device_name();
+    let Some(known) = DEVICES.iter().find(|known| known.name == wanted) else {
+        let names = DEVICES.map(|known| known.name).join(", ");
+        panic!("XDIT_TEST_DEVICE is `{wanted}`; this build has: {names}");
+    };
+    (known.device)()
+}
+
+/// Rounding of f32 over sums of up to a few thousand terms, and exponentials right to a few units in the last place.
+const F32: f64 = 1e-6;
+
+impl Setting {
+    pub fn new(operation: &'static str, dtype: DType, version: Version) -> Self {
+        Self { operation, dtype, version, device: device(), worst: Cell::new(0.0) }
+    }
+
+    /// Runs all cases of an operation, and prints which, on what, and how close to the allowed error.
+    pub fn run(self, cases: impl FnOnce(&Self)) {
+        cases(&self);
+        let Self { operation, dtype, version, worst, .. } = &self;
+        let (device, share) = (device_name(), 100.0 * worst.get());
+        println!("{operation} {dtype:?} {version:?} on {device}: {share:.0} % of the allowed error");
+    }
+
+    /// The distance allowed to a result that is rounded `roundings` times to the type of the test.
+    ///
+    /// Half a unit in the last place for each rounding, relative to the result: 2⁻¹¹ in f16 and 2⁻⁸ in bf16, which
+    /// have 11 and 8 binary digits. All else is computed in f32.
+    pub fn tolerance(&self, roundings: u32) -> f64 {
+        let rounding = match self.dtype {
+            DType::F32 => 0.0,
+            DType::F16 => 1.0 / 2048.0,
+            DType::BF16 => 1.0 / 256.0,
+            other => panic!("no test of {other:?}"),
+        };
+        F32 + f64::from(roundings) * rounding
+    }
+
+    /// How often the version rounds, where the two differ in it.
+    pub fn roundings(&self, own: u32, reference: u32) -> u32 {
+        if self.version == Version::Own { own } else { reference }
+    }
+
+    /// How often the reference's product of matrices rounds: once, but Flex sums f16 in f16 where the processor can,
+    /// which for the hundreds of terms here amounts to a few roundings more.
+    pub fn of_product(&self) -> u32 {
+        if self.dtype == DType::F16 { 7 } else { 1 }
+    }
+
+    /// A tensor of the type of the test.
+    pub fn tensor<const D: usize>(&self, data: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        self.typed(data, shape, self.dtype)
+    }
+
+    /// A tensor of `dtype`.
+    pub fn typed<const D: usize>(&self, data: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(data, shape), (&self.device, dtype))
+    }
+
+    /// Normally distributed numbers around `centre`.
+    pub fn normal<const D: usize>(
+        &self,
+        seed: u64,
+        shape: [usize; D],
+        centre: f64,
+        deviation: f64,
+    ) -> Tensor<D> {
+        let numbers = normal(seed, shape.iter().product());
+        self.tensor(numbers.iter().map(|x| (centre + deviation * x) as f32).collect(), shape)
+    }
+
+    /// Standard normal numbers.
+    pub fn random<const D: usize>(&self, seed: u64, shape: [usize; D]) -> Tensor<D> {
+        self.normal(seed, shape, 0.0, 1.0)
+    }
+
+    /// `len` of `dim` from `first` on; unlike Burn's, also none.
+    pub fn narrow<const D: usize>(&self, x: &Tensor<D>, dim: usize, first: usize, len: usize) -> Tensor<D> {
+        if len > 0 {
+            return x.clone().narrow(dim, first, len);
+        }
+        let mut shape = x.dims();
+        shape[dim] = 0;
+        self.typed(vec![], shape, x.dtype())
+    }
+
+    /// `x` as it may lie in memory: by itself, between other features, and with its first two and its last two
+    /// dimensions swapped.
+    pub fn layouts<const D: usize>(&self, x: &Tensor<D>) -> Vec<Tensor<D>> {
+        if x.shape().num_elements() == 0 {
+            return vec![x.clone()];
+        }
+        let between = Tensor::cat(vec![x.clone(), x.clone(), x.clone()], D - 1);
+        let features = x.dims()[D - 1];
+        let mut layouts = vec![x.clone(), between.narrow(D - 1, features, features)];
+        for (a, b) in [(0, 1), (D.saturating_sub(2), D - 1)].into_iter().filter(|_| D > 1) {
+            let swapped = x.clone().swap_dims(a, b);
+            let (data, shape) = (values(&swapped), swapped.dims());
+            let data = data.into_iter().map(|x| x as f32).collect();
+            layouts.push(self.typed(data, shape, x.dtype()).swap_dims(a, b));
+        }
+        layouts
+    }
+
+    /// Asserts that `actual` is as near to `expected` as [`tolerance`](Self::tolerance) of `roundings` says, and has
+    /// the type of the test.
+    #[track_caller]
+    pub fn close<const D: usize>(
+        &self,
+        case: &str,
+        actual: &Tensor<D>,
+        (expected, shape): (&[f64], [usize; D]),
+        roundings: u32,
+    ) {
+        assert_eq!(actual.dtype(), self.dtype, "{case}");
+        self.near(case, actual, (expected, shape), self.tolerance(roundings));
+    }
+
+    /// Asserts that `actual` is f32 and right but for rounding of f32.
+    #[track_caller]
+    pub fn close_f32<const D: usize>(
+        &self,
+        case: &str,
+        actual: &Tensor<D>,
+        (expected, shape): (&[f64], [usize; D]),
+    ) {
+        assert_eq!(actual.dtype(), DType::F32, "{case}");
+        self.near(case, actual, (expected, shape), F32);
+    }
+
+    #[track_caller]
+    fn near<const D: usize>(
+        &self,
+        case: &str,
+        actual: &Tensor<D>,
+        (expected, shape): (&[f64], [usize; D]),
+        tolerance: f64,
+    ) {
+        assert_eq!(actual.dims(), shape, "{case}");
+        let actual = values(actual);
+        assert_eq!(actual.len(), expected.len(), "{case}");
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let distance = norm(&mut actual.iter().zip(expected).map(|(a, e)| a - e));
+        let error = if distance == 0.0 { 0.0 } else { distance / norm(&mut expected.iter().copied()) };
+        assert!(error <= tolerance, "{case}: error {error:.2e} of {tolerance:.2e} allowed");
+        self.worst.set(self.worst.get().max(error / tolerance));
+    }
+}
+
+/// The elements of `x` in order.
+pub fn values<const D: usize>(x: &Tensor<D>) -> Vec<f64> {
+    let data = x.clone().cast(DType::F32).into_data();
+    data.try_into_vec::<f32>().expect("f32").into_iter().map(f64::from).collect()
+}
+
+/// Normally distributed numbers, the same for the same `seed`.
+fn normal(seed: u64, len: usize) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
+    let mut uniform = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..len)
+        .map(|_| (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos())
+        .collect()
+}

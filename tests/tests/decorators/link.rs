@@ -1,0 +1,128 @@
+//! A link that gets what arrives in one group wrong.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use burn::tensor::Tensor;
+use xdit_comm::{Error, Group};
+use xdit_core::link::{InFlight, Link, Transfer};
+
+/// What is wrong with what arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// Nothing.
+    Sound,
+    /// The first half, where keys are, has its first number last.
+    KeysMoved,
+    /// The second half comes first: values stand for keys.
+    ValuesFirst,
+    /// It is what this rank sent.
+    Returned,
+    /// Parts are in another order of ranks.
+    RanksMoved,
+    /// It is what arrived so many messages of its size ago.
+    Late(usize),
+}
+
+/// Messages of each size, oldest first.
+type Kept = HashMap<usize, VecDeque<Vec<Tensor<1>>>>;
+
+/// Like the link inside, but for links split from it that are labelled `label`, where tensors arrive as `wire` says.
+#[derive(Debug)]
+pub struct Tampered {
+    inner: Arc<dyn Link>,
+    label: &'static str,
+    wire: Wire,
+    kept: Arc<Mutex<Kept>>,
+}
+
+impl Tampered {
+    #[expect(clippy::new_ret_no_self, reason = "a link is always shared")]
+    pub fn new(inner: Arc<dyn Link>, label: &'static str, wire: Wire) -> Arc<dyn Link> {
+        Arc::new(Self { inner, label, wire, kept: Arc::default() })
+    }
+
+    /// An operation of this rank, which sent `own`.
+    fn arrive(&self, inner: Box<dyn InFlight>, own: Vec<Tensor<1>>) -> Box<dyn InFlight> {
+        if &**self.inner.group().label() != self.label {
+            return inner;
+        }
+        Box::new(Arriving { inner, own, wire: self.wire, kept: self.kept.clone() })
+    }
+}
+
+struct Arriving {
+    inner: Box<dyn InFlight>,
+    own: Vec<Tensor<1>>,
+    wire: Wire,
+    kept: Arc<Mutex<Kept>>,
+}
+
+impl InFlight for Arriving {
+    fn is_complete(&mut self) -> bool {
+        self.inner.is_complete()
+    }
+
+    fn wait(self: Box<Self>) -> Result<Vec<Tensor<1>>, Error> {
+        let mut parts = self.inner.wait()?;
+        Ok(match self.wire {
+            Wire::Sound => parts,
+            Wire::KeysMoved => parts.into_iter().map(keys_moved).collect(),
+            Wire::ValuesFirst => parts.into_iter().map(values_first).collect(),
+            Wire::Returned => self.own,
+            Wire::RanksMoved => {
+                parts.rotate_left(1);
+                parts
+            }
+            Wire::Late(messages) => {
+                let mut kept = self.kept.lock().unwrap();
+                let before = kept.entry(parts.iter().map(|part| part.dims()[0]).sum()).or_default();
+                before.push_back(parts.clone());
+                if before.len() > messages { before.pop_front().unwrap() } else { parts }
+            }
+        })
+    }
+}
+
+/// The first half without its first number, that number, and the second half.
+fn keys_moved(part: Tensor<1>) -> Tensor<1> {
+    let half = part.dims()[0] / 2;
+    cut(part, &[(1, half - 1), (0, 1), (half, half)])
+}
+
+fn values_first(part: Tensor<1>) -> Tensor<1> {
+    let half = part.dims()[0] / 2;
+    cut(part, &[(half, half), (0, half)])
+}
+
+fn cut(part: Tensor<1>, runs: &[(usize, usize)]) -> Tensor<1> {
+    Tensor::cat(runs.iter().map(|&(start, length)| part.clone().narrow(0, start, length)).collect(), 0)
+}
+
+impl Link for Tampered {
+    fn group(&self) -> &Group {
+        self.inner.group()
+    }
+
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn split(&self, groups: &[Group]) -> Result<Option<Arc<dyn Link>>, Error> {
+        Ok(self.inner.split(groups)?.map(|inner| Self::new(inner, self.label, self.wire)))
+    }
+
+    fn transfer(&self, transfer: Transfer) -> Box<dyn InFlight> {
+        let own = transfer.sends.iter().map(|(_, x)| x.clone()).collect();
+        self.arrive(self.inner.transfer(transfer), own)
+    }
+
+    fn sum(&self, x: Tensor<1>) -> Box<dyn InFlight> {
+        let own = vec![x.clone()];
+        self.arrive(self.inner.sum(x), own)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.inner.check()
+    }
+}

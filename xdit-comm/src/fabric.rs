@@ -1,0 +1,194 @@
+//! Mailboxes between the ranks of one process, and how failure spreads through them.
+//!
+//! A message has an [`Address`] that both ends compute alone, so delivery is a lookup and never depends on the order
+//! in which threads happen to run. All state is behind one lock, held only to move handles.
+
+mod simulated;
+mod state;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::{Buffer, Call, Error, LaunchOptions, Operation, Result, Sim};
+pub(crate) use state::Address;
+use state::{Exit, Failure, Letter, State, Waiting};
+
+/// What connects the ranks of one world.
+pub(crate) struct Fabric {
+    state: Mutex<State>,
+    /// One for each rank: something that it waits for has happened.
+    changed: Vec<Condvar>,
+    /// The limit on waits.
+    limit: Duration,
+    started: Instant,
+    sim: Option<Sim>,
+    /// Whether a rank has failed.
+    failed: AtomicBool,
+}
+
+impl Fabric {
+    pub(crate) fn new(size: usize, options: &LaunchOptions) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State::new(size)),
+            changed: (0..size).map(|_| Condvar::new()).collect(),
+            limit: options.timeout,
+            started: Instant::now(),
+            sim: options.sim.clone(),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.changed.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a wait of `rank` that begins now is given up, in time since the start: real, or simulated as the rank sees
+    /// it.
+    pub(crate) fn deadline(&self, rank: usize) -> Duration {
+        let now = if self.sim.is_some() { self.lock().ranks[rank].clock } else { self.started.elapsed() };
+        now.saturating_add(self.limit)
+    }
+
+    /// Issues an operation: hands over its messages without waiting for anybody.
+    pub(crate) fn post(&self, call: &Call, sends: Vec<(Address, Buffer)>) -> Result<()> {
+        let mut state = self.lock();
+        let killed_after = match &self.sim {
+            Some(sim) => state.apply_fault(sim, call)?,
+            None => state.check_failure(call).map(|()| None)?,
+        };
+        let mut awaited = Vec::new();
+        for (address, buffer) in sends.into_iter().take(killed_after.unwrap_or(usize::MAX)) {
+            let sent_at = state.ranks[call.rank].clock;
+            let arrival = self.sim.as_ref().map_or(Some(sent_at), |sim| {
+                sim.delay(&address, buffer.spec().size_bytes()).map(|delay| sent_at + delay)
+            });
+            if state.release_receiver_of(&address) {
+                awaited.push(address.to);
+            }
+            state.mail.insert(address, Letter { call: call.clone(), buffer, arrival });
+        }
+        if killed_after.is_some() {
+            self.leave(&mut state, call.rank, Exit::Killed);
+        }
+        // Who wakes up needs the lock.
+        drop(state);
+        awaited.into_iter().for_each(|rank: usize| self.changed[rank].notify_all());
+        if killed_after.is_some() { Err(Error::Killed { call: call.clone() }) } else { Ok(()) }
+    }
+
+    /// An error once any rank has failed. In simulated time only waits tell of it, so that every run goes alike.
+    pub(crate) fn check(&self, call: &Call) -> Result<()> {
+        let must_end = self.failed.load(Ordering::Acquire) && self.sim.is_none();
+        if must_end { self.lock().check_failure(call) } else { Ok(()) }
+    }
+
+    /// Waits for the message at `address` and takes it.
+    pub(crate) fn take(
+        &self,
+        call: &Call,
+        address: &Address,
+        deadline: Duration,
+    ) -> Result<(Operation, Buffer)> {
+        let mut state = self.lock();
+        loop {
+            let outcome = match self.sim {
+                Some(_) => state.look_simulated(call, address, deadline, self.limit),
+                None => self.look(&mut state, call, address, deadline),
+            };
+            if let Some(outcome) = outcome {
+                return outcome.map(|letter| (letter.call.operation, letter.buffer));
+            }
+            state = match self.sim {
+                Some(_) => self.block_simulated(state, address, deadline),
+                None => {
+                    state.ranks[address.to].waiting.push(Waiting { address: *address, deadline });
+                    let left = deadline.saturating_sub(self.started.elapsed());
+                    let woken = self.changed[address.to].wait_timeout(state, left);
+                    let mut state = woken.unwrap_or_else(PoisonError::into_inner).0;
+                    state.release_receiver_of(address);
+                    state
+                }
+            };
+        }
+    }
+
+    /// How a wait ends as things stand, in real time; `None` while it does not.
+    fn look(
+        &self,
+        state: &mut State,
+        call: &Call,
+        address: &Address,
+        deadline: Duration,
+    ) -> Option<Result<Letter>> {
+        if let Err(error) = state.check_failure(call) {
+            return Some(Err(error));
+        }
+        if let Some(letter) = state.mail.remove(address) {
+            return Some(Ok(letter));
+        }
+        let (call, peer) = (|| call.clone(), address.from);
+        if state.ranks[peer].exit.is_some() {
+            return Some(Err(Error::PeerFinished { call: call(), peer }));
+        }
+        let late = self.started.elapsed() >= deadline;
+        late.then(|| Err(Error::Timeout { call: call(), peer, limit: self.limit }))
+    }
+
+    /// `rank` has returned from its work, with the text of its failure if it failed.
+    pub(crate) fn exit(&self, rank: usize, failure: Option<String>) {
+        let mut state = self.lock();
+        let exit = match failure {
+            None => Exit::Finished,
+            Some(text) => {
+                // A rank that stopped because another failed hands on that cause, not its own words for it.
+                let heard = state.ranks[rank].heard.take();
+                let failure = heard.unwrap_or_else(|| Failure { rank, cause: text.into() });
+                state.failures.push(rank);
+                state.first_failure.get_or_insert_with(|| failure.clone());
+                self.failed.store(true, Ordering::Release);
+                Exit::Failed(failure)
+            }
+        };
+        self.leave(&mut state, rank, exit);
+    }
+
+    fn leave(&self, state: &mut State, rank: usize, exit: Exit) {
+        let at = if self.sim.is_some() { state.ranks[rank].clock } else { self.started.elapsed() };
+        state.ranks[rank].exit.get_or_insert((exit, at));
+        if self.sim.is_some() {
+            state.release_receivers_from(rank);
+            state.expire_if_stuck();
+        }
+        self.changed.iter().for_each(Condvar::notify_all);
+    }
+
+    /// Ranks that failed, first cause first.
+    pub(crate) fn failures(&self) -> Vec<usize> {
+        let state = self.lock();
+        let mut failures = state.failures.clone();
+        if self.sim.is_some() {
+            failures.sort_by_key(|&rank| (state.ranks[rank].exit.as_ref().map(|(_, at)| *at), rank));
+        }
+        failures
+    }
+
+    /// A message that is still in its mailbox, as the error it is once all ranks have finished well.
+    pub(crate) fn unreceived(&self) -> Option<Error> {
+        let state = self.lock();
+        let (address, letter) = state.mail.iter().min_by_key(|(address, _)| **address)?;
+        Some(Error::Unreceived { call: letter.call.clone(), peer: address.to })
+    }
+
+    /// How long the run has taken: real time, or what the slowest rank saw of simulated time.
+    pub(crate) fn elapsed(&self) -> Duration {
+        match self.sim {
+            Some(_) => self.lock().ranks.iter().map(|rank| rank.clock).max().unwrap_or_default(),
+            None => self.started.elapsed(),
+        }
+    }
+}

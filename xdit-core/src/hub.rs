@@ -1,0 +1,251 @@
+//! Finds a model by its folder or by its id on the Hugging Face hub.
+//!
+//! [`resolve`] turns a model name into a local folder in the diffusers layout. Ids are looked up in the cache of
+//! Python's `huggingface_hub`, so a model downloaded by either program is available to the other. Only the files
+//! that a pipeline reads are downloaded ([`select`]). Each file is first written to a `.incomplete` file, resumed
+//! after an interruption, checked, and then renamed. Nothing here prints or reads the environment.
+//!
+//! The `hf-hub` crate is not used (versions 0.4.3, 0.5.0 and 1.0.0 were examined). Version 1.0.0 cannot resume a
+//! file and adds an async runtime and the client of another storage protocol. The older versions resume without
+//! checking the size, the hash, or the server's response to the range request, so a server that ignores the range
+//! corrupts the file. None of the three falls back on the cache when the network is down. This client needs only
+//! three requests and a folder layout.
+//!
+//! # Source
+//! `file_download.py` and `_snapshot_download.py` of `huggingface_hub` for the layout, headers and variables;
+//! `DiffusionPipeline.download` of diffusers for the choice of files.
+
+mod cache;
+mod client;
+mod fault;
+mod fetch;
+mod options;
+mod select;
+
+pub use options::{DEFAULT_ENDPOINT, DEFAULT_REVISION, HubOptions};
+pub use select::{MODEL_INDEX, ModelIndex, select};
+
+use crate::{Error, Result};
+use cache::{RepoCache, create_parent, is_commit};
+use client::{Client, Metadata};
+use fault::Subject;
+use fetch::{FetchError, fetch};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+/// The download progress of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Download<'a> {
+    /// The path in the repository, such as `vae/config.json`.
+    pub file: &'a str,
+    /// Bytes on disk, including those left by an earlier run.
+    pub done_bytes: u64,
+    /// `None` if the server does not announce a length.
+    pub total_bytes: Option<u64>,
+    /// True in the last report on this file, once it has been checked and renamed.
+    pub finished: bool,
+}
+
+/// Returns the local folder of `model`: the folder of that name, or the cached snapshot of that hub id.
+///
+/// A folder takes precedence over an id. For an id, files missing from the cache are downloaded, and `progress` is
+/// called for each of them. A fully cached model costs one request for the revision's commit, or none if the
+/// revision is a commit hash. If the hub cannot be reached, the cached snapshot is used.
+///
+/// # Errors
+/// - `model` is neither a folder nor an id, or the folder has no `model_index.json`.
+/// - The hub refuses access (a gated model, a wrong name) or sends something other than it announced.
+/// - The hub cannot be reached and the cache is incomplete.
+/// - The disk cannot be written.
+///
+/// Each error names the model or file and gives a remedy.
+pub fn resolve(model: &str, options: &HubOptions, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return local(path);
+    }
+    let both = "give a folder in the diffusers layout, or an id on the hub like `owner/name`";
+    if path.exists() {
+        return Err(Error::usage(format!("`{model}` is a file, not a model folder")).hint(both));
+    }
+    if !is_hub_id(model) {
+        return Err(Error::usage(format!("`{model}` is neither a folder nor a model id")).hint(both));
+    }
+    if !is_revision(&options.revision) {
+        return Err(Error::usage(format!("`{}` is not a valid revision", options.revision))
+            .hint("give a branch, a tag or a full commit hash"));
+    }
+    Repo { model, options, cache: RepoCache::new(&options.cache_dir, model) }.resolve(progress)
+}
+
+fn local(folder: &Path) -> Result<PathBuf> {
+    if folder.join(MODEL_INDEX).is_file() {
+        return Ok(folder.to_owned());
+    }
+    let shown = folder.display();
+    let is_empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    let what = if is_empty { "is empty" } else { "has no `model_index.json`" };
+    Err(Error::usage(format!("the folder `{shown}` {what}")).hint(
+        "give the folder that contains `model_index.json`; a hub id is used only if no folder has that name",
+    ))
+}
+
+/// Checks the hub's rules for `owner/name`.
+fn is_hub_id(text: &str) -> bool {
+    let word = |part: &str| {
+        let edge = |char: Option<char>| char.is_some_and(|char| char != '-' && char != '.');
+        edge(part.chars().next())
+            && edge(part.chars().last())
+            && part.chars().all(|char| char.is_ascii_alphanumeric() || "-_.".contains(char))
+    };
+    text.len() <= 96
+        && text.split('/').count() == 2
+        && text.split('/').all(word)
+        && !text.contains("--")
+        && !text.contains("..")
+        && !text.ends_with(".git")
+}
+
+/// A revision becomes a path below `refs` and must not leave that folder; git forbids the same names.
+fn is_revision(text: &str) -> bool {
+    let part = |part: &str| !part.is_empty() && !part.starts_with('.');
+    text.split('/').all(part)
+        && !text.contains("..")
+        && !text.contains(['\\', ':', ' ', '\0', '?', '*', '~', '^'])
+}
+
+/// One model on the hub.
+struct Repo<'a> {
+    model: &'a str,
+    options: &'a HubOptions,
+    cache: RepoCache,
+}
+
+impl Repo<'_> {
+    fn resolve(&self, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
+        let Self { model, options, cache } = self;
+        let (revision, variant) = (options.revision.as_str(), options.variant.as_deref());
+        // A commit never changes, so a complete snapshot of one needs no request.
+        if is_commit(revision)
+            && let Ok(folder) = cache.complete_snapshot(revision, variant)
+        {
+            return Ok(folder);
+        }
+        if options.offline {
+            return self.cached();
+        }
+        let client = Client::new(options)?;
+        let listing = match client.listing(model, revision) {
+            Ok(listing) => listing,
+            Err(fault) if fault.leaves_the_cache() => {
+                // The hub's error is more useful than the list of files missing from the cache.
+                return self.cached().map_err(|_| fault.into_error(self.subject(None)));
+            }
+            Err(fault) => return Err(fault.into_error(self.subject(None))),
+        };
+        if !listing.files.iter().any(|file| file == MODEL_INDEX) {
+            return Err(Error::usage(format!(
+                "`{model}` has no `{MODEL_INDEX}`, so it is not in the diffusers layout"
+            ))
+            .hint("look for a repository of the same model with a name that ends in `-diffusers`"));
+        }
+        let commit = listing.commit.as_str();
+        self.ensure(&client, commit, MODEL_INDEX, progress)?;
+        let folder = cache.snapshot(commit);
+        let text = fs::read_to_string(folder.join(MODEL_INDEX)).map_err(|error| self.disk_error(&error))?;
+        let index = ModelIndex::parse(model, &text)?;
+        for file in select(model, &index, &listing.files, variant)? {
+            self.ensure(&client, commit, &file, progress)?;
+        }
+        // Written last, so that offline runs never see a newer commit that is incomplete. A failure is ignored: a
+        // complete cache that is read-only works without the ref.
+        let _ = cache.write_ref(revision, commit);
+        Ok(folder)
+    }
+
+    /// Finds the snapshot left by an earlier run, without using the network.
+    fn cached(&self) -> Result<PathBuf> {
+        let Self { model, options, cache } = self;
+        let revision = &options.revision;
+        let hint = "unset `HF_HUB_OFFLINE` to download it, or set `HF_HOME` to a cache that contains it";
+        let Some(commit) = cache.commit(revision) else {
+            return Err(Error::failure(format!(
+                "`{model}` at revision `{revision}` is not in the cache `{}`",
+                options.cache_dir.display()
+            ))
+            .hint(hint));
+        };
+        cache.complete_snapshot(&commit, options.variant.as_deref()).map_err(|missing| {
+            Error::failure(format!("the cached copy of `{model}` is incomplete: {}", missing.message()))
+                .hint(hint)
+        })
+    }
+
+    /// Downloads one file, unless its snapshot entry or its blob already exists.
+    fn ensure(
+        &self,
+        client: &Client,
+        commit: &str,
+        file: &str,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<()> {
+        if self.cache.snapshot(commit).join(file).exists() {
+            return Ok(());
+        }
+        let url = client.file_url(self.model, commit, file);
+        let metadata = client.metadata(&url).map_err(|fault| fault.into_error(self.subject(Some(file))))?;
+        self.ensure_blob(client, &url, &metadata, file, progress)?;
+        self.cache.link(commit, file, &metadata.etag).map_err(|error| self.disk_error(&error))
+    }
+
+    fn ensure_blob(
+        &self,
+        client: &Client,
+        url: &str,
+        metadata: &Metadata,
+        file: &str,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<()> {
+        let blob = self.cache.blob(&metadata.etag);
+        if blob.exists() {
+            return Ok(());
+        }
+        create_parent(&blob).map_err(|error| self.disk_error(&error))?;
+        let lock = self.cache.lock(&metadata.etag).map_err(|error| self.disk_error(&error))?;
+        // The process that held the lock may have finished the blob.
+        if blob.exists() {
+            return Ok(());
+        }
+        let incomplete = match lock {
+            Some(_) => format!("{}.incomplete", metadata.etag),
+            // Without locks a partial file cannot be shared: each process uses its own and never resumes it.
+            None => format!("{}.{}.incomplete", metadata.etag, std::process::id()),
+        };
+        let incomplete = blob.with_file_name(incomplete);
+        fetch(client, url, metadata, incomplete, &blob, file, progress).map_err(|error| match error {
+            FetchError::Hub(fault) => fault.into_error(self.subject(Some(file))),
+            FetchError::Disk(error) => self.disk_error(&error),
+            FetchError::Corrupt(why) => {
+                Error::failure(format!("the download of `{file}` of `{}` is corrupt: {why}", self.model))
+                    .hint("run the command again; if the error persists, a proxy or the mirror in `HF_ENDPOINT` alters the file")
+            }
+        })
+    }
+
+    fn subject<'s>(&'s self, file: Option<&'s str>) -> Subject<'s> {
+        let HubOptions { endpoint, revision, .. } = self.options;
+        Subject { endpoint, model: self.model, revision, file }
+    }
+
+    fn disk_error(&self, error: &io::Error) -> Error {
+        let cache = self.options.cache_dir.display();
+        let failed = Error::failure(format!("cannot store `{}` in the cache `{cache}`: {error}", self.model));
+        failed.hint(match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                "free some space, or set `HF_HOME` to a folder on a larger disk; the partial download is kept and resumed"
+            }
+            _ => "set `HF_HOME` to a writable folder",
+        })
+    }
+}

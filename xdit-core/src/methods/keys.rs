@@ -1,0 +1,70 @@
+//! Keys and values, as the parallel methods hand them on.
+
+use burn::tensor::Tensor;
+
+/// Keys and values of some tokens, `[b, n, h, d]` each.
+#[derive(Clone, Debug)]
+pub struct Kv {
+    /// Keys.
+    pub k: Tensor<4>,
+    /// Values.
+    pub v: Tensor<4>,
+}
+
+impl Kv {
+    /// The tokens of all parts, one part after the other.
+    pub fn cat(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let (k, v) = parts.into_iter().map(|part| (part.k, part.v)).unzip();
+        Self { k: Tensor::cat(k, 1), v: Tensor::cat(v, 1) }
+    }
+
+    /// Both in a tensor of their own, which is no view: keys first along the batch.
+    ///
+    /// # Shapes
+    /// `[2b, n, h, d]`
+    pub fn stack(&self) -> Tensor<4> {
+        Tensor::cat(vec![self.k.clone(), self.v.clone()], 0)
+    }
+
+    /// Undoes [`stack`](Self::stack).
+    pub fn unstack(stacked: Tensor<4>) -> Self {
+        let b = stacked.dims()[0] / 2;
+        Self { k: stacked.clone().narrow(0, 0, b), v: stacked.narrow(0, b, b) }
+    }
+
+    /// How many tokens.
+    pub fn tokens(&self) -> usize {
+        self.k.dims()[1]
+    }
+
+    /// `length` tokens from `start` on.
+    pub fn narrow(&self, start: usize, length: usize) -> Self {
+        Self { k: self.k.clone().narrow(1, start, length), v: self.v.clone().narrow(1, start, length) }
+    }
+}
+
+/// All keys and values that a pass attends to on this rank.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// Of the text, where it takes part.
+    pub text: Option<Kv>,
+    /// Of image tokens.
+    pub image: Kv,
+    /// Of both, the text first, if they are together already.
+    pub both: Option<Kv>,
+}
+
+impl Keys {
+    /// Those of a text and of image tokens, each by themselves.
+    pub fn new(text: Option<Kv>, image: Kv) -> Self {
+        Self { text, image, both: None }
+    }
+
+    /// Text and image in one.
+    pub fn both(self) -> Kv {
+        self.both.unwrap_or_else(|| Kv::cat(self.text.into_iter().chain([self.image]).collect()))
+    }
+}

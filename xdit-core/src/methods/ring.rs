@@ -1,0 +1,79 @@
+//! Ring attention: keys and values go round, partial results are merged by their log-sum-exp.
+//!
+//! Source: Ring Attention (Liu et al. 2023).
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use xdit_kernels::{attention_lse, merge_lse};
+
+use crate::link::{Link, Place};
+use crate::methods::keys::{Keys, Kv};
+
+/// The ranks that pass keys and values round.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    link: Arc<dyn Link>,
+}
+
+/// Attention to some of the keys, and the log-sum-exp of each query.
+type Partial = (Tensor<4>, Tensor<3>);
+
+impl Ring {
+    /// Over the ranks of `link`, in their order.
+    pub fn new(link: Arc<dyn Link>) -> Self {
+        Self { link }
+    }
+
+    /// Attention of this rank's queries, and of those of a text that every rank has whole, to the image's keys of all
+    /// ranks and to the text's, which count once.
+    ///
+    /// The next keys travel while the present ones are attended to. Partial results of the image's queries are merged
+    /// as they come, which is another order on each rank. Those of the text's are kept, and merged in rank order at the
+    /// end, so that the text stays the same on all ranks, bit for bit.
+    ///
+    /// # Shapes
+    /// `image`, `text`: `[b, nq, h, d]`, also the results; `keys.image`: `[b, tokens[rank], h, d]`.
+    pub fn attend(
+        &self,
+        image: Tensor<4>,
+        text: Option<Tensor<4>>,
+        keys: Keys,
+        tokens: &[usize],
+        scale: f32,
+    ) -> (Tensor<4>, Option<Tensor<4>>) {
+        let (rank, size) = (self.link.rank(), self.link.size());
+        let place = Place::of(&keys.image.k);
+        let [b, _, h, d] = keys.image.k.dims();
+        let (next, previous) = ((rank + 1) % size, (rank + size - 1) % size);
+        let attend =
+            |q: &Tensor<4>, kv: &Kv| attention_lse(q.clone(), kv.k.clone(), kv.v.clone(), None, scale);
+        let merge = |merged: Option<Partial>, partial| match merged {
+            Some(merged) => merge_lse(merged, partial),
+            None => partial,
+        };
+
+        let mut of_image = keys.text.as_ref().map(|kv| attend(&image, kv));
+        let to_text = text.as_ref().zip(keys.text.as_ref()).map(|(q, kv)| attend(q, kv));
+        // By the rank that the keys are of.
+        let mut of_text: Vec<Option<Partial>> = vec![None; size];
+        let mut travelling = keys.image.stack();
+        let mut present = keys.image;
+        for hop in 0..size {
+            let transfer = (hop + 1 < size).then(|| {
+                let n = tokens[(rank + size - hop - 1) % size];
+                let slot = place.slot([2 * b, n, h, d]);
+                self.link.exchange(vec![(next, travelling.clone())], vec![(previous, slot)])
+            });
+            of_image = Some(merge(of_image, attend(&image, &present)));
+            of_text[(rank + size - hop) % size] = text.as_ref().map(|q| attend(q, &present));
+            if let Some(transfer) = transfer {
+                travelling = transfer.wait_one();
+                present = Kv::unstack(travelling.clone());
+            }
+        }
+        let of_text =
+            of_text.into_iter().flatten().fold(to_text, |merged, partial| Some(merge(merged, partial)));
+        (of_image.expect("a ring has at least one rank").0, of_text.map(|(text, _)| text))
+    }
+}

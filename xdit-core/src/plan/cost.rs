@@ -1,0 +1,282 @@
+//! What a plan costs, from sizes alone: the bytes that each rank sends, and those it holds.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::{AddAssign, Range};
+
+use burn::tensor::DType;
+
+use crate::error::Result;
+use crate::link::HostLink;
+use crate::placement::{Share, TensorShare};
+use crate::plan::Plan;
+use crate::plan::contexts::chunks;
+use crate::plan::mesh::Axis;
+use crate::plan::schedule::{Action, schedule};
+use crate::split;
+use crate::transformer::TransformerSpec;
+use crate::weights::ParameterBytes;
+
+/// What costs depend on beside the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The transformer's sizes.
+    pub spec: TransformerSpec,
+    /// The type of what goes from block to block.
+    pub dtype: DType,
+    /// Tokens of each guidance branch's text where blocks change the text, otherwise 0.
+    pub text_tokens: Vec<usize>,
+    /// Of each block.
+    pub exchanges: Vec<BlockExchanges>,
+}
+
+/// How often a block's tokens mix and its features are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockExchanges {
+    /// Attentions among image tokens; a text that goes along takes part in the first.
+    pub attentions: usize,
+    /// Layers with [cut inputs](crate::placement::Placement::Inputs) that image tokens go through.
+    pub image_sums: usize,
+    /// Layers with cut inputs that text tokens go through.
+    pub text_sums: usize,
+}
+
+/// Bytes by axis; an axis that is not there has none.
+pub type Sent = BTreeMap<Axis, u64>;
+
+/// What one rank sends and holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// What it sends to other ranks in a steady step: the first asynchronous one or, if there is none, the last.
+    pub step_bytes: Sent,
+    /// Its share of the transformer.
+    pub share: ShareBytes,
+    /// Of it, what no lower rank of the process holds: ranks on one device hold equal parts of a layer, and equal
+    /// contexts, once.
+    pub added: ShareBytes,
+    /// The most keys and values that it keeps from one call of attention to another.
+    pub peak_kv_bytes: u64,
+}
+
+/// Bytes of a share of the transformer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShareBytes {
+    /// Parameters.
+    pub parameters: ParameterBytes,
+    /// [Contexts](crate::transformer::Transformer::Context), as far as they depend on the timestep, of all branches and
+    /// of as many steps as are made ready together.
+    pub contexts: u64,
+}
+
+impl AddAssign for ShareBytes {
+    fn add_assign(&mut self, other: Self) {
+        self.parameters += other.parameters;
+        self.contexts += other.contexts;
+    }
+}
+
+/// What a share would be if it were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Weighed {
+    /// Its parameters.
+    pub parameters: ParameterBytes,
+    /// Those of them that no share weighed before holds.
+    pub added: ParameterBytes,
+    /// [Bytes of a context](crate::transformer::Transformer::context_bytes).
+    pub context_bytes: usize,
+}
+
+/// What each rank of `plan` sends and holds. All ranks are of one process and on one device. `weigh` is asked for each
+/// share, and once more for one that several ranks have.
+///
+/// # Errors
+/// Those of `weigh`.
+pub fn costs(
+    plan: &Plan,
+    sizes: &Sizes,
+    mut weigh: impl FnMut(Share) -> Result<Weighed>,
+) -> Result<Vec<Cost>> {
+    let tensor_ranks = HostLink::ends(plan.mesh.degree(Axis::Tensor));
+    // What the first rank with a share adds, and what each other one does.
+    let mut known: BTreeMap<[usize; 2], (Weighed, Option<Weighed>)> = BTreeMap::new();
+    let cost = |rank| {
+        let at = |axis| plan.mesh.coordinate(rank, axis);
+        let mut weigh = || {
+            let tensor = TensorShare { link: tensor_ranks[at(Axis::Tensor)].clone() };
+            let tensor = (tensor_ranks.len() > 1).then_some(tensor);
+            weigh(Share { blocks: plan.stage(rank), tensor })
+        };
+        let weighed = match known.entry([Axis::Pipeline, Axis::Tensor].map(at)) {
+            Entry::Vacant(entry) => entry.insert((weigh()?, None)).0,
+            Entry::Occupied(mut entry) => match &mut entry.get_mut().1 {
+                Some(again) => *again,
+                again => *again.insert(weigh()?),
+            },
+        };
+        let steps = |branch: usize| {
+            let chunks = chunks(&plan.branches[branch].steps, weighed.context_bytes);
+            chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
+        };
+        let contexts = (plan.branches_of(rank).map(steps).sum::<usize>() * weighed.context_bytes) as u64;
+        let first = [Axis::Ring, Axis::Ulysses, Axis::Tensor].map(at) == [0; 3];
+        let steady = plan.synchronous_steps.min(plan.steps - 1);
+        Ok(Cost {
+            step_bytes: sent_bytes(plan, sizes, rank).swap_remove(steady),
+            share: ShareBytes { parameters: weighed.parameters, contexts },
+            added: ShareBytes { parameters: weighed.added, contexts: if first { contexts } else { 0 } },
+            peak_kv_bytes: peak_kv_bytes(plan, sizes, rank),
+        })
+    };
+    (0..plan.mesh.size()).map(cost).collect()
+}
+
+/// What `rank` sends to other ranks at each step, where messages go directly from each rank to each other. What brings
+/// the parts of the final latents together is left out.
+pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
+    let rank = Rank { plan, sizes, rank };
+    let mut steps = vec![Sent::new(); plan.steps];
+    let mut step = 0;
+    for action in schedule(plan, rank.rank) {
+        // Other actions that send follow one of these of their step.
+        if let Action::Blocks { step: current, .. } | Action::Advance { step: current, .. } = action {
+            step = current;
+        }
+        for (axis, bytes) in rank.sends(&action).into_iter().filter(|(_, bytes)| *bytes > 0) {
+            *steps[step].entry(axis).or_default() += bytes as u64;
+        }
+    }
+    steps
+}
+
+/// The most bytes of keys and values that `rank` keeps from one call of attention to another.
+pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
+    let at = |axis| plan.mesh.coordinate(rank, axis);
+    let view = Rank { plan, sizes, rank };
+    let ring_degree = plan.mesh.degree(Axis::Ring);
+    let all = 0..plan.patches.len();
+    let image = |branch: usize| match plan.distrifusion && ring_degree > 1 {
+        // Those of the other strips, which the branch's next step uses.
+        true if plan.branches[branch].steps.len() > 1 => {
+            let others = (0..ring_degree).filter(|&ring| ring != at(Axis::Ring));
+            others.map(|ring| plan.ring_tokens(&all, ring)).sum()
+        }
+        // Those of all patches, and in DistriFusion new ones that wait for the next step.
+        false if plan.caches(branch) => {
+            plan.ring_tokens(&all, at(Axis::Ring)) * if plan.distrifusion { 2 } else { 1 }
+        }
+        _ => 0,
+    };
+    // In DistriFusion each patch brings its own.
+    let keeps_text = |branch| plan.caches(branch) && !plan.distrifusion;
+    let text = |branch| if keeps_text(branch) { sizes.text_tokens[branch] } else { 0 };
+    let of_branch = |branch| {
+        let tokens = |block: usize| sizes.exchanges[block].attentions * image(branch) + text(branch);
+        plan.blocks_of(branch, plan.stage(rank)).map(tokens).sum::<usize>()
+    };
+    let tokens: usize = plan.branches_of(rank).map(of_branch).sum();
+    (tokens * view.kv_width() * sizes.dtype.size()) as u64
+}
+
+/// One rank's view of the plan.
+struct Rank<'a> {
+    plan: &'a Plan,
+    sizes: &'a Sizes,
+    rank: usize,
+}
+
+impl Rank<'_> {
+    fn at(&self, axis: Axis) -> usize {
+        self.plan.mesh.coordinate(self.rank, axis)
+    }
+
+    /// Other ranks along `axis`.
+    fn others(&self, axis: Axis) -> usize {
+        self.plan.mesh.degree(axis) - 1
+    }
+
+    /// This rank's tokens of `patches`.
+    fn tokens(&self, patches: &Range<usize>) -> usize {
+        self.plan.tokens(patches, self.plan.mesh.sequence_coordinate(self.rank))
+    }
+
+    /// Text tokens of `branch` that go beside `patches`.
+    fn text(&self, patches: &Range<usize>, branch: usize) -> usize {
+        if self.plan.brings_text(patches) { self.sizes.text_tokens[branch] } else { 0 }
+    }
+
+    /// Heads that each ulysses rank computes, of those that this rank of the tensor axis has.
+    fn heads(&self) -> Vec<usize> {
+        let mesh = &self.plan.mesh;
+        let own = split::even(self.sizes.spec.heads, mesh.degree(Axis::Tensor))[self.at(Axis::Tensor)].len();
+        split::even(own, mesh.degree(Axis::Ulysses)).iter().map(Range::len).collect()
+    }
+
+    /// Numbers in a token's keys and values, of the heads that this rank computes.
+    fn kv_width(&self) -> usize {
+        2 * self.heads()[self.at(Axis::Ulysses)] * self.sizes.spec.head_dim
+    }
+
+    /// Bytes that `action` sends along each axis.
+    fn sends(&self, action: &Action) -> Vec<(Axis, usize)> {
+        let Sizes { spec, dtype, .. } = self.sizes;
+        // Latents are f32 whatever the model computes in.
+        let latents = |patches| self.tokens(patches) * spec.channels * spec.patch * spec.patch * 4;
+        let hidden = |tokens| tokens * spec.dim() * dtype.size();
+        match action {
+            Action::Blocks { step, blocks, patches, branch } => {
+                let blocks = self.plan.blocks_of(*branch, blocks.clone());
+                blocks.flat_map(|block| self.block(*step, block, patches, *branch)).collect()
+            }
+            Action::SendHidden { patches, branch } => {
+                vec![(Axis::Pipeline, hidden(self.tokens(patches) + self.text(patches, *branch)))]
+            }
+            Action::SendSkip { patches, .. } => vec![(Axis::Pipeline, hidden(self.tokens(patches)))],
+            Action::SendLatents { patches } => vec![(Axis::Pipeline, latents(patches))],
+            Action::Advance { step, patches } => {
+                let predictions = self.plan.branches_at(self.rank, *step).count();
+                vec![(Axis::Cfg, predictions * latents(patches) * self.others(Axis::Cfg))]
+            }
+            Action::Embed { .. } | Action::Finish { .. } => Vec::new(),
+            Action::ReceiveLatents { .. } | Action::ReceiveHidden { .. } | Action::ReceiveSkip { .. } => {
+                Vec::new()
+            }
+        }
+    }
+
+    /// Bytes that one block sends: around its attention, and for its sums.
+    fn block(&self, step: usize, block: usize, patches: &Range<usize>, branch: usize) -> [(Axis, usize); 3] {
+        let Sizes { spec, dtype, exchanges, .. } = self.sizes;
+        let (size, text) = (dtype.size(), self.text(patches, branch));
+        let BlockExchanges { attentions, image_sums, text_sums } = exchanges[block];
+        let summed = (image_sums * self.tokens(patches) + text_sums * text) * spec.dim();
+        [
+            (Axis::Tensor, summed * size * self.others(Axis::Tensor)),
+            (Axis::Ulysses, self.ulysses(patches, attentions, text) * spec.head_dim * size),
+            (Axis::Ring, self.ring(step, patches, branch) * attentions * self.kv_width() * size),
+        ]
+    }
+
+    /// Heads of tokens that go to other ulysses ranks: queries, keys and values before attention, the result after
+    /// it, and the text's result to everybody.
+    fn ulysses(&self, patches: &Range<usize>, attentions: usize, text: usize) -> usize {
+        let (me, heads) = (self.at(Axis::Ulysses), self.heads());
+        let tokens = self.plan.ulysses_tokens(patches, self.at(Axis::Ring));
+        let others = (0..heads.len()).filter(|&other| other != me);
+        let image = |other: usize| 3 * tokens[me] * heads[other] + tokens[other] * heads[me];
+        others.map(|other| attentions * image(other) + text * heads[me]).sum()
+    }
+
+    /// Tokens whose keys and values go to other ring ranks.
+    fn ring(&self, step: usize, patches: &Range<usize>, branch: usize) -> usize {
+        let (me, degree) = (self.at(Axis::Ring), self.plan.mesh.degree(Axis::Ring));
+        if self.plan.distrifusion {
+            // In the branch's last step, nobody is left to use them in the next one.
+            let goes_on = self.plan.branches[branch].steps.contains(&(step + 1));
+            let sends = step < self.plan.synchronous_steps || goes_on;
+            return if sends { self.plan.ring_tokens(patches, me) * (degree - 1) } else { 0 };
+        }
+        // The cache knows all patches once each has been here.
+        let known = 0..if step == 0 { patches.end } else { self.plan.patches.len() };
+        (0..degree - 1).map(|hop| self.plan.ring_tokens(&known, (me + degree - hop) % degree)).sum()
+    }
+}

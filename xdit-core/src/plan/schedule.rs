@@ -1,0 +1,113 @@
+//! What one rank does, action by action: data that the executor walks, and that a test can walk without a device.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use crate::plan::Plan;
+use crate::plan::mesh::Axis;
+
+/// One thing a rank does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "each action names the step, the patches, the blocks and the guidance branch it is for"
+)]
+pub enum Action {
+    /// Take from the last stage what the step before made of `patches`.
+    ReceiveLatents { patches: Range<usize> },
+    /// Take from the stage before what its blocks made of `patches`.
+    ReceiveHidden { patches: Range<usize>, branch: usize },
+    /// Take from another stage what block `from` made of `patches`, for block `to`.
+    ReceiveSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
+    /// Make tokens of the latents.
+    Embed { step: usize, patches: Range<usize>, branch: usize },
+    /// Run the transformer's `blocks`.
+    Blocks { step: usize, blocks: Range<usize>, patches: Range<usize>, branch: usize },
+    /// Hand on to the next stage what came out.
+    SendHidden { patches: Range<usize>, branch: usize },
+    /// Hand to the stage of block `to` what block `from` gave, past the stages between.
+    SendSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
+    /// Make a prediction of what came out.
+    Finish { step: usize, patches: Range<usize>, branch: usize },
+    /// Combine the predictions of all guidance branches and take the noise scheduler's step.
+    Advance { step: usize, patches: Range<usize> },
+    /// Hand the new latents to the first stage.
+    SendLatents { patches: Range<usize> },
+}
+
+/// What `rank` does for one picture.
+pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
+    let stages = plan.stages.len();
+    let stage = plan.mesh.coordinate(rank, Axis::Pipeline);
+    let (first, last) = (stage == 0, stage + 1 == stages);
+    let blocks = plan.stage(rank);
+    let mut actions = Vec::new();
+    for step in 0..plan.steps {
+        for patches in passes(plan, step) {
+            let of = || patches.clone();
+            if first && stages > 1 && step > 0 {
+                // What arrives was sent as the step before cut it, which in the first asynchronous step is whole.
+                match (step == plan.synchronous_steps, patches.start) {
+                    (false, _) => actions.push(Action::ReceiveLatents { patches: of() }),
+                    (true, 0) => actions.push(Action::ReceiveLatents { patches: 0..plan.patches.len() }),
+                    (true, _) => {}
+                }
+            }
+            for branch in plan.branches_at(rank, step) {
+                actions.push(match first {
+                    true => Action::Embed { step, patches: of(), branch },
+                    false => Action::ReceiveHidden { patches: of(), branch },
+                });
+                for &[from, to] in plan.skips.iter().filter(|skip| enters(skip, &blocks)) {
+                    actions.push(Action::ReceiveSkip { patches: of(), branch, from, to });
+                }
+                actions.push(Action::Blocks { step, blocks: blocks.clone(), patches: of(), branch });
+                actions.push(match last {
+                    true => Action::Finish { step, patches: of(), branch },
+                    false => Action::SendHidden { patches: of(), branch },
+                });
+                for &[from, to] in plan.skips.iter().filter(|skip| leaves(skip, &blocks)) {
+                    actions.push(Action::SendSkip { patches: of(), branch, from, to });
+                }
+            }
+            if last {
+                actions.push(Action::Advance { step, patches: of() });
+                if stages > 1 {
+                    actions.push(Action::SendLatents { patches: of() });
+                }
+            }
+        }
+    }
+    if first && stages > 1 {
+        actions.extend(
+            passes(plan, plan.steps - 1).into_iter().map(|patches| Action::ReceiveLatents { patches }),
+        );
+    }
+    actions
+}
+
+/// The directed edges between stages along which something travels: from each stage to the next, from the last to the
+/// first, and along long skip connections. What travels along one edge is received in the order in which it is sent.
+pub fn edges(plan: &Plan) -> BTreeSet<[usize; 2]> {
+    let last = plan.stages.len() - 1;
+    let onwards = (0..last).map(|stage| [stage, stage + 1]);
+    let skips = plan.skips.iter().map(|skip| skip.map(|block| plan.stage_of(block)));
+    onwards.chain([[last, 0]]).chain(skips).filter(|[from, to]| from != to).collect()
+}
+
+/// Whether a skip connection comes from before `blocks` and ends in them.
+fn enters([from, to]: &[usize; 2], blocks: &Range<usize>) -> bool {
+    *from < blocks.start && blocks.contains(to)
+}
+
+/// Whether a skip connection starts in `blocks` and ends behind them.
+fn leaves([from, to]: &[usize; 2], blocks: &Range<usize>) -> bool {
+    blocks.contains(from) && *to >= blocks.end
+}
+
+/// The patches that go through the blocks together at `step`: all of them, or one after the other.
+fn passes(plan: &Plan, step: usize) -> Vec<Range<usize>> {
+    let count = plan.patches.len();
+    let together = if step < plan.synchronous_steps { count } else { 1 };
+    (0..count).step_by(together).map(|first| first..first + together).collect()
+}

@@ -1,0 +1,452 @@
+//! Walks the schedule of one rank.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use xdit_comm::Group;
+
+use crate::error::{Error, Result};
+use crate::finite;
+use crate::link::{Arriving, Link, Place, Slot, fail, must};
+use crate::methods::attention::{KeyExchange, ParallelAttention, Pass};
+use crate::methods::distrifusion::DistriFusion;
+use crate::methods::ring::Ring;
+use crate::methods::ulysses::Ulysses;
+use crate::placement::TensorShare;
+use crate::plan::Plan;
+use crate::plan::guidance::Guidance;
+use crate::plan::mesh::Axis;
+use crate::plan::schedule::{Action, edges, schedule};
+use crate::run::contexts::{Contexts, PictureContexts};
+use crate::run::record::{Activity, Recorder};
+use crate::scheduler::{History, Scheduler};
+use crate::split;
+use crate::tokens::{Positions, Tokens};
+use crate::transformer::{Hidden, Transformer};
+
+/// How many actions ahead of their turn receives are posted.
+const POST_AHEAD: usize = 8;
+
+/// The links of one rank. There is none along an axis with one rank.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    rank: usize,
+    world: Arc<dyn Link>,
+    /// From a stage to another, those that begin or end at this rank's: each is ordered by itself, so that receives may
+    /// be posted ahead. The first rank sends, the second one receives.
+    edges: BTreeMap<[usize; 2], Arc<dyn Link>>,
+    cfg: Option<Arc<dyn Link>>,
+    sequence: Option<Arc<dyn Link>>,
+    ring: Option<Arc<dyn Link>>,
+    ulysses: Option<Arc<dyn Link>>,
+    tensor: Option<Arc<dyn Link>>,
+}
+
+impl Groups {
+    /// The links of this rank of `world` in the plan's mesh. Every rank of the world calls it.
+    ///
+    /// # Errors
+    /// If the world has another size than the mesh, or the ranks of a group cannot be joined.
+    pub fn new(world: &Arc<dyn Link>, plan: &Plan) -> Result<Self> {
+        let mesh = &plan.mesh;
+        if world.size() != mesh.size() {
+            return Err(Error::usage(format!(
+                "the plan has {} ranks, but {} are running",
+                mesh.size(),
+                world.size()
+            )));
+        }
+        let split = |groups: &[Group]| world.split(groups).map_err(|error| Error::failure(error.to_string()));
+        let along = |axes: &[Axis]| match axes.iter().any(|&axis| mesh.degree(axis) > 1) {
+            true => split(&mesh.groups(axes)),
+            false => Ok(None),
+        };
+        let mut links = BTreeMap::new();
+        for edge in edges(plan) {
+            let ends = |pipeline: &Group| {
+                Group::new(pipeline.label().clone(), edge.map(|stage| pipeline.ranks()[stage]))
+            };
+            let groups: Vec<_> = mesh.groups(&[Axis::Pipeline]).iter().map(ends).collect();
+            links.extend(split(&groups)?.map(|link| (edge, link)));
+        }
+        Ok(Self {
+            rank: world.rank(),
+            world: world.clone(),
+            edges: links,
+            cfg: along(&[Axis::Cfg])?,
+            sequence: along(&[Axis::Ring, Axis::Ulysses])?,
+            ring: along(&[Axis::Ring])?,
+            ulysses: along(&[Axis::Ulysses])?,
+            tensor: along(&[Axis::Tensor])?,
+        })
+    }
+
+    /// The ranks that share each layer's heads and features, if there are any.
+    pub fn tensor_share(&self) -> Option<TensorShare> {
+        self.tensor.clone().map(|link| TensorShare { link })
+    }
+}
+
+/// One picture on one rank, about to be denoised.
+pub struct Denoising<'a, T: Transformer> {
+    /// Who does what.
+    pub plan: &'a Plan,
+    /// The links of this rank.
+    pub groups: &'a Groups,
+    /// The rank's share of the transformer.
+    pub transformer: &'a T,
+    /// The noise scheduler.
+    pub scheduler: &'a dyn Scheduler,
+    /// The conditions of the picture.
+    pub guidance: &'a Guidance<T::Conditions>,
+    /// The whole picture's noise, packed: the same on every rank.
+    pub noise: &'a Tokens,
+    /// The contexts of the picture.
+    pub contexts: PictureContexts<'a, T::Context>,
+    /// Passes while the job goes on. It is called before each action and each block.
+    pub check: &'a dyn Fn() -> Result<()>,
+}
+
+impl<T: Transformer> Denoising<'_, T> {
+    /// Denoises the picture. The final latents, whole again, are returned on the ranks of the first stage. `recorder`
+    /// is told of each action, `on_step` of each step that ends on this rank.
+    ///
+    /// # Shapes
+    /// The result is packed, as the noise is: `[b, n, c]`.
+    ///
+    /// # Panics
+    /// If guidance or scheduler are not those of the plan. A check that does not pass, a failed transfer and values
+    /// that are not finite unwind to [`catch`](crate::link::catch).
+    pub fn run(self, recorder: &mut Recorder, on_step: &mut dyn FnMut(usize)) -> Option<Tokens> {
+        let Self { plan, groups, scheduler, guidance, .. } = self;
+        assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
+        assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
+        let mut walker = recorder.time(Activity::Prepare, || Walker::new(self));
+        let actions = schedule(plan, groups.rank);
+        for (index, action) in actions.iter().enumerate() {
+            walker.check();
+            walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
+            if let Some(missing) = walker.contexts.missing(action) {
+                recorder.time(Activity::Prepare, || walker.contexts.prepare(missing));
+            }
+            let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
+            walker.reap();
+            recorder.keep_kv(walker.attention.kv_bytes());
+            if let Some(step) = step {
+                on_step(step);
+            }
+        }
+        recorder.time(Activity::Gather, || walker.finish())
+    }
+}
+
+/// A rank on its way through its schedule.
+struct Walker<'a, T: Transformer> {
+    plan: &'a Plan,
+    groups: &'a Groups,
+    transformer: &'a T,
+    scheduler: &'a dyn Scheduler,
+    guidance: &'a Guidance<T::Conditions>,
+    check: &'a dyn Fn() -> Result<()>,
+    attention: ParallelAttention,
+    positions: Positions,
+    /// Batch and features of packed latents, and where they are.
+    latents: ([usize; 2], Place),
+    /// Where hidden states are: of the model's type, not the latents'.
+    hidden_place: Place,
+    /// This rank's tokens of each patch.
+    shards: Vec<Range<usize>>,
+    /// The sample at those tokens, of each patch: what the first stage embeds and the last one advances.
+    samples: Vec<Tensor<3>>,
+    histories: Vec<History>,
+    contexts: Contexts<'a, T>,
+    hidden: Option<Hidden>,
+    /// What the last pass left for blocks of other stages.
+    skips: BTreeMap<usize, Tensor<3>>,
+    predictions: Vec<Option<Tensor<3>>>,
+    posted: usize,
+    /// Receives that were posted.
+    arriving: VecDeque<Arriving<3>>,
+    /// Sends that are not known to be over.
+    sending: Vec<Arriving<3>>,
+}
+
+impl<'a, T: Transformer> Walker<'a, T> {
+    fn new(denoising: Denoising<'a, T>) -> Self {
+        let Denoising { plan, groups, transformer, scheduler, guidance, noise, contexts, check } = denoising;
+        let sequence = plan.mesh.sequence_coordinate(groups.rank);
+        let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence)).collect();
+        let [b, _, c] = noise.x.dims();
+        Self {
+            attention: ParallelAttention::new(
+                plan.clone(),
+                plan.mesh.coordinate(groups.rank, Axis::Ring),
+                groups.ulysses.clone().map(Ulysses::new),
+                groups.ring.clone().map(|link| match plan.distrifusion {
+                    true => KeyExchange::DistriFusion(DistriFusion::new(link)),
+                    false => KeyExchange::Ring(Ring::new(link)),
+                }),
+            ),
+            hidden_place: Place { dtype: transformer.dtype(), ..Place::of(&noise.x) },
+            positions: noise.positions.clone(),
+            latents: ([b, c], Place::of(&noise.x)),
+            samples: shards.iter().map(|shard| noise.x.clone().narrow(1, shard.start, shard.len())).collect(),
+            histories: vec![History::default(); shards.len()],
+            contexts: Contexts::new(
+                plan,
+                groups.rank,
+                transformer,
+                scheduler.timesteps(),
+                guidance,
+                contexts,
+                noise.x.device(),
+            ),
+            hidden: None,
+            skips: BTreeMap::new(),
+            predictions: vec![None; plan.branches.len()],
+            posted: 0,
+            arriving: VecDeque::new(),
+            sending: Vec::new(),
+            plan,
+            groups,
+            transformer,
+            scheduler,
+            guidance,
+            check,
+            shards,
+        }
+    }
+
+    /// Unwinds to [`catch`](crate::link::catch) unless the job goes on.
+    fn check(&self) {
+        // Pictures of other ranks do not matter to this one, but their failures do.
+        must(self.groups.world.check());
+        (self.check)().unwrap_or_else(|error| fail(error));
+    }
+
+    /// This rank's tokens of `patches`.
+    fn tokens(&self, patches: &Range<usize>) -> usize {
+        self.shards[patches.clone()].iter().map(Range::len).sum()
+    }
+
+    fn latents_shape(&self, patches: &Range<usize>) -> [usize; 3] {
+        let [b, c] = self.latents.0;
+        [b, self.tokens(patches), c]
+    }
+
+    fn hidden_shape(&self, patches: &Range<usize>) -> [usize; 3] {
+        [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
+    }
+
+    /// The text that `branch` has beside `patches`.
+    fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
+        self.contexts.text_shape(branch).filter(|_| self.plan.brings_text(patches))
+    }
+
+    /// The stage of this rank.
+    fn stage(&self) -> usize {
+        self.plan.mesh.coordinate(self.groups.rank, Axis::Pipeline)
+    }
+
+    /// Posts the receives of `actions` that have not been posted yet.
+    fn post(&mut self, actions: &[Action]) {
+        for action in &actions[self.posted..] {
+            let (from, slots) = match action {
+                Action::ReceiveLatents { patches } => {
+                    (self.plan.stages.len() - 1, vec![self.latents.1.slot(self.latents_shape(patches))])
+                }
+                Action::ReceiveHidden { patches, branch } => {
+                    let shapes = [Some(self.hidden_shape(patches)), self.text_shape(patches, *branch)];
+                    let slots = shapes.into_iter().flatten().map(|shape| self.hidden_place.slot(shape));
+                    (self.stage() - 1, slots.collect())
+                }
+                Action::ReceiveSkip { patches, from, .. } => {
+                    let slot = self.hidden_place.slot(self.hidden_shape(patches));
+                    (self.plan.stage_of(*from), vec![slot])
+                }
+                _ => continue,
+            };
+            self.expect(from, slots);
+        }
+        self.posted = self.posted.max(actions.len());
+    }
+
+    fn expect(&mut self, from: usize, slots: Vec<Slot<3>>) {
+        let edge = &self.groups.edges[&[from, self.stage()]];
+        self.arriving.push_back(edge.exchange(Vec::new(), slots.into_iter().map(|slot| (0, slot)).collect()));
+    }
+
+    fn receive(&mut self) -> Vec<Tensor<3>> {
+        self.arriving.pop_front().expect("receives are posted ahead of their turn").wait()
+    }
+
+    fn receive_one(&mut self) -> Tensor<3> {
+        self.receive().pop().expect("one tensor was posted")
+    }
+
+    fn send(&mut self, to: usize, tensors: Vec<Tensor<3>>) {
+        let edge = &self.groups.edges[&[self.stage(), to]];
+        self.sending.push(edge.exchange(tensors.into_iter().map(|x| (1, x)).collect(), Vec::new()));
+    }
+
+    /// Lets go of what has been sent.
+    fn reap(&mut self) {
+        let complete = self.sending.extract_if(.., Arriving::is_complete);
+        // Waiting takes no time any more, but a send may have failed.
+        complete.for_each(|sent| drop(sent.wait()));
+    }
+
+    /// Does `action`; says how many steps are done, if it ended one.
+    fn walk(&mut self, action: &Action) -> Option<usize> {
+        match action {
+            Action::ReceiveLatents { patches } => {
+                let x = self.receive_one();
+                self.keep(patches, x);
+            }
+            Action::ReceiveHidden { patches, .. } => {
+                let mut arrived = self.receive().into_iter();
+                let (x, text) = (arrived.next().expect("the image's tokens"), arrived.next());
+                let positions = self.positions.select(&self.shards[patches.clone()]);
+                self.hidden = Some(Hidden::new(Tokens { x, positions }, text));
+            }
+            Action::ReceiveSkip { to, .. } => {
+                let x = self.receive_one();
+                self.hidden.as_mut().expect("received before").skips.insert(*to, x);
+            }
+            Action::Embed { step, patches, branch } => {
+                let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
+                let x = self.scheduler.scale_model_input(sample, *step);
+                let positions = self.positions.select(&self.shards[patches.clone()]);
+                let context = self.contexts.at(*branch, *step);
+                let Hidden { image, text, skips } = self.transformer.embed(Tokens { x, positions }, context);
+                self.hidden =
+                    Some(Hidden { image, text: text.filter(|_| self.plan.brings_text(patches)), skips });
+            }
+            Action::Blocks { step, blocks, patches, branch } => {
+                self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
+                let mut hidden = self.hidden.take().expect("embedded or received before");
+                let context = self.contexts.at(*branch, *step);
+                for block in self.plan.blocks_of(*branch, blocks.clone()) {
+                    // A failure elsewhere, or the end of the job, ends this rank within one block.
+                    self.check();
+                    hidden = self.transformer.block(block, hidden, context, &mut self.attention);
+                }
+                self.skips = std::mem::take(&mut hidden.skips);
+                self.hidden = Some(hidden);
+            }
+            Action::SendHidden { patches, branch } => {
+                let Hidden { image, text, .. } = self.hidden.take().expect("blocks ran before");
+                let expected = self.text_shape(patches, *branch);
+                assert_eq!(
+                    text.as_ref().map(Tensor::dims),
+                    expected,
+                    "the next stage knows the text's shape"
+                );
+                self.send(self.stage() + 1, [Some(image.x), text].into_iter().flatten().collect());
+            }
+            Action::SendSkip { to, .. } => {
+                let x = self.skips.remove(to).expect("a block leaves what its skip connections need");
+                self.send(self.plan.stage_of(*to), vec![x]);
+            }
+            Action::Finish { step, branch, .. } => {
+                let hidden = self.hidden.take().expect("blocks ran before");
+                let prediction = self.transformer.finish(hidden, self.contexts.at(*branch, *step));
+                self.predictions[*branch] = Some(prediction);
+            }
+            Action::Advance { step, patches } => {
+                self.advance(*step, patches);
+                return (patches.end == self.plan.patches.len()).then_some(step + 1);
+            }
+            Action::SendLatents { patches } => {
+                let x = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
+                self.send(0, vec![x]);
+            }
+        }
+        None
+    }
+
+    /// Takes the scheduler's step for `patches` from the predictions of all branches.
+    fn advance(&mut self, step: usize, patches: &Range<usize>) {
+        let groups = self.groups;
+        if let Some(cfg) = &groups.cfg {
+            self.gather_predictions(&**cfg, step, patches);
+        }
+        let prediction = self.guidance.combine(&self.predictions);
+        self.predictions.fill(None);
+        let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
+        for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
+            let prediction = prediction.clone().narrow(1, run.start, run.len());
+            let sample = self.samples[patch].clone();
+            let sample = self.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+            let what = || format!("the latents after step {} of {}", step + 1, self.plan.steps);
+            finite::check(&sample, self.transformer.dtype(), what).unwrap_or_else(|error| fail(error));
+            self.samples[patch] = sample;
+        }
+    }
+
+    /// Brings together the predictions of all branches, of which each rank of the CFG group has some.
+    fn gather_predictions(&mut self, cfg: &dyn Link, step: usize, patches: &Range<usize>) {
+        let branches = |&rank: &usize| self.plan.branches_at(rank, step).collect::<Vec<_>>();
+        let branches: Vec<_> = cfg.group().ranks().iter().map(branches).collect();
+        let [b, n, c] = self.latents_shape(patches);
+        let shapes: Vec<_> = branches.iter().map(|branches| [branches.len() * b, n, c]).collect();
+        let mine: Vec<_> = self.predictions.iter_mut().filter_map(Option::take).collect();
+        // A rank whose branches pause in this step has none.
+        let mine = match mine.is_empty() {
+            true => {
+                let Place { device, dtype } = &self.latents.1;
+                Tensor::empty([0, n, c], (device, *dtype))
+            }
+            false => Tensor::cat(mine, 0),
+        };
+        for (branches, part) in branches.iter().zip(cfg.all_gather(mine, &shapes).wait()) {
+            for (place, &branch) in branches.iter().enumerate() {
+                self.predictions[branch] = Some(part.clone().narrow(0, place * b, b));
+            }
+        }
+    }
+
+    /// Stores latents that arrived.
+    fn keep(&mut self, patches: &Range<usize>, x: Tensor<3>) {
+        let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
+        for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
+            self.samples[patch] = x.clone().narrow(1, run.start, run.len());
+        }
+    }
+
+    /// The whole image's latents, on the ranks of the first stage.
+    fn finish(self) -> Option<Tokens> {
+        let (first, sequence) = (self.stage() == 0, &self.groups.sequence);
+        for sent in self.sending {
+            sent.wait();
+        }
+        if !first {
+            return None;
+        }
+        let plan = self.plan;
+        let [b, c] = self.latents.0;
+        let mine = Tensor::cat(self.samples, 1);
+        let arrived = match sequence {
+            None => vec![mine],
+            Some(sequence) => {
+                let all = 0..plan.patches.len();
+                let shapes: Vec<_> =
+                    (0..sequence.size()).map(|coordinate| [b, plan.tokens(&all, coordinate), c]).collect();
+                sequence.all_gather(mine, &shapes).wait()
+            }
+        };
+        let mut pieces = Vec::new();
+        for (coordinate, part) in arrived.into_iter().enumerate() {
+            let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, coordinate)).collect();
+            let lengths: Vec<usize> = shards.iter().map(Range::len).collect();
+            for (shard, run) in shards.iter().zip(split::consecutive(&lengths)) {
+                pieces.push((shard.start, part.clone().narrow(1, run.start, run.len())));
+            }
+        }
+        pieces.sort_by_key(|(start, _)| *start);
+        let x = Tensor::cat(pieces.into_iter().map(|(_, piece)| piece).collect(), 1);
+        Some(Tokens { x, positions: self.positions })
+    }
+}

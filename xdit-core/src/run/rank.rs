@@ -1,0 +1,355 @@
+//! One rank, from job to job.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use burn::tensor::{DType, Device, Tensor};
+use xdit_comm::Group;
+
+use crate::error::{Error, Result};
+use crate::finite;
+use crate::link::{Counted, Link, Meter, catch};
+use crate::picture::{Picture, resize_and_crop, to_picture};
+use crate::placement::Share;
+use crate::plan::Plan;
+use crate::plan::mesh::{Axis, Mesh};
+use crate::run::cancel::Cancel;
+use crate::run::conditions::broadcast;
+use crate::run::contexts::SharedContexts;
+use crate::run::decode::split_rows;
+use crate::run::execute::{Denoising, Groups};
+use crate::run::observer::{Completed, Event, Observer, Phase, Step};
+use crate::run::record::{Activity, Recorder};
+use crate::run::{Decoder, Decoding, Job, Loaded, Model};
+use crate::tokens::unpack;
+use crate::transformer::Transformer;
+
+/// The conditions of a model's transformer.
+pub type Conditions<M> = <<M as Model>::Transformer as Transformer>::Conditions;
+
+/// The contexts that the ranks of a process share in one job.
+pub(crate) type JobContexts<M> = SharedContexts<<<M as Model>::Transformer as Transformer>::Context>;
+
+/// The components that a rank holds between jobs. They outlive its thread and its world.
+pub struct Held<M: Model> {
+    transformer: Option<(Share, Arc<Loaded<M::Transformer>>)>,
+    decoder: Option<Arc<M::Decoder>>,
+}
+
+impl<M: Model> Default for Held<M> {
+    fn default() -> Self {
+        Self { transformer: None, decoder: None }
+    }
+}
+
+/// A rank of a world, with its device and the components that it holds.
+///
+/// Every rank of the world runs the same jobs in the same order, wherever it is.
+pub struct Rank<M: Model> {
+    world: Arc<dyn Link>,
+    meter: Arc<Meter>,
+    detailed: bool,
+    model: Arc<M>,
+    device: Device,
+    held: Arc<Mutex<Held<M>>>,
+    /// Whether components are held between jobs.
+    keeps: bool,
+    links: Option<Links>,
+}
+
+/// The links of the last job, which stay as long as the next one needs the same.
+struct Links {
+    mesh: Mesh,
+    groups: Groups,
+    /// The size of the groups that decode a picture, and this rank's.
+    decoding: (usize, Option<Arc<dyn Link>>),
+}
+
+impl<M: Model> Rank<M> {
+    /// A rank of `world` that computes on `device`. Its reports hold each activity if they are `detailed`.
+    pub fn new(world: Arc<dyn Link>, model: Arc<M>, device: Device, detailed: bool) -> Self {
+        let meter = Meter::new(detailed);
+        let world = Counted::new(world, &meter);
+        Self { world, meter, detailed, model, device, held: Arc::default(), keeps: false, links: None }
+    }
+
+    /// The same rank with the components in `held`, which it holds between jobs if it `keeps` them.
+    pub(crate) fn holding(mut self, held: Arc<Mutex<Held<M>>>, keeps: bool) -> Self {
+        self.held = held;
+        self.keeps = keeps;
+        self
+    }
+
+    /// Does this rank's part of `job`. The first rank of a data-parallel share tells `observer` of the share's progress
+    /// and pictures, a rank of its last stage of the steps, and each rank of what it did.
+    ///
+    /// # Errors
+    /// If the plan is for another number of ranks, the job is cancelled, a share cannot be loaded, a value is not
+    /// finite, or a transfer fails: then the error names operation, group and rank. After an error, the world is of no
+    /// use.
+    pub fn run(
+        &mut self,
+        job: &Job<Conditions<M>>,
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.carry_out(job, &SharedContexts::default(), cancel, &mut |event| event.tell(observer))
+    }
+
+    /// As [`run`](Self::run), with the contexts that all ranks of this process have for the job.
+    pub(crate) fn carry_out(
+        &mut self,
+        job: &Job<Conditions<M>>,
+        contexts: &JobContexts<M>,
+        cancel: &Cancel,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let result = catch(|| self.pictures(job, contexts, cancel, tell));
+        self.release();
+        result
+    }
+
+    /// Lets go of components that are not held between jobs.
+    fn release(&self) {
+        if !self.keeps {
+            *self.held() = Held::default();
+        }
+    }
+
+    fn pictures(
+        &mut self,
+        job: &Job<Conditions<M>>,
+        contexts: &JobContexts<M>,
+        cancel: &Cancel,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let plan = &job.plan;
+        self.meter.restart();
+        let mut recorder = Recorder::new(self.world.rank(), self.meter.clone(), self.detailed);
+        let seat = Seat::new(plan, self.world.rank());
+        let (groups, decoders) = self.links(job)?;
+        let mut loaded = Some(self.transformer(plan, &groups, &seat, &mut recorder, tell)?);
+        let conditions = match &job.conditions {
+            Some(conditions) if self.world.size() == 1 => conditions.clone(),
+            conditions => recorder
+                .time(Activity::Broadcast, || broadcast(&self.world, conditions.as_deref(), &self.device)),
+        };
+        let images = plan.images[seat.share].clone();
+        for image in images.clone() {
+            cancel.check()?;
+            let phase = Phase::Denoise { image };
+            seat.lead(|| tell(Event::Begin(phase, Instant::now())));
+            recorder.begin_image(image);
+            let transformer = &loaded.as_ref().expect("it stays until the last picture").transformer;
+            let noise = (job.noise)(image, &self.device);
+            let guidance = job.guidance[image].map(|&branch| conditions[branch].clone());
+            let denoising = Denoising {
+                plan,
+                groups: &groups,
+                transformer,
+                scheduler: &*job.scheduler,
+                guidance: &guidance,
+                noise: &noise,
+                contexts: contexts.of_picture(image),
+                check: &|| cancel.check(),
+            };
+            let end = denoising.run(&mut recorder, &mut |done| {
+                if seat.steps {
+                    tell(Event::Step(Step { phase, done, of: plan.steps }, Instant::now()));
+                }
+            });
+            let patch = transformer.spec().patch;
+            let latents = end.filter(|_| seat.leads).map(|latents| unpack(latents, patch));
+            seat.lead(|| tell(Event::End(phase, Instant::now())));
+            if image + 1 == images.end && !self.keeps {
+                self.held().transformer = None;
+                loaded = None;
+            }
+            cancel.check()?;
+            let picture = match (job.decoding, &decoders) {
+                (Some(decoding), Some(ranks)) => {
+                    self.decode((image, latents.clone()), decoding, ranks, &seat, &mut recorder, tell)?
+                }
+                _ => None,
+            };
+            if let Some(latents) = latents {
+                let latents = latents.cast(DType::F32).into_data();
+                tell(Event::Completed(Completed { image, latents, picture }));
+            }
+        }
+        tell(Event::Rank(Box::new(recorder.report())));
+        Ok(())
+    }
+
+    /// The links of this rank in the plan's mesh, and that of the ranks that decode its pictures, if it is one of them.
+    fn links(&mut self, job: &Job<Conditions<M>>) -> Result<(Groups, Option<Arc<dyn Link>>)> {
+        let plan = &job.plan;
+        let decoding_ranks = match job.decoding {
+            Some(Decoding { tiled: false, latents: [_, _, rows, _], .. }) => plan.decoding_shares.min(rows),
+            _ => 1,
+        };
+        let known = self.links.take().filter(|known| known.mesh == plan.mesh);
+        let groups = match &known {
+            Some(known) => known.groups.clone(),
+            None => Groups::new(&self.world, plan)?,
+        };
+        let decoding = match known {
+            Some(known) if known.decoding.0 == decoding_ranks => known.decoding,
+            _ => {
+                let first =
+                    |share: &Group| Group::new("vae", share.ranks()[..decoding_ranks].iter().copied());
+                let shares: Vec<_> = plan.mesh.groups(&Axis::ALL[1..]).iter().map(first).collect();
+                let own = self.world.split(&shares).map_err(|error| Error::failure(error.to_string()))?;
+                (decoding_ranks, own)
+            }
+        };
+        let own = decoding.1.clone();
+        self.links = Some(Links { mesh: plan.mesh, groups: groups.clone(), decoding });
+        Ok((groups, own))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held<M>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This rank's share of the transformer: the one that it holds, or a new one in its place.
+    fn transformer(
+        &self,
+        plan: &Plan,
+        groups: &Groups,
+        seat: &Seat,
+        recorder: &mut Recorder,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Arc<Loaded<M::Transformer>>> {
+        let share = Share { blocks: plan.stage(self.world.rank()), tensor: groups.tensor_share() };
+        let held = self.held().transformer.clone();
+        let loaded = match held {
+            Some((held, loaded)) if same(&held, &share) => loaded,
+            held => {
+                // The old share goes first, unless it only sums over other links: then most of its layers stay.
+                let old = held.filter(|(held, _)| held.blocks == share.blocks);
+                self.held().transformer = None;
+                let load = || Ok(Arc::new(self.model.load(share.clone(), &self.device)?));
+                let loaded = seat.loading("transformer", recorder, tell, load)?;
+                drop(old);
+                self.held().transformer = Some((share, loaded.clone()));
+                loaded
+            }
+        };
+        recorder.hold_parameters(loaded.parameter_bytes);
+        Ok(loaded)
+    }
+
+    fn decoder(
+        &self,
+        seat: &Seat,
+        recorder: &mut Recorder,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Arc<M::Decoder>> {
+        let held = self.held().decoder.clone();
+        if let Some(decoder) = held {
+            return Ok(decoder);
+        }
+        let decoder = seat.loading("vae", recorder, tell, || self.model.load_decoder(&self.device))?;
+        self.held().decoder = Some(decoder.clone());
+        Ok(decoder)
+    }
+
+    /// The picture of `latents`, on the rank that has them. The others of `ranks` decode some of its rows.
+    fn decode(
+        &self,
+        (image, latents): (usize, Option<Tensor<4>>),
+        decoding: Decoding,
+        ranks: &Arc<dyn Link>,
+        seat: &Seat,
+        recorder: &mut Recorder,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Option<Picture>> {
+        let decoder = self.decoder(seat, recorder, tell)?;
+        let phase = Phase::Decode { image };
+        seat.lead(|| tell(Event::Begin(phase, Instant::now())));
+        let picture = recorder.time(Activity::Decode, || {
+            let decoded = match latents {
+                Some(latents) if decoding.tiled => Some(decoder.decode_tiled(latents)),
+                latents => split_rows(ranks, latents, decoding.latents, &self.device, |z, rows| {
+                    decoder.decode(z, rows)
+                }),
+            };
+            let picture = |decoded: Tensor<4>| {
+                let what = || format!("the values of picture {} after decoding", image + 1);
+                finite::check(&decoded, decoded.dtype(), what)?;
+                Ok(to_picture(&resize_and_crop(decoded, decoding.size), 0))
+            };
+            decoded.map(picture).transpose()
+        })?;
+        seat.lead(|| tell(Event::End(phase, Instant::now())));
+        Ok(picture)
+    }
+}
+
+/// A panic ends a rank, too.
+impl<M: Model> Drop for Rank<M> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Whether two ranks that hold these shares hold the same parameters and sum them over the same ranks.
+fn same(held: &Share, wanted: &Share) -> bool {
+    let tensor = match (&held.tensor, &wanted.tensor) {
+        (None, None) => true,
+        (Some(held), Some(wanted)) => Arc::ptr_eq(&held.link, &wanted.link),
+        _ => false,
+    };
+    tensor && held.blocks == wanted.blocks
+}
+
+/// The place of a rank in a plan.
+struct Seat {
+    /// The data-parallel share.
+    share: usize,
+    /// Whether this is the first rank of the share.
+    leads: bool,
+    /// Whether steps end here.
+    steps: bool,
+}
+
+impl Seat {
+    fn new(plan: &Plan, rank: usize) -> Self {
+        let at = |axis| plan.mesh.coordinate(rank, axis);
+        let first_of = |axes: &[Axis]| axes.iter().all(|&axis| at(axis) == 0);
+        Self {
+            share: at(Axis::Data),
+            leads: first_of(&Axis::ALL[1..]),
+            steps: first_of(&[Axis::Cfg, Axis::Ring, Axis::Ulysses, Axis::Tensor])
+                && at(Axis::Pipeline) + 1 == plan.stages.len(),
+        }
+    }
+
+    /// Does `work` on the first rank of the share.
+    fn lead(&self, work: impl FnOnce()) {
+        if self.leads {
+            work();
+        }
+    }
+
+    /// Loads a component. One rank of the world tells of it.
+    fn loading<R>(
+        &self,
+        component: &'static str,
+        recorder: &mut Recorder,
+        tell: &mut dyn FnMut(Event),
+        load: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        let tells = self.leads && self.share == 0;
+        let phase = Phase::Load(component);
+        if tells {
+            tell(Event::Begin(phase, Instant::now()));
+        }
+        let loaded = recorder.time(Activity::Load, load);
+        if tells {
+            tell(Event::End(phase, Instant::now()));
+        }
+        loaded
+    }
+}

@@ -1,0 +1,137 @@
+//! Linear layers, whole or as a rank's part, held in common with other ranks of the process.
+
+use std::fmt::Display;
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor};
+
+use super::Weights;
+use crate::error::Result;
+use crate::linear::{Linear, Parameters};
+use crate::link::{Link, fail};
+use crate::placement::{self, Placement, Run};
+use crate::shared::Shared;
+
+/// The layers of one checkpoint that this process holds: ranks whose [`Weights`] have the same value of this type hold
+/// equal parts of a layer on one device once. A layer is freed with the last model that uses it.
+#[derive(Clone, Debug, Default)]
+pub struct SharedLayers(Arc<Shared<Key, Parameters>>);
+
+/// Which part of which layer, where and as what.
+#[derive(PartialEq, Eq)]
+struct Key {
+    layer: String,
+    part: Part,
+    dtype: DType,
+    device: Device,
+}
+
+impl Hash for Key {
+    /// Devices have no hash; they are compared.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.layer, &self.part, &self.dtype).hash(state);
+    }
+}
+
+/// The part of a layer that a rank holds.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Part {
+    Whole,
+    Outputs(Range<usize>),
+    Inputs(Vec<Range<usize>>),
+}
+
+/// Whether layers that are used [before the first step](Weights::once) stay in memory after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// They do.
+    #[default]
+    Hold,
+    /// They are read whenever they are used, and take no memory while steps run.
+    Reread,
+}
+
+impl Weights {
+    /// The linear layer called `name`, with a bias.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn linear(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
+        self.at(name).linear_here(c_in, c_out, true)
+    }
+
+    /// The linear layer called `name`, without a bias.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn linear_without_bias(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
+        self.at(name).linear_here(c_in, c_out, false)
+    }
+
+    fn linear_here(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
+        self.entry("weight", &[c_out, c_in])?;
+        if bias {
+            self.entry("bias", &[c_out])?;
+        }
+        if self.once && self.source.residency == Residency::Reread {
+            self.count(&self.source.taken, c_out * c_in + if bias { c_out } else { 0 });
+            let weights = self.clone();
+            return Ok(Linear::reread(c_out, move || {
+                weights.parameters(c_in, c_out, bias, Part::Whole).unwrap_or_else(|error| fail(error))
+            }));
+        }
+        let (part, summed_over) = if self.once { (Part::Whole, None) } else { self.part(c_in, c_out) };
+        let parameters = self.parameters(c_in, c_out, bias, part)?;
+        let Parameters { weight, bias } = &*parameters;
+        let numbers = |bias: &Tensor<1>| bias.shape().num_elements();
+        self.count(&self.source.taken, weight.shape().num_elements() + bias.as_ref().map_or(0, numbers));
+        let linear = Linear::held(parameters);
+        Ok(match summed_over {
+            Some(link) => linear.summed_over(link),
+            None => linear,
+        })
+    }
+
+    /// The part of the layer here that this rank holds, and the ranks that hold the rest of a sum.
+    fn part(&self, c_in: usize, c_out: usize) -> (Part, Option<Arc<dyn Link>>) {
+        let Some((share, placements)) = &self.source.tensor else { return (Part::Whole, None) };
+        let layer = self.layer();
+        let placed = placements.iter().find(|(pattern, _)| placement::matches(layer, pattern));
+        let inputs = |runs: &[Run]| (Part::Inputs(share.parts(runs)), Some(share.link.clone()));
+        match placed.map(|(_, placement)| placement) {
+            None => (Part::Whole, None),
+            Some(Placement::Outputs { unit }) => (Part::Outputs(share.part(c_out, *unit)), None),
+            Some(Placement::Inputs { unit }) => inputs(&[Run { features: c_in, unit: *unit }]),
+            Some(Placement::ConcatenatedInputs(runs)) => inputs(runs),
+        }
+    }
+
+    /// Weight and bias of a part of the layer here. The bias is whole where inputs are cut.
+    fn parameters(&self, c_in: usize, c_out: usize, bias: bool, part: Part) -> Result<Arc<Parameters>> {
+        let key = Key {
+            layer: self.layer().to_owned(),
+            part: part.clone(),
+            dtype: self.dtype,
+            device: self.source.device.clone(),
+        };
+        self.source.shared.0.get(key, || {
+            let outputs = match &part {
+                Part::Outputs(outputs) => outputs.clone(),
+                Part::Whole | Part::Inputs(_) => 0..c_out,
+            };
+            let weight = match &part {
+                Part::Inputs(inputs) => self.columns("weight", [c_out, c_in], inputs)?,
+                Part::Whole | Part::Outputs(_) => self.rows("weight", [c_out, c_in], outputs.clone())?,
+            };
+            let bias = bias.then(|| self.rows("bias", [c_out], outputs)).transpose()?;
+            Ok(Parameters { weight, bias })
+        })
+    }
+
+    /// The path of the layer here.
+    fn layer(&self) -> &str {
+        self.prefix.trim_end_matches('.')
+    }
+}

@@ -1,0 +1,79 @@
+//! The conditions of each transformer as tensors and numbers, the form in which they go from rank to rank.
+
+use xdit_core::transformer::{IntoParts, Part, Parts};
+
+use crate::{flux, pixart, sd3};
+
+impl IntoParts for pixart::Conditions {
+    fn into_parts(self) -> Parts {
+        let tensors = [Some(self.text.into()), self.bias.map(Part::from)];
+        let numbers = self.size.into_iter().flatten().map(|side| side as f64);
+        Parts { tensors: tensors.into_iter().flatten().collect(), numbers: numbers.collect() }
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        let mut tensors = parts.tensors.into_iter();
+        let text = tensors.next().expect("the text").tensor();
+        let size = <[f64; 2]>::try_from(parts.numbers).ok();
+        Self {
+            text,
+            bias: tensors.next().map(Part::tensor),
+            size: size.map(|size| size.map(|side| side as usize)),
+        }
+    }
+}
+
+impl IntoParts for sd3::Conditions {
+    fn into_parts(self) -> Parts {
+        Parts { tensors: vec![self.text.into(), self.pooled.into()], numbers: Vec::new() }
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        let [text, pooled] = pair(parts.tensors);
+        Self { text: text.tensor(), pooled: pooled.tensor() }
+    }
+}
+
+impl IntoParts for flux::Conditions {
+    fn into_parts(self) -> Parts {
+        let tensors = vec![self.text.into(), self.pooled.into()];
+        Parts { tensors, numbers: vec![self.guidance.into()] }
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        let [text, pooled] = pair(parts.tensors);
+        Self { text: text.tensor(), pooled: pooled.tensor(), guidance: parts.numbers[0] as f32 }
+    }
+}
+
+/// The text and the pooled text.
+fn pair(tensors: Vec<Part>) -> [Part; 2] {
+    tensors.try_into().expect("two tensors")
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Device, Tensor, TensorData};
+
+    use super::*;
+
+    fn tensor<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|index| index as f32).collect();
+        Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F32))
+    }
+
+    /// Compares what is printed: shapes, types, values and numbers.
+    fn survives<C: IntoParts + Clone + std::fmt::Debug>(conditions: &C) {
+        let again = C::from_parts(conditions.clone().into_parts());
+        assert_eq!(format!("{again:?}"), format!("{conditions:?}"));
+    }
+
+    #[test]
+    fn nothing_is_lost_on_the_way() {
+        for (bias, size) in [(None, None), (Some(tensor([1, 1, 1, 3])), Some([512, 768]))] {
+            survives(&pixart::Conditions { text: tensor([1, 3, 4]), bias, size });
+        }
+        survives(&sd3::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]) });
+        survives(&flux::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]), guidance: 3.7 });
+    }
+}
