@@ -8,9 +8,7 @@ use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{Bytes, DType, FloatDType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the operations that use it follow"))]
 pub(crate) mod amx;
-#[cfg_attr(not(test), expect(dead_code, reason = "the operations that use it follow"))]
 pub(crate) mod element;
 pub(crate) mod lanes;
 pub(crate) mod math;

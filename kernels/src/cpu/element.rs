@@ -20,6 +20,7 @@ pub(crate) trait Element: burn::tensor::Element + bytemuck::Pod {
     ///
     /// # Safety
     /// `to` must be valid for writing `V::N` elements.
+    #[cfg_attr(not(test), expect(dead_code, reason = "element-wise operations in 16 bits follow"))]
     unsafe fn store<V: Lanes>(vector: V, to: *mut Self);
 
     /// The first elements of `from`, and `fill` for those that it lacks.
@@ -38,6 +39,7 @@ pub(crate) trait Element: burn::tensor::Element + bytemuck::Pod {
     }
 
     /// Writes as many elements as `to` has room for.
+    #[cfg_attr(not(test), expect(dead_code, reason = "element-wise operations in 16 bits follow"))]
     #[inline(always)]
     fn store_some<V: Lanes>(vector: V, to: &mut [Self]) {
         if to.len() >= V::N {

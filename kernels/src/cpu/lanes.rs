@@ -32,6 +32,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     ///
     /// # Safety
     /// `to` must be valid for writing `N` elements.
+    #[cfg_attr(not(test), expect(dead_code, reason = "element-wise operations in 16 bits follow"))]
     unsafe fn store_bf16(self, to: *mut bf16);
     /// `N` f16, widened.
     ///
@@ -42,6 +43,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     ///
     /// # Safety
     /// `to` must be valid for writing `N` elements.
+    #[cfg_attr(not(test), expect(dead_code, reason = "element-wise operations in 16 bits follow"))]
     unsafe fn store_f16(self, to: *mut f16);
     fn splat(value: f32) -> Self;
     fn div(self, by: Self) -> Self;
