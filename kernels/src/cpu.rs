@@ -9,6 +9,7 @@ use burn::tensor::{Bytes, DType, Element, FloatDType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(crate) mod amx;
+pub(crate) mod element;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod memory;

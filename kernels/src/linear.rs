@@ -1,6 +1,8 @@
 //! `x Wᵀ + b` with the weight as PyTorch stores it.
 
 mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod half;
 #[cfg(test)]
 mod tests;
 

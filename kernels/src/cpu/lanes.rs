@@ -2,6 +2,8 @@
 
 use std::ops::{Add, Mul, Sub};
 
+use burn::tensor::{bf16, f16};
+
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -21,6 +23,26 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// # Safety
     /// `to` must be valid for writing `N` elements.
     unsafe fn store(self, to: *mut f32);
+    /// `N` bf16, widened.
+    ///
+    /// # Safety
+    /// `from` must be valid for reading `N` elements.
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// Rounds to the nearest bf16, ties to even.
+    ///
+    /// # Safety
+    /// `to` must be valid for writing `N` elements.
+    unsafe fn store_bf16(self, to: *mut bf16);
+    /// `N` f16, widened.
+    ///
+    /// # Safety
+    /// `from` must be valid for reading `N` elements.
+    unsafe fn load_f16(from: *const f16) -> Self;
+    /// Rounds to the nearest f16, ties to even.
+    ///
+    /// # Safety
+    /// `to` must be valid for writing `N` elements.
+    unsafe fn store_f16(self, to: *mut f16);
     fn splat(value: f32) -> Self;
     fn div(self, by: Self) -> Self;
     /// `self · a + b`, rounded once where the processor can.
@@ -171,7 +193,10 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            // Every processor with AVX2 converts f16, but a hypervisor may hide it.
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             match (avx2, is_x86_feature_detected!("avx512f")) {
                 (true, true) => &ALL,
                 (true, false) => &ALL[..2],
@@ -256,6 +281,26 @@ impl Lanes for Portable {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { from.cast::<[bf16; 4]>().read_unaligned() }.map(bf16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[bf16; 4]>().write_unaligned(self.0.map(bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { from.cast::<[f16; 4]>().read_unaligned() }.map(f16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f16; 4]>().write_unaligned(self.0.map(f16::from_f32)) }
     }
     #[inline(always)]
     fn splat(value: f32) -> Self {

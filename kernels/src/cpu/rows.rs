@@ -1,30 +1,33 @@
 //! Tensors as rows of features, wherever the rows lie.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use burn::backend::TensorMetadata;
-use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
+
+use super::element::Element;
 
 /// How many elements a task takes: few enough for the first-level cache, enough to pay for the task.
 const TASK_LEN: usize = 8192;
 
-/// An f32 tensor whose rows (the last dimension) are slices, though they may lie apart.
-pub(crate) struct TensorRows {
+/// A tensor whose rows (the last dimension) are slices, though they may lie apart.
+pub(crate) struct TensorRows<E = f32> {
     tensor: FlexTensor,
     /// Sizes and strides of the leading dimensions, with those merged that lie as one.
     leading: Vec<(usize, isize)>,
     len: usize,
+    of: PhantomData<E>,
 }
 
-impl TensorRows {
+impl<E: Element> TensorRows<E> {
     /// The rows of `tensor`; it is copied only if a row is not a slice.
     ///
     /// # Panics
-    /// If `tensor` is not f32.
+    /// If `tensor` is not of `E`.
     pub(crate) fn new(mut tensor: FlexTensor) -> Self {
-        assert_eq!(tensor.dtype(), DType::F32);
+        assert_eq!(tensor.dtype(), E::dtype());
         let last = tensor.rank() - 1;
         if tensor.layout().strides()[last] != 1 && tensor.layout().shape()[last] > 1 {
             tensor = tensor.to_contiguous();
@@ -40,7 +43,7 @@ impl TensorRows {
             }
         }
         let len = shape[last];
-        Self { tensor, leading, len }
+        Self { tensor, leading, len, of: PhantomData }
     }
 
     /// How many elements a row has.
@@ -49,9 +52,21 @@ impl TensorRows {
     }
 
     /// The same rows, one after the other.
-    pub(crate) fn into_contiguous(self) -> Self {
-        let leading = vec![(self.count(), self.len as isize)];
-        Self { tensor: self.tensor.to_contiguous(), leading, len: self.len }
+    pub(crate) fn into_contiguous(mut self) -> Self {
+        self.make_contiguous();
+        self
+    }
+
+    /// Copies the rows unless they lie one after the other.
+    pub(crate) fn make_contiguous(&mut self) {
+        let count = self.count();
+        self.tensor = self.tensor.to_contiguous();
+        self.leading = vec![(count, self.len as isize)];
+    }
+
+    /// The memory from the first row on.
+    pub(crate) fn from_first(&self) -> &[E] {
+        &self.tensor.storage()[self.offset(0)..]
     }
 
     /// How many rows there are.
@@ -72,16 +87,16 @@ impl TensorRows {
     ///
     /// # Panics
     /// If the first or the last row is not within the memory of the tensor.
-    pub(crate) fn as_ptr(&self) -> *const f32 {
+    pub(crate) fn as_ptr(&self) -> *const E {
         let (first, last) = (self.offset(0), self.offset(self.count() - 1));
-        let storage = self.tensor.storage::<f32>();
+        let storage = self.tensor.storage::<E>();
         assert!(first.max(last) + self.len <= storage.len());
         storage.as_ptr().wrapping_add(first)
     }
 
     /// Row number `index`, counting in the order of the leading dimensions.
     #[inline]
-    pub(crate) fn row(&self, index: usize) -> &[f32] {
+    pub(crate) fn row(&self, index: usize) -> &[E] {
         &self.tensor.storage()[self.offset(index)..][..self.len]
     }
 
@@ -96,7 +111,7 @@ impl TensorRows {
     }
 
     /// Writes rows from number `first` on to `to`, as many as it has room for.
-    fn copy_to(&self, first: usize, to: &mut [MaybeUninit<f32>]) {
+    fn copy_to(&self, first: usize, to: &mut [MaybeUninit<E>]) {
         // TensorRows that follow each other are one.
         let joined = if self.stride() == Some(self.len as isize) { to.len() / self.len } else { 1 };
         for (i, to) in to.chunks_exact_mut(joined * self.len).enumerate() {

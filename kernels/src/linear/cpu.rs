@@ -1,16 +1,20 @@
 //! Linear layers on the CPU.
 //!
-//! Many rows go to the `gemm` crate, on the weight as it is stored. Few rows (a timestep, a pooled prompt) would
+//! Many rows of bf16 are multiplied in the processor's own bf16 products where it has fast ones; other rows go to the
+//! `gemm` crate in f32, on the weight as it is stored. Few rows (a timestep, a pooled prompt) would
 //! leave it packing a weight that is used once or twice; they stream it through dot products instead.
 
 use burn::backend::TensorMetadata;
-use burn::tensor::DType;
-use burn_flex::{Flex, FlexTensor};
+use burn::tensor::{Bytes, DType, bf16, f16};
+use burn_flex::{Flex, FlexTensor, Layout};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::half;
 use super::{LinearOps, reference_linear};
 use crate::cpu::{
     TensorRows, contiguous, dims,
+    element::Element,
     lanes::{Lanes, Level, Vectorized},
     round_to, slice, tensor, wide,
 };
@@ -30,14 +34,54 @@ impl LinearOps for Flex {
         match x.dtype() {
             dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
                 let bias = bias.into_option().map(wide);
-                round_to(linear(Level::detect(), wide(x), wide(weight), bias), dtype)
+                #[cfg(target_arch = "x86_64")]
+                if let Some(dots) = half::instructions()
+                    && [dtype, weight.dtype()] == [DType::BF16; 2]
+                    && x.shape().num_elements() > FEW * dims::<2>(&weight)[1]
+                {
+                    return linear_bf16(dots, x, weight, bias);
+                }
+                round_to(linear(Level::detect(), wide(x), weight, bias), dtype)
             }
             _ => reference_linear::<Self>(x, weight, bias),
         }
     }
 }
 
-/// [`linear`](super::linear) at `level`.
+/// [`linear`](super::linear) of bf16 with `dots`.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn linear_bf16(
+    dots: crate::cpu::amx::Dots,
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+) -> FlexTensor {
+    let mut shape = x.shape();
+    let [c_out, c_in] = dims(&weight);
+    let last = shape.rank() - 1;
+    assert_eq!(shape[last], c_in, "features of the input that the weight takes");
+    shape[last] = c_out;
+    let bias = bias.map(contiguous);
+    let [mut x, mut weight] = [x, weight].map(TensorRows::<bf16>::new);
+    for rows in [&mut x, &mut weight] {
+        if matrix(rows).is_none() {
+            rows.make_contiguous();
+        }
+    }
+    let [x, weight] = [&x, &weight].map(|rows| matrix(rows).expect("contiguous rows"));
+    let y = half::multiply(dots, x, weight, bias.as_ref().map(slice));
+    FlexTensor::new(Bytes::from_elems(y), Layout::contiguous(shape), DType::BF16)
+}
+
+/// `rows` as a matrix, if they lie evenly.
+#[cfg(target_arch = "x86_64")]
+fn matrix(rows: &TensorRows<bf16>) -> Option<half::Matrix<'_>> {
+    let stride = usize::try_from(rows.stride()?).ok()?;
+    let data = if rows.count() == 0 { &[] } else { rows.from_first() };
+    Some(half::Matrix::new(data, rows.count(), rows.len(), stride))
+}
+
+/// [`linear`](super::linear) of f32 inputs and bias at `level`; the weight may have 16 bits.
 pub(super) fn linear(
     level: Level,
     x: FlexTensor,
@@ -59,7 +103,12 @@ pub(super) fn linear(
     });
     let bias = bias.as_ref().map(slice);
     let few = x.count() <= FEW && weight.layout().strides()[1] == 1;
-    let y = if few || c_in == 0 { stream(level, &x, &weight, bias) } else { multiply(&x, &weight, bias) };
+    let y = match weight.dtype() {
+        _ if !few && c_in > 0 => multiply(&x, &wide(weight), bias),
+        DType::BF16 => stream::<bf16>(level, &x, &weight, bias),
+        DType::F16 => stream::<f16>(level, &x, &weight, bias),
+        _ => stream::<f32>(level, &x, &weight, bias),
+    };
     tensor(y, shape)
 }
 
@@ -115,9 +164,9 @@ fn multiply(x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f3
 }
 
 /// `x · weightᵀ + bias` for a few rows: each row of the weight is read from memory once.
-fn stream(level: Level, x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
+fn stream<E: Element>(level: Level, x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]>) -> Vec<f32> {
     let rows: Vec<&[f32]> = (0..x.count()).map(|row| x.row(row)).collect();
-    let (layout, data) = (weight.layout(), weight.storage::<f32>());
+    let (layout, data) = (weight.layout(), weight.storage::<E>());
     let weight_row = |output: usize| {
         let start = layout.start_offset() as isize + output as isize * layout.strides()[0];
         &data[start as usize..][..x.len()]
@@ -127,7 +176,7 @@ fn stream(level: Level, x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]
     let mut columns = vec![0.0; c_out * rows.len()];
     let task = |(index, columns): (usize, &mut [f32])| {
         let first = index * OUTPUTS;
-        let weight: Vec<&[f32]> = (first..c_out.min(first + OUTPUTS)).map(weight_row).collect();
+        let weight: Vec<&[E]> = (first..c_out.min(first + OUTPUTS)).map(weight_row).collect();
         level.run(Dots { x: &rows, weight: &weight, columns });
     };
     let chunk = (OUTPUTS * rows.len()).max(1);
@@ -145,13 +194,13 @@ fn stream(level: Level, x: &TensorRows, weight: &FlexTensor, bias: Option<&[f32]
 }
 
 /// The dot product of each row of the weight with each row of `x`: `columns[output, row]`.
-struct Dots<'a> {
+struct Dots<'a, E> {
     x: &'a [&'a [f32]],
-    weight: &'a [&'a [f32]],
+    weight: &'a [&'a [E]],
     columns: &'a mut [f32],
 }
 
-impl Vectorized for Dots<'_> {
+impl<E: Element> Vectorized for Dots<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -163,16 +212,16 @@ impl Vectorized for Dots<'_> {
             match weight.as_array::<4>() {
                 Some(&weight) => {
                     for (i, &pair) in pairs.iter().enumerate() {
-                        dots::<V, 2, 4>(pair, weight, columns, x.len(), 2 * i);
+                        dots::<V, E, 2, 4>(pair, weight, columns, x.len(), 2 * i);
                     }
                     if let &[last] = single {
-                        dots::<V, 1, 4>([last], weight, columns, x.len(), x.len() - 1);
+                        dots::<V, E, 1, 4>([last], weight, columns, x.len(), x.len() - 1);
                     }
                 }
                 None => {
                     for (&weight, column) in weight.iter().zip(columns.chunks_exact_mut(x.len())) {
                         for (row, &x) in x.iter().enumerate() {
-                            dots::<V, 1, 1>([x], [weight], column, 1, row);
+                            dots::<V, E, 1, 1>([x], [weight], column, 1, row);
                         }
                     }
                 }
@@ -183,21 +232,21 @@ impl Vectorized for Dots<'_> {
 
 /// Writes `x[r] · weight[o]` to `columns[o, first + r]`, where `columns` has `count` of them for each `o`.
 #[inline(always)]
-fn dots<V: Lanes, const R: usize, const O: usize>(
+fn dots<V: Lanes, E: Element, const R: usize, const O: usize>(
     x: [&[f32]; R],
-    weight: [&[f32]; O],
+    weight: [&[E]; O],
     columns: &mut [f32],
     count: usize,
     first: usize,
 ) {
     let len = x[0].len();
-    assert!(x.iter().chain(&weight).all(|row| row.len() == len));
+    assert!(x.iter().all(|row| row.len() == len) && weight.iter().all(|row| row.len() == len));
     let whole = len / V::N * V::N;
     let mut sums = [[V::splat(0.0); O]; R];
     for at in (0..whole).step_by(V::N) {
         for o in 0..O {
             // SAFETY: every row has `len` elements, and `at + N ≤ len`.
-            let w = unsafe { V::load(weight[o].as_ptr().add(at)) };
+            let w = unsafe { E::load::<V>(weight[o].as_ptr().add(at)) };
             for r in 0..R {
                 // SAFETY: as above.
                 sums[r][o] = unsafe { V::load(x[r].as_ptr().add(at)) }.mul_add(w, sums[r][o]);
@@ -206,7 +255,7 @@ fn dots<V: Lanes, const R: usize, const O: usize>(
     }
     for o in 0..O {
         for r in 0..R {
-            let (x, w) = (V::load_or(&x[r][whole..], 0.0), V::load_or(&weight[o][whole..], 0.0));
+            let (x, w) = (V::load_or(&x[r][whole..], 0.0), E::load_or(&weight[o][whole..], 0.0));
             columns[o * count + first + r] = x.mul_add(w, sums[r][o]).sum();
         }
     }
