@@ -65,7 +65,7 @@ impl<E: Element> TensorRows<E> {
     }
 
     /// The memory from the first row on.
-    pub(crate) fn from_first(&self) -> &[E] {
+    pub(crate) fn memory(&self) -> &[E] {
         &self.tensor.storage()[self.offset(0)..]
     }
 

@@ -77,7 +77,7 @@ pub(super) fn linear_bf16(
 #[cfg(target_arch = "x86_64")]
 fn matrix(rows: &TensorRows<bf16>) -> Option<half::Matrix<'_>> {
     let stride = usize::try_from(rows.stride()?).ok()?;
-    let data = if rows.count() == 0 { &[] } else { rows.from_first() };
+    let data = if rows.count() == 0 { &[] } else { rows.memory() };
     Some(half::Matrix::new(data, rows.count(), rows.len(), stride))
 }
 
