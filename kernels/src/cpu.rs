@@ -8,6 +8,8 @@ use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{Bytes, DType, FloatDType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the operations that use it follow"))]
+pub(crate) mod amx;
 pub(crate) mod lanes;
 pub(crate) mod math;
 pub(crate) mod memory;
