@@ -1,6 +1,7 @@
 //! Scaled dot-product attention, with the log-sum-exp that lets partial results be merged.
 
 mod cpu;
+mod half;
 mod merge;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,8 @@ use crate::plain::{Plain, dims};
 /// - result: `[b, nq, h, d]`
 ///
 /// A query without keys, or whose every key has a bias of `-inf`, gets zeros, and `-inf` for the logarithm of its sum.
-/// Scores and sums are f32 for 16-bit tensors, and the result is rounded once.
+/// Scores and sums are f32 for 16-bit tensors, and the result is rounded once. So are the softmax's exponentials, where
+/// a processor multiplies bf16 by bf16.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f32) -> Tensor<4> {
     attention_lse(q, k, v, bias, scale).0
 }

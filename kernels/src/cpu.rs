@@ -5,10 +5,9 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{Bytes, DType, FloatDType, Tensor};
+use burn::tensor::{Bytes, DType, Element, FloatDType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the operations that use it follow"))]
 pub(crate) mod amx;
 pub(crate) mod lanes;
 pub(crate) mod math;
@@ -48,9 +47,17 @@ pub(crate) fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
 
 /// A tensor of `shape` over `data`.
 pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<burn::tensor::Shape>) -> FlexTensor {
+    tensor_of(data, shape)
+}
+
+/// [`tensor`] of any type.
+pub(crate) fn tensor_of<T: Element + bytemuck::Pod + Send + Sync>(
+    data: Vec<T>,
+    shape: impl Into<burn::tensor::Shape>,
+) -> FlexTensor {
     let shape = shape.into();
     assert_eq!(data.len(), shape.num_elements());
-    FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape), DType::F32)
+    FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape), T::dtype())
 }
 
 /// `tensor`, copied only if it is not contiguous. Consumes it, so that memory which nobody else holds stays exclusive.

@@ -1,9 +1,11 @@
-//! Attention on the CPU: no scores in memory, no copies of queries, keys and values, no order of heads imposed.
+//! Attention on the CPU: no scores in memory, no copies of whole tensors, no order of heads imposed.
 
 use burn::backend::TensorMetadata;
-use burn::tensor::DType;
+use burn::tensor::{DType, Element, f16};
 use burn_flex::{Flex, FlexTensor};
+use bytemuck::Pod;
 
+use super::half;
 use super::merge::merge_lse;
 use super::tile::{Attend, Head, HeadBias, HeadOut, QUERIES, scratch};
 use super::{AttentionOps, reference_attention_lse, reference_merge_lse, sizes};
@@ -24,6 +26,10 @@ impl AttentionOps for Flex {
         scale: f32,
     ) -> (FlexTensor, FlexTensor) {
         match q.dtype() {
+            DType::BF16 if alike([&q, &k, &v]) => half::attend_bf16(q, [k, v], bias.into_option(), scale),
+            DType::F16 if alike([&q, &k, &v]) => {
+                half::attend_widened::<f16>(Level::detect(), q, [k, v], bias.into_option(), scale)
+            }
             dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
                 let bias = bias.into_option().map(wide);
                 let (out, lse) = attention_lse(Level::detect(), wide(q), wide(k), wide(v), bias, scale);
@@ -48,6 +54,11 @@ impl AttentionOps for Flex {
             _ => reference_merge_lse::<Self>(out_a, lse_a, out_b, lse_b),
         }
     }
+}
+
+/// Whether all have one type, and heads have features.
+fn alike([q, k, v]: [&FlexTensor; 3]) -> bool {
+    k.dtype() == q.dtype() && v.dtype() == q.dtype() && dims::<4>(q)[3] > 0
 }
 
 /// [`attention_lse`](super::attention_lse) at `level`.
@@ -99,16 +110,16 @@ pub(super) fn attention_lse(
     (tensor(out, [b, nq, h, d]), tensor(lse, [b, nq, h]))
 }
 
-/// A `[b, n, h, d]` tensor whose `d` floats of a head lie together.
-struct Heads(FlexTensor);
+/// A `[b, n, h, d]` tensor whose `d` numbers of a head lie together.
+pub(super) struct Heads(FlexTensor);
 
 impl Heads {
-    fn new(tensor: FlexTensor) -> Self {
+    pub(super) fn new(tensor: FlexTensor) -> Self {
         let (shape, strides) = (tensor.layout().shape(), tensor.layout().strides());
         Self(if strides[3] == 1 || shape[3] == 1 { tensor } else { tensor.to_contiguous() })
     }
 
-    fn head(&self, image: usize, head: usize) -> Head<'_> {
+    pub(super) fn head<T: Element + Pod>(&self, image: usize, head: usize) -> Head<'_, T> {
         let layout = self.0.layout();
         let [of_image, stride, of_head] = [0, 1, 2].map(|dim: usize| layout.strides()[dim]);
         let start = layout.start_offset() as isize + image as isize * of_image + head as isize * of_head;
@@ -117,13 +128,13 @@ impl Heads {
 }
 
 /// A bias with its dimensions of size 1 repeated.
-struct Bias {
+pub(super) struct Bias {
     tensor: FlexTensor,
     strides: [isize; 4],
 }
 
 impl Bias {
-    fn new(tensor: FlexTensor, shape: [usize; 4]) -> Self {
+    pub(super) fn new(tensor: FlexTensor, shape: [usize; 4]) -> Self {
         let dims = dims::<4>(&tensor);
         let fits = dims.iter().zip(shape).all(|(&dim, size)| dim == 1 || dim == size);
         assert!(fits, "a bias of {dims:?} for scores of {shape:?}");
@@ -132,7 +143,11 @@ impl Bias {
         Self { tensor, strides }
     }
 
-    fn head(&self, image: usize, head: usize) -> HeadBias<'_> {
+    pub(super) fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    pub(super) fn head<T: Element + Pod>(&self, image: usize, head: usize) -> HeadBias<'_, T> {
         let [of_image, of_head, stride_q, stride_k] = self.strides;
         let start = self.tensor.layout().start_offset() as isize
             + image as isize * of_image

@@ -23,7 +23,11 @@ fn at_level(
 }
 
 /// Attention and log-sum-exp in f64. `bias` is called with image, head, query and key.
-fn truth([q, k, v]: [&Tensor<4>; 3], scale: f32, bias: impl Fn([usize; 4]) -> f32) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn truth(
+    [q, k, v]: [&Tensor<4>; 3],
+    scale: f32,
+    bias: impl Fn([usize; 4]) -> f32,
+) -> (Vec<f64>, Vec<f64>) {
     let ([b, nq, h, d], nk) = (q.dims(), k.dims()[1]);
     let [q, k, v] = [q, k, v].map(|x| values(x.clone()).into_iter().map(f64::from).collect::<Vec<_>>());
     let (mut out, mut lse) = (Vec::new(), Vec::new());

@@ -26,18 +26,18 @@ pub(super) const QUERIES: usize = 192;
 /// The most vectors of queries in a tile.
 const WIDTH: usize = 3;
 
-/// One head of a `[b, n, h, d]` tensor: `n` rows of `d` floats.
+/// One head of a `[b, n, h, d]` tensor: `n` rows of `d` numbers.
 #[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
-    pub data: &'a [f32],
+pub(super) struct Head<'a, T = f32> {
+    pub data: &'a [T],
     pub start: usize,
     pub stride: isize,
     pub d: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a, T> Head<'a, T> {
     #[inline(always)]
-    fn row(&self, n: usize) -> &'a [f32] {
+    pub(super) fn row(&self, n: usize) -> &'a [T] {
         let start = (self.start as isize + n as isize * self.stride) as usize;
         &self.data[start..start + self.d]
     }
@@ -45,25 +45,33 @@ impl<'a> Head<'a> {
 
 /// One head of a bias broadcast to `[b, h, nq, nk]`.
 #[derive(Clone, Copy)]
-pub(super) struct HeadBias<'a> {
-    pub data: &'a [f32],
+pub(super) struct HeadBias<'a, T = f32> {
+    pub data: &'a [T],
     pub start: usize,
     pub stride_q: isize,
     pub stride_k: isize,
 }
 
-impl HeadBias<'_> {
+impl<T: Copy> HeadBias<'_, T> {
     #[inline(always)]
-    fn at(&self, q: usize, k: usize) -> f32 {
+    pub(super) fn at(&self, q: usize, k: usize) -> T {
         self.data[(self.start as isize + q as isize * self.stride_q + k as isize * self.stride_k) as usize]
+    }
+
+    /// The numbers of a query for `keys`, which lie together.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn row(&self, q: usize, keys: Range<usize>) -> &[T] {
+        debug_assert_eq!(self.stride_k, 1);
+        let start = self.start as isize + q as isize * self.stride_q;
+        &self.data[(start as usize + keys.start)..][..keys.len()]
     }
 }
 
 /// Where the results of a head go.
 #[derive(Clone, Copy)]
-pub(super) struct HeadOut {
-    /// Row 0 of the head, of `d` floats; rows are `stride` apart.
-    pub out: *mut f32,
+pub(super) struct HeadOut<T = f32> {
+    /// Row 0 of the head, of `d` numbers; rows are `stride` apart.
+    pub out: *mut T,
     pub stride: usize,
     /// Log-sum-exp of query 0; queries are `lse_stride` apart.
     pub lse: *mut f32,
