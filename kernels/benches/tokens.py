@@ -28,6 +28,13 @@ def attention(name, nq, nk, biased):
     timed(name, lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
 
+def attention_types(name, b, nq, nk, h, d, biased):
+    for label, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)):
+        q, k, v = (torch.randn(b, h, n, d).to(dtype) for n in (nq, nk, nk))
+        bias = torch.randn(1, 1, 1, nk).to(dtype).expand(b, h, nq, nk) if biased else None
+        timed(f"{name}/{label}", lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+
 def linear(name, rows, c_in, c_out):
     x, weight, bias = torch.randn(rows, c_in), torch.randn(c_out, c_in), torch.randn(c_out)
     timed(name, lambda: F.linear(x, weight, bias))
@@ -37,6 +44,10 @@ print(torch.__version__, torch.get_num_threads(), "threads")
 attention("attention_1024", 1024, 1024, False)
 attention("attention_4096", 4096, 4096, False)
 attention("attention_4096_text", 4096, 120, True)
+attention_types("attention_types_1024", 2, 1024, 1024, HEADS, HEAD_DIM, False)
+attention_types("attention_types_4096", 1, 4096, 4096, HEADS, HEAD_DIM, False)
+attention_types("attention_types_4096_text", 1, 4096, 120, HEADS, HEAD_DIM, True)
+attention_types("attention_types_4608_flux", 1, 4608, 4608, 6, 128, False)
 linear("linear_1024_qkv", 1024, FEATURES, 3 * FEATURES)
 linear("linear_1024_up", 1024, FEATURES, 4 * FEATURES)
 linear("linear_1024_down", 1024, 4 * FEATURES, FEATURES)

@@ -1,6 +1,8 @@
 //! The operations on tokens at the sizes of PixArt at 512 × 512 (1024 tokens) and 1024 × 1024 (4096 tokens), fast
 //! and in plain Burn.
 //!
+//! Attention is also timed in f32, bf16 and f16 beside each other, at these sizes and those of FLUX.1.
+//!
 //! `cargo bench -p xdit-kernels --bench tokens [FILTER]`; `RAYON_NUM_THREADS` sets the threads of both.
 //! `tokens.py` beside this file times the same in PyTorch.
 
@@ -73,6 +75,31 @@ fn attention(criterion: &mut Criterion) {
         |a| merge_lse(a, part.clone()),
         |a| reference::merge_lse(a, part.clone()),
     );
+}
+
+/// Attention in each type, at `[b, nq, nk, h, d]`; of FLUX.1, a quarter of the heads.
+fn attention_types(criterion: &mut Criterion) {
+    for (name, [b, nq, nk, h, d], biased) in [
+        ("attention_types_1024", [2, 1024, 1024, HEADS, HEAD_DIM], false),
+        ("attention_types_4096", [1, 4096, 4096, HEADS, HEAD_DIM], false),
+        ("attention_types_4096_text", [1, 4096, 120, HEADS, HEAD_DIM], true),
+        ("attention_types_4608_flux", [1, 4608, 4608, 6, 128], false),
+    ] {
+        let mut group = criterion.benchmark_group(name);
+        group.sample_size(10).warm_up_time(std::time::Duration::from_millis(200));
+        group.measurement_time(std::time::Duration::from_secs(1));
+        for (name, dtype) in [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)] {
+            let [q, k, v] = [nq, nk, nk].map(|n| random([b, n, h, d]).cast(dtype));
+            let bias = biased.then(|| random([1, 1, 1, nk]).cast(dtype));
+            group.bench_function(name, |bencher| {
+                bencher.iter_batched(
+                    || (q.clone(), k.clone(), v.clone(), bias.clone()),
+                    |(q, k, v, bias)| attention_lse(q, k, v, bias, (d as f32).powf(-0.5)),
+                    BatchSize::PerIteration,
+                )
+            });
+        }
+    }
 }
 
 fn linears(criterion: &mut Criterion) {
@@ -156,5 +183,5 @@ fn norms(criterion: &mut Criterion) {
     );
 }
 
-criterion_group!(tokens, attention, linears, element_wise, norms);
+criterion_group!(tokens, attention, attention_types, linears, element_wise, norms);
 criterion_main!(tokens);
