@@ -108,7 +108,8 @@ mod tests {
             })
         };
         let whole = Positions::grid(4, 6);
-        let patches = [whole.select(&[0..12]), whole.select(&[12..24])];
+        let patches =
+            [whole.select(std::slice::from_ref(&(0..12))), whole.select(std::slice::from_ref(&(12..24)))];
         for _ in 0..3 {
             assert_eq!(get(&Positions::grid(4, 6)), 24);
             assert_eq!(patches.each_ref().map(get), [12, 12]);

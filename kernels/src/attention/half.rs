@@ -14,21 +14,19 @@ use std::ops::Range;
 
 use ::half::slice::HalfFloatSliceExt;
 use burn::backend::TensorMetadata;
-#[cfg(target_arch = "x86_64")]
-use burn::tensor::DType;
-use burn::tensor::{Element, bf16};
+use burn::tensor::{DType, Element, bf16, f16};
 use burn_flex::FlexTensor;
 use bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::cpu::{Bias, Heads};
 use super::sizes;
-use super::tile::{Attend, Head, HeadOut, QUERIES, scratch};
+use super::tile::{Attend, Head, HeadBias, HeadOut, QUERIES, scratch};
 use crate::cpu::{
     amx::Dots,
     lanes::Level,
     memory::Scratch,
-    tensor, tensor_of, wide,
+    tensor, tensor_of,
     workers::{self, PerTask},
 };
 
@@ -139,15 +137,15 @@ where
 {
     let sizes @ [b, nq, nk, h, d] = sizes(&q.shape(), &k.shape(), &v.shape());
     let (q, k, v) = (Heads::new(q), Heads::new(k), Heads::new(v));
-    let bias = bias.map(|bias| Bias::new(wide(bias), [b, h, nq, nk]));
+    let bias = bias.map(|bias| Bias::new(bias, [b, h, nq, nk]));
     let pack = |[image, head]: [usize; 2], key: usize, to: &mut [f32]| {
         let (k_to, v_to) = to.split_at_mut(d);
         k.head::<T>(image, head).row(key).convert_to_f32_slice(k_to);
         v.head::<T>(image, head).row(key).convert_to_f32_slice(v_to);
     };
-    // Besides the tile's own: queries and results of a task in f32, and a rounded result.
-    let task_scratch = || (scratch(d), Scratch::new(2 * QUERIES * d), vec![T::zeroed(); d]);
-    let work = |(scratch, wide, rounded): &mut (Scratch, Scratch, Vec<T>),
+    // Besides the tile's own: queries and results of a task in f32, a rounded result, and a bias in f32.
+    let task_scratch = || (scratch(d), Scratch::new(2 * QUERIES * d), vec![T::zeroed(); d], Vec::new());
+    let work = |(scratch, wide, rounded, wide_bias): &mut (Scratch, Scratch, Vec<T>, Vec<f32>),
                 [image, head]: [usize; 2],
                 queries: Range<usize>,
                 packed: &[f32],
@@ -163,10 +161,14 @@ where
             k: rows(0),
             v: rows(d),
             nk,
-            bias: bias.as_ref().map(|bias| {
-                let mut bias = bias.head(image, head);
-                bias.start = (bias.start as isize + queries.start as isize * bias.stride_q) as usize;
-                bias
+            bias: bias.as_ref().map(|bias| match bias.dtype() {
+                DType::F16 => widen_bias::<f16>(bias.head(image, head), queries.clone(), nk, wide_bias),
+                DType::BF16 => widen_bias::<bf16>(bias.head(image, head), queries.clone(), nk, wide_bias),
+                _ => {
+                    let mut bias = bias.head(image, head);
+                    bias.start = (bias.start as isize + queries.start as isize * bias.stride_q) as usize;
+                    bias
+                }
             }),
             scale,
             queries: 0..queries.len(),
@@ -186,6 +188,29 @@ where
         }
     };
     for_each_part::<T, _>(sizes, (48, QUERIES), (nk, 2 * d), pack, task_scratch, work)
+}
+
+/// The rows of `bias` for `queries` in f32, the first of them now that of query 0.
+fn widen_bias<'a, T: Copy + Into<f32>>(
+    bias: HeadBias<T>,
+    queries: Range<usize>,
+    nk: usize,
+    to: &'a mut Vec<f32>,
+) -> HeadBias<'a>
+where
+    [T]: HalfFloatSliceExt,
+{
+    let repeated = bias.stride_q == 0;
+    let queries = if repeated { queries.start..queries.start + 1 } else { queries };
+    to.resize(queries.len() * nk, 0.0);
+    for (to, query) in to.chunks_exact_mut(nk.max(1)).zip(queries) {
+        if bias.stride_k == 1 {
+            bias.row(query, 0..nk).convert_to_f32_slice(to);
+        } else {
+            to.iter_mut().enumerate().for_each(|(key, to)| *to = bias.at(query, key).into());
+        }
+    }
+    HeadBias { data: to, start: 0, stride_q: if repeated { 0 } else { nk as isize }, stride_k: 1 }
 }
 
 /// Packs the keys and values of a few heads at a time and works on the queries of these heads.
@@ -219,10 +244,16 @@ fn for_each_part<T: Element + Pod + Send + Sync, S>(
         let heads = group.min(b * h - first);
         let at = |index: usize| [(first + index) / h, (first + index) % h];
         let memory = &mut memory.as_mut_slice()[..heads * head_len];
-        let chunks = memory.par_chunks_mut(unit_len.max(1)).with_min_len((PACKED / unit_len.max(1)).max(1));
-        chunks.enumerate().for_each(|(index, to)| pack(at(index / units), index % units, to));
+        let pack_one = |(index, to): (usize, &mut [f32])| pack(at(index / units), index % units, to);
+        let products = 2 * heads * nq * nk * d;
+        if products < workers::TOO_FEW_TO_SHARE {
+            memory.chunks_mut(unit_len.max(1)).enumerate().for_each(pack_one);
+        } else {
+            let few = (PACKED / unit_len.max(1)).max(1);
+            memory.par_chunks_mut(unit_len.max(1)).with_min_len(few).enumerate().for_each(pack_one);
+        }
         let memory = &*memory;
-        workers::for_each(heads * tasks, heads * nq * nk * d, &scratch, |scratch, index| {
+        workers::for_each(heads * tasks, products, &scratch, |scratch, index| {
             let [image, head] = at(index / tasks);
             let queries = index % tasks * per_task..nq.min((index % tasks + 1) * per_task);
             let packed = &memory[index / tasks * head_len..][..head_len];

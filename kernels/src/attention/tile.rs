@@ -59,7 +59,6 @@ impl<T: Copy> HeadBias<'_, T> {
     }
 
     /// The numbers of a query for `keys`, which lie together.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn row(&self, q: usize, keys: Range<usize>) -> &[T] {
         debug_assert_eq!(self.stride_k, 1);
         let start = self.start as isize + q as isize * self.stride_q;

@@ -11,10 +11,6 @@ mod x86;
 ///
 /// Code over it is generic and `#[inline(always)]` down from [`Vectorized::run`], which [`Level::run`] compiles once an
 /// instruction set. A type's operations may only run under the level it belongs to: only implementors of `Vectorized` use them.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "operations round whole results so far; tests store elements")
-)]
 pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
     /// Elements of a vector; divides 16.
     const N: usize;
