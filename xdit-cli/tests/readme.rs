@@ -40,6 +40,8 @@ fn every_command_works() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     // One command uses a checkpoint of the tests.
     std::os::unix::fs::symlink(root().join("tests"), dir.path().join("tests")).expect("a link");
+    // Another one takes the small trained model.
+    std::os::unix::fs::symlink(root().join("xdit-cli"), dir.path().join("xdit-cli")).expect("a link");
     let mut ran = 0;
     for command in commands(&readme()) {
         let words: Vec<&str> = command.split_whitespace().collect();
