@@ -230,7 +230,7 @@ impl dyn Link + '_ {
         Arriving { own: Some((self.rank(), part)), ..others }
     }
 
-    /// As [`all_gather`](Self::all_gather), without this rank's own part.
+    /// As `all_gather`, without this rank's own part.
     pub fn gather_others<const D: usize>(&self, part: Tensor<D>, shapes: &[[usize; D]]) -> Arriving<D> {
         let sends = self.others().map(|to| (to, part.clone())).collect();
         self.issue(Operation::AllGather, bytes_of(&part), sends, self.slots(&part, shapes), None)
@@ -258,7 +258,7 @@ impl dyn Link + '_ {
         )
     }
 
-    /// The sum of the `x` of all ranks, as [`sum`](Self::sum) computes it.
+    /// The sum of the `x` of all ranks, as `sum` computes it.
     pub fn sum_of<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let shape = x.dims();
         Arriving { in_flight: self.sum(flat(x)), shapes: vec![shape], own: None }.wait_one()
