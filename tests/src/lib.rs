@@ -22,6 +22,7 @@ pub mod toy;
 pub mod verified;
 pub mod watchdog;
 pub mod world;
+pub mod wrapped;
 
 /// The folder of the golden data.
 pub fn goldens() -> PathBuf {

@@ -6,16 +6,15 @@ mod decorators;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use decorators::{Keys, MutantToy, Tampered, Wire};
+use decorators::{Keys, Tampered, Wire, with_keys};
 use xdit_comm::LaunchOptions;
 use xdit_core::link::Link;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan};
-use xdit_core::run::Loaded;
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
 use xdit_tests::toy::{Kind, Subject, Toy};
-use xdit_tests::world::{Job, pictures, run_in};
+use xdit_tests::world::{pictures, run_in};
 
 const TOLERANCE: f64 = 1e-5;
 const VISIBLE: f64 = 1e-3;
@@ -54,18 +53,7 @@ impl Run {
         let (guidance, branches) = (subject.guidance(), subject.branches());
         let expected =
             oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &noise, turns, None);
-        let of_ranks = subject.job(plan.clone());
-        let load = of_ranks.load;
-        let job = Job {
-            plan: of_ranks.plan,
-            load: Box::new(move |share| {
-                let Loaded { transformer: toy, parameter_bytes } = load(share)?;
-                Ok(Loaded { transformer: MutantToy { toy, keys }, parameter_bytes })
-            }),
-            scheduler: of_ranks.scheduler,
-            guidance: of_ranks.guidance,
-            noise: of_ranks.noise,
-        };
+        let job = with_keys(subject.job(plan.clone()), keys);
         let seen = move |world: Arc<dyn Link>| match wire {
             Some((group, wire)) => Tampered::new(world, group, wire),
             None => world,

@@ -1,10 +1,11 @@
 //! A toy that hands wrong keys to one attention.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use xdit_core::attention::{Attention, Qkv, Site};
-use xdit_core::tokens::Tokens;
-use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
-use xdit_tests::toy::{Context, Toy};
+use xdit_core::transformer::Transformer;
+use xdit_tests::toy::Toy;
+use xdit_tests::world::Job;
+use xdit_tests::wrapped::{Wrapped, wrapped};
 
 /// The block whose keys are wrong.
 const BLOCK: usize = 1;
@@ -22,56 +23,14 @@ pub enum Keys {
     PaddingSeen,
 }
 
-/// The toy with a mistake.
-pub struct MutantToy {
-    pub toy: Toy,
-    pub keys: Option<Keys>,
-}
-
-impl Transformer for MutantToy {
-    type Conditions = Tensor<3>;
-    type Context = Context;
-
-    fn spec(&self) -> &TransformerSpec {
-        self.toy.spec()
-    }
-
-    fn dtype(&self) -> DType {
-        self.toy.dtype()
-    }
-
-    fn contexts(&self, text: &Tensor<3>, timesteps: &[f32]) -> Vec<Context> {
-        self.toy.contexts(text, timesteps)
-    }
-
-    fn context_bytes(&self) -> usize {
-        self.toy.context_bytes()
-    }
-
-    fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
-        self.toy.text_shape(context)
-    }
-
-    fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
-        self.toy.embed(latents, context)
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        hidden: Hidden,
-        context: &Context,
-        attention: &mut dyn Attention,
-    ) -> Hidden {
-        match self.keys.filter(|_| index == BLOCK) {
-            Some(keys) => self.toy.block(index, hidden, context, &mut MutantAttention { attention, keys }),
-            None => self.toy.block(index, hidden, context, attention),
-        }
-    }
-
-    fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
-        self.toy.finish(hidden, context)
-    }
+/// The run of `job` with the mistake `keys`, if any.
+pub fn with_keys(job: Job<Toy>, keys: Option<Keys>) -> Job<Wrapped> {
+    wrapped(job, move || {
+        Box::new(move |toy, index, hidden, context, attention| match keys.filter(|_| index == BLOCK) {
+            Some(keys) => toy.block(index, hidden, context, &mut MutantAttention { attention, keys }),
+            None => toy.block(index, hidden, context, attention),
+        })
+    })
 }
 
 struct MutantAttention<'a> {

@@ -3,5 +3,5 @@
 mod attention;
 mod link;
 
-pub use attention::{Keys, MutantToy};
+pub use attention::{Keys, with_keys};
 pub use link::{Tampered, Wire};
