@@ -89,7 +89,7 @@ fn refusals_read_well() {
     hint: use `64`
 
     width `208` is larger than 192
-    hint: the model has no positions beyond
+    hint: the model has no positions for larger pictures
 
     a maximum sequence length of `513` is not between 1 and 512
 

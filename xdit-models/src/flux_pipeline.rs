@@ -97,7 +97,7 @@ impl Recipe for FluxRecipe {
         }
         if true_cfg(request).is_none() && request.negative_texts().iter().any(|text| !text.is_empty()) {
             warnings.push(
-                "the negative prompt changes nothing: FLUX has one only with a `true_cfg_scale` above 1"
+                "the negative prompt changes nothing: FLUX uses it only with a `true_cfg_scale` above 1"
                     .to_owned(),
             );
         }

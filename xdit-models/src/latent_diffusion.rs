@@ -356,7 +356,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             observer.warn(&warning);
         }
         if request.vae_tiling && request.decode && plan.decoding_shares > 1 {
-            observer.warn("tiles are decoded one after the other: the parallel VAE is left out");
+            observer.warn("the parallel VAE is not used: tiles are decoded one after another");
         }
         let keep = self.kept.keep;
         let mut desk = Desk { device: &self.options.devices[0], keep, cancel, observer: &mut *observer };

@@ -138,7 +138,7 @@ impl Recipe for Sd3Recipe {
         for (name, side) in [("height", size[0]), ("width", size[1])] {
             if side > largest {
                 return Err(Error::usage(format!("{name} `{side}` is larger than {largest}"))
-                    .hint("the model has no positions beyond"));
+                    .hint("the model has no positions for larger pictures"));
             }
         }
         let num_inference_steps = request.num_inference_steps.unwrap_or(28);

@@ -25,7 +25,7 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
     let mut mesh = Mesh::default().with(Axis::Cfg, if args.use_cfg_parallel { 2 } else { 1 });
     for (name, axis, degree) in degrees {
         if degree == 0 {
-            return Err(Error::usage(format!("`--{name} 0` makes no sense")).hint("the least is 1"));
+            return Err(Error::usage(format!("`--{name} 0` is not a valid degree")).hint("the minimum is 1"));
         }
         ranks = ranks.saturating_mul(degree);
         mesh = mesh.with(axis, degree);

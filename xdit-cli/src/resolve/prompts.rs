@@ -45,10 +45,8 @@ fn prompts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Vec<Strin
     match stored {
         _ if !args.prompt.is_empty() => Ok(args.prompt.clone()),
         Some(parameters) => Ok(vec![parameters.prompt.clone()]),
-        None => {
-            Err(Error::usage("there is no prompt")
-                .hint("say what to draw with `--prompt` or `--prompt-file`"))
-        }
+        None => Err(Error::usage("there is no prompt")
+            .hint("describe the picture with `--prompt` or `--prompt-file`")),
     }
 }
 
@@ -70,7 +68,7 @@ fn read_prompts(path: &Path) -> Result<Vec<String>> {
     let prompts: Vec<String> =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if prompts.is_empty() {
-        return Err(Error::usage(format!("`{shown}` holds no prompt")).hint("write one prompt a line"));
+        return Err(Error::usage(format!("`{shown}` contains no prompt")).hint("write one prompt a line"));
     }
     Ok(prompts)
 }
