@@ -90,7 +90,7 @@ fn end(outcome: Outcome<Vec<Vec<u32>>, xdit_core::Error>) -> End {
     match outcome {
         Outcome::Done(latents) => Ok(latents),
         Outcome::Failed(error) => Err(error.to_string()),
-        other => panic!("no rank panics or goes on for ever: {other:?}"),
+        other => panic!("a rank panicked or did not end: {other:?}"),
     }
 }
 

@@ -125,5 +125,5 @@ fn rotary_embedding_goes_by_position() {
     assert_close("the order of tokens", &there, &swapped, TOLERANCE);
     let mut near = pick(&[3, 31]);
     near.positions = Positions::grid(1, 2);
-    assert!(xdit_tests::relative_l2(&run(near), &there) > 1e-3, "places show");
+    assert!(xdit_tests::relative_l2(&run(near), &there) > 1e-3, "positions have an effect");
 }

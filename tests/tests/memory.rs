@@ -80,7 +80,7 @@ fn a_rank_holds_its_share_of_the_parameters() {
         let share = whole as f64 / mesh.size() as f64;
         println!("{mesh}: at most {} MiB, {:.4} of a share", most >> 20, most as f64 / share);
         assert!(most as f64 <= SLACK * share, "{mesh}: {ranks:?} of {whole}");
-        assert!(ranks.iter().sum::<u64>() >= whole, "{mesh}: something is held by nobody");
+        assert!(ranks.iter().sum::<u64>() >= whole, "{mesh}: some parameters are on no rank");
     }
 }
 

@@ -21,12 +21,12 @@ const CRATES: [(&str, &[&str]); 7] = [
 
 /// Foreign crates that a crate of the workspace must not use, and the reason.
 const FOREIGN: [(&str, &str, &str); 4] = [
-    ("xdit-comm", "burn", "a transport moves bytes and does not know tensors"),
+    ("xdit-comm", "burn", "a transport moves bytes, not tensors"),
     ("xdit-comm", "rayon", "ranks are threads: one that waits inside a pool blocks the others"),
     (
         "xdit-models",
         "burn-flex",
-        "models run on every backend; what is special to one belongs to the kernels",
+        "models run on every backend; code for a single backend belongs in the kernels",
     ),
     ("xdit-core", "clap", "only the command line reads options"),
 ];
@@ -141,7 +141,7 @@ fn crates_depend_only_downwards() {
     let mut known: Vec<_> = CRATES.iter().map(|(name, _)| *name).collect();
     members.sort();
     known.sort_unstable();
-    assert_eq!(members, known, "each crate says here what it may depend on");
+    assert_eq!(members, known, "`CRATES` lists the dependencies of every crate");
 
     let mut offences = Vec::new();
     for package in packages {
@@ -215,7 +215,7 @@ fn a_model_is_single_device_code() {
     let bad = |file: &File, line: &str| {
         is_model(file) && used_modules(line, "xdit_core").any(|module| PARALLEL_MODULES.contains(&module))
     };
-    none("a model depends on no module that knows of ranks", places(&files, bad));
+    none("models use no module that deals with ranks", places(&files, bad));
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn libraries_neither_print_nor_read_the_environment() {
         let code = line.split("//").next().unwrap_or_default();
         library && file.is_rust() && !file.is_test() && taboo.iter().any(|call| code.contains(call))
     };
-    none("the command line speaks with the user, libraries with their caller", places(&files(), bad));
+    none("only the command line prints and reads the environment", places(&files(), bad));
 }
 
 #[test]
@@ -281,23 +281,23 @@ fn files_are_small_and_say_what_they_are_for() {
         }
         let needs_doc = file.path.contains("/src/") && !file.is_test();
         if needs_doc && !file.text.starts_with("//! ") {
-            offences.push(format!("{}: does not begin with what it is for (`//!`)", file.path));
+            offences.push(format!("{}: does not begin with its purpose (`//!`)", file.path));
         }
     }
-    none("a file is read as a whole", offences);
+    none("files are short and begin with their purpose", offences);
 }
 
 #[test]
 fn nothing_is_left_over() {
     let reminders = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("HA", "CK")];
     let bad = |_: &File, line: &str| reminders.iter().any(|reminder| line.contains(reminder));
-    none("what is to be done is done, or is an issue", places(&files(), bad));
+    none("open work belongs in an issue, not in a file", places(&files(), bad));
 }
 
 #[test]
 fn lints_are_expected_for_a_reason() {
     let allowed = places(&files(), |file, line| file.is_rust() && line.contains(concat!("[", "allow(")));
-    none("`expect` says when it is not needed any more, `allow` does not", allowed);
+    none("use `expect`, which warns when it is no longer needed, instead of `allow`", allowed);
     let mut offences = Vec::new();
     for file in files().iter().filter(|file| file.is_rust()) {
         for (start, _) in file.text.match_indices(concat!("[", "expect(")) {
@@ -319,7 +319,7 @@ fn no_path_leads_out_of_the_project() {
         let asks = file.is_test() && file.text.contains("std::env::var_os(\"XDIT_");
         !asks && outside.iter().any(|path| line.contains(path))
     };
-    none("the project is complete in itself", places(&files(), bad));
+    none("the project refers to nothing outside it", places(&files(), bad));
 }
 
 #[test]
@@ -334,7 +334,7 @@ fn documents_point_at_what_is_there() {
             }
         }
     }
-    none("links lead somewhere", offences);
+    none("links have existing targets", offences);
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn architecture_maps_the_code() {
     let files = files();
     let document = files.iter().find(|file| file.path == "ARCHITECTURE.md").expect("ARCHITECTURE.md");
     let lines = document.text.lines().count();
-    assert!(lines <= MAX_ARCHITECTURE_LINES, "{lines} lines are not a bird's-eye view");
+    assert!(lines <= MAX_ARCHITECTURE_LINES, "{lines} lines are more than {MAX_ARCHITECTURE_LINES}");
     let mut offences = Vec::new();
     for source in files.iter().filter(|file| !file.is_test()) {
         let krate = source.path.split('/').next().unwrap_or_default();

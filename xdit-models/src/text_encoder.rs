@@ -143,7 +143,7 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
     }
 }
 
-/// The ids of each of `texts`, at most `max_length` by `tokenize`. Warns if a text was cut.
+/// The ids of each of `texts`, of which `tokenize` returns at most `max_length`. Warns about texts that were cut.
 fn ids<'a>(
     texts: &[(&'a str, usize)],
     folders: Folders,

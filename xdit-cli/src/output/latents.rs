@@ -175,7 +175,7 @@ mod tests {
     fn pictures_that_are_done_are_in_the_file() {
         assert_eq!(values(&[0, 1, 2], 3), [0.5, 1.5, 2.5]);
         assert_eq!(values(&[2, 0, 1], 3), [0.5, 1.5, 2.5]);
-        assert_eq!(values(&[1, 0, 3], 10), [0.5, 1.5], "picture 3 may not stand in the place of picture 2");
+        assert_eq!(values(&[1, 0, 3], 10), [0.5, 1.5], "picture 3 must not take the place of picture 2");
         assert_eq!(values(&[1], 1000), [0.0; 0]);
         assert_eq!(values(&[0], 1000), [0.5]);
     }
