@@ -25,15 +25,14 @@ pub enum Activation {
     Silu,
 }
 
-/// `activation(x)`, element by element. Reuses `x`'s memory where nobody else holds it.
+/// `activation(x)`, element by element. Reuses `x`'s memory if it is not shared.
 ///
 /// 16-bit numbers are computed in f32 and rounded once.
 pub fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::activate(activation, x.into_dispatch()))
 }
 
-/// `activation(gate) · x`: the inner product of a gated feed-forward. Reuses `gate`'s memory where nobody else
-/// holds it.
+/// `activation(gate) · x`: the inner product of a gated feed-forward. Reuses `gate`'s memory if it is not shared.
 ///
 /// 16-bit numbers are computed in f32 and rounded once, to the type of `gate`.
 pub fn gated_activate<const D: usize>(activation: Activation, gate: Tensor<D>, x: Tensor<D>) -> Tensor<D> {

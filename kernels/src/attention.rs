@@ -1,4 +1,4 @@
-//! Scaled dot-product attention, with the log-sum-exp that lets partial results be merged.
+//! Scaled dot-product attention, with the log-sum-exp that is needed to merge partial results.
 
 mod cpu;
 mod half;
@@ -23,20 +23,20 @@ use crate::plain::{Plain, dims};
 ///   underflows (`-inf` or a large negative number).
 /// - result: `[b, nq, h, d]`
 ///
-/// A query without keys, or whose every key has a bias of `-inf`, gets zeros, and `-inf` for the logarithm of its sum.
-/// Scores and sums are f32 for 16-bit tensors, and the result is rounded once. So are the softmax's exponentials, where
-/// a processor multiplies bf16 by bf16.
+/// A query without keys, or with a bias of `-inf` for every key, gets zeros and a log-sum-exp of `-inf`. For 16-bit
+/// tensors, scores and sums are f32 and the result is rounded once. On processors with bf16 products, the exponentials
+/// of the softmax are rounded once as well.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Tensor<4>>, scale: f32) -> Tensor<4> {
     attention_lse(q, k, v, bias, scale).0
 }
 
-/// [`attention`], and for each query the logarithm of the sum of its exponentials.
+/// [`attention`], and the log-sum-exp of each query: the logarithm of the sum of its exponentials.
 ///
-/// The second result makes attention over parts of the keys mergeable: see [`merge_lse`].
+/// The second result makes attention over disjoint sets of keys mergeable: see [`merge_lse`].
 ///
 /// # Shapes
-/// As [`attention`]; the second result is `[b, nq, h]`. It is f32 even if the tensors have 16 bits: in bf16, the
-/// logarithm for a thousand keys would be off by some percent of the sum.
+/// As [`attention`]; the second result is `[b, nq, h]`. It is f32 even for 16-bit tensors: in bf16, the error of the
+/// logarithm for a thousand keys would amount to several percent of the sum.
 pub fn attention_lse(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -49,13 +49,13 @@ pub fn attention_lse(
     (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
 }
 
-/// Attention over the union of two disjoint sets of keys, from attention over each.
+/// Merges attention over two disjoint sets of keys into attention over their union.
 ///
-/// Where both parts saw no key, the result is what [`attention_lse`] gives for such a query: zeros and `-inf`.
+/// If a query has no keys in either part, the result is the same as in [`attention_lse`]: zeros and `-inf`.
 ///
 /// # Shapes
-/// `out_*`: `[b, nq, h, d]`, `lse_*`: `[b, nq, h]`; the result has the same two shapes. Its first tensor has the type
-/// of `out_a`, its second is f32 if that has 16 bits.
+/// `out_*`: `[b, nq, h, d]`, `lse_*`: `[b, nq, h]`; the results have the same two shapes. The first result has the
+/// type of `out_a`. The second is f32 if that type has 16 bits.
 ///
 /// # Source
 /// FlashAttention (Dao et al. 2022), the rescaling of §3.1 applied to whole partial results.
@@ -116,12 +116,12 @@ pub(crate) fn reference_attention_lse<B: Backend>(
     if let Some(bias) = bias.into_option() {
         scores = scores + Plain::wide(bias);
     }
-    // Finite even if every key is masked, so that no -inf is taken from another.
+    // Finite even if every key is masked, because `-inf` minus `-inf` would be NaN.
     let max = scores.clone().max_dim(3).clamp_min(f64::from(f32::MIN));
     let weights = (scores - max.clone()).exp();
     let sum = weights.clone().sum_dim(3);
     let lse = (sum.clone().log() + max).reshape([b, h, nq]).swap_dims(1, 2);
-    // The largest score adds 1 to the sum, unless there is none. Then zeros are divided by 1.
+    // The largest score adds 1 to the sum, unless there are no keys; then zeros are divided by 1.
     let out = weights.matmul(v) / sum.clamp_min(1.0);
     (out.swap_dims(1, 2).round_to(dtype), lse.into_inner())
 }
@@ -144,15 +144,15 @@ pub(crate) fn reference_merge_lse<B: Backend>(
     let [a, b_] = [lse_a, lse_b].map(|lse| (lse - max.clone()).exp());
     let sum = a.clone() + b_.clone();
     let lse = (sum.clone().log() + max).reshape([b, n, h]);
-    // The larger part has weight 1, unless both are empty. Then zeros are divided by 1.
+    // The larger part has weight 1, unless both are empty; then zeros are divided by 1.
     let out = (out_a * a + out_b * b_) / sum.clamp_min(1.0);
     (out.round_to(dtype), lse.into_inner())
 }
 
-/// Batch, queries, keys, heads and features of a head.
+/// The numbers of images, queries, keys, heads, and features of a head.
 ///
 /// # Panics
-/// If the tensors do not fit each other.
+/// If the shapes do not match.
 fn sizes(q: &Shape, k: &Shape, v: &Shape) -> [usize; 5] {
     let ([b, nq, h, d], [_, nk, _, _]) = (dims(q), dims(k));
     assert_eq!(dims(k), [b, nk, h, d], "keys of the batch, heads and features of the queries");

@@ -1,4 +1,4 @@
-//! Two-dimensional convolution with what surrounds it in an autoencoder folded in.
+//! Two-dimensional convolution, fused with the surrounding operations of an autoencoder.
 
 mod cpu;
 mod gemm;
@@ -17,22 +17,22 @@ use crate::group_norm::{Affine, reference_norm_act};
 use crate::optional::Optional;
 use crate::plain::{Plain, dims};
 
-/// A convolution and what is folded into it: `conv(upsample(silu(affine(x)))) + residual`.
+/// A convolution with its fused operations: `conv(upsample(silu(affine(x)))) + residual`.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     /// `[c_out, c_in, ky, kx]`
     pub weight: Tensor<4>,
     /// `[c_out]`
     pub bias: Option<Tensor<1>>,
-    /// Step of the kernel in both directions.
+    /// The step of the kernel in both directions.
     pub stride: usize,
-    /// Zeros around the input: top, bottom, left, right. They are zeros after `affine` and SiLU.
+    /// The width of the zero padding at the top, bottom, left and right. It is added after `affine` and SiLU.
     pub padding: [usize; 4],
-    /// Doubles rows and columns (nearest) before convolving.
+    /// Whether rows and columns are doubled (nearest) before the convolution.
     pub upsample: bool,
 }
 
-/// The part of a [`Conv2d`] that is no tensor.
+/// The parameters of a [`Conv2d`] that are not tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
     /// See [`Conv2d::stride`].
@@ -44,7 +44,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The shape that a weight of shape `weight` makes of an image of shape `x`.
+    /// The shape of the result, for an image of shape `x` and a weight of shape `weight`.
     ///
     /// # Panics
     /// If channels differ, or the kernel does not fit into the padded image.
@@ -64,8 +64,8 @@ impl Geometry {
 
 /// Applies `conv` to `x`.
 ///
-/// `norm` is applied to `x` first, followed by SiLU; `residual` is added to the result, and its memory is reused
-/// where nobody else holds it.
+/// `norm` is applied to `x` first, followed by SiLU. `residual` is added to the result, and its memory is reused if it
+/// is not shared.
 ///
 /// # Shapes
 /// `x`: `[b, c_in, y, x]`; result and `residual`: `[b, c_out, y', x']`.
@@ -86,7 +86,7 @@ pub fn conv2d(conv: &Conv2d, x: Tensor<4>, norm: Option<&Affine>, residual: Opti
 /// Convolution on the tensors of a backend.
 #[backend_extension(Flex)]
 pub trait ConvOps: Backend {
-    /// See [`conv2d()`]. `scale` and `shift` are those of `norm`, both or neither.
+    /// See [`conv2d()`]. `scale` and `shift` are those of `norm`: both are present or neither.
     fn conv2d(
         geometry: Geometry,
         x: FloatTensor<Self>,
@@ -102,7 +102,7 @@ pub trait ConvOps: Backend {
 
 /// [`conv2d()`] on any backend.
 ///
-/// 16-bit tensors are multiplied as they are, as in [`linear`](crate::linear()).
+/// 16-bit tensors are multiplied without widening, as in [`linear`](crate::linear()).
 pub(crate) fn reference_conv2d<B: Backend>(
     geometry: Geometry,
     x: FloatTensor<B>,

@@ -1,7 +1,7 @@
-//! Shared parts of the CPU versions: views of Flex tensors, vectors, and work among threads.
+//! Shared parts of the CPU versions: views of Flex tensors, vectors, and parallel loops.
 //!
-//! Every result is bitwise the same for any number of threads: work is cut at places that depend on the shape
-//! alone, or in ways that do not change what is computed for an element.
+//! Every result is bitwise the same for any number of threads: work is divided at positions that depend on the shape
+//! only, or in ways that do not affect the computation of an element.
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
@@ -19,12 +19,13 @@ pub(crate) mod workers;
 
 pub(crate) use rows::{PerImage, TensorRows, map_rows};
 
-/// `tensor` in f32, the type that CPU versions compute in: itself, or its 16-bit numbers widened.
+/// Converts `tensor` to f32, the type that CPU versions compute in: 16-bit numbers are widened, and f32 stays as it
+/// is.
 ///
 /// This and [`round_to`] are the only places where the CPU versions change types.
 ///
 /// # Panics
-/// If `tensor` has neither 16 bits nor f32.
+/// If `tensor` is neither f32 nor of a 16-bit type.
 pub(crate) fn wide(tensor: FlexTensor) -> FlexTensor {
     match tensor.dtype() {
         DType::F32 => tensor,
@@ -33,7 +34,7 @@ pub(crate) fn wide(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
-/// The f32 result of a CPU version, rounded once to `dtype`.
+/// Rounds the f32 result of a CPU version once to `dtype`.
 pub(crate) fn round_to(tensor: FlexTensor, dtype: DType) -> FlexTensor {
     if tensor.dtype() == dtype { tensor } else { Flex::float_cast(tensor, dtype.into()) }
 }
@@ -41,17 +42,17 @@ pub(crate) fn round_to(tensor: FlexTensor, dtype: DType) -> FlexTensor {
 /// The sizes of `tensor`.
 ///
 /// # Panics
-/// If it has not `D` dimensions.
+/// If it does not have `D` dimensions.
 pub(crate) fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.shape().as_slice().try_into().expect("as many dimensions as the operation takes")
 }
 
-/// A tensor of `shape` over `data`.
+/// Creates a tensor of `shape` from `data`.
 pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<burn::tensor::Shape>) -> FlexTensor {
     tensor_of(data, shape)
 }
 
-/// [`tensor`] of any type.
+/// [`tensor`] with any element type.
 pub(crate) fn tensor_of<T: Element + bytemuck::Pod + Send + Sync>(
     data: Vec<T>,
     shape: impl Into<burn::tensor::Shape>,
@@ -61,7 +62,7 @@ pub(crate) fn tensor_of<T: Element + bytemuck::Pod + Send + Sync>(
     FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape), T::dtype())
 }
 
-/// `tensor`, copied only if it is not contiguous. Consumes it, so that memory which nobody else holds stays exclusive.
+/// `tensor`, copied only if it is not contiguous. Takes ownership, so that unshared memory stays exclusive.
 pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
     tensor.to_contiguous()
 }
@@ -71,8 +72,9 @@ pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("made contiguous")
 }
 
-/// The memory of `tensor`, shared with it: `None` unless it is on the CPU and its elements, one after the other, are all
-/// that is in there. Whoever changes the tensor in place changes a copy while this is alive.
+/// The memory of `tensor`, shared with it. Returns `None` unless the tensor is on the CPU and its elements are
+/// contiguous and fill the whole allocation. While the result is alive, in-place changes of the tensor are made to a
+/// copy.
 pub fn shared_memory<const D: usize>(tensor: &Tensor<D>) -> Option<impl AsRef<[u8]> + Send + Sync + use<D>> {
     struct Memory(FlexTensor);
     impl AsRef<[u8]> for Memory {

@@ -1,7 +1,7 @@
-//! Group norm in two halves: moments of an image, and their use as a scale and shift a channel.
+//! Group norm in two halves: the moments of an image, and their application as a scale and shift of each channel.
 //!
-//! The halves are apart because the moments may come from several ranks that each hold some rows of the image, and
-//! because the second half is cheap to fold into whatever reads the result.
+//! The halves are separate because the moments may come from several ranks that each hold some rows of the image, and
+//! because the second half is cheap to fuse into the operation that reads the result.
 
 mod cpu;
 #[cfg(test)]
@@ -14,14 +14,14 @@ use burn::tensor::{DType, Tensor};
 use crate::activation::{Activation, apply};
 use crate::plain::Plain;
 
-/// Mean and squared deviations from it of each group of channels of each image.
+/// The mean of each group of channels of each image, and the sum of squared deviations from it.
 ///
-/// These, not Σx and Σx², because the difference of the latter loses digits as the mean grows beside the deviation.
-/// Parts of an image combine exactly: ranks [`merge`](Self::merge) what they gather from each other. Moments of an image
-/// of 16-bit numbers are f32.
+/// These are used instead of Σx and Σx², whose difference loses digits if the mean is large beside the deviation. The
+/// moments of parts of an image [`merge`](Self::merge) exactly, which ranks use. For images of 16-bit numbers, moments
+/// are f32.
 #[derive(Clone, Debug)]
 pub struct Moments {
-    /// Elements in each group.
+    /// The number of elements in each group.
     pub count: usize,
     /// `[b, g]`
     pub mean: Tensor<2>,
@@ -30,7 +30,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// The moments of `self`'s and `other`'s elements together. Either may be without elements.
+    /// The moments of the elements of `self` and `other` together. Either may have no elements.
     ///
     /// # Source
     /// Chan, Golub and LeVeque, *Algorithms for Computing the Sample Variance* (1983), equation 2.1.
@@ -49,7 +49,8 @@ impl Moments {
     }
 }
 
-/// `x · scale + shift`, a scale and shift for each channel of each image. For images of 16-bit numbers they are f32.
+/// `x · scale + shift`, with a scale and a shift for each channel of each image. For images of 16-bit numbers, both
+/// are f32.
 #[derive(Clone, Debug)]
 pub struct Affine {
     /// `[b, c]`
@@ -58,7 +59,7 @@ pub struct Affine {
     pub shift: Tensor<2>,
 }
 
-/// The moments of each group of `c / groups` channels. Those of no elements are zeros.
+/// The moments of each group of `c / groups` channels. For an image without elements they are zeros.
 ///
 /// # Shapes
 /// `x`: `[b, c, y, x]` with `c` a multiple of `groups`.
@@ -72,7 +73,7 @@ pub fn group_norm_moments(x: Tensor<4>, groups: usize) -> Moments {
     }
 }
 
-/// The scale and shift a channel that group norm with `moments` amounts to, in the type of the moments.
+/// The scale and shift of each channel that are equivalent to group norm with `moments`, in the type of the moments.
 ///
 /// # Shapes
 /// `weight`, `bias`: `[c]`.
@@ -91,7 +92,7 @@ pub fn group_norm_affine(moments: Moments, weight: Tensor<1>, bias: Tensor<1>, e
     Affine { scale, shift }
 }
 
-/// `affine(x)`, then SiLU if `act`. Reuses `x`'s memory where nobody else holds it.
+/// `affine(x)`, then SiLU if `act`. Reuses `x`'s memory if it is not shared.
 ///
 /// 16-bit numbers are computed in f32 and rounded once.
 ///
@@ -105,7 +106,7 @@ pub fn norm_act(x: Tensor<4>, affine: &Affine, act: bool) -> Tensor<4> {
 /// The two halves of group norm on the tensors of a backend.
 #[backend_extension(Flex)]
 pub trait GroupNormOps: Backend {
-    /// Mean and squared deviations, each `[b, groups]`: see [`group_norm_moments`].
+    /// The mean and the sum of squared deviations, each `[b, groups]`: see [`group_norm_moments`].
     fn group_norm_moments(x: FloatTensor<Self>, groups: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {
         reference_group_norm_moments::<Self>(x, groups)
     }
@@ -134,12 +135,12 @@ pub(crate) fn reference_group_norm_moments<B: Backend>(
         return (zeros.clone().into_inner(), zeros.into_inner());
     }
     let x = x.reshape([b * groups, c / groups, rows, cols]);
-    // Sums of sums: one of all elements would lose digits where a backend adds them one by one.
+    // Sums of sums: a single sum over all elements would lose digits on a backend that adds them one by one.
     let sum = |x: Plain<B>| x.sum_dim(3).sum_dim(2).sum_dim(1);
     let mean = |x| sum(x) / (c / groups * rows * cols) as f64;
     let first = mean(x.clone());
     let centred = x - first.clone();
-    // The digits that rounding took from the mean are a mean of their own.
+    // The rounding error of the mean is the mean of the deviations.
     let rest = mean(centred.clone());
     let deviation = sum((centred - rest.clone()).square());
     let [mean, deviation] = [first + rest, deviation].map(|x| x.reshape([b, groups]).into_inner());

@@ -1,39 +1,39 @@
-//! Operations of diffusion transformers and autoencoders that Burn lacks or has slowly.
+//! Operations of diffusion transformers and autoencoders that are missing or slow in Burn.
 //!
 //! Each operation has one file with three layers:
 //!
-//! - a function over [`Tensor`](burn::tensor::Tensor), which models call and which states the contract;
+//! - a function over [`Tensor`](burn::tensor::Tensor), which models call and whose docs define the contract;
 //! - an extension trait generic over Burn's [`Backend`](burn::backend::Backend), such as [`AttentionOps`]. Its default
-//!   body is the reference, written in operations that every backend has, so the operation runs on each of them;
+//!   body is the reference, which uses only operations that every backend has, so it runs on all of them;
 //! - the backends' own versions, such as `impl AttentionOps for Flex` in `attention/cpu.rs`.
 //!
-//! `tests/operations` holds every version in every type to sums in f64. `XDIT_TEST_DEVICE` names the device.
+//! `tests/operations` compares every version in every type with sums in f64. `XDIT_TEST_DEVICE` selects the device.
 //!
 //! # The contract on types
 //!
-//! Inputs are f32, or f16 or bf16. Statistics (the softmax and its log-sum-exp, the moments of norms, the shares of a
-//! merge) are f32 whatever the inputs are, and so are [`Moments`], [`Affine`] and log-sum-exps. Results have the type
-//! of the first tensor. Sizes may be zero; neither they nor masks of `-inf` make a NaN.
+//! Inputs are f32, f16 or bf16. Statistics (the softmax and its log-sum-exp, the moments of norms, the weights of a
+//! merge) are f32 for all input types, and so are [`Moments`], [`Affine`] and log-sum-exps. Results have the type of
+//! the first tensor. Sizes may be zero; neither zero sizes nor masks of `-inf` produce a NaN.
 //!
 //! # Adding an operation
 //!
-//! 1. Write `name.rs`: the function over `Tensor`, whose docs state shapes and contract; the trait with
+//! 1. Write `name.rs`: the function over `Tensor`, whose docs state the shapes and the contract; the trait with
 //!    `#[backend_extension(…)]`, which lists the backends; and the reference. References are written with
-//!    `plain::Plain`: `Plain::wide` makes f32 of 16-bit inputs, `Plain::round_to` rounds the result once. Tensors that
-//!    may be absent are [`Optional`].
+//!    `plain::Plain`: `Plain::wide` converts 16-bit inputs to f32, and `Plain::round_to` rounds the result once.
+//!    Optional tensors are [`Optional`].
 //! 2. Write `impl NameOps for Flex` in `name/cpu.rs`. An empty one runs the reference.
-//! 3. Add the reference to [`mod@reference`] and cases to `tests/operations`: ordinary and odd shapes, each layout, and
-//!    every edge that the docs promise.
+//! 3. Add the reference to [`mod@reference`] and cases to `tests/operations`: ordinary and odd shapes, every layout,
+//!    and every edge case that the docs define.
 //!
 //! # Adding a backend's version
 //!
-//! For a backend that the traits already list, override the method in its `impl`. In those for Flex, the `match` on
-//! the type of the first tensor is the place for a faster 16-bit version: an arm before the one that widens to f32 by
-//! `cpu::wide` and rounds by `cpu::round_to`.
+//! For a backend that the traits already list, override the method in its `impl`. In the `impl` for Flex, a `match`
+//! selects by the type of the first tensor. A faster 16-bit version goes there, as an arm before the one that widens
+//! to f32 with `cpu::wide` and rounds with `cpu::round_to`.
 //!
 //! For a new backend, add its selector to `#[backend_extension(…)]` (`Cube: cfg(feature = "…")` for all of CubeCL's
-//! runtimes) and one file an operation, `name/cube.rs`, with `impl NameOps for CubeBackend`. Then give the device a
-//! name in `tests/operations/setting.rs` and run the matrix on it.
+//! runtimes) and one file for each operation, `name/cube.rs`, with `impl NameOps for CubeBackend`. Then add the device
+//! to `tests/operations/setting.rs` under a name, and run the matrix on it.
 //!
 //! # Shapes
 //!

@@ -36,7 +36,7 @@ pub trait LinearOps: Backend {
 
 /// [`linear`] on any backend.
 ///
-/// 16-bit tensors are multiplied as they are, by the backend's own product: matrix units sum in f32.
+/// 16-bit tensors are multiplied without widening, by the backend's own product: matrix units sum in f32.
 pub(crate) fn reference_linear<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,

@@ -1,6 +1,6 @@
 //! Normalisation over the features of a token.
 //!
-//! Half precision is normalised in f32 and rounded once, as PyTorch does: the square of a number above 256 is beyond
+//! 16-bit numbers are normalised in f32 and rounded once, as in PyTorch: the square of a number above 256 is beyond
 //! the range of f16.
 
 mod cpu;
@@ -118,13 +118,13 @@ pub(crate) fn reference_rms_norm<B: Backend>(
     affine(y, weight, Optional::Absent).round_to(dtype)
 }
 
-/// `x` less its mean, over its deviation.
+/// `x` minus its mean, divided by its deviation.
 fn normalise<B: Backend>(x: Plain<B>, eps: f64) -> Plain<B> {
     if x.is_empty() {
         return x;
     }
     let centred = x.clone() - mean(x);
-    // The digits that rounding took from the mean are a mean of their own.
+    // The rounding error of the mean is the mean of the deviations.
     over_deviation(centred.clone() - mean(centred), eps)
 }
 
@@ -134,12 +134,12 @@ fn mean<B: Backend>(x: Plain<B>) -> Plain<B> {
     x.mean_dim(last)
 }
 
-/// Each row over the root of its mean square.
+/// Each row divided by the root of its mean square.
 fn over_deviation<B: Backend>(x: Plain<B>, eps: f64) -> Plain<B> {
     x.clone() / (mean(x.square()) + eps).sqrt()
 }
 
-/// `x · weight + bias`, features of each row.
+/// `x · weight + bias`, with one weight and one bias for each feature.
 fn affine<B: Backend>(mut x: Plain<B>, weight: Optional<B>, bias: Optional<B>) -> Plain<B> {
     let shape = x.shape();
     let row = |parameter| {

@@ -1,21 +1,21 @@
-//! Tensors that an operation may be called without.
+//! Optional tensors as arguments of operations.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType};
 use burn::tensor::Tensor;
 
-/// A tensor or none: `Option` in a form that operations of a [`Backend`] take. (`#[backend_extension]` does not look
-/// into an `Option`.)
+/// An optional tensor, in a form that operations of a [`Backend`] accept. (`#[backend_extension]` does not convert the
+/// tensor inside an `Option`.)
 #[derive(Clone, Debug, ExtensionType)]
 pub enum Optional<B: Backend> {
-    /// There is none.
+    /// No tensor.
     Absent,
-    /// There is one.
+    /// A tensor.
     Present(FloatTensor<B>),
 }
 
 impl<B: Backend> Optional<B> {
-    /// The same as an `Option`.
+    /// Converts it to an `Option`.
     pub fn into_option(self) -> Option<FloatTensor<B>> {
         match self {
             Self::Absent => None,

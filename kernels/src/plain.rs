@@ -1,4 +1,4 @@
-//! Tensors of any backend with the operators and methods in which references are written.
+//! Tensors of any backend, with the operators and methods that references are written with.
 
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -6,17 +6,17 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Slice, TensorMetadata};
 use burn::tensor::{DType, FloatDType, Shape, ops::PadMode};
 
-/// A tensor of floats; everything done to it is an operation that each [`Backend`] has.
+/// A tensor of floats; each of its methods is an operation that every [`Backend`] has.
 #[derive(Clone)]
 pub(crate) struct Plain<B: Backend>(FloatTensor<B>);
 
 impl<B: Backend> Plain<B> {
-    /// `tensor` in its own type.
+    /// Wraps `tensor` in its own type.
     pub(crate) fn new(tensor: FloatTensor<B>) -> Self {
         Self(tensor)
     }
 
-    /// `tensor` in a type fit for sums: 16-bit numbers become f32, others stay.
+    /// Converts `tensor` to a type suitable for sums: 16-bit numbers become f32, other types stay.
     pub(crate) fn wide(tensor: FloatTensor<B>) -> Self {
         match tensor.dtype() {
             DType::F16 | DType::BF16 => Self(B::float_cast(tensor, FloatDType::F32)),
@@ -24,17 +24,17 @@ impl<B: Backend> Plain<B> {
         }
     }
 
-    /// The tensor, rounded to `dtype` if it is wider.
+    /// The tensor, rounded to `dtype` if its type is wider.
     pub(crate) fn round_to(self, dtype: DType) -> FloatTensor<B> {
         if self.0.dtype() == dtype { self.0 } else { B::float_cast(self.0, dtype.into()) }
     }
 
-    /// The tensor in the type that it has.
+    /// The tensor in its current type.
     pub(crate) fn into_inner(self) -> FloatTensor<B> {
         self.0
     }
 
-    /// A tensor of `value` on the device and with the type of `self`.
+    /// A tensor filled with `value`, on the device and with the type of `self`.
     pub(crate) fn full_like(&self, shape: impl Into<Shape>, value: f64) -> Self {
         let dtype = FloatDType::from(self.0.dtype());
         Self(B::float_full(shape.into(), value.into(), &self.0.device(), dtype))
@@ -45,7 +45,7 @@ impl<B: Backend> Plain<B> {
     }
 
     /// # Panics
-    /// If the tensor has not `D` dimensions.
+    /// If the tensor does not have `D` dimensions.
     pub(crate) fn dims<const D: usize>(&self) -> [usize; D] {
         dims(&self.shape())
     }
@@ -58,7 +58,7 @@ impl<B: Backend> Plain<B> {
         Self(B::float_reshape(self.0, shape.into()))
     }
 
-    /// A tensor of one dimension as one of `rank` that is broadcast over all but the last.
+    /// Adds dimensions of size 1 before the only one, up to `rank`.
     pub(crate) fn unsqueeze(self, rank: usize) -> Self {
         let [len] = self.dims();
         let mut shape = vec![1; rank];
@@ -70,7 +70,7 @@ impl<B: Backend> Plain<B> {
         Self(B::float_swap_dims(self.0, a, b))
     }
 
-    /// The last two dimensions swapped.
+    /// Swaps the last two dimensions.
     pub(crate) fn transpose(self) -> Self {
         Self(B::float_transpose(self.0))
     }
@@ -89,7 +89,7 @@ impl<B: Backend> Plain<B> {
         Self(B::float_repeat_dim(self.0, dim, times))
     }
 
-    /// Zeros around each dimension, so many before and after.
+    /// Pads each dimension with zeros; `padding` has the numbers before and after it.
     pub(crate) fn pad(self, padding: &[(usize, usize)]) -> Self {
         Self(B::float_pad(self.0, padding, PadMode::Constant(0.0)))
     }
@@ -143,15 +143,15 @@ impl<B: Backend> Plain<B> {
     }
 }
 
-/// The sizes that `shape` holds.
+/// The sizes in `shape`.
 ///
 /// # Panics
-/// If they are not `D`.
+/// If their number is not `D`.
 pub(crate) fn dims<const D: usize>(shape: &Shape) -> [usize; D] {
     shape.as_slice().try_into().unwrap_or_else(|_| panic!("{D} dimensions, not {shape:?}"))
 }
 
-/// An operator between tensors, which are broadcast, and one between a tensor and a number.
+/// Implements an operator between two tensors, with broadcasting, and between a tensor and a number.
 macro_rules! operator {
     ($trait:ident, $method:ident, $tensors:ident, $scalar:ident) => {
         impl<B: Backend> $trait for Plain<B> {

@@ -1,8 +1,8 @@
-//! Every operation in plain operations of any Burn backend: what runs on a backend that has nothing faster, and what
-//! the tests hold faster versions to.
+//! Every operation in plain operations of any Burn backend. Backends without a faster version run it, and tests
+//! compare faster versions with it.
 //!
-//! These are the default bodies of the traits ([`AttentionOps`](crate::AttentionOps) and so on), over
-//! [`Tensor`]. They keep the whole contract of their operations.
+//! These are the default bodies of the traits ([`AttentionOps`](crate::AttentionOps) and so on), over [`Tensor`]. They
+//! fulfil the whole contract of their operations.
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;

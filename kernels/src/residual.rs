@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 
 use crate::plain::Plain;
 
-/// `x + gate · y`. Reuses memory of `x` or `y` where nobody else holds it.
+/// `x + gate · y`. Reuses the memory of `x` or `y` if it is not shared.
 ///
 /// 16-bit numbers are computed in f32 and rounded once, to the type of `x`.
 ///

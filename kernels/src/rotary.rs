@@ -1,4 +1,4 @@
-//! Rotary position embedding: features of queries and keys turned by angles that depend on the token's place.
+//! Rotary position embedding: rotates features of queries and keys by angles that depend on the token's position.
 
 mod cpu;
 #[cfg(test)]
@@ -10,13 +10,13 @@ use burn::tensor::Tensor;
 
 use crate::plain::Plain;
 
-/// Turns each pair of features that lie side by side: `(x₀, x₁)` becomes `(x₀ cos − x₁ sin, x₁ cos + x₀ sin)`, with
-/// one angle for each token and pair. Works in `x`'s memory where nobody else holds it.
+/// Rotates each pair of adjacent features: `(x₀, x₁)` becomes `(x₀ cos − x₁ sin, x₁ cos + x₀ sin)`, with one angle for
+/// each token and pair. Reuses `x`'s memory if it is not shared.
 ///
 /// 16-bit numbers are computed in f32 and rounded once.
 ///
 /// # Shapes
-/// `x`: `[b, n, h, d]`; `cos`, `sin`: `[n, d/2]`, f32 whatever `x` is.
+/// `x`: `[b, n, h, d]`; `cos`, `sin`: `[n, d/2]`, f32 for every type of `x`.
 ///
 /// # Source
 /// RoFormer (Su et al. 2021) §3.2.2; diffusers' `apply_rotary_emb` with `use_real_unbind_dim = -1`.

@@ -1,4 +1,4 @@
-//! Shared parts of the tests of CPU versions.
+//! Shared parts of the tests of the CPU versions.
 
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
@@ -13,12 +13,12 @@ pub(crate) fn back<const D: usize>(tensor: FlexTensor) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(tensor)
 }
 
-/// A CPU tensor of `shape` over `data`.
+/// Creates a CPU tensor of `shape` from `data`.
 pub(crate) fn tensor<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     back(crate::cpu::tensor(data, shape))
 }
 
-/// Normally distributed numbers, the same for the same `seed`.
+/// Normally distributed numbers that depend only on `seed`.
 pub(crate) fn normal(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
     let mut uniform = || {
@@ -50,14 +50,14 @@ pub(crate) fn relative_error(a: &[f32], b: impl IntoIterator<Item = f64>) -> f64
     (difference / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
 
-/// Asserts that two tensors agree up to `tolerance`, relative to the second one's norm.
+/// Asserts that two tensors agree within `tolerance`, relative to the second one's norm.
 pub(crate) fn assert_close<const D: usize>(actual: Tensor<D>, expected: Tensor<D>, tolerance: f64) {
     assert_eq!(actual.dims(), expected.dims());
     let error = relative_error(&values(actual), values(expected).into_iter().map(f64::from));
     assert!(error <= tolerance, "relative error {error:.2e} over {tolerance:.0e}");
 }
 
-/// Runs `f` in pools of one, two and three threads; asserts that the bits of the results agree.
+/// Runs `f` in pools of one, two and three threads, and asserts that the results are bitwise equal.
 pub(crate) fn assert_same_for_any_threads(f: impl Fn() -> Vec<f32> + Sync) {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");

@@ -1,4 +1,4 @@
-//! Checkpoints of published size in a few kilobytes: files with the real headers, and holes for values.
+//! Checkpoints of published size in a few kilobytes: the files have real headers, and holes instead of values.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-/// Bytes of a value.
+/// The size of a value in bytes.
 const BF16: u64 = 2;
 
-/// Writes the checkpoint `name` of `goldens/full-size` to `dir`. Every weight is a zero that takes no space on disk;
-/// the tokenizers are the small ones of the golden checkpoint of that name.
+/// Writes the checkpoint `name` of `goldens/full-size` to `dir`. All weights are zeros that take no space on disk. The
+/// tokenizers are the small ones of the golden checkpoint of the same name.
 pub fn write(name: &str, dir: &Path) {
     let json = described(name);
     write_json(&dir.join("model_index.json"), &json["model_index"]);
@@ -28,7 +28,7 @@ pub fn write(name: &str, dir: &Path) {
     }
 }
 
-/// Writes those tensors of one component whose names `keep` likes to the file `path`.
+/// Writes the tensors of one component whose names satisfy `keep` to the file `path`.
 pub fn write_component(name: &str, component: &str, path: &Path, keep: impl Fn(&str) -> bool) {
     let json = described(name);
     let tensors = expand(json["components"][component]["tensors"].as_object().unwrap());
@@ -40,7 +40,7 @@ fn described(name: &str) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// The folder of the golden data. The program's own tests read this file, too.
+/// The folder of the golden data. It is repeated here because the tests of the command line include this file, too.
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
 }
@@ -94,7 +94,7 @@ fn write_shard(path: &Path, tensors: &[(&String, &Vec<u64>)]) {
     file.set_len(8 + header.len() as u64 + end).unwrap();
 }
 
-/// `blocks.{0..2}.x` as `blocks.0.x` and `blocks.1.x`.
+/// Expands `blocks.{0..2}.x` to `blocks.0.x` and `blocks.1.x`.
 fn expand(patterns: &Map<String, Value>) -> BTreeMap<String, Vec<u64>> {
     let mut tensors = BTreeMap::new();
     for (pattern, shape) in patterns {

@@ -1,8 +1,10 @@
-//! Links as NCCL orders them: what a rank issues on one of them is done in that order, one operation after the other.
+//! Links with the order of NCCL: the operations that a rank issues on one link are executed in that order, one after
+//! another.
 //!
-//! Data travels through the links inside. On top of them, an [`Order`] that all ranks share says when an operation may
-//! be done: it starts once the one before it is over, and is over once, for each of its receives, the operation that
-//! sends has started. If sends need their receives ([`Rules::rendezvous`]), they hold it up in the same way.
+//! The data travels through the inner links. An [`Order`], shared by all ranks, decides when an operation may be
+//! executed: it starts when the previous one is complete, and it is complete when, for each of its receives, the
+//! sending operation has started. If sends wait for their receives ([`Rules::rendezvous`]), the same holds for its
+//! sends.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,20 +15,20 @@ use burn::tensor::Tensor;
 use xdit_comm::{Call, Error, Group, Operation};
 use xdit_core::link::{InFlight, Link, Transfer};
 
-/// How strict the order is.
+/// The strictness of the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// A send is over only once its receive has started.
+    /// Whether a send completes only after its receive has started.
     pub rendezvous: bool,
-    /// Links of a rank that have the same label share one order.
+    /// Whether links of a rank with the same label share one order.
     pub one_order_a_label: bool,
 }
 
-/// Nothing is sent before it is asked for. What is free of deadlocks under this rule is so without it, too: then
-/// nothing is over later.
+/// Nothing is sent before its receive has started. A program without deadlocks under this rule has none without it,
+/// because every operation then completes at the same time or earlier.
 pub const RENDEZVOUS: Rules = Rules { rendezvous: true, one_order_a_label: false };
 
-/// The operations of all ranks of a world, and how far they are.
+/// The operations of all ranks of a world, and their state.
 #[derive(Debug)]
 pub struct Order {
     rules: Rules,
@@ -35,10 +37,10 @@ pub struct Order {
     changed: Vec<Condvar>,
 }
 
-/// Which operations wait for each other: those of one rank on one link, or on several.
+/// A queue of operations that wait for each other: those of one rank on one link, or on several.
 type Queue = (u64, usize);
 
-/// A message: the link, who sends, who receives, and how many were between them before.
+/// A message: the link, the sender, the receiver, and the number of earlier messages between them.
 type Message = (u64, usize, usize, usize);
 
 #[derive(Debug, Default)]
@@ -46,26 +48,26 @@ struct State {
     issued: usize,
     open: HashMap<usize, Issued>,
     queues: HashMap<Queue, VecDeque<usize>>,
-    /// Messages of which one end has started: whether it is the sending one, and its operation.
+    /// The messages of which one end has started: whether that is the sender, and its operation.
     half: HashMap<Message, (bool, usize)>,
-    /// What each rank waits for.
+    /// The operation that each rank waits for.
     awaited: Vec<Option<usize>>,
-    /// Ranks that have not left.
+    /// The number of ranks that have not left.
     present: usize,
     stuck: bool,
 }
 
-/// An operation that is not over.
+/// An operation that is not complete.
 #[derive(Debug)]
 struct Issued {
     queue: Queue,
     messages: Vec<(bool, Message)>,
-    /// Messages that hold it up.
+    /// The number of messages that it waits for.
     missing: usize,
 }
 
 impl Order {
-    /// For a world of `size` ranks.
+    /// Creates the order for a world of `size` ranks.
     pub fn new(size: usize, rules: Rules) -> Arc<Self> {
         let state = State { awaited: vec![None; size], present: size, ..State::default() };
         Arc::new(Self {
@@ -79,7 +81,7 @@ impl Order {
         self.state.lock().expect("no rank panics while it holds this")
     }
 
-    /// Takes an operation that sends (true) and receives (false) `messages`.
+    /// Adds an operation that sends (`true`) and receives (`false`) `messages`.
     fn issue(&self, queue: Queue, messages: Vec<(bool, Message)>) -> usize {
         let mut state = self.lock();
         let operation = state.issued;
@@ -101,7 +103,7 @@ impl Order {
                 std::mem::take(&mut state.open.get_mut(&operation).expect("not over").messages)
             {
                 if let Some((_, other)) = state.half.remove(&message) {
-                    // What was started first is held up by this, unless it is a send that need not wait.
+                    // The operation that started first waits for this one, unless it is a send that need not wait.
                     if sends || self.rules.rendezvous {
                         let held_up = state.open.get_mut(&other).expect("held up by this message");
                         held_up.missing -= 1;
@@ -136,8 +138,8 @@ impl Order {
         !self.lock().open.contains_key(&operation)
     }
 
-    /// Blocks `rank` until `operation` is over. Says whether it is: a failure elsewhere, which `failed` asks for, or a
-    /// deadlock ends the wait, too.
+    /// Blocks `rank` until `operation` is complete, and returns whether it is. A failure elsewhere, reported by
+    /// `failed`, or a deadlock also ends the wait.
     fn wait(&self, rank: usize, operation: usize, failed: impl Fn() -> bool) -> bool {
         let mut state = self.lock();
         if !state.open.contains_key(&operation) {
@@ -156,7 +158,7 @@ impl Order {
         !state.open.contains_key(&operation)
     }
 
-    /// Notices if all ranks that are left wait: nobody will issue what would end a wait.
+    /// Detects a deadlock: if all remaining ranks wait, no rank can issue the operation that would end a wait.
     fn check(&self, state: &mut State) {
         let waiting = state.awaited.iter().flatten().count();
         if waiting > 0 && waiting == state.present {
@@ -172,12 +174,12 @@ impl Order {
     }
 }
 
-/// One rank's link in a world with an [`Order`].
+/// A rank's link in a world with an [`Order`].
 #[derive(Debug)]
 pub struct InOrder {
     inner: Arc<dyn Link>,
     order: Arc<Order>,
-    /// The same on all ranks of the link, and another one for each link.
+    /// The same on all ranks of the link, and different for each link.
     id: u64,
     queue: Queue,
     counters: Mutex<Counters>,
@@ -191,7 +193,7 @@ struct Counters {
     splits: usize,
 }
 
-/// A rank that has not left: gone with the last of its links.
+/// Represents a rank that has not left. It is dropped with the last link of the rank.
 #[derive(Debug)]
 struct Presence {
     order: Arc<Order>,
@@ -205,7 +207,7 @@ impl Drop for Presence {
 }
 
 impl InOrder {
-    /// `world`, all of whose ranks share `order`.
+    /// Wraps `world`; its ranks must all share `order`.
     pub fn world(world: Arc<dyn Link>, order: &Arc<Order>) -> Arc<dyn Link> {
         let presence = Arc::new(Presence { order: order.clone(), rank: world.rank() });
         Self::join(world, 0, presence)
@@ -251,7 +253,7 @@ fn hash(value: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// The turn of an operation in the order.
+/// The position of an operation in the order.
 struct Turn {
     order: Arc<Order>,
     operation: usize,
@@ -270,12 +272,12 @@ impl Turn {
     }
 }
 
-/// An operation that waits for its turn.
+/// An operation that waits until it is complete.
 struct Waiting {
     inner: Box<dyn InFlight>,
     link: Arc<dyn Link>,
     turn: Turn,
-    /// Kept until they are received, as the memory of a device would be.
+    /// Kept until they are received, like the memory of a device.
     _sends: Vec<Tensor<1>>,
 }
 
@@ -300,7 +302,7 @@ impl Link for InOrder {
     }
 
     fn split(&self, groups: &[Group]) -> Result<Option<Arc<dyn Link>>, Error> {
-        // Nobody is done with it before all have called it.
+        // The call completes on a rank only after all ranks have made it.
         self.issue(Operation::Split, self.others(), self.others()).wait(&*self.inner)?;
         let nth = {
             let mut counters = self.counters.lock().expect("one thread a rank");

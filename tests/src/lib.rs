@@ -1,5 +1,5 @@
-//! What the integration tests share: golden cases, a toy transformer with its oracle and worlds to run it in, and how
-//! far two tensors are apart.
+//! Shared parts of the integration tests: golden cases, a toy transformer with its oracle, worlds to run it in, and
+//! the distance between tensors.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,7 @@ pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
 }
 
-/// A copy of the golden checkpoint `name`, in which `change` was made to the JSON in `file`.
+/// A copy of the golden checkpoint `name` with `change` applied to the JSON in `file`.
 pub fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for component in std::fs::read_dir(goldens().join(name)).unwrap().map(Result::unwrap) {
@@ -50,11 +50,11 @@ pub fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempf
     copy
 }
 
-/// The folder of a checkpoint that was recorded elsewhere, with the real xDiT beside diffusers: `$XDIT_REFERENCE`, or
-/// one beside the project. It is not part of the project, so tests that need it are ignored by default.
+/// The folder of a checkpoint that was recorded with the real xDiT and diffusers: `$XDIT_REFERENCE`, or a folder
+/// beside the project. It is not part of the project, so tests that need it are ignored by default.
 ///
 /// # Panics
-/// If it is not there.
+/// If the folder does not exist.
 pub fn outside_reference() -> PathBuf {
     let folder = std::env::var_os("XDIT_REFERENCE")
         .map(PathBuf::from)
@@ -69,9 +69,9 @@ pub fn device() -> Device {
     Device::flex()
 }
 
-/// One recorded run of the reference implementation.
+/// A recorded run of the reference implementation.
 pub struct Case {
-    /// What was run.
+    /// The parameters of the run.
     pub json: Value,
     bytes: Vec<u8>,
 }
@@ -92,7 +92,7 @@ impl Case {
         Self { json: serde_json::from_slice(&read("json")).unwrap(), bytes: read("safetensors") }
     }
 
-    /// The recorded tensor `name` of an f32 tensor.
+    /// The recorded f32 tensor `name`.
     pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
         let (shape, data) = self.f32(name);
         let shape: [usize; D] =
@@ -100,7 +100,7 @@ impl Case {
         Tensor::from_data(TensorData::new(data, shape), (&device(), DType::F32))
     }
 
-    /// Shape and values of an f32 tensor.
+    /// The shape and values of an f32 tensor.
     pub fn f32(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let (shape, dtype, bytes) = self.raw(name);
         assert_eq!(dtype, Dtype::F32, "`{name}`");
@@ -128,7 +128,7 @@ impl Case {
     }
 }
 
-/// Options and model of component `name` of the case's checkpoint; its weights are in files called `stem`.
+/// The options and the model of component `name` of the case's checkpoint; the weight files are named `stem`.
 pub fn component<C, M>(
     case: &Case,
     name: &str,
@@ -144,7 +144,7 @@ pub fn component<C, M>(
     (config, model)
 }
 
-/// The bits of all values: NaN is equal to itself, and 0 is not −0.
+/// The bits of all values. In this comparison NaN equals itself, and 0 differs from −0.
 pub fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
     let values = tensor.to_data().try_to_vec::<f32>().expect("an f32 tensor");
     values.into_iter().map(f32::to_bits).collect()
@@ -165,7 +165,7 @@ pub fn relative_l2<const D: usize>(actual: &Tensor<D>, expected: &Tensor<D>) -> 
     (error / norm).sqrt()
 }
 
-/// Fails, and says by how much, if `actual` is further than `tolerance` from `expected`.
+/// Fails with the distance if it exceeds `tolerance`.
 #[track_caller]
 pub fn assert_close<const D: usize>(what: &str, actual: &Tensor<D>, expected: &Tensor<D>, tolerance: f64) {
     let error = relative_l2(actual, expected);

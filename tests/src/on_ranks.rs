@@ -1,4 +1,4 @@
-//! A checkpoint on many ranks computes what it computes on one: serially, or with the same patches and warm-up.
+//! Compares a checkpoint on many ranks with a single rank: serially, or with the same patches and warm-up.
 
 use burn::tensor::{DType, Tensor};
 use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
@@ -9,13 +9,13 @@ use xdit_core::plan::mesh::{Axis, Mesh};
 use crate::verified::{Counts, add, model_of};
 use crate::{assert_close, device, goldens, relative_l2};
 
-/// Of final latents: other orders of summation, over all steps.
+/// The tolerance of the final latents, for other orders of summation over all steps.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// What keys of an earlier step make at least: they outweigh rounding a hundred times.
+/// The minimum effect of stale keys, about a hundred times that of rounding.
 const VISIBLE: f64 = 1e-4;
 
-/// The axes of exact methods, and the methods' names in the list for people.
+/// The axes of exact methods, with the names of the methods in the list for users.
 const EXACT: [(Axis, &str); 5] =
     [(Cfg, "CFG"), (Data, "data"), (Ulysses, "Ulysses"), (Ring, "ring"), (Tp, "tensor")];
 
@@ -24,7 +24,7 @@ pub fn mesh(degrees: &[(Axis, usize)]) -> Mesh {
     degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree))
 }
 
-/// Meshes of up to 16 ranks for at least 4 heads, 4 blocks and 35 tokens. Hardly anything divides.
+/// Meshes of up to 16 ranks for at least 4 heads, 4 blocks and 35 tokens. Hardly anything divides evenly.
 fn meshes() -> Vec<Mesh> {
     [
         vec![(Cfg, 2)],
@@ -74,7 +74,7 @@ fn meshes() -> Vec<Mesh> {
     .collect()
 }
 
-/// A checkpoint and what it is asked to draw.
+/// A checkpoint and a request to it.
 pub struct OnRanks {
     name: String,
     pipeline: Box<dyn Pipeline>,
@@ -82,7 +82,7 @@ pub struct OnRanks {
     /// Whether the request has a negative branch.
     guided: bool,
     model: &'static str,
-    /// Runs that were compared so far.
+    /// The numbers of comparisons so far.
     counts: Counts,
 }
 
@@ -102,7 +102,7 @@ impl OnRanks {
         }
     }
 
-    /// Adds the runs that were compared so far to `counts`.
+    /// Adds the numbers of comparisons so far to `counts`.
     pub fn add_to(&self, counts: &mut Counts) {
         for (model, methods) in &self.counts {
             methods.iter().for_each(|(method, count)| add(counts, model, method, *count));
@@ -113,7 +113,7 @@ impl OnRanks {
         add(&mut self.counts, self.model, method, 1);
     }
 
-    /// Final latents of `images` pictures.
+    /// The final latents of `images` pictures.
     pub fn latents(&mut self, parallel: ParallelConfig, images: usize) -> Tensor<4> {
         let request = Request { parallel, images_per_prompt: images, ..self.request.clone() };
         let made = self.pipeline.generate(&request, &mut ());
@@ -133,12 +133,12 @@ impl OnRanks {
         assert_close(&what, &self.latents(parallel, images), expected, TOLERANCE);
     }
 
-    /// Every mesh, with the image in one patch, against one rank. Says how many meshes there were.
+    /// Compares every mesh, with the image in one patch, with a single rank. Returns the number of meshes.
     pub fn exact_methods_equal_serial(&mut self) -> usize {
         let serial = self.latents(ParallelConfig::default(), 3);
         let meshes = self.meshes();
         for &mesh in &meshes {
-            // Only meshes of data parallelism need several pictures.
+            // Only meshes with data parallelism need several pictures.
             let images = if mesh.degree(Data) > 1 { 3 } else { 1 };
             let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
             self.check(parallel, &serial.clone().narrow(0, 0, images));
@@ -151,7 +151,8 @@ impl OnRanks {
         meshes.len()
     }
 
-    /// Every mesh, with each of several numbers of patches and warm-up steps, against one rank with the same.
+    /// Compares every mesh, for several numbers of patches and warm-up steps, with a single rank that uses the same
+    /// numbers.
     pub fn pipefusion_depends_on_patches_and_warmup_only(&mut self) {
         let serial = self.latents(ParallelConfig::default(), 1);
         for (patches, warmup_steps) in [(2, 1), (3, 0), (4, 1), (4, 2)] {
@@ -172,7 +173,7 @@ impl OnRanks {
         }
     }
 
-    /// With uneven stages, and all steps synchronous: nothing is of an earlier step.
+    /// Compares uneven stages with a single rank. All steps are synchronous, so no keys are stale.
     pub fn synchronous_pipefusion_equals_serial(&mut self, stage_blocks: Vec<usize>) {
         let serial = self.latents(ParallelConfig::default(), 1);
         let parallel = ParallelConfig {
@@ -185,8 +186,8 @@ impl OnRanks {
         self.check(parallel, &serial);
     }
 
-    /// DistriFusion on the ring axis, against one rank that runs as many patches; it is not PipeFusion. With all steps
-    /// synchronous, against one rank without patches.
+    /// Compares DistriFusion on the ring axis with a single rank that uses the same patches, and checks that it
+    /// differs from PipeFusion. With all steps synchronous, it must equal a single rank without patches.
     pub fn distrifusion_equals_one_rank_with_its_patches(&mut self) {
         let serial = self.latents(ParallelConfig::default(), 1);
         let with = |mesh, patches, warmup_steps| ParallelConfig {

@@ -1,4 +1,5 @@
-//! What a run with patches and warm-up means, on one device and without the engine: plain tensors, token by token.
+//! The definition of a run with patches and warm-up, on one device and without the engine: plain tensors, token by
+//! token.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,42 +13,42 @@ use xdit_core::split;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::Transformer;
 
-/// A mistake that others have made, for tests to show that they would notice it.
+/// A known mistake of other implementations, to show that tests would detect it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The text's keys are there twice, as if two ranks had each brought them.
+    /// The text's keys are present twice, as if two ranks had each contributed them.
     TextTwice,
-    /// Keys are not in the order of their values.
+    /// The order of the keys does not match that of their values.
     KeysMoved,
-    /// A key of zeros is attended to.
+    /// Tokens attend to a key of zeros.
     PaddingSeen,
-    /// Nothing of other patches is kept.
+    /// Keys of other patches are not kept.
     CacheLost,
-    /// The patches after the first one do not see the text.
+    /// The patches after the first one do not attend to the text.
     TextLost,
-    /// Every patch takes itself for the first one.
+    /// Every patch has the positions of the first one.
     PositionsLost,
 }
 
-/// How the patches of a picture take turns.
+/// The order in which the patches of a picture are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turns {
-    /// Into how many patches the picture is cut.
+    /// The number of patches of the picture.
     pub patches: usize,
-    /// Steps at the start in which the picture is whole.
+    /// The number of steps at the start in which the picture is whole.
     pub warmup_steps: usize,
-    /// Whether patches see each other as they were a step ago (DistriFusion), rather than as they are (PipeFusion).
-    /// The first step after the warm-up is whole, too: it has no keys of an earlier one.
+    /// Whether patches use the keys of the others from the previous step (DistriFusion), instead of their latest keys
+    /// (PipeFusion). The first step after the warm-up is then whole, too, because it has no keys of a previous step.
     pub displaced: bool,
 }
 
-/// Attention of some tokens to the latest keys of all tokens that have been seen.
+/// Attention of some tokens to the latest keys of all tokens so far.
 #[derive(Default)]
 struct Remembering {
     /// The tokens of this pass.
     tokens: Range<usize>,
     image: HashMap<Site, [Tensor<4>; 2]>,
-    /// All of the step before, if that is what patches see of each other.
+    /// The keys and values of the previous step, if patches use those of each other.
     before: Option<HashMap<Site, [Tensor<4>; 2]>>,
     text: HashMap<Site, [Tensor<4>; 2]>,
     fault: Option<Fault>,
@@ -122,8 +123,8 @@ fn attention(q: Tensor<4>, [k, v]: [Tensor<4>; 2]) -> Tensor<4> {
     softmax(scores, 3).matmul(v).swap_dims(1, 2)
 }
 
-/// Denoises one picture: whole at the start and until each of the branches has taken a step, then patch by patch. One
-/// patch is the serial model.
+/// Denoises one picture: whole at the start and until each branch has run one step, then patch by patch. With one
+/// patch this is the serial model.
 ///
 /// # Shapes
 /// `noise` and the result: `[b, n, c]`.

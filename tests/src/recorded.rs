@@ -1,4 +1,4 @@
-//! Recorded calls of the reference's pipelines, and ours in their place.
+//! Recorded calls of the reference's pipelines, compared with the same calls here.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use xdit_core::pipeline::{LoadOptions, Request, SkipLayerGuidance};
 use crate::verified::{Counts, SERIAL, add, check, model_of};
 use crate::{Case, assert_close, device, goldens};
 
-/// The checkpoint of `case`, with the case's own scheduler where it has one: then it is put together in `scratch`.
+/// The checkpoint of `case`. If the case has its own scheduler, the checkpoint is assembled in `scratch`.
 fn checkpoint(case: &Case, scratch: &Path) -> PathBuf {
     let dir = goldens().join(case.json["checkpoint"].as_str().unwrap());
     let scheduler = &case.json["scheduler"];
@@ -31,7 +31,7 @@ fn checkpoint(case: &Case, scratch: &Path) -> PathBuf {
     scratch.to_owned()
 }
 
-/// What `case` asked the reference for.
+/// The request that corresponds to the recorded call.
 pub fn request(case: &Case) -> Request {
     let call = &case.json["call"];
     let number = |name: &str| call[name].as_u64().map(|n| n as usize);
@@ -74,17 +74,17 @@ pub fn request(case: &Case) -> Request {
     }
 }
 
-/// Compares our latents and pictures with those of each recorded call whose name begins with one of `prefixes`;
-/// there are at least `count`.
+/// Compares our latents and pictures with those of each recorded call whose name begins with one of `prefixes`. There
+/// must be at least `count` of them.
 ///
 /// # Panics
-/// If latents are further than `tolerance` from the recorded ones, or a pixel is off by more than one of 255.
+/// If the distance of latents exceeds `tolerance`, or a pixel differs by more than 1 of 255.
 pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
     let (mut checked, mut counts) = (0, Counts::new());
     for name in names(prefixes) {
         let case = Case::load(&name);
         if case.json["call"].is_null() {
-            // What one module computes.
+            // A recording of a single module.
             continue;
         }
         check_call(&name, &case, tolerance);

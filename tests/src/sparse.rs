@@ -1,4 +1,4 @@
-//! A PixArt transformer of any size in a file that takes no room: every weight is a zero.
+//! A PixArt transformer of any size in a sparse file: every weight is a zero that takes no space on disk.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,24 +6,24 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-/// Features of a head.
+/// The number of features of a head.
 const HEAD_DIM: usize = 72;
 
-/// Its sizes.
+/// The sizes of the transformer.
 #[derive(Clone, Copy, Debug)]
 pub struct SparsePixArt {
-    /// Attention heads of a block.
+    /// The number of attention heads of a block.
     pub heads: usize,
-    /// Blocks.
+    /// The number of blocks.
     pub blocks: usize,
-    /// Features of a text token.
+    /// The number of features of a text token.
     pub caption: usize,
-    /// Type and bytes of a number in the file.
+    /// The type of a number in the file, and its size in bytes.
     pub dtype: (&'static str, usize),
 }
 
 impl SparsePixArt {
-    /// Writes `config.json` and the weights, in a file called `stem`, to `dir`.
+    /// Writes `config.json` and the weights, in a file named `stem`, to `dir`.
     pub fn write(self, dir: &Path, stem: &str) {
         let dim = self.heads * HEAD_DIM;
         let config = json!({
@@ -48,12 +48,12 @@ impl SparsePixArt {
         file.set_len((8 + header.len() + end) as u64).unwrap();
     }
 
-    /// Numbers in the file.
+    /// The number of parameters.
     pub fn parameters(self) -> usize {
         self.shapes().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    /// Names and shapes of PixArt-α's tensors.
+    /// The names and shapes of PixArt-α's tensors.
     fn shapes(self) -> Vec<(String, Vec<usize>)> {
         let dim = self.heads * HEAD_DIM;
         let mut shapes = vec![

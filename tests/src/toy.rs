@@ -1,4 +1,4 @@
-//! A small random transformer for what needs no checkpoint. Hardly any of its sizes divide.
+//! A small random transformer for tests that need no checkpoint. Hardly any of its sizes divide evenly.
 
 use std::ops::Range;
 
@@ -19,41 +19,42 @@ use xdit_kernels::{Activation, activate, layer_norm};
 use crate::device;
 use crate::world::Job;
 
-/// Features of a text token.
+/// The number of features of a text token.
 const TEXT_DIM: usize = 6;
 
-/// How the text takes part.
+/// The role of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Not at all.
+    /// There is no text.
     Alone,
-    /// Image tokens attend to it; it stays as it is.
+    /// Image tokens attend to the text, which stays unchanged.
     Cross,
-    /// Image and text attend to each other, and every block but the last one changes both.
+    /// Image and text attend to each other, and every block except the last one updates both.
     Joint,
-    /// Not at all, and each block of the second half also takes what its mirror image in the first half gave.
+    /// There is no text, and each block of the second half also takes the output of its mirror image in the first
+    /// half.
     UShaped,
 }
 
-/// A toy transformer and what it is asked to draw.
+/// A toy transformer and the parameters of its run.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// How the text takes part.
+    /// The role of the text.
     pub kind: Kind,
-    /// The transformer's sizes.
+    /// The sizes of the transformer.
     pub spec: TransformerSpec,
-    /// Rows and columns of the picture, in tokens.
+    /// The rows and columns of the picture, in tokens.
     pub grid: [usize; 2],
-    /// Text tokens of each guidance branch.
+    /// The number of text tokens of each guidance branch.
     pub text_tokens: Vec<usize>,
-    /// Steps of the noise scheduler.
+    /// The number of steps of the noise scheduler.
     pub steps: usize,
-    /// One more branch of guidance, which has the text of the last one.
+    /// An additional guidance branch, with the text of the last one.
     pub skipping: Option<Branch>,
 }
 
 impl Subject {
-    /// A model of `kind` that draws a picture with guidance.
+    /// A model of `kind` that generates one picture with guidance.
     pub fn new(kind: Kind) -> Self {
         let (heads, blocks, grid) = match kind {
             Kind::Alone => (5, 4, [5, 7]),
@@ -77,25 +78,25 @@ impl Subject {
         Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3, skipping: None }
     }
 
-    /// Image tokens.
+    /// The number of image tokens.
     pub fn tokens(&self) -> usize {
         self.grid[0] * self.grid[1]
     }
 
-    /// The branches of guidance.
+    /// The guidance branches.
     pub fn branches(&self) -> Vec<Branch> {
         let mut branches = Branch::classifier_free(self.text_tokens.len() == 2);
         branches.extend(self.skipping.clone());
         branches
     }
 
-    /// What a plan is made for.
+    /// The work that plans are made for.
     pub fn work(&self) -> Work {
         let (spec, branches) = (self.spec.clone(), self.branches());
         Work { spec, tokens: self.tokens(), steps: self.steps, branches, images: 1 }
     }
 
-    /// What the picture is conditioned on.
+    /// The conditions of the picture.
     pub fn guidance(&self) -> Guidance<Tensor<3>> {
         let text = |branch| random(&format!("text {branch}"), [1, self.text_tokens[branch], TEXT_DIM]);
         let guidance = match self.text_tokens.len() {
@@ -112,11 +113,11 @@ impl Subject {
         Tokens { x, positions: Positions::grid(rows, columns) }
     }
 
-    /// A scheduler that remembers earlier predictions, so that they can be mixed up.
+    /// A scheduler that keeps earlier predictions, so that mistakes in their order have an effect.
     pub fn scheduler(&self) -> Box<dyn Scheduler> {
         let config = json!({
             "_class_name": "DPMSolverMultistepScheduler",
-            // So that no step is small: a mistake in any of them is to show.
+            // Makes all steps large, so that a mistake in any of them has an effect.
             "prediction_type": "v_prediction",
             "timestep_spacing": "trailing",
         });
@@ -128,7 +129,7 @@ impl Subject {
         Toy::new(self, share)
     }
 
-    /// The run of `plan`.
+    /// The job of `plan`.
     pub fn job(&self, plan: Plan) -> Job<Toy> {
         let subject = self.clone();
         Job {
@@ -141,10 +142,10 @@ impl Subject {
     }
 }
 
-/// Values of unit variance that depend on `name` only.
+/// Values of unit variance that depend only on `name`.
 ///
 /// # Source
-/// FNV-1a makes a seed of the name, SplitMix64 numbers of the seed.
+/// FNV-1a for the seed from the name, SplitMix64 for the numbers from the seed.
 pub fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
@@ -169,7 +170,7 @@ pub struct Toy {
     image_in: Linear,
     text_in: Linear,
     image_out: Linear,
-    /// Those of this rank.
+    /// The blocks of this rank.
     blocks: Vec<Block>,
     first_block: usize,
 }
@@ -183,7 +184,7 @@ pub struct Context {
 }
 
 impl Toy {
-    /// The part of the subject's model in `share`.
+    /// Loads the part of the subject's model in `share`.
     fn new(subject: &Subject, share: &Share) -> Self {
         let (kind, spec) = (subject.kind, subject.spec.clone());
         let whole = Layers { path: "model".into(), tensor: None };
@@ -208,7 +209,7 @@ impl Toy {
         }
     }
 
-    /// All of the subject's model.
+    /// Loads the whole model of the subject.
     pub fn whole(subject: &Subject) -> Self {
         Self::new(subject, &Share { blocks: 0..subject.spec.blocks, tensor: None })
     }
@@ -305,7 +306,7 @@ struct Block {
     skip: Option<Linear>,
 }
 
-/// What a block does to one stream of tokens.
+/// The layers of a block for one stream of tokens.
 struct Stream {
     attention: Projections,
     ff: [Linear; 2],
@@ -313,7 +314,7 @@ struct Stream {
 
 impl Stream {
     fn new(layers: &Layers<'_>, spec: &TransformerSpec) -> Self {
-        // More than heads, and no multiple of anything.
+        // More features than the heads have, and not a multiple of any other size.
         let (dim, wide) = (spec.dim(), 2 * spec.dim() + 3);
         Self {
             attention: Projections::new(&layers.at("attention"), spec),
@@ -360,7 +361,7 @@ impl Projections {
     }
 }
 
-/// Makes the layers below a path.
+/// Creates the layers below a path.
 struct Layers<'a> {
     path: String,
     tensor: Option<&'a TensorShare>,
@@ -371,7 +372,7 @@ impl Layers<'_> {
         Self { path: format!("{}, {name}", self.path), ..*self }
     }
 
-    /// This rank's part of a layer whose weights depend on its path only.
+    /// This rank's shard of a layer whose weights depend only on its path.
     fn linear(&self, name: &str, c_in: usize, c_out: usize, placement: Option<Placement>) -> Linear {
         let path = format!("{}, {name}", self.path);
         let weight = random(&path, [c_out, c_in]).div_scalar((c_in as f32).sqrt());

@@ -1,8 +1,9 @@
-//! The runs that hold a model to a method: the data behind the README's table of models and methods.
+//! Counts the comparisons that verify each method for each model: the data of the README's table of models and
+//! methods.
 //!
-//! Each family's tests count the runs that they compared, by model and method, and hold `tests/verified.json` to these
-//! counts. A model whose tests do not run a method has no entry for it, and so no ✔. With `XDIT_UPDATE=1` the tests
-//! write the file instead.
+//! The tests of each family count their comparisons by model and method, and check `tests/verified.json` against the
+//! counts. A model without comparisons for a method has no entry for it, and therefore no ✔. With `XDIT_UPDATE=1` the
+//! tests write the file instead.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,20 +14,20 @@ use xdit_models::component::ModelIndex;
 
 use crate::goldens;
 
-/// The method of runs on one rank that are compared with diffusers.
+/// The method of runs on a single rank that are compared with diffusers.
 pub const SERIAL: &str = "serial";
 
-/// Counts of compared runs: by model, as [`MODELS`] names it, and by method.
+/// The numbers of comparisons, by model (as named in [`MODELS`]) and by method.
 pub type Counts = BTreeMap<String, BTreeMap<String, usize>>;
 
-/// Two tests of one process never write the file at the same time.
+/// Prevents two tests of one process from writing the file at the same time.
 static WRITING: Mutex<()> = Mutex::new(());
 
 fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("verified.json")
 }
 
-/// All counts on file.
+/// The counts in the file.
 pub fn read() -> Counts {
     let text = std::fs::read_to_string(path()).unwrap_or_default();
     if text.is_empty() { Counts::new() } else { serde_json::from_str(&text).expect("verified.json is JSON") }
@@ -43,7 +44,7 @@ pub fn add(counts: &mut Counts, model: &str, method: &str, count: usize) {
     *counts.entry(model.to_owned()).or_default().entry(method.to_owned()).or_default() += count;
 }
 
-/// Compares the counts of a test with those on file, for each model and method that the test ran.
+/// Compares the counts of a test with those in the file, for each model and method that the test ran.
 ///
 /// # Panics
 /// If they differ.

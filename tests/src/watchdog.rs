@@ -1,4 +1,4 @@
-//! No test may hang: a thread that ends the process, naming what was under way.
+//! Limits the time of tests: a thread ends the process if a test hangs, and names the operation in progress.
 
 use std::io::{self, Write};
 use std::process;
@@ -13,7 +13,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Kills the process once `limit` has passed since anything was [told](Self::watch).
+    /// Ends the process once `limit` has passed since the last call of [`watch`](Self::watch).
     pub fn new(limit: Duration) -> Self {
         let mut what = thread::current().name().unwrap_or("a test").to_owned();
         let (under_way, told) = mpsc::channel();
@@ -33,7 +33,7 @@ impl Watchdog {
         Self { under_way }
     }
 
-    /// `what` begins, and what was under way has ended.
+    /// Starts the operation `what`, which ends the previous one.
     pub fn watch(&self, what: impl Into<String>) {
         // Fails only while the process is being killed.
         drop(self.under_way.send(what.into()));

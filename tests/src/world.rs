@@ -1,4 +1,4 @@
-//! Many ranks: the meshes there are, and a toy's run on the ranks of a world.
+//! Worlds of many ranks: the possible meshes, and a toy's run on the ranks of a world.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,18 +23,18 @@ use xdit_core::transformer::{IntoParts, Transformer};
 
 use crate::device;
 
-/// Gives a rank its share of the transformer.
+/// Loads a rank's share of the transformer.
 pub type Load<T> = Box<dyn Fn(Share) -> Result<Loaded<T>> + Send + Sync>;
 
-/// A model and a job for it that makes latents only.
+/// A model and a job for it that produces only latents.
 pub struct Job<T: Transformer> {
-    /// Who does what.
+    /// The work of each rank.
     pub plan: Plan,
     /// Loads a share of the model.
     pub load: Load<T>,
     /// The noise scheduler.
     pub scheduler: Box<dyn Scheduler>,
-    /// What each picture is conditioned on.
+    /// The conditions of each picture.
     pub guidance: Vec<Guidance<T::Conditions>>,
     /// The initial latents of each picture, packed and whole.
     pub noise: Vec<Tokens>,
@@ -43,7 +43,7 @@ pub struct Job<T: Transformer> {
 /// The model of a [`Job`].
 pub struct Loader<T>(Load<T>);
 
-/// No picture is decoded.
+/// A decoder for jobs that decode no pictures.
 pub enum NoDecoder {}
 
 impl Decoder for NoDecoder {
@@ -76,7 +76,7 @@ impl<T: Transformer> Job<T>
 where
     T::Conditions: 'static,
 {
-    /// The model, and the job as the engine knows it.
+    /// The model, and the job in the form that the engine takes.
     pub fn split(self) -> (Arc<Loader<T>>, run::Job<T::Conditions>) {
         let mut conditions = Vec::new();
         let mut place = |branch: &T::Conditions| {
@@ -97,14 +97,14 @@ where
     }
 }
 
-/// Keeps the latents of each picture, a token a latent pixel, and passes on everything else.
+/// Collects the latents of each picture, with one token for each latent pixel, and forwards everything else.
 struct Latents<'a> {
     observer: &'a mut dyn Observer,
     latents: Vec<(usize, Tokens)>,
 }
 
 impl Latents<'_> {
-    /// In the order of the pictures.
+    /// The latents in the order of the pictures.
     fn sorted(mut self) -> Vec<Tokens> {
         self.latents.sort_by_key(|(image, _)| *image);
         self.latents.into_iter().map(|(_, latents)| latents).collect()
@@ -140,7 +140,8 @@ impl Observer for Latents<'_> {
 
 use crate::in_order::{InOrder, Order, RENDEZVOUS};
 
-/// All meshes of up to `max_ranks` ranks along `axes`, on other axes one; two guidance branches at most.
+/// All meshes of up to `max_ranks` ranks along `axes`, with degree 1 on the other axes and at most two ranks along the
+/// axis of guidance.
 pub fn meshes(axes: &[Axis], max_ranks: usize) -> Vec<Mesh> {
     axes.iter().fold(vec![Mesh::default()], |meshes, &axis| {
         let degrees = if axis == Axis::Cfg { 1..=2 } else { 1..=max_ranks };
@@ -149,7 +150,7 @@ pub fn meshes(axes: &[Axis], max_ranks: usize) -> Vec<Mesh> {
     })
 }
 
-/// The final latents of all pictures of `job`, which is run on ranks of its own.
+/// The final latents of all pictures of `job`, on newly started ranks.
 ///
 /// # Errors
 /// The first cause, if a rank fails.
@@ -164,7 +165,7 @@ where
 /// The final latents of all pictures of `job`, which is run on `ranks`.
 ///
 /// # Errors
-/// As those of the engine.
+/// The errors of the engine.
 pub fn run_on<T>(
     ranks: &mut Ranks<Loader<T>>,
     job: run::Job<T::Conditions>,
@@ -179,7 +180,7 @@ where
     Ok(latents.sorted())
 }
 
-/// The final latents of the pictures that a rank of `world` tells of, having done its part of the job.
+/// The final latents of the pictures that a rank of `world` reports, after its part of the job.
 ///
 /// # Errors
 /// If the rank fails.
@@ -197,12 +198,12 @@ where
     Ok(latents.sorted())
 }
 
-/// Keeps what ranks report, in rank order.
+/// Collects the reports of ranks, in rank order.
 #[derive(Default)]
 pub struct Reports {
-    /// Whether they are to hold each activity and each wait.
+    /// Whether reports include each activity and each wait.
     pub details: bool,
-    /// Of each rank.
+    /// One report for each rank.
     pub ranks: Vec<RankReport>,
 }
 
@@ -217,7 +218,7 @@ impl Observer for Reports {
     }
 }
 
-/// Runs `job` on the ranks of a world, each of which sees it as `seen` makes it.
+/// Runs `job` on the ranks of a world, each of which uses its link as wrapped by `seen`.
 pub fn run_in<T>(
     job: Job<T>,
     options: &LaunchOptions,
@@ -230,11 +231,11 @@ where
     launch(size, options, move |world| run_rank(&seen(HostLink::new(world)), &job, &mut ()))
 }
 
-/// The latents of all pictures of `job`, on ranks whose links are [as NCCL orders them](crate::in_order), with sends that wait
-/// for their receives.
+/// The latents of all pictures of `job`, on ranks whose links have [the order of NCCL](crate::in_order) and whose
+/// sends wait for their receives.
 ///
 /// # Panics
-/// If a rank fails, or all wait for each other.
+/// If a rank fails, or all ranks wait for each other.
 pub fn pictures_in_order<T>(job: Job<T>) -> Vec<Tensor<3>>
 where
     T: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync> + Send + Sync + 'static,
@@ -243,10 +244,10 @@ where
     pictures(run_in(job, &LaunchOptions::default(), move |world| InOrder::world(world, &order)))
 }
 
-/// The latents of all pictures of a run that went well, as [`run_in`] reports it.
+/// The latents of all pictures of a successful run, from the report of [`run_in`].
 ///
 /// # Panics
-/// If it did not; with the first cause.
+/// If the run failed; the message is the first cause.
 pub fn pictures(report: Report<Vec<Tokens>, Error>) -> Vec<Tensor<3>> {
     let ranks = report.into_result().unwrap_or_else(|error| panic!("{error}"));
     ranks.into_iter().flatten().map(|latents| latents.x).collect()

@@ -1,4 +1,4 @@
-//! The text encoders as Stable Diffusion 3 and FLUX run them, with their padding, against what transformers recorded.
+//! Compares the text encoders, with the padding of Stable Diffusion 3 and FLUX, with recordings of transformers.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use xdit_models::t5::{T5Config, T5Encoder};
 use xdit_models::tokenizer::{ClipTokenizer, T5Tokenizer};
 use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
-/// Of one module: f32 rounding, summed in another order than the reference's.
+/// The tolerance of one module: f32 rounding, with another order of summation than in the reference.
 const TOLERANCE: f64 = 1e-5;
 
 const CASES: [&str; 2] = ["clip-l", "clip-g"];
@@ -29,7 +29,7 @@ fn config(dir: &Path) -> Result<ClipTextConfig> {
     ClipTextConfig::read(Config::read(&dir.join("config.json"))?)
 }
 
-/// The model in `dir`, with a projection where the case has one.
+/// Loads the model in `dir`, with a projection if the case has one.
 fn load(name: &str, dir: &Path, dtype: DType) -> Result<ClipTextModel> {
     let load = match name {
         "clip-g" => ClipTextModel::load_with_projection,
@@ -42,7 +42,7 @@ fn text_encoder(name: &str) -> ClipTextModel {
     load(name, &goldens().join(name).join("text_encoder"), DType::F32).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The ids of each recorded run: of each text and, behind them, of what no text gives.
+/// The ids of each recorded run: those of each text, followed by ids that no text produces.
 fn recorded_ids(case: &Case, runs: usize) -> Vec<Vec<u32>> {
     let ids = |run: usize| case.integers(&format!("{run}.input_ids"));
     (0..runs).map(|run| ids(run).into_iter().map(|id| id as u32).collect()).collect()
@@ -103,7 +103,7 @@ fn clip_skip_leaves_out_layers() {
     }
 }
 
-/// From a text to the ids that the model is given: cut, and padded by each tokenizer's own token.
+/// Checks the ids from a text to the model's input: cut, and padded with each tokenizer's own token.
 #[test]
 fn clip_ids() {
     for (name, pad_id) in CASES.into_iter().zip([633, 0]) {
@@ -120,7 +120,7 @@ fn clip_ids() {
     }
 }
 
-/// FLUX takes nothing but the pooled output, for which padding is wasted work.
+/// FLUX uses only the pooled output, which does not depend on padding.
 #[test]
 fn the_pooled_output_needs_no_padding() {
     for (name, end) in CASES.into_iter().zip([633, 633]) {
@@ -134,7 +134,7 @@ fn the_pooled_output_needs_no_padding() {
     }
 }
 
-/// In 16 bits everything takes the kernels' other path. Far from f32, but not further than rounding.
+/// 16-bit types take the other path of the kernels. The distance to f32 must be within rounding.
 #[test]
 fn clip_in_16_bits() {
     for name in CASES {
@@ -150,7 +150,7 @@ fn clip_in_16_bits() {
     }
 }
 
-/// Copies the text encoder `name` with another config and other names of tensors.
+/// Copies the text encoder `name` with another config and other tensor names.
 fn rewritten(
     name: &str,
     config: impl FnOnce(&mut Value),
@@ -168,7 +168,7 @@ fn rewritten(
     to
 }
 
-/// Transformers 5 writes `dtype` and, where there is no projection beside the model, no prefix.
+/// Transformers 5 writes `dtype` and, in models without a projection, no prefix.
 #[test]
 fn files_of_transformers_5_are_read() {
     for name in CASES {
@@ -266,7 +266,7 @@ fn t5_attends_to_its_padding() {
     }
 }
 
-/// With published weights the states inside T5 outgrow f16.
+/// With published weights, the states inside T5 exceed the range of f16.
 #[test]
 fn t5_has_room_for_large_states_in_f16() {
     let from = goldens().join("pixart-alpha-256/text_encoder");

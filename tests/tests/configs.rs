@@ -1,4 +1,5 @@
-//! Configs with one wrong option: a checkpoint that cannot be run is an error, never a panic, never an abort.
+//! Configs with one wrong option: a checkpoint that cannot be run is reported as an error, never by a panic or an
+//! abort.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,14 +15,14 @@ use xdit_core::json::read_json;
 use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_tests::{changed, device, goldens};
 
-/// One checkpoint of each family, and the others, whose options it is given, too.
+/// One checkpoint of each family, and other checkpoints whose option values are tried in it, too.
 const FAMILIES: [(&str, &[&str]); 3] = [
     ("pixart-alpha-256", &["pixart-alpha-512", "pixart-alpha-1024", "pixart-sigma-512", "pixart-sigma-2k"]),
     ("sd3-medium", &["sd35-medium", "sd35-large"]),
     ("flux-dev", &["flux-schnell"]),
 ];
 
-/// What an option is set to; `None` leaves it out.
+/// The values that an option is set to; `None` removes it.
 fn values() -> Vec<Option<Value>> {
     let (large, huge) = (1_u64 << 31, 1_u64 << 62);
     let values =
@@ -29,7 +30,7 @@ fn values() -> Vec<Option<Value>> {
     values.into_iter().map(Some).chain([None]).collect()
 }
 
-/// The JSON files of a checkpoint that are configs, relative to its folder.
+/// The JSON configs of a checkpoint, relative to its folder.
 fn configs(checkpoint: &Path) -> Vec<PathBuf> {
     let mut configs = vec![PathBuf::from("model_index.json")];
     for component in fs::read_dir(checkpoint).unwrap().map(|entry| entry.unwrap().path()) {
@@ -41,8 +42,8 @@ fn configs(checkpoint: &Path) -> Vec<PathBuf> {
     configs
 }
 
-/// Every change of one option, or of the first element of one that is a list, in every config of a family: the config,
-/// the place in it as a JSON pointer, and the value.
+/// Every change of one option, or of the first element of a list, in every config of a family: the config, the place
+/// in it as a JSON pointer, and the value.
 fn mutations(checkpoint: &str, relatives: &[&str]) -> Vec<(PathBuf, String, Option<Value>)> {
     let mut mutations = Vec::new();
     for config in configs(&goldens().join(checkpoint)) {
@@ -62,7 +63,7 @@ fn mutations(checkpoint: &str, relatives: &[&str]) -> Vec<(PathBuf, String, Opti
     mutations
 }
 
-/// `config` with the value at `place` replaced, or left out.
+/// `config` with the value at `place` replaced or removed.
 fn mutated(mut config: Value, place: &str, value: Option<Value>) -> Option<Value> {
     let (parent, name) = place.rsplit_once('/').expect("a pointer");
     match config.pointer_mut(parent)? {
@@ -79,7 +80,7 @@ fn mutated(mut config: Value, place: &str, value: Option<Value>) -> Option<Value
     Some(config)
 }
 
-/// Opens a checkpoint and, if it can be opened, asks for a plan.
+/// Opens a checkpoint and, if that succeeds, requests a plan.
 fn open(checkpoint: &Path) -> Result<()> {
     let options = LoadOptions::new(device(), DType::F32);
     let pipeline = xdit_models::open(checkpoint, &options)?;

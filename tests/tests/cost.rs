@@ -1,4 +1,5 @@
-//! What a plan says that ranks send and keep is what they send and keep, to the byte; and where their time goes.
+//! Compares the bytes that a plan predicts for each rank with those that it sends and keeps, and checks the times of
+//! ranks.
 
 use burn::tensor::DType;
 use xdit_core::pipeline::{LoadOptions, Request};
@@ -30,7 +31,7 @@ fn sizes(subject: &Subject) -> Sizes {
         Kind::Joint => (1, 2, 2),
     };
     let mut exchanges = vec![BlockExchanges { attentions: 1, image_sums, text_sums }; blocks];
-    // The last block's text is used by nobody.
+    // The last block's text is not used.
     exchanges[blocks - 1].text_sums = 0;
     let skipping = subject.text_tokens.last().filter(|_| subject.skipping.is_some());
     let texts = subject.text_tokens.iter().chain(skipping);
@@ -42,7 +43,7 @@ fn sizes(subject: &Subject) -> Sizes {
     }
 }
 
-/// How a picture is drawn: degrees, patches, steps of warm-up, and whether it is DistriFusion.
+/// The method of a run: degrees, patches, warm-up steps, and whether it is DistriFusion.
 type Method = (&'static [(Axis, usize)], usize, usize, bool);
 
 const METHODS: [Method; 16] = [
@@ -86,7 +87,7 @@ fn reports(subject: &Subject, plan: &Plan, details: bool) -> Vec<RankReport> {
 #[test]
 fn ranks_send_and_keep_what_the_plan_says() {
     let mut subjects = [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped].map(Subject::new).to_vec();
-    // So that the last step is not the only asynchronous one.
+    // Makes the last step not the only asynchronous one.
     subjects.iter_mut().for_each(|subject| subject.steps = 4);
     subjects[3].spec.heads = 4;
     for steps in [0..1, 1..2, 1..3, 0..4, 3..4] {
@@ -119,7 +120,7 @@ fn ranks_send_and_keep_what_the_plan_says() {
     assert!(kept > 0);
 }
 
-/// What the comparison above would say to a mistake.
+/// The comparison above would detect mistakes in the sizes.
 #[test]
 fn each_step_counts() {
     let subject = Subject::new(Kind::Joint);
@@ -173,7 +174,7 @@ fn every_action_is_taken_down_and_holds_its_waits() {
     }
 }
 
-/// A checkpoint's headers tell what loading it will hold, and its pipeline tells the rest.
+/// Loading takes exactly the memory that follows from the checkpoint's headers; the rest follows from the pipeline.
 #[test]
 fn a_pipeline_knows_its_costs() {
     let methods: [Method; 3] = [
@@ -221,7 +222,7 @@ fn a_pipeline_knows_its_costs() {
     }
 }
 
-/// A model says rightly how often its blocks call other ranks: those of its golden checkpoint, with `conditions`.
+/// Checks the number of exchanges that a model reports for its blocks, with its golden checkpoint and `conditions`.
 fn check_model<T: Published>(checkpoint: &str, conditions: &T::Conditions, text_tokens: usize)
 where
     T::Conditions: Send + Sync,
@@ -297,7 +298,7 @@ fn models_know_their_seams() {
     }
 }
 
-/// Sums are there even if nobody asks for details.
+/// Sums of times are recorded even without details.
 #[test]
 fn sums_need_no_details() {
     let subject = Subject::new(Kind::Alone);

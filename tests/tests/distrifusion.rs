@@ -1,4 +1,5 @@
-//! DistriFusion on every mesh of up to eight ranks, and on one rank with its patches, computes what the oracle computes.
+//! Compares DistriFusion, on every mesh of up to eight ranks and on a single rank with the same patches, with the
+//! oracle.
 
 use burn::tensor::Tensor;
 use xdit_core::plan::guidance::Branch;
@@ -10,14 +11,14 @@ use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::world::{meshes, pictures_in_order};
 use xdit_tests::{bits, relative_l2};
 
-/// Of final latents: f32 sums in another order, through all blocks and steps.
+/// The tolerance of the final latents, for other orders of f32 sums through all blocks and steps.
 const TOLERANCE: f64 = 1e-5;
-/// What keys of another step make at least: a hundred times more.
+/// The minimum effect of keys from another step, a hundred times the tolerance.
 const VISIBLE: f64 = 1e-3;
 const MAX_RANKS: usize = 8;
 const AXES: [Axis; 5] = [Axis::Data, Axis::Cfg, Axis::Ring, Axis::Ulysses, Axis::Tensor];
 
-/// With a step more than elsewhere: the first one after the warm-up is synchronous, too.
+/// Has one step more than elsewhere, because the first step after the warm-up is synchronous, too.
 fn subject(kind: Kind) -> Subject {
     Subject { steps: 4, ..Subject::new(kind) }
 }
@@ -35,7 +36,7 @@ fn expected(subject: &Subject, picture: usize, turns: Turns) -> Tensor<3> {
     oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &noise, turns, None)
 }
 
-/// The plan for `mesh` and a picture for each of its data-parallel shares.
+/// The plan for `mesh`, with one picture for each rank of data parallelism.
 fn plan(subject: &Subject, mesh: Mesh, patches: usize, warmup_steps: usize) -> xdit_core::Result<Plan> {
     let config = ParallelConfig {
         mesh,
@@ -55,7 +56,7 @@ fn latents(subject: &Subject, plan: &Plan) -> Vec<Tensor<3>> {
     pictures_in_order(job)
 }
 
-/// Runs every legal plan of `subject` and says how far the worst one is from the oracle.
+/// Compares every legal plan of `subject` with the oracle, and prints the largest distance.
 fn check_all(subject: &Subject) {
     let (mut ran, mut refused, mut repeated, mut worst) = (0, 0, 0, 0.0_f64);
     let mut wrong = Vec::new();
@@ -126,14 +127,14 @@ fn skip_connections_on_every_mesh() {
     check_all(&subject(Kind::UShaped));
 }
 
-/// A third branch, which begins in the first step that would not be synchronous without it.
+/// A third branch begins in the first step that would be asynchronous without it.
 #[test]
 fn a_branch_of_some_steps_on_every_mesh() {
     let skipping = Some(Branch { steps: 1..3, skip_layers: vec![1, 3] });
     check_all(&Subject { skipping, ..subject(Kind::Joint) });
 }
 
-/// What is of the step before shows, is not what PipeFusion has of it, and goes away with warm-up.
+/// Stale keys have an effect, which differs from that of PipeFusion and disappears with enough warm-up.
 #[test]
 fn keys_of_the_step_before_show() {
     for kind in [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped] {
@@ -148,7 +149,7 @@ fn keys_of_the_step_before_show() {
                     assert!(stale <= TOLERANCE, "{kind:?}, {patches} strips: {stale:.1e} from serial");
                     continue;
                 }
-                // Both have the same whole steps.
+                // Gives both the same synchronous steps.
                 let pipefusion = Turns { warmup_steps: warmup_steps + 1, displaced: false, ..turns };
                 let other = relative_l2(&displaced, &expected(&subject, 0, pipefusion));
                 println!(

@@ -1,4 +1,4 @@
-//! An engine over a checkpoint: requests one after the other, each with its own end.
+//! An engine with a checkpoint: consecutive requests, each with its own result.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -32,7 +32,7 @@ fn request(prompt: &str, side: usize, steps: usize) -> Request {
     }
 }
 
-/// Components that were loaded.
+/// Counts the components that are loaded.
 #[derive(Default)]
 struct Loads(Vec<&'static str>);
 
@@ -53,13 +53,13 @@ fn pictures(running: Running) -> xdit_core::Result<Vec<Picture>> {
     pictures.collect()
 }
 
-/// Calls of this process that read, the one that finds out included.
+/// The number of read calls of this process, including those of this function.
 fn reads() -> u64 {
     let io = fs::read_to_string("/proc/self/io").unwrap();
     io.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap().parse().unwrap()
 }
 
-/// This file has no other test, whose reads would count.
+/// The only test of this file, because the reads of others would be counted, too.
 #[test]
 fn the_second_request_reads_no_file() {
     let checkpoint = tempfile::tempdir().unwrap();
@@ -84,7 +84,7 @@ fn the_second_request_reads_no_file() {
     assert!(loads.0.is_empty(), "{:?}", loads.0);
     assert_eq!(made.pictures, expected);
 
-    // The same pipeline, on a thread of its own.
+    // The same pipeline on its own thread.
     let engine = Engine::start(pipeline).unwrap();
     let cancelled = engine.submit(Request { images_per_prompt: 1000, ..first.clone() });
     let refused = engine.submit(request("a cat", 65, 2));
@@ -93,7 +93,7 @@ fn the_second_request_reads_no_file() {
     assert_eq!(pictures(refused).unwrap_err().kind(), ErrorKind::Usage);
     assert_eq!(pictures(sound).unwrap(), expected);
 
-    // A request is over when its first pictures have been seen.
+    // The request is cancelled after its first pictures.
     let mut running = engine.submit(Request { images_per_prompt: 1000, ..first });
     let completed = |event: &xdit_core::Result<Event>| matches!(event, Ok(Event::Completed(_)));
     assert!(running.by_ref().filter(completed).take(2).count() == 2);

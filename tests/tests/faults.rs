@@ -1,8 +1,8 @@
-//! Failure injection into whole runs: under every seed each rank ends as in a sound network, bit for bit, or with an
-//! error that names its place, in bounded time.
+//! Fault injection into whole runs: for every seed, each rank ends in bounded time. Its result is bitwise the same as
+//! in a sound network, or it is an error that names the operation and the rank.
 //!
-//! No protocol can promise that all ranks learn of a failure: the last message may be the one that is lost. So a rank
-//! whose part was complete by then may end well beside others that fail; the run as a whole does not.
+//! No protocol can guarantee that all ranks notice a failure, because the lost message may be the last one. A rank
+//! whose part was complete by then may therefore succeed while others fail; the run as a whole does not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,27 +21,27 @@ use xdit_tests::watchdog::Watchdog;
 use xdit_tests::world::{Job, Loader, Reports, run, run_in, run_rank};
 
 const SEEDS: u64 = 1_000;
-/// On each wait, in simulated time.
+/// The limit on each wait, in simulated time.
 const LIMIT: Duration = Duration::from_secs(1);
-/// On a whole run, in simulated time: the longest stall, a wait, and what is under way for sound reasons.
+/// The limit on a whole run, in simulated time: the longest stall, one wait, and the regular transfers.
 const BOUND: Duration = Duration::from_secs(5);
-/// On a seed, in real time: a thousand times what one takes.
+/// The limit on a seed, in real time: a thousand times the usual duration.
 const HANGS: Duration = Duration::from_secs(60);
 
-/// What a rank may say of a failed transfer.
+/// The operations that an error may name.
 const OPERATIONS: [&str; 6] = ["all_reduce(sum)", "all_gather", "all_to_all", "send", "recv", "send_recv"];
 const GROUPS: [&str; 7] = ["cfg", "pp", "ring", "ulysses", "ringxulysses", "tp", "world"];
 
-/// Bits of the latents of a rank's pictures, or how it failed.
+/// The bits of the latents of a rank's pictures, or its error.
 type End = Result<Vec<Vec<u32>>, String>;
 
-/// One mesh, and how a run on it ends without faults.
+/// A mesh, and the results of a run on it without faults.
 struct World {
     name: String,
     job: Arc<(Arc<Loader<Toy>>, xdit_core::run::Job<Tensor<3>>)>,
     size: usize,
     sound: Vec<End>,
-    /// Operations of the rank that has most.
+    /// The largest number of operations of a rank.
     operations: u64,
 }
 
@@ -72,7 +72,7 @@ impl World {
         world
     }
 
-    /// How each rank ends, and the operations of that rank, of those that end well, which has most.
+    /// The result of each rank, and the largest number of operations among ranks that succeed.
     fn run(&self, options: LaunchOptions) -> (Report<Vec<Vec<u32>>, xdit_core::Error>, u64) {
         let (job, most) = (self.job.clone(), Arc::new(AtomicU64::new(0)));
         let operations = most.clone();
@@ -90,7 +90,7 @@ fn end(outcome: Outcome<Vec<Vec<u32>>, xdit_core::Error>) -> End {
     match outcome {
         Outcome::Done(latents) => Ok(latents),
         Outcome::Failed(error) => Err(error.to_string()),
-        other => panic!("no rank panics or goes on for ever: {other:?}"),
+        other => panic!("a rank panicked or did not end: {other:?}"),
     }
 }
 
@@ -110,7 +110,7 @@ fn worlds() -> Vec<World> {
     ]
 }
 
-/// Whether `error` names an operation and a group, and `rank` as the one that says so.
+/// Whether `error` names an operation and a group, and `rank` as the rank that reports it.
 fn is_named(error: &str, rank: usize) -> bool {
     let named = || {
         let (operation, rest) = error.strip_prefix('`')?.split_once("` over `")?;
@@ -121,7 +121,7 @@ fn is_named(error: &str, rank: usize) -> bool {
     named() == Some(true)
 }
 
-/// A job for two ranks, one of which fails as it loads its share; the other one takes its time.
+/// A job for two ranks: one fails while it loads its share, and the other one is slow.
 fn half_loaded(axis: Axis, rest: Duration) -> Job<Toy> {
     let subject = Subject::new(Kind::Alone);
     let config = ParallelConfig { mesh: Mesh::default().with(axis, 2), ..ParallelConfig::default() };
@@ -143,7 +143,7 @@ fn half_loaded(axis: Axis, rest: Duration) -> Job<Toy> {
     }
 }
 
-/// Not even its listener waits for it.
+/// The listener does not wait for the slow rank either.
 #[test]
 fn a_rank_that_is_busy_holds_nobody_up() {
     let started = Instant::now();

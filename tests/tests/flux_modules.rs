@@ -1,4 +1,4 @@
-//! Each part of FLUX against what the reference recorded inside one forward pass.
+//! Compares each part of FLUX with recordings of the reference inside one forward pass.
 
 use burn::tensor::Tensor;
 use xdit_core::attention::Local;
@@ -8,12 +8,12 @@ use xdit_models::flux::{Conditions, Flux, FluxConfig};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_tests::{Case, assert_close, component};
 
-/// Of one module: f32 rounding, summed in another order than the reference's.
+/// The tolerance of one module: f32 rounding, with another order of summation than in the reference.
 const TOLERANCE: f64 = 1e-5;
 
 const CHECKPOINTS: [&str; 2] = ["flux-schnell", "flux-dev"];
 
-/// One recorded forward pass of two pictures.
+/// A recorded forward pass of two pictures.
 struct Pass {
     case: Case,
     config: FluxConfig,
@@ -43,7 +43,7 @@ impl Pass {
         Tokens { x: self.case.tensor(name), positions: self.positions.clone() }
     }
 
-    /// What the reference gives to block `index`, or to what follows the last one.
+    /// The reference's input to block `index`, or to the layers after the last block.
     fn before(&self, index: usize) -> Hidden {
         let doubles = self.config.double_blocks;
         let name = match index {
@@ -63,7 +63,7 @@ fn block_by_block() {
         let check = |part: &str, actual: &Tensor<3>, expected: &Tensor<3>| {
             assert_close(&format!("{checkpoint}: {part}"), actual, expected, TOLERANCE);
         };
-        // The timestep in question must not be mixed up with the others.
+        // The other timesteps must not affect this one.
         let contexts = pass.model.contexts(&pass.conditions, &[1000.0, pass.timestep, 3.5]);
         let context = &contexts[1];
         let embedded = pass.model.embed(pass.tokens("hidden_states"), context);
@@ -94,7 +94,7 @@ fn the_whole_forward_pass() {
         };
         let expected: Tensor<3> = pass.case.tensor("output");
         assert_close(checkpoint, &forward(&pass.conditions), &expected, TOLERANCE);
-        // Guidance is a condition where it was distilled, and only there.
+        // Guidance is a condition only in models with distilled guidance.
         let stronger = forward(&Conditions { guidance: 6.0, ..pass.conditions.clone() });
         let distance = xdit_tests::relative_l2(&stronger, &expected);
         println!("{checkpoint}: with more guidance {distance:.1e} away");
@@ -102,7 +102,7 @@ fn the_whole_forward_pass() {
     }
 }
 
-/// Two tokens of a picture, in either order: the place of a token comes from its position alone.
+/// Swaps two tokens of a picture: only the positions determine the place of a token.
 #[test]
 fn rotary_embedding_goes_by_position() {
     let pass = Pass::load("flux-schnell");
@@ -125,5 +125,5 @@ fn rotary_embedding_goes_by_position() {
     assert_close("the order of tokens", &there, &swapped, TOLERANCE);
     let mut near = pick(&[3, 31]);
     near.positions = Positions::grid(1, 2);
-    assert!(xdit_tests::relative_l2(&run(near), &there) > 1e-3, "places show");
+    assert!(xdit_tests::relative_l2(&run(near), &there) > 1e-3, "positions have an effect");
 }

@@ -1,10 +1,10 @@
-//! FLUX on many ranks equals FLUX on one: serially, or with the same patches and warm-up.
+//! Compares FLUX on many ranks with a single rank: serially, or with the same patches and warm-up.
 
 use xdit_core::pipeline::Request;
 use xdit_tests::on_ranks::OnRanks;
 use xdit_tests::verified::{Counts, check};
 
-/// 35 image tokens beside 12 of text, which travels with the first patch.
+/// 35 image tokens, and 12 text tokens, which are part of the first patch.
 fn request() -> Request {
     Request {
         height: Some(112),
@@ -48,7 +48,7 @@ fn pipefusion_depends_on_patches_and_warmup_only() {
     check(&counts);
 }
 
-/// Stages that hold one kind of block alone, and stages that hold both.
+/// Some stages have blocks of one kind only, and others have both.
 #[test]
 fn synchronous_pipefusion_equals_serial() {
     for stages in [vec![2, 3], vec![1, 4], vec![1, 1, 1, 1, 1], vec![3, 1, 1]] {

@@ -1,4 +1,4 @@
-//! Whole runs of FLUX, from prompt to pixels, against what diffusers gives for the same call.
+//! Compares whole runs of FLUX, from prompt to pixels, with the same calls of diffusers.
 
 use burn::tensor::DType;
 use xdit_core::pipeline::{LoadOptions, Observer, Pipeline, Request};
@@ -7,7 +7,7 @@ use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::{check_calls, request};
 use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
-/// Of the final latents, relative to their norm.
+/// The tolerance of the final latents, relative to their norm.
 const TOLERANCE: f64 = 1e-4;
 
 fn pipeline(checkpoint: &str) -> Box<dyn Pipeline> {
@@ -20,7 +20,7 @@ fn every_recorded_call() {
     check_calls(&["flux-"], 8, TOLERANCE);
 }
 
-/// Half precision, on one rank and on a pipeline of two: the picture of f32 to what eight or eleven bits can tell.
+/// Half precision, on a single rank and on a pipeline of two: close to f32 within the precision of 8 or 11 bits.
 #[test]
 fn half_precision() {
     let request = Request { decode: false, ..request(&Case::load("flux-dev-non-square")) };
@@ -41,7 +41,7 @@ fn half_precision() {
     }
 }
 
-/// What is left out is what diffusers takes.
+/// The defaults are those of diffusers.
 #[test]
 fn defaults() {
     let request = Request::new("a photo of a cat");
@@ -53,7 +53,7 @@ fn defaults() {
     }
 }
 
-/// Classifier-free guidance is what the true scale asks for, with or without a negative prompt.
+/// The true CFG scale turns on classifier-free guidance, with or without a negative prompt.
 #[test]
 fn true_guidance() {
     let case = Case::load("flux-dev-true-cfg");
@@ -117,7 +117,7 @@ fn warnings() {
     assert_eq!(idle, ["this FLUX model was not made for guidance: the guidance scale `3.5` changes nothing"]);
 }
 
-/// Sums of such numbers wrap.
+/// The sum of these numbers would overflow.
 #[test]
 fn a_config_of_huge_numbers_is_refused() {
     let error = |option: &str, value: serde_json::Value| {

@@ -1,4 +1,5 @@
-//! Pictures decoded in half precision beside those in f32. Errors of latents would not show a picture that is black.
+//! Compares pictures decoded in half precision with those in f32. The error of the latents would not reveal black
+//! pictures.
 
 use burn::tensor::{DType, Tensor, TensorData};
 use xdit_core::checkpoint::Checkpoint;
@@ -8,7 +9,7 @@ use xdit_core::weights::Weights;
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use xdit_tests::{device, goldens};
 
-/// Decodes latents of a picture of 256 × 256 in `dtype`, to values of 0 to 255.
+/// Decodes the latents of a picture of 256 × 256 pixels in `dtype`, to values of 0 to 255.
 fn decode(checkpoint: &str, dtype: DType) -> Vec<f32> {
     let dir = goldens().join(checkpoint).join("vae");
     let config = AutoencoderKlConfig::read(Config::read(&dir.join("config.json")).unwrap()).unwrap();
@@ -25,7 +26,8 @@ fn decode(checkpoint: &str, dtype: DType) -> Vec<f32> {
     values.into_iter().map(|value| (value.clamp(-1.0, 1.0) + 1.0) * 127.5).collect()
 }
 
-/// f16 has three binary digits more than the 8 of a picture. bf16 has as many: each layer rounds by up to half a value.
+/// f16 has three binary digits more than the 8 of a picture. bf16 has equally many, so each layer rounds by up to half
+/// a value.
 #[test]
 fn a_decoded_picture_is_the_same_to_the_eye() {
     for checkpoint in ["pixart-alpha-256", "sd3-medium"] {

@@ -1,4 +1,4 @@
-//! What the order of NCCL asks of the engine, and that links in that order notice a deadlock.
+//! Runs the engine on links with the order of NCCL, and checks that these links detect a deadlock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,10 +13,10 @@ use xdit_tests::in_order::{InOrder, Order, RENDEZVOUS, Rules};
 use xdit_tests::toy::{Kind, Subject};
 use xdit_tests::world::{pictures, run_in};
 
-/// As NCCL may do it: small messages are taken before they are asked for.
+/// The behaviour that NCCL permits: small messages are sent before their receive has started.
 const EAGER: Rules = Rules { rendezvous: false, ..RENDEZVOUS };
 
-/// A run of each method: kind of model, axis, degree, patches, and whether it is DistriFusion.
+/// One run of each method: kind of model, axis, degree, patches, and whether it is DistriFusion.
 const METHODS: [(Kind, Axis, usize, usize, bool); 11] = [
     (Kind::Joint, Axis::Ulysses, 2, 1, false),
     (Kind::Joint, Axis::Ring, 3, 1, false),
@@ -85,7 +85,7 @@ fn no_method_needs_that_sends_wait_for_their_receives() {
     }
 }
 
-/// Sends of one rank that it holds on to.
+/// The sends that a rank keeps in memory.
 #[derive(Debug, Default)]
 struct Held {
     now: AtomicUsize,
@@ -93,7 +93,7 @@ struct Held {
     all: AtomicUsize,
 }
 
-/// A link that counts them.
+/// A link that counts the sends.
 #[derive(Debug)]
 struct Counting {
     inner: Arc<dyn Link>,
@@ -154,7 +154,7 @@ impl Link for Counting {
     }
 }
 
-/// What is sent stays in memory until it is received, and no longer: a rank holds on to the sends of one step at most.
+/// Sent tensors stay in memory until they are received, and no longer: at most the sends of one step are kept.
 #[test]
 fn sends_are_let_go_of_as_they_are_received() {
     let (degree, patches, branches, steps) = (3, 4, 2, 20);
@@ -184,7 +184,7 @@ fn number() -> Tensor<1> {
     Tensor::ones([1], (&device(), DType::F32))
 }
 
-/// Runs `work` on two ranks with links under `rules`; says whether it ended well.
+/// Runs `work` on two ranks with links under `rules`, and returns whether it succeeded.
 fn ends_well(rules: Rules, work: impl Fn(&dyn Link) + Send + Sync + 'static) -> bool {
     let order = Order::new(2, rules);
     let rank = move |comm| {
@@ -197,7 +197,7 @@ fn ends_well(rules: Rules, work: impl Fn(&dyn Link) + Send + Sync + 'static) -> 
     run_ranks(2, &LaunchOptions::default(), rank).is_ok()
 }
 
-/// What NCCL's documentation says of operations on one communicator, and on several.
+/// The rules in NCCL's documentation for operations on one communicator and on several.
 #[test]
 fn the_order_is_that_of_nccl() {
     let send = |link: &dyn Link| link.exchange(vec![(1 - link.rank(), number())], Vec::new());
@@ -206,16 +206,16 @@ fn the_order_is_that_of_nccl() {
     let both = move |link: &dyn Link| {
         link.exchange(vec![(1 - link.rank(), number())], vec![(1 - link.rank(), slot())])
     };
-    // Grouped, a send and a receive do not wait for each other.
+    // In a group, a send and a receive do not wait for each other.
     assert!(ends_well(RENDEZVOUS, move |link| drop(both(link).wait())));
-    // Not grouped, both ranks' receives stand before the sends that they wait for.
+    // Without a group, the receives of both ranks precede the sends that they wait for.
     let receive_first = move |link: &dyn Link| {
         let (received, sent) = (receive(link), send(link));
         received.wait();
         sent.wait();
     };
     assert!(!ends_well(EAGER, receive_first));
-    // And so do both ranks' sends, if a send needs its receive.
+    // The same holds for the sends of both ranks, if a send waits for its receive.
     let send_first = move |link: &dyn Link| {
         let (sent, received) = (send(link), receive(link));
         received.wait();
@@ -223,7 +223,7 @@ fn the_order_is_that_of_nccl() {
     };
     assert!(ends_well(EAGER, send_first));
     assert!(!ends_well(RENDEZVOUS, send_first));
-    // A link for each direction: whatever the order of issue.
+    // With a link for each direction, the order of issue does not matter.
     let by_direction = move |link: &dyn Link| {
         let edge = |from: usize| link.split(&[Group::new("edge", [from, 1 - from])]).unwrap().unwrap();
         let edges = [edge(0), edge(1)];
@@ -233,7 +233,7 @@ fn the_order_is_that_of_nccl() {
         sent.wait();
     };
     assert!(ends_well(RENDEZVOUS, by_direction));
-    // A split is done once all ranks have called it.
+    // A split completes only after all ranks have called it.
     let alone = |link: &dyn Link| drop((link.rank() == 0).then(|| link.split(&[Group::new("one", [0])])));
     assert!(ends_well(RENDEZVOUS, move |link| {
         alone(link);

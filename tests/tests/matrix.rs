@@ -1,5 +1,5 @@
-//! Every mesh of up to eight ranks × patches × warm-up computes what the oracle computes, over links that are ordered as
-//! NCCL orders them, and the oracle's likely mistakes would show.
+//! Compares every mesh of up to eight ranks × patches × warm-up with the oracle, over links with the order of NCCL,
+//! and shows that the likely mistakes would be detected.
 
 use std::collections::HashSet;
 
@@ -15,16 +15,16 @@ use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::world::{meshes, pictures_in_order, run, run_on};
 use xdit_tests::{assert_close, device, relative_l2};
 
-/// Of final latents: f32 sums in another order, through all blocks and steps.
+/// The tolerance of the final latents, for other orders of f32 sums through all blocks and steps.
 const TOLERANCE: f64 = 1e-5;
-/// What a mistake makes at least: a hundred times more.
+/// The minimum effect of a mistake, a hundred times the tolerance.
 const VISIBLE: f64 = 1e-3;
 const MAX_RANKS: usize = 8;
 const PATCHES: [usize; 5] = [1, 2, 3, 4, 8];
-/// Without data parallelism, which does not touch a picture.
+/// All axes except data parallelism, which does not affect a picture.
 const AXES: [Axis; 5] = [Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor];
 
-/// Blocks of each stage, the longest stage last: the opposite of an even split.
+/// The number of blocks of each stage, with the longest stage last: the opposite of an even split.
 fn uneven(blocks: usize, stages: usize) -> Option<Vec<usize>> {
     let mut lengths = vec![1; stages];
     lengths[stages - 1] = blocks.checked_sub(stages - 1).filter(|&last| last > 0)?;
@@ -36,7 +36,7 @@ fn latents(subject: &Subject, plan: &Plan) -> Tensor<3> {
     picture
 }
 
-/// With links that are ordered by messages only.
+/// The latents over links that order only the messages between two ranks.
 fn latents_out_of_order(subject: &Subject, plan: &Plan) -> Tensor<3> {
     let pictures = run(subject.job(plan.clone()), &mut ()).unwrap_or_else(|error| panic!("{plan}{error}"));
     let [picture] = <[_; 1]>::try_from(pictures).expect("one picture");
@@ -49,7 +49,7 @@ fn expected(subject: &Subject, patches: usize, warmup_steps: usize, fault: Optio
     oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &subject.noise(), turns, fault)
 }
 
-/// Runs every legal plan of `subject` once and says how far the worst one is from the oracle.
+/// Compares every legal plan of `subject` once with the oracle, and prints the largest distance.
 fn check_all(subject: &Subject) {
     let serial = expected(subject, 1, 0, None);
     let (mut ran, mut refused, mut repeated) = (0, 0, 0);
@@ -88,7 +88,7 @@ fn check_all(subject: &Subject) {
                     refused += 1;
                     continue;
                 };
-                // One patch makes the same plan whatever the warm-up.
+                // With one patch, the plan is the same for any warm-up.
                 if !seen.insert(format!("{plan:?}")) {
                     continue;
                 }
@@ -132,7 +132,7 @@ fn long_skip_connections_on_every_mesh() {
     check_all(&Subject::new(Kind::UShaped));
 }
 
-/// A third branch begins later and ends earlier than the others, and leaves out blocks.
+/// A third branch begins later and ends earlier than the others, and skips blocks.
 #[test]
 fn a_branch_of_some_steps_on_every_mesh() {
     let steps = 4;
@@ -149,7 +149,7 @@ fn a_branch_of_some_steps_on_every_mesh() {
     check_all(&subject);
 }
 
-/// With guidance in one step only, the ranks of the positive branch have nothing to do in the others.
+/// With guidance in one step only, the ranks of the positive branch are idle in the others.
 #[test]
 fn guidance_in_some_steps_on_every_mesh() {
     let subject = Subject::new(Kind::Joint);
@@ -170,7 +170,7 @@ fn guidance_in_some_steps_on_every_mesh() {
     assert!(ran > 60, "only {ran} plans");
 }
 
-/// What the comparisons above would say to mistakes.
+/// The comparisons above would detect these mistakes.
 #[test]
 fn mistakes_would_show() {
     let faults = [
@@ -191,8 +191,8 @@ fn mistakes_would_show() {
     }
 }
 
-/// Four ranks carry out requests of other sizes, texts, warm-ups and meshes in a row, in one world, and hold their shares
-/// as long as they fit.
+/// Four ranks run consecutive requests with different sizes, texts, warm-ups and meshes in one world, and keep their
+/// shares as long as they fit.
 #[test]
 fn a_request_leaves_nothing_behind() {
     use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};

@@ -1,4 +1,4 @@
-//! What a rank holds: its share of the parameters, and of the keys and values of earlier steps what its method needs.
+//! The memory of a rank: its share of the parameters, and the stale keys and values that its method needs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,13 +32,14 @@ use xdit_tests::sparse::SparsePixArt;
 use xdit_tests::toy::{Kind, Subject, random};
 use xdit_tests::world::{Reports, run};
 
-/// For what every rank needs whole: biases of sums, tables of modulation, the first and the last layer.
+/// Allows for the parameters that every rank needs whole: biases of sums, modulation tables, the first and the last
+/// layer.
 const SLACK: f64 = 1.05;
 
 /// PixArt-α with fewer blocks.
 const MODEL: SparsePixArt = SparsePixArt { heads: 16, blocks: 8, caption: 4096, dtype: ("F32", 4) };
 
-/// Bytes of the parameters that each rank of `mesh` holds.
+/// The size in bytes of the parameters of each rank of `mesh`.
 fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -> Vec<u64> {
     let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };
     let work = Work {
@@ -68,7 +69,7 @@ fn a_rank_holds_its_share_of_the_parameters() {
     let checkpoint = Checkpoint::open(dir.path(), "model", None).unwrap();
     let config = PixArtConfig::read(Config::read(&dir.path().join("config.json")).unwrap()).unwrap();
     let [whole] = parameter_bytes(&checkpoint, &config, Mesh::default())[..] else { panic!("one rank") };
-    // Layers that are used before the first step only are held by nobody.
+    // Layers that are used only before the first step are not kept by any rank.
     let file = 4 * MODEL.parameters();
     println!("{} MiB of {} in the file", whole >> 20, file >> 20);
     assert!(whole > file as u64 * 8 / 10 && whole < file as u64);
@@ -79,11 +80,11 @@ fn a_rank_holds_its_share_of_the_parameters() {
         let share = whole as f64 / mesh.size() as f64;
         println!("{mesh}: at most {} MiB, {:.4} of a share", most >> 20, most as f64 / share);
         assert!(most as f64 <= SLACK * share, "{mesh}: {ranks:?} of {whole}");
-        assert!(ranks.iter().sum::<u64>() >= whole, "{mesh}: something is held by nobody");
+        assert!(ranks.iter().sum::<u64>() >= whole, "{mesh}: some parameters are on no rank");
     }
 }
 
-/// The memory columns of the table in PipeFusion's paper, in bytes a rank and guidance branch.
+/// The memory columns of the table in PipeFusion's paper, in bytes for each rank and guidance branch.
 ///
 /// # Source
 /// PipeFusion (Fang et al. 2024), the table of communication and memory cost.
@@ -95,9 +96,10 @@ fn a_rank_keeps_the_keys_that_its_method_needs() {
     for degree in [2, 4, 8] {
         let n = degree as u64;
         for (method, axis, distrifusion, a_branch) in [
-            // Of its own blocks.
+            // The keys of the rank's own blocks.
             ("pipefusion", Axis::Pipeline, false, all / n),
-            // Of the other strips: the paper counts its own, too, which is of this step and not kept.
+            // The keys of the other strips. The paper also counts the rank's own strip, which is of this step and not
+            // kept.
             ("distrifusion", Axis::Ring, true, all - all / n),
             ("ring", Axis::Ring, false, 0),
             ("ulysses", Axis::Ulysses, false, 0),
@@ -116,17 +118,18 @@ fn a_rank_keeps_the_keys_that_its_method_needs() {
     }
 }
 
-/// Queries, keys and values of `tokens` tokens: views of one tensor, as a layer that computes all three gives them.
+/// Queries, keys and values of `tokens` tokens, as views of one tensor, like the output of a layer that computes all
+/// three.
 fn qkv(spec: &TransformerSpec, tokens: usize) -> Qkv {
     let all: Tensor<4> = random("qkv", [1, tokens, 3 * spec.heads, spec.head_dim]);
     let part = |index: usize| all.clone().narrow(2, index * spec.heads, spec.heads);
     Qkv { q: part(0), k: part(1), v: part(2) }
 }
 
-/// Where the memory of `tensors` begins, and how much it is.
+/// The addresses and sizes of the memory of `tensors`.
 ///
 /// # Panics
-/// If one of them is a view of more.
+/// If a tensor is a view of a larger one.
 fn allocations<'a>(tensors: impl Iterator<Item = &'a Tensor<3>>) -> BTreeMap<usize, u64> {
     let allocation = |tensor: &Tensor<3>| {
         let memory = shared_memory(tensor).expect("no view of a larger tensor is kept");
@@ -135,8 +138,8 @@ fn allocations<'a>(tensors: impl Iterator<Item = &'a Tensor<3>>) -> BTreeMap<usi
     tensors.map(allocation).collect()
 }
 
-/// Attends as `rank` of `plan` does for a picture. Says how much memory the caches took at most; it is checked after
-/// each pass that it is what they say.
+/// Runs the attention of `rank` of `plan` for one picture, and returns the peak memory of the caches. Checks after
+/// each pass that their memory has the size that they report.
 fn most_cached(subject: &Subject, plan: &Plan, world: &Arc<dyn Link>) -> u64 {
     let (rank, spec) = (world.rank(), &subject.spec);
     let at = |axis| plan.mesh.coordinate(rank, axis);
@@ -159,7 +162,7 @@ fn most_cached(subject: &Subject, plan: &Plan, world: &Arc<dyn Link>) -> u64 {
         }
         let now = allocations(attention.cached());
         assert_eq!(now.values().sum::<u64>(), attention.kv_bytes(), "step {step}, {patches:?}");
-        // Once all is there, it is written in place.
+        // Once the caches are complete, they are updated in place.
         if step > plan.synchronous_steps + 1 {
             assert_eq!(now, last, "step {step}, {patches:?}: memory was moved");
         }
@@ -169,7 +172,8 @@ fn most_cached(subject: &Subject, plan: &Plan, world: &Arc<dyn Link>) -> u64 {
     most
 }
 
-/// Not a byte more is kept than a plan says, whatever keys and values are views of, and whoever else was sent them.
+/// The caches take exactly the memory that the plan predicts, even if keys and values are views, or were also sent to
+/// other ranks.
 #[test]
 fn caches_take_the_memory_that_the_plan_says() {
     use Axis::{Ring as R, Ulysses as U};

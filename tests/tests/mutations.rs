@@ -1,5 +1,6 @@
-//! Mistakes inside the engine would show: what other tests compare is compared here once more, with a wrong message, or
-//! with wrong keys at one site of one rank. Each outweighs the tolerance of those tests a hundred times.
+//! Mistakes inside the engine would be detected: the comparisons of other tests are repeated with a wrong message, or
+//! with wrong keys at one site of one rank. The effect of each mistake is at least a hundred times the tolerance of
+//! those tests.
 
 mod decorators;
 
@@ -18,10 +19,10 @@ use xdit_tests::world::{pictures, run_in};
 
 const TOLERANCE: f64 = 1e-5;
 const VISIBLE: f64 = 1e-3;
-/// Exchanges of DistriFusion in a step, with two branches and five blocks; hidden states of a pipeline are fewer.
+/// The exchanges of DistriFusion in a step, with two branches and five blocks; a pipeline has fewer.
 const STEP: usize = 10;
 
-/// A run of a toy of `kind`: everything that travels has the same size on all ranks, so that only numbers can tell.
+/// A run of a toy of `kind`. All messages have the same size on all ranks, so that mistakes affect only their numbers.
 struct Run {
     subject: Subject,
     plan: Plan,
@@ -31,7 +32,7 @@ impl Run {
     fn new(kind: Kind, axis: Axis, patches: usize, distrifusion: bool) -> Self {
         let mut subject = Subject { grid: [4, 6], steps: 4, ..Subject::new(kind) };
         subject.spec.heads = 6;
-        // Of parts from two other ranks, the order can be wrong.
+        // With parts from two other ranks, their order can be wrong.
         let degree = if axis == Axis::Ulysses { 3 } else { 2 };
         let mesh = Mesh::default().with(axis, degree);
         let config = ParallelConfig {
@@ -45,7 +46,7 @@ impl Run {
         Self { subject, plan }
     }
 
-    /// How far the final latents are from the oracle's, with messages and keys as given.
+    /// The distance of the final latents from the oracle's, with the given mistakes in messages and keys.
     fn error(&self, wire: Option<(&'static str, Wire)>, keys: Option<Keys>) -> f64 {
         let Self { subject, plan } = self;
         let turns = Turns { patches: plan.stale_patches(), warmup_steps: 0, displaced: plan.distrifusion };
@@ -64,7 +65,7 @@ impl Run {
     }
 }
 
-/// What each method sends, one message in the wrong place or of the wrong time.
+/// For each method, one message is in the wrong place or of the wrong step.
 #[test]
 fn wrong_messages_show() {
     for (kind, axis, patches, distrifusion, group, wires) in [
@@ -95,7 +96,7 @@ fn wrong_messages_show() {
     }
 }
 
-/// What a model hands to attention, wrong at one site, on all ranks or on one.
+/// The model passes wrong tensors to attention at one site, on all ranks or on one.
 #[test]
 fn wrong_keys_at_one_site_show() {
     let all = [Keys::Moved, Keys::TextTwice, Keys::PaddingSeen, Keys::HeadsMoved];

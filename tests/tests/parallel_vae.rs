@@ -1,4 +1,4 @@
-//! The autoencoder on many ranks equals the autoencoder on one.
+//! Compares the autoencoder on many ranks with the autoencoder on one.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use xdit_tests::verified::{Counts, add, check, model_of};
 use xdit_tests::{assert_close, device, goldens, relative_l2};
 
-/// Other orders of summation, through the whole decoder.
+/// The tolerance, for other orders of summation through the whole decoder.
 const TOLERANCE: f64 = 1e-5;
 
-/// The last one has 16 latent channels and no 1×1 convolutions around them.
+/// The last one has 16 latent channels, and no 1×1 convolutions around them.
 const CHECKPOINTS: [&str; 3] = ["pixart-alpha-256", "pixart-sigma-512", "sd3-medium"];
 
 /// The autoencoder of `checkpoint` and the channels of its latents.
@@ -37,7 +37,7 @@ fn autoencoder(checkpoint: &str) -> (Arc<AutoencoderKl>, usize) {
     (Arc::new(vae), config.latent_channels)
 }
 
-/// Noise of `shape` that is brighter at the bottom: parts of it have other moments than the whole.
+/// Noise of `shape` that is brighter at the bottom, so that parts of it have other moments than the whole.
 fn image(shape: [usize; 4]) -> Tensor<4> {
     let mut values = Generator::from_seed(shape[2] as u64).randn(shape.iter().product());
     for (index, value) in values.iter_mut().enumerate() {
@@ -46,7 +46,8 @@ fn image(shape: [usize; 4]) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
 }
 
-/// What `work` makes of `image`, some rows on each of at most `ranks` ranks. Only the first rank has the image before.
+/// The result of `work` for `image`, with some rows on each of at most `ranks` ranks. Only the first rank has the
+/// image.
 fn on_ranks<F>(ranks: usize, image: Tensor<4>, work: F) -> Result<Tensor<4>, RunError<Error>>
 where
     F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
@@ -89,7 +90,7 @@ fn decoding_equals_serial() {
     }
 }
 
-/// Several images at a time, large enough for all algorithms of the kernels.
+/// Several images at once, large enough for all algorithms of the kernels.
 #[test]
 fn a_batch_equals_serial() {
     let (vae, channels) = autoencoder(CHECKPOINTS[0]);
@@ -100,7 +101,8 @@ fn a_batch_equals_serial() {
     }
 }
 
-/// What `work` makes of `image`, with rows as `shares` says, over a network that `seed` delays and reorders.
+/// The result of `work` for `image`, with `shares` of the rows, over a network that delays and reorders messages by
+/// `seed`.
 fn simulated<F>(seed: u64, shares: Vec<usize>, image: Tensor<4>, work: F) -> Tensor<4>
 where
     F: Fn(Tensor<4>, &dyn Rows) -> Tensor<4> + Send + Sync + 'static,
@@ -133,7 +135,7 @@ fn neither_uneven_shares_nor_delays_matter() {
     }
 }
 
-/// The way back goes through the same seam. Each share is a multiple of what becomes one row of the latent.
+/// Encoding uses the same seam. Each share is a multiple of the rows that become one row of the latents.
 #[test]
 fn encoding_equals_serial() {
     for checkpoint in CHECKPOINTS {
@@ -148,7 +150,7 @@ fn encoding_equals_serial() {
     }
 }
 
-/// One thing that a rank might do by itself although it must not.
+/// A step that a rank wrongly does without the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Alone {
     Conv,
@@ -187,7 +189,7 @@ impl Rows for Mutant<'_> {
     }
 }
 
-/// What these tests would see if a part of the seam were missing: each outweighs the tolerance a hundred times.
+/// The tests would detect a missing part of the seam: its effect is at least a hundred times the tolerance.
 #[test]
 fn what_is_not_shared_shows() {
     for checkpoint in CHECKPOINTS {
@@ -205,7 +207,7 @@ fn what_is_not_shared_shows() {
     }
 }
 
-/// The others wait for the rows of a rank that is gone, and learn it.
+/// The other ranks wait for the rows of a failed rank, and are notified.
 #[test]
 fn a_failing_rank_ends_all() {
     let (vae, channels) = autoencoder(CHECKPOINTS[0]);

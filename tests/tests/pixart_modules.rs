@@ -1,4 +1,4 @@
-//! Each module of PixArt against what the reference recorded inside its first step.
+//! Compares each module of PixArt with recordings of the reference inside its first step.
 
 use burn::tensor::{DType, Tensor, TensorData};
 use xdit_core::attention::Local;
@@ -11,7 +11,7 @@ use xdit_models::t5::{T5Config, T5Encoder};
 use xdit_models::tiling::Tiling;
 use xdit_tests::{Case, assert_close, component, device, relative_l2};
 
-/// Of one module: f32 rounding, summed in another order than the reference's.
+/// The tolerance of one module: f32 rounding, with another order of summation than in the reference.
 const TOLERANCE: f64 = 1e-5;
 
 const CASES: [&str; 3] = ["alpha-256-full", "alpha-1024-full", "sigma-512-full"];
@@ -20,7 +20,7 @@ fn pixart(case: &Case) -> (PixArtConfig, PixArt) {
     component(case, "transformer", "diffusion_pytorch_model", PixArtConfig::read, PixArt::load)
 }
 
-/// How many tokens of a text are no padding.
+/// The number of tokens of a text without padding.
 fn valid(mask: &[i64]) -> usize {
     mask.iter().filter(|&&m| m != 0).count()
 }
@@ -79,14 +79,14 @@ fn transformer_block_by_block() {
             let packed = model.finish(hidden, context);
             let output = unpack(positions.with(packed), config.spec.patch);
             let expected = case.tensor::<4>("transformer.output").narrow(0, row, 1);
-            // The recorded output still has the learned variance behind the prediction.
+            // The recorded output still contains the learned variance after the prediction.
             let expected = expected.narrow(1, 0, config.spec.channels);
             assert_close(&format!("{name}: output, row {row}"), &output, &expected, TOLERANCE);
         }
     }
 }
 
-/// Both guidance branches as a batch, with padding and its mask, as the reference runs them.
+/// Both guidance branches as a batch, with padding and its mask, as in the reference.
 #[test]
 fn transformer_with_padding_and_mask() {
     for name in CASES {

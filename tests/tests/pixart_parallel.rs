@@ -1,4 +1,4 @@
-//! PixArt on many ranks equals PixArt on one: serially, or with the same patches and warm-up.
+//! Compares PixArt on many ranks with a single rank: serially, or with the same patches and warm-up.
 
 use burn::tensor::DType;
 use xdit_core::pipeline::{LoadOptions, Request};
@@ -21,7 +21,7 @@ fn open(checkpoint: &str) -> OnRanks {
     OnRanks::open(checkpoint, &request, true)
 }
 
-/// With and without micro-conditions, α and Σ.
+/// α and Σ, with and without micro-conditions.
 #[test]
 fn exact_methods_equal_serial() {
     let mut counts = Counts::new();
@@ -60,7 +60,7 @@ fn distrifusion_equals_one_rank_with_its_patches() {
     check(&counts);
 }
 
-/// What the real xDiT computes, where it is right.
+/// Compares with the real xDiT, in the cases where its results are right.
 #[test]
 #[ignore = "needs a checkpoint that was recorded with the real xDiT: set XDIT_REFERENCE"]
 fn outside_reference() {

@@ -1,4 +1,4 @@
-//! Whole runs of PixArt, from prompt to pixels, against what diffusers gives for the same call.
+//! Compares whole runs of PixArt, from prompt to pixels, with the same calls of diffusers.
 
 use burn::tensor::DType;
 use xdit_core::pipeline::{LoadOptions, Request};
@@ -7,7 +7,7 @@ use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::{check_calls, request};
 use xdit_tests::{Case, assert_close, device, goldens};
 
-/// Of the final latents, relative to their norm.
+/// The tolerance of the final latents, relative to their norm.
 const TOLERANCE: f64 = 1e-4;
 
 #[test]
@@ -15,7 +15,7 @@ fn every_recorded_call() {
     check_calls(&["alpha-", "sigma-"], 18, TOLERANCE);
 }
 
-/// Half precision, on one rank and on a pipeline of two: the picture of f32 to what eight or eleven bits can tell.
+/// Half precision, on a single rank and on a pipeline of two: close to f32 within the precision of 8 or 11 bits.
 #[test]
 fn half_precision() {
     let request = Request {
@@ -41,7 +41,7 @@ fn half_precision() {
     }
 }
 
-/// A checkpoint that was recorded elsewhere, with the real xDiT beside diffusers. It is not part of the project.
+/// A checkpoint that was recorded with the real xDiT and diffusers. It is not part of the project.
 #[test]
 #[ignore = "needs a checkpoint that was recorded with the real xDiT: set XDIT_REFERENCE"]
 fn outside_reference() {

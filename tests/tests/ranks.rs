@@ -1,4 +1,4 @@
-//! Ranks that stay: what is left of a job when it is over, whatever its end.
+//! Ranks that outlive a job: the state that remains after it, however it ended.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -20,17 +20,17 @@ use xdit_tests::watchdog::Watchdog;
 use xdit_tests::world::{run, run_on, run_rank};
 use xdit_tests::{bits, device};
 
-/// For a test that hangs.
+/// The time limit for a test that hangs.
 const HANGS: Duration = Duration::from_secs(60);
 
-/// A plan of `images` pictures.
+/// A plan for `images` pictures.
 fn plan(subject: &Subject, degrees: &[(Axis, usize)], images: usize) -> Plan {
     let mesh = degrees.iter().fold(Mesh::default(), |mesh, &(axis, degree)| mesh.with(axis, degree));
     let config = ParallelConfig { mesh, ..ParallelConfig::default() };
     Plan::new(&config, &Work { images, ..subject.work() }).unwrap()
 }
 
-/// Nobody watches.
+/// A callback that does nothing.
 fn idle() -> BeforeBlock {
     Arc::new(|_| {})
 }
@@ -39,7 +39,7 @@ fn latents(pictures: Vec<Tokens>) -> Vec<Vec<u32>> {
     pictures.iter().map(|picture| bits(&picture.x)).collect()
 }
 
-/// The latents of the only picture of `plan`, made by ranks of its own.
+/// The latents of the only picture of `plan`, on newly started ranks.
 fn alone(subject: &Subject, plan: &Plan) -> Vec<Vec<u32>> {
     latents(run(subject.job(plan.clone()), &mut ()).unwrap())
 }
@@ -53,7 +53,7 @@ const MESHES: [(&[(Axis, usize)], bool); 5] = [
     (&[(Axis::Tensor, 2), (Axis::Ring, 2)], true),
 ];
 
-/// Loads are counted by the references to `alive` that shares hold, and by the number of calls.
+/// Loads are counted by the references to `alive` in shares, and by the number of calls.
 #[test]
 fn the_next_job_loads_nothing() {
     let _watchdog = Watchdog::new(HANGS);
@@ -96,7 +96,7 @@ fn nothing_is_held_where_nothing_is_to_be_kept() {
     assert_eq!(Arc::strong_count(&alive), 1);
 }
 
-/// A job of other shares has the old ones dropped before it loads its own.
+/// A job with other shares drops the old ones before it loads its own.
 #[test]
 fn another_mesh_has_other_shares() {
     let subject = Subject::new(Kind::Joint);
@@ -112,7 +112,7 @@ fn another_mesh_has_other_shares() {
     }
 }
 
-/// Whoever cancels, no rank begins a block after it; the next job has the shares that there are.
+/// After a cancellation, from any thread, no rank begins a block. The next job reuses the loaded shares.
 #[test]
 fn a_cancelled_job_ends_within_a_block() {
     let _watchdog = Watchdog::new(HANGS);
@@ -159,8 +159,8 @@ fn a_cancelled_job_ends_within_a_block() {
     }
 }
 
-/// The first rank fails while another is in a block that lasts until the test says so. That one is left behind, ends
-/// with its block, and lets go of everything.
+/// The first rank fails while another one is in a block that lasts until the test ends it. That rank is left behind;
+/// it ends after its block, and releases everything.
 #[test]
 fn nothing_of_a_failed_job_goes_on() {
     let _watchdog = Watchdog::new(HANGS);
@@ -205,7 +205,7 @@ fn nothing_of_a_failed_job_goes_on() {
     assert_eq!(blocks.load(Ordering::Relaxed), 1, "no block follows");
 }
 
-/// Noise is made when it is a picture's turn.
+/// Noise is created when a picture's turn comes.
 #[test]
 fn pictures_come_one_by_one() {
     struct Stop<'a> {
@@ -239,7 +239,7 @@ fn pictures_come_one_by_one() {
     assert!(made < images / 10, "noise of {made} pictures for {}", stop.completed.len());
 }
 
-/// Every share of data parallelism tells of its pictures and their steps, in an order that makes sense.
+/// Every rank of data parallelism reports its pictures and their steps, in a consistent order.
 #[test]
 fn all_shares_tell_of_their_progress() {
     #[derive(Default)]
@@ -276,7 +276,7 @@ fn all_shares_tell_of_their_progress() {
     }
 }
 
-/// As under a launcher of processes: only the first rank's process has encoded the prompts.
+/// As with one process for each rank: only the process of the first rank has encoded the prompts.
 #[test]
 fn conditions_come_from_the_first_rank() {
     let subject = Subject::new(Kind::Joint);
@@ -291,7 +291,7 @@ fn conditions_come_from_the_first_rank() {
     assert_eq!(latents(ranks.unwrap().concat()), expected);
 }
 
-/// A weight that is not a number shows in the first step, on whatever rank it is.
+/// A weight that is NaN is reported in the first step, on any rank.
 #[test]
 fn latents_that_are_not_finite_are_an_error() {
     let subject = Subject::new(Kind::Cross);

@@ -1,4 +1,4 @@
-//! The tables of the README are what the lists of models and methods say.
+//! Compares the tables of the README with the lists of models and methods.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ fn assert_in_readme(what: &str, table: &str) {
     assert!(readme.contains(table), "the README's table of {what} is to be\n\n{table}");
 }
 
-/// A model has a ✔ where its tests count runs that they compared: `tests/verified.json`.
+/// A model has a ✔ if its tests count comparisons: `tests/verified.json`.
 #[test]
 fn models_and_methods() {
     let head = ["model", "serial"].into_iter().chain(METHODS.iter().map(|method| method.name));

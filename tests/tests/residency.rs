@@ -1,4 +1,4 @@
-//! Memory: ranks of one process hold a layer and its conditions once, and steps are not what memory grows with.
+//! Memory: ranks of a process share layers and their conditions, and memory does not grow with the number of steps.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,11 +34,11 @@ use xdit_tests::toy::{Kind, Subject, random};
 use xdit_tests::world::{Job, run};
 use xdit_tests::{bits, device, goldens};
 
-/// Counts what is allocated.
+/// Counts allocated memory.
 #[global_allocator]
 static HEAP: Cap<std::alloc::System> = Cap::new(std::alloc::System, usize::MAX);
 
-/// Tests of this file run one after the other: they look at what the process holds.
+/// Runs the tests of this file one after another, because they measure the memory of the process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,10 +50,10 @@ fn options() -> LoadOptions {
 
 const STEM: &str = "diffusion_pytorch_model";
 
-/// A transformer that counts how often contexts are made, and says of them what it is told.
+/// A transformer that counts the creations of contexts, and reports a given size for them.
 struct Observed<T> {
     model: T,
-    /// Bytes of a context, if not what the model says.
+    /// The reported size of a context in bytes, if it is not the model's.
     context_bytes: Option<usize>,
     calls: Arc<AtomicUsize>,
 }
@@ -127,7 +127,7 @@ fn open<T: Published>(folder: &Path) -> Component<T::Config> {
 /// Rows and columns of the pictures, in tokens.
 const GRID: [usize; 2] = [5, 7];
 
-/// What ranks of a run did.
+/// Records of the ranks of a run.
 #[derive(Clone, Default)]
 struct Seen {
     layers: SharedLayers,
@@ -166,8 +166,9 @@ where
     }
 }
 
-/// Sixty steps of a golden checkpoint, all at once and in three parts, with layers that stay and layers that are read
-/// again: the same bits. Per step, nothing is read; of a table of positions, `table` numbers a token are.
+/// Sixty steps of a golden checkpoint, at once and in three chunks, with layers that are kept and layers that are read
+/// again, give the same bits. The steps themselves read nothing, except `dim` numbers a token from a table of
+/// positions (`table`).
 fn check_reading<T: Published>(checkpoint: &str, conditions: [&T::Conditions; 2], table: bool)
 where
     T::Conditions: Send + Sync,
@@ -211,7 +212,7 @@ fn neither_chunks_nor_residency_change_a_bit_and_steps_read_nothing() {
     check_reading::<Flux>("flux-dev", [&of("no"), &of("yes")], false);
 }
 
-/// What `ranks` on `mesh` allocate and hold when all have loaded their shares, in bytes; then what their plan says.
+/// The bytes that `ranks` on `mesh` allocate when all have loaded their shares, and those that the plan predicts.
 fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
     let component = open::<PixArt>(folder);
     let plan = plan(component.config.spec(), 64, 2, mesh);
@@ -240,8 +241,8 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
     [held as f64, planned as f64]
 }
 
-/// A checkpoint in half precision is converted as it is loaded. Ranks that hold equal parts hold them together; what is
-/// not a linear layer, which is hardly anything, each has for itself.
+/// A checkpoint in half precision is converted while it is loaded. Ranks share equal linear layers. Each rank has its
+/// own copy of all other parameters, which are hardly any.
 #[test]
 fn ranks_of_a_process_hold_a_layer_once() {
     let _alone = alone();
@@ -268,7 +269,7 @@ fn ranks_of_a_process_hold_a_layer_once() {
     }
 }
 
-/// Along these axes, ranks wait for each other in every step: none can need contexts that all others are done with.
+/// Along these axes, ranks wait for each other in every step, so no rank needs contexts that all others have finished.
 #[test]
 fn contexts_are_made_once_for_ranks_that_need_the_same() {
     let _alone = alone();
@@ -306,7 +307,7 @@ fn contexts_are_made_once_for_ranks_that_need_the_same() {
 /// A transformer that computes nothing and has large contexts.
 struct Wide {
     spec: TransformerSpec,
-    /// The most that was allocated while a block ran.
+    /// The peak of allocated memory while a block runs.
     most: Arc<AtomicUsize>,
 }
 
@@ -346,7 +347,7 @@ impl Transformer for Wide {
     }
 }
 
-/// The most that `ranks` hold at a time, in contexts of [`Wide`], and what their plan says.
+/// The peak memory of `ranks` in contexts of [`Wide`], and the plan's prediction.
 fn wide(steps: usize, ranks: usize) -> [f64; 2] {
     let spec = Subject::new(Kind::Alone).spec;
     let plan = plan(&spec, 64, steps, mesh(&[(Axis::Ring, ranks)]));

@@ -1,4 +1,4 @@
-//! The schedules of all ranks fit together, walked with queues instead of devices.
+//! Checks that the schedules of all ranks fit together, by running them with queues instead of devices.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -11,36 +11,37 @@ use xdit_core::transformer::TransformerSpec;
 
 const BLOCKS: usize = 5;
 
-/// What goes from rank to rank.
+/// The messages between ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Message {
-    /// Tokens that have been through all blocks before `block`.
+    /// Tokens after all blocks before `block`.
     Hidden { step: usize, patches: Range<usize>, branch: usize, block: usize },
-    /// What block `from` gave for block `to`.
+    /// The output of block `from` for block `to`.
     Skip { patches: Range<usize>, branch: usize, from: usize, to: usize },
     /// Samples after `steps` steps.
     Latents { patches: Range<usize>, steps: usize },
 }
 
-/// A rank on its way.
+/// A rank, and its progress.
 struct Rank {
     actions: VecDeque<Action>,
-    /// Steps that the sample of each patch has taken.
+    /// The number of steps that the sample of each patch has taken.
     samples: Vec<usize>,
     hidden: Option<Message>,
-    /// Skip connections that wait for their blocks.
+    /// The skip connections that wait for their blocks.
     skips: BTreeSet<[usize; 2]>,
     finished: BTreeSet<usize>,
 }
 
-/// Step, patch, branch and block of everything that is computed, and how often.
+/// The step, patch, branch and block of each computation, and their number.
 type Computed = BTreeMap<(usize, usize, usize, usize), usize>;
 
 struct World<'a> {
     plan: &'a Plan,
     ranks: Vec<Rank>,
     queues: BTreeMap<(usize, usize), VecDeque<Message>>,
-    /// Branches that ranks of a CFG group, named by its first rank, have brought for a step of some patches.
+    /// The branches that ranks of a CFG group, identified by its first rank, have contributed to a step of some
+    /// patches.
     combined: BTreeMap<(usize, usize, usize), BTreeSet<usize>>,
     computed: Vec<Computed>,
 }
@@ -59,12 +60,12 @@ impl<'a> World<'a> {
         Self { plan, ranks, queues: BTreeMap::new(), combined: BTreeMap::new(), computed }
     }
 
-    /// Ranks of the pipeline that `rank` is in, stage by stage.
+    /// The ranks of the pipeline of `rank`, stage by stage.
     fn pipeline(&self, rank: usize) -> Vec<usize> {
         self.plan.mesh.group(rank, &[Axis::Pipeline]).ranks().to_vec()
     }
 
-    /// Does the next action of `at`; says whether it could.
+    /// Runs the next action of `at`, and returns whether it could run.
     fn walk(&mut self, at: usize) -> bool {
         let Some(action) = self.ranks[at].actions.front().cloned() else { return false };
         let pipeline = self.pipeline(at);
@@ -140,7 +141,7 @@ impl<'a> World<'a> {
                 self.ranks[at].finished.insert(branch);
             }
             Action::Advance { step, patches } => {
-                // An exchange between the ranks of the group: nobody goes on before all have come.
+                // An exchange between the ranks of the group: none continues before all have arrived.
                 let group = self.plan.mesh.group(at, &[Axis::Cfg]).ranks()[0];
                 let combined = self.combined.entry((group, step, patches.start)).or_default();
                 combined.extend(&self.ranks[at].finished);
@@ -180,7 +181,7 @@ impl<'a> World<'a> {
             }
         }
         assert!(self.queues.values().all(VecDeque::is_empty), "{plan}messages are left over");
-        // Each rank of the sequence and tensor axes does its share of everything.
+        // Each rank of the sequence and tensor axes computes its share of everything.
         let predictions: usize = plan.branches.iter().map(|branch| branch.steps.len()).sum();
         let count = predictions * plan.patches.len() * BLOCKS;
         for at in 0..self.ranks.len() {
@@ -248,7 +249,7 @@ fn every_receive_has_its_send_and_everything_is_computed_once() {
     assert_eq!(plans.len(), 2400);
 }
 
-/// The walk above notices what it is there for.
+/// The check above detects a deadlock.
 #[test]
 #[should_panic(expected = "waits for ever")]
 fn a_lost_message_would_show() {

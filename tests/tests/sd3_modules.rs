@@ -1,4 +1,4 @@
-//! Each module of Stable Diffusion 3 against what the reference computes.
+//! Compares each module of Stable Diffusion 3 with the reference.
 
 use burn::tensor::Tensor;
 use xdit_core::attention::Local;
@@ -9,7 +9,7 @@ use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::sd3::{Conditions, Sd3, Sd3Config};
 use xdit_tests::{Case, assert_close, component, relative_l2};
 
-/// Of one module: f32 rounding, summed in another order than the reference's.
+/// The tolerance of one module: f32 rounding, with another order of summation than in the reference.
 const TOLERANCE: f64 = 1e-5;
 
 const CASES: [&str; 3] = ["sd3-medium-transformer", "sd35-medium-transformer", "sd35-large-transformer"];
@@ -26,7 +26,7 @@ fn timestep(case: &Case) -> f32 {
     case.json["timestep"].as_f64().unwrap() as f32
 }
 
-/// Both texts as a batch, both streams after each block.
+/// Both texts as a batch, and both streams after each block.
 #[test]
 fn transformer_block_by_block() {
     for name in CASES {
@@ -58,7 +58,7 @@ fn transformer_block_by_block() {
     }
 }
 
-/// A text alone, and a timestep among others.
+/// A single text, and a timestep among others.
 #[test]
 fn neither_the_batch_nor_other_timesteps_matter() {
     for name in CASES {

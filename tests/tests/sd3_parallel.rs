@@ -1,4 +1,4 @@
-//! Stable Diffusion 3 on many ranks equals itself on one: serially, or with the same patches and warm-up.
+//! Compares Stable Diffusion 3 on many ranks with a single rank: serially, or with the same patches and warm-up.
 
 use xdit_core::pipeline::{Request, SkipLayerGuidance};
 use xdit_core::plan::ParallelConfig;
@@ -6,10 +6,10 @@ use xdit_tests::on_ranks::OnRanks;
 use xdit_tests::relative_l2;
 use xdit_tests::verified::{Counts, check};
 
-/// Four heads; six heads and two attentions in half of the blocks; five heads and no third text encoder.
+/// Four heads; six heads, and two attentions in half of the blocks; five heads, and no third text encoder.
 const CHECKPOINTS: [&str; 3] = ["sd3-medium", "sd35-medium", "sd35-large"];
 
-/// 35 image tokens beside 77 of CLIP and 12 of T5, which travel with the first patch.
+/// 35 image tokens, and 77 tokens of CLIP and 12 of T5, which are part of the first patch.
 fn open(checkpoint: &str) -> OnRanks {
     OnRanks::open(checkpoint, &request(), true)
 }
@@ -26,7 +26,7 @@ fn request() -> Request {
     }
 }
 
-/// A third branch in steps 1 and 2 of 4; of a pipeline of four stages, two only pass it on.
+/// A third branch in steps 1 and 2 of 4. In a pipeline of four stages, two of them only forward it.
 fn skipping_layers() -> OnRanks {
     let skip = SkipLayerGuidance { stop: 0.75, ..SkipLayerGuidance::new(vec![1, 2]) };
     let request = Request { skip_layer_guidance: Some(skip), ..request() };
@@ -55,7 +55,7 @@ fn pipefusion_depends_on_patches_and_warmup_only() {
     check(&counts);
 }
 
-/// Stages with and without a second attention, and one of the last block alone, which ends the text.
+/// Stages with and without a second attention, and one with only the last block, which does not update the text.
 #[test]
 fn synchronous_pipefusion_equals_serial() {
     for stages in [vec![2, 2], vec![1, 3], vec![3, 1], vec![1, 1, 1, 1]] {

@@ -1,4 +1,4 @@
-//! Whole runs of Stable Diffusion 3 and 3.5, from prompt to pixels, against what diffusers gives for the same call.
+//! Compares whole runs of Stable Diffusion 3 and 3.5, from prompt to pixels, with the same calls of diffusers.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::check_calls;
 use xdit_tests::{assert_close, device, goldens};
 
-/// Of the final latents, relative to their norm.
+/// The tolerance of the final latents, relative to their norm.
 const TOLERANCE: f64 = 1e-4;
 
 #[test]
@@ -33,11 +33,11 @@ fn request() -> Request {
     }
 }
 
-/// Half precision, on one rank and on a pipeline of two: the picture of f32 to what eight or eleven bits can tell.
+/// Half precision, on a single rank and on a pipeline of two: close to f32 within the precision of 8 or 11 bits.
 #[test]
 fn half_precision() {
     let made = |dtype, parallel| {
-        // Strong guidance multiplies rounding: with the default, diffusers itself is 2.6e-2 off in bf16.
+        // Strong guidance amplifies rounding: with the default, diffusers itself is 2.6e-2 off in bf16.
         let request = Request { guidance_scale: Some(3.0), parallel, decode: false, ..request() };
         open("sd35-medium", dtype).generate(&request, &mut ()).unwrap().latents
     };
@@ -76,7 +76,7 @@ fn refusals_read_well() {
         refusal("sd3-medium", &Request { clip_skip: Some(3), ..base.clone() }),
         refusal("sd3-medium", &Request { clean_caption: true, ..base.clone() }),
         refusal("sd35-medium", &Request { skip_layer_guidance: skip(&[1, 4]), ..base.clone() }),
-        // Too few steps for it to take part in one.
+        // With so few steps, none is in the window of the branch.
         refusal(
             "sd35-medium",
             &Request { skip_layer_guidance: skip(&[99]), num_inference_steps: Some(2), ..base.clone() },
@@ -89,7 +89,7 @@ fn refusals_read_well() {
     hint: use `64`
 
     width `208` is larger than 192
-    hint: the model has no positions beyond
+    hint: the model has no positions for larger pictures
 
     a maximum sequence length of `513` is not between 1 and 512
 
@@ -112,7 +112,7 @@ fn refusals_read_well() {
     ");
 }
 
-/// The first steps are synchronous until the branch that skips layers has keys to be kept.
+/// Steps are synchronous until the branch that skips layers has run once and its keys can be kept.
 #[test]
 fn a_plan_tells_of_skipped_layers() {
     let mesh = Mesh::default().with(Axis::Cfg, 2).with(Axis::Pipeline, 2);
@@ -134,7 +134,7 @@ fn a_plan_tells_of_skipped_layers() {
     ");
 }
 
-/// What a run warned of.
+/// The warnings of a run.
 #[derive(Default)]
 struct Warnings(Vec<String>);
 
@@ -168,11 +168,11 @@ fn layers_that_are_skipped_in_no_step_are_told_of() {
         @"the layers to skip change nothing: of 5 steps none lies between start `0.01` and stop `0.2`"
     );
     assert_eq!(warnings(7.0, 2.8, 6), "");
-    // Turned off on purpose.
+    // Turned off explicitly.
     assert_eq!(warnings(7.0, 0.0, 5), "");
 }
 
-/// Which text encoders were in memory, in the order in which they were loaded.
+/// The text encoders that were loaded, in this order.
 #[derive(Default)]
 struct Loads(Vec<&'static str>);
 
@@ -197,7 +197,7 @@ fn a_text_encoder_that_is_absent_is_not_loaded() {
     assert_eq!(loads("sd35-large"), ["text_encoder", "text_encoder_2"]);
 }
 
-/// CLIP's tokens lie side by side.
+/// The tokens of both CLIPs are joined along the features, so their number must be the same.
 #[test]
 fn clips_that_make_texts_of_different_lengths_are_refused() {
     let checkpoint = xdit_tests::changed("sd3-medium", "tokenizer_2/tokenizer_config.json", |config| {

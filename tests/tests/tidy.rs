@@ -1,4 +1,5 @@
-//! What holds for all sources and no compiler checks: who may depend on whom, and which words stand where.
+//! Rules for all sources that no compiler checks: permitted dependencies, and words that are restricted to certain
+//! places.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Who may depend on whom among the crates of the workspace. Everybody else's business is in [`FOREIGN`].
+/// The permitted dependencies between the crates of the workspace. Foreign crates are in [`FOREIGN`].
 const CRATES: [(&str, &[&str]); 7] = [
     ("xdit-comm", &[]),
     ("xdit-features", &[]),
@@ -18,19 +19,19 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("xdit-tests", &["xdit-comm", "xdit-core", "xdit-features", "xdit-kernels", "xdit-models"]),
 ];
 
-/// Crates from outside that one of ours must do without, and why.
+/// Foreign crates that a crate of the workspace must not use, and the reason.
 const FOREIGN: [(&str, &str, &str); 4] = [
-    ("xdit-comm", "burn", "a transport moves bytes and does not know tensors"),
+    ("xdit-comm", "burn", "a transport moves bytes, not tensors"),
     ("xdit-comm", "rayon", "ranks are threads: one that waits inside a pool blocks the others"),
     (
         "xdit-models",
         "burn-flex",
-        "models run on every backend; what is special to one belongs to the kernels",
+        "models run on every backend; code for a single backend belongs in the kernels",
     ),
     ("xdit-core", "clap", "only the command line reads options"),
 ];
 
-/// The layers of xdit-core from the lowest up: a module may use those of its own layer and of lower ones.
+/// The layers of xdit-core from the lowest up. A module may use modules of its own layer and of lower ones.
 const CORE_LAYERS: [&[&str]; 8] = [
     &["error", "finite", "json", "shared", "split"],
     &["checkpoint", "config", "hub", "noise", "picture", "tokens"],
@@ -42,20 +43,20 @@ const CORE_LAYERS: [&[&str]; 8] = [
     &["pipeline", "run"],
 ];
 
-/// Modules of xdit-core that a model must do without: they know of ranks.
+/// The modules of xdit-core that a model must not use, because they deal with ranks.
 const PARALLEL_MODULES: [&str; 5] = ["link", "methods", "placement", "plan", "run"];
 
-/// Files of xdit-models that are no models: they join models to the engine.
+/// The files of xdit-models that are not models, but connect models to the engine.
 const GLUE: [&str; 5] = ["sharding", "_pipeline", "latent_diffusion", "component", "lib"];
 
-/// Lines of the longest source file.
+/// The maximum number of lines of a source file.
 const MAX_LINES: usize = 600;
-/// Lines of ARCHITECTURE.md.
+/// The maximum number of lines of ARCHITECTURE.md.
 const MAX_ARCHITECTURE_LINES: usize = 250;
 
 /// A text file of the project.
 struct File {
-    /// From the root, with `/`.
+    /// The path relative to the root, with `/`.
     path: String,
     text: String,
 }
@@ -65,13 +66,13 @@ impl File {
         self.path.ends_with(".rs")
     }
 
-    /// Whether it is a test and nothing else.
+    /// Whether the file contains only tests.
     fn is_test(&self) -> bool {
         let parts = ["/tests/", "/tests.rs", "/testing.rs"];
         self.path.starts_with("tests/") || parts.iter().any(|part| self.path.contains(part))
     }
 
-    /// Number and text of each line.
+    /// The number and text of each line.
     fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         self.text.lines().enumerate().map(|(index, line)| (index + 1, line))
     }
@@ -81,7 +82,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace")
 }
 
-/// Every text file that people write.
+/// All hand-written text files.
 fn files() -> Vec<File> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
@@ -111,13 +112,13 @@ fn files() -> Vec<File> {
     files
 }
 
-/// Fails with all of `offences`, each a place and what is wrong there.
+/// Fails with all `offences`, each of which is a place and its problem.
 #[track_caller]
 fn none(rule: &str, offences: Vec<String>) {
     assert!(offences.is_empty(), "{rule}:\n  {}", offences.join("\n  "));
 }
 
-/// Places of lines that `is_bad`.
+/// The places of lines for which `is_bad` holds.
 fn places(files: &[File], is_bad: impl Fn(&File, &str) -> bool) -> Vec<String> {
     let in_file = |file: &File| -> Vec<String> {
         let bad = file.lines().filter(|(_, line)| is_bad(file, line));
@@ -140,7 +141,7 @@ fn crates_depend_only_downwards() {
     let mut known: Vec<_> = CRATES.iter().map(|(name, _)| *name).collect();
     members.sort();
     known.sort_unstable();
-    assert_eq!(members, known, "each crate says here what it may depend on");
+    assert_eq!(members, known, "`CRATES` lists the dependencies of every crate");
 
     let mut offences = Vec::new();
     for package in packages {
@@ -151,7 +152,7 @@ fn crates_depend_only_downwards() {
             if known.contains(&other.as_str()) && !allowed.contains(&other.as_str()) {
                 offences.push(format!("{this} depends on {other}"));
             }
-            // Tests may use what they like.
+            // Tests may use any crate.
             let foreign = FOREIGN.iter().find(|(a, b, _)| *a == this && *b == other);
             if let (Some((_, _, why)), Value::Null) = (foreign, &dependency["kind"]) {
                 offences.push(format!("{this} depends on {other}, but {why}"));
@@ -161,7 +162,7 @@ fn crates_depend_only_downwards() {
     none("dependencies go from the command line to the kernels, and nothing uses the tests", offences);
 }
 
-/// The features of Burn and of each crate below it, as tests of `package` or of the whole workspace select them.
+/// The features of Burn and of the crates below it, as selected by the tests of `package` or of the whole workspace.
 fn features(package: &[&str]) -> BTreeSet<String> {
     let tree = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO"))
@@ -171,7 +172,7 @@ fn features(package: &[&str]) -> BTreeSet<String> {
             .output()
             .expect("cargo runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        // A crate that was printed before has a star, and is there without it.
+        // A crate that was printed before has a star; it is listed without one as well.
         String::from_utf8(output.stdout).expect("names are UTF-8").replace(" (*)", "")
     };
     let below = tree(&["-p", "burn", "-p", "burn-flex", "-e", "normal,no-proc-macro", "-f", "{p}"]);
@@ -181,7 +182,7 @@ fn features(package: &[&str]) -> BTreeSet<String> {
     all.lines().filter(of_burn).map(str::to_owned).collect()
 }
 
-/// `cargo test -p CRATE` uses the Burn that `cargo test --workspace` compiled.
+/// Ensures that `cargo test -p CRATE` uses the Burn that `cargo test --workspace` compiled.
 #[test]
 fn burn_is_compiled_once() {
     let workspace = features(&["--workspace"]);
@@ -192,7 +193,7 @@ fn burn_is_compiled_once() {
     }
 }
 
-/// The modules that a line of code uses of `krate`, as in `use xdit_core::plan::Plan;`.
+/// The modules of `krate` that a line of code uses, as in `use xdit_core::plan::Plan;`.
 fn used_modules<'a>(line: &'a str, krate: &'a str) -> impl Iterator<Item = &'a str> {
     let code = line.split("//").next().unwrap_or_default();
     let after = move |(start, _): (usize, &str)| &code[start + krate.len() + 2..];
@@ -214,7 +215,7 @@ fn a_model_is_single_device_code() {
     let bad = |file: &File, line: &str| {
         is_model(file) && used_modules(line, "xdit_core").any(|module| PARALLEL_MODULES.contains(&module))
     };
-    none("a model depends on no module that knows of ranks", places(&files, bad));
+    none("models use no module that deals with ranks", places(&files, bad));
 }
 
 #[test]
@@ -267,7 +268,7 @@ fn libraries_neither_print_nor_read_the_environment() {
         let code = line.split("//").next().unwrap_or_default();
         library && file.is_rust() && !file.is_test() && taboo.iter().any(|call| code.contains(call))
     };
-    none("the command line speaks with the user, libraries with their caller", places(&files(), bad));
+    none("only the command line prints and reads the environment", places(&files(), bad));
 }
 
 #[test]
@@ -280,23 +281,23 @@ fn files_are_small_and_say_what_they_are_for() {
         }
         let needs_doc = file.path.contains("/src/") && !file.is_test();
         if needs_doc && !file.text.starts_with("//! ") {
-            offences.push(format!("{}: does not begin with what it is for (`//!`)", file.path));
+            offences.push(format!("{}: does not begin with its purpose (`//!`)", file.path));
         }
     }
-    none("a file is read as a whole", offences);
+    none("files are short and begin with their purpose", offences);
 }
 
 #[test]
 fn nothing_is_left_over() {
     let reminders = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("HA", "CK")];
     let bad = |_: &File, line: &str| reminders.iter().any(|reminder| line.contains(reminder));
-    none("what is to be done is done, or is an issue", places(&files(), bad));
+    none("open work belongs in an issue, not in a file", places(&files(), bad));
 }
 
 #[test]
 fn lints_are_expected_for_a_reason() {
     let allowed = places(&files(), |file, line| file.is_rust() && line.contains(concat!("[", "allow(")));
-    none("`expect` says when it is not needed any more, `allow` does not", allowed);
+    none("use `expect`, which warns when it is no longer needed, instead of `allow`", allowed);
     let mut offences = Vec::new();
     for file in files().iter().filter(|file| file.is_rust()) {
         for (start, _) in file.text.match_indices(concat!("[", "expect(")) {
@@ -314,11 +315,11 @@ fn lints_are_expected_for_a_reason() {
 fn no_path_leads_out_of_the_project() {
     let outside = [concat!("/wo", "rk/"), concat!("sha", "red/")];
     let bad = |file: &File, line: &str| {
-        // Tests may look for data that are not part of the project, where a variable says that they are.
+        // Tests may use data outside the project if an environment variable enables it.
         let asks = file.is_test() && file.text.contains("std::env::var_os(\"XDIT_");
         !asks && outside.iter().any(|path| line.contains(path))
     };
-    none("the project is complete in itself", places(&files(), bad));
+    none("the project refers to nothing outside it", places(&files(), bad));
 }
 
 #[test]
@@ -333,7 +334,7 @@ fn documents_point_at_what_is_there() {
             }
         }
     }
-    none("links lead somewhere", offences);
+    none("links have existing targets", offences);
 }
 
 #[test]
@@ -341,11 +342,11 @@ fn architecture_maps_the_code() {
     let files = files();
     let document = files.iter().find(|file| file.path == "ARCHITECTURE.md").expect("ARCHITECTURE.md");
     let lines = document.text.lines().count();
-    assert!(lines <= MAX_ARCHITECTURE_LINES, "{lines} lines are not a bird's-eye view");
+    assert!(lines <= MAX_ARCHITECTURE_LINES, "{lines} lines are more than {MAX_ARCHITECTURE_LINES}");
     let mut offences = Vec::new();
     for source in files.iter().filter(|file| !file.is_test()) {
         let krate = source.path.split('/').next().unwrap_or_default();
-        // A module's own files are told of where the module is.
+        // The files of a module are described at the module.
         let Some(module) = source.path.strip_prefix(&format!("{krate}/src/")) else { continue };
         let module = module.trim_end_matches(".rs").trim_end_matches("/mod");
         let section =
@@ -359,7 +360,7 @@ fn architecture_maps_the_code() {
             offences.push(format!("`{krate}`: module `{module}` is not in the code map"));
         }
     }
-    // The first column names only what is there.
+    // The first column may only name modules that exist.
     for section in document.text.split("\n### ").skip(1) {
         let krate = section.split('`').nth(1).unwrap_or_default();
         for cell in section.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next()) {

@@ -1,20 +1,21 @@
-//! What each method sends is what its formula says.
+//! Compares the bytes that each method sends with its formula.
 //!
-//! `n` image tokens, `hs = heads · head_dim` features, `s` bytes an element (4 in f32), `P` stages, `U`, `R` and `T`
-//! ranks of Ulysses, ring and tensor parallelism. Of all ranks together:
+//! There are `n` image tokens, `hs = heads · head_dim` features, `s` bytes an element (4 in f32), `P` stages, and `U`,
+//! `R` and `T` ranks of Ulysses, ring and tensor parallelism. The totals of all ranks are:
 //!
-//! | method | bytes | of each |
+//! | method | bytes | for each |
 //! |---|---|---|
 //! | Ulysses | `4 · n · hs · s · (U − 1)/U` | self-attention, guidance branch and step: queries, keys, values; the result |
 //! | ring | `2 · n · hs · s · (R − 1)` | self-attention, guidance branch and *pass*: keys and values, `R − 1` hops |
-//! | DistriFusion | `2 · n · hs · s · (R − 1)` | self-attention, guidance branch and step: keys and values; nothing in the last step, whose keys nobody will see |
-//! | PipeFusion | `(P − 1) · n · hs · s` | guidance branch and step: tokens between stages, whatever the number of blocks |
+//! | DistriFusion | `2 · n · hs · s · (R − 1)` | self-attention, guidance branch and step: keys and values; nothing in the last step, whose keys are not used |
+//! | PipeFusion | `(P − 1) · n · hs · s` | guidance branch and step: tokens between stages, for any number of blocks |
 //! | PipeFusion | `n · channels · s` | step: latents from the last stage to the first |
-//! | tensor | `2 · n · hs · s · T` | block, guidance branch and step: what ranks bring to the two sums |
+//! | tensor | `2 · n · hs · s · T` | block, guidance branch and step: the contributions of ranks to the two sums |
 //!
-//! The last one is what goes into an all-reduce; one in a ring sends `2(T − 1)/T` times as much, the one in memory
-//! `T − 1` times. A synchronous step is one pass, another one a pass a patch. Only the ring counts passes: it takes
-//! keys of earlier steps round again for every patch. Patches do not change what the others send.
+//! The last formula is the input of an all-reduce; a ring implementation sends `2(T − 1)/T` times as much, and the one
+//! in memory `T − 1` times. A synchronous step is one pass, and any other step is one pass for each patch. Only the
+//! traffic of the ring depends on passes: it sends stale keys around again for every patch. Patches do not change the
+//! traffic of the others.
 
 use xdit_core::link::{Count, Traffic};
 use xdit_core::plan::mesh::{Axis, Mesh};
@@ -22,19 +23,19 @@ use xdit_core::plan::{ParallelConfig, Plan};
 use xdit_tests::toy::{Kind, Subject};
 use xdit_tests::world::{Reports, run};
 
-/// For tokens and heads that do not divide.
+/// Allows for tokens and heads that do not divide evenly.
 const TOLERANCE: f64 = 0.02;
-/// Bytes of an f32.
+/// The size of an f32 in bytes.
 const S: f64 = 4.0;
 
-/// 240 tokens, so that what does not divide is little beside what does.
+/// 240 tokens, so that uneven division has little effect.
 fn subject() -> Subject {
     let mut subject = Subject { grid: [12, 20], ..Subject::new(Kind::Alone) };
     subject.spec.heads = 6;
     subject
 }
 
-/// What each rank sent.
+/// The traffic of each rank.
 fn traffic_of(subject: &Subject, config: ParallelConfig) -> Vec<Traffic> {
     let plan = Plan::new(&config, &subject.work()).unwrap();
     let mut reports = Reports::default();
@@ -42,7 +43,7 @@ fn traffic_of(subject: &Subject, config: ParallelConfig) -> Vec<Traffic> {
     reports.ranks.into_iter().map(|report| report.traffic).collect()
 }
 
-/// What all ranks together sent in the groups labelled `label`.
+/// The total traffic of all ranks in the groups labelled `label`.
 fn traffic(subject: &Subject, mesh: Mesh, patches: usize, label: &str) -> Count {
     let config = ParallelConfig { mesh, patches: Some(patches), ..Default::default() };
     let mut total = Traffic::default();
@@ -84,7 +85,7 @@ fn bytes_follow_the_formulas() {
     }
 }
 
-/// For each patch, the keys of the whole image go round.
+/// For each patch, the keys of the whole image are sent around.
 #[test]
 fn a_ring_sends_the_keys_it_knows() {
     let subject = subject();
@@ -115,7 +116,7 @@ fn distrifusion_sends_keys_that_will_be_seen() {
             let config = ParallelConfig { mesh, warmup_steps, distrifusion: true, ..Default::default() };
             let sent: u64 =
                 traffic_of(&subject, config).iter().map(|rank| rank.of_label("ring").sent_bytes).sum();
-            // A synchronous last step exchanges what it sees itself.
+            // A synchronous last step exchanges the keys that it uses itself.
             let exchanges = if warmup_steps + 1 < subject.steps { subject.steps - 1 } else { subject.steps };
             let image = 2.0 * n * hs * S * (degree as f64 - 1.0);
             let what = format!("distrifusion {degree}, W = {warmup_steps}");
@@ -124,20 +125,20 @@ fn distrifusion_sends_keys_that_will_be_seen() {
     }
 }
 
-/// One row of [`the_table_of_pipefusion`].
+/// A row of [`the_table_of_pipefusion`].
 struct Row {
     method: &'static str,
     axis: Axis,
     label: &'static str,
     distrifusion: bool,
-    /// Bytes a rank, a step and a guidance branch, as in the paper.
+    /// The bytes for each rank, step and guidance branch, as in the paper.
     paper: f64,
-    /// What of it a rank sends here.
+    /// The fraction of it that a rank sends here.
     ours: f64,
 }
 
-/// Table 1 of PipeFusion's paper says what a step costs, with p tokens, hs features and L layers on N devices. Where
-/// that leaves out a factor, it is stated here.
+/// Table 1 of PipeFusion's paper gives the cost of a step, with p tokens, hs features and L layers on N devices.
+/// Factors that the paper omits are stated here.
 ///
 /// # Source
 /// PipeFusion (Fang et al. 2024), the table of communication and memory cost.
@@ -149,7 +150,7 @@ fn the_table_of_pipefusion() {
     let (steps, branches) = (subject.steps as f64, 2.0);
     for degree in [2, 4, 8] {
         let n = degree as f64;
-        // A rank keeps its own share of everything that it exchanges.
+        // A rank does not send its own share of anything that it exchanges.
         let others = (n - 1.0) / n;
         let row = |method, axis: Axis, paper, ours| Row {
             method,
@@ -160,8 +161,8 @@ fn the_table_of_pipefusion() {
             ours,
         };
         let rows = [
-            // Two sums a block; an all-reduce in a ring sends what it is given 2(N − 1)/N times. Here each rank sends
-            // all it has to each other rank, N/2 times as much.
+            // Two sums a block. A ring all-reduce sends its input 2(N − 1)/N times. Here, each rank sends its whole
+            // input to each other rank, N/2 times as much.
             row("tensor", Axis::Tensor, 4.0 * layers, others * n / 2.0),
             row("ring", Axis::Ring, 2.0 * layers, others),
             // The last step sends nothing.
@@ -170,8 +171,8 @@ fn the_table_of_pipefusion() {
                 ..row("distrifusion", Axis::Ring, 2.0 * layers, others * (steps - 1.0) / steps)
             },
             row("ulysses", Axis::Ulysses, 4.0 / n * layers, others),
-            // The paper counts what a stage takes and what it gives. The last stage gives latents, which are `channels`
-            // wide and serve all branches: of all ranks N − 1 give as much as they take.
+            // The paper counts both the input and the output of a stage. The last stage sends latents, which have
+            // `channels` features and serve all branches. So only N − 1 of the N ranks send as much as they receive.
             row("pipefusion", Axis::Pipeline, 2.0, 0.5 * others),
         ];
         for Row { method, axis, label, distrifusion, paper, ours } in rows {

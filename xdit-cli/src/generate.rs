@@ -1,4 +1,4 @@
-//! `xdit generate`: a job, a pipeline, files.
+//! `xdit generate`: resolves the options, runs the pipeline and writes the files.
 
 use std::path::Path;
 use std::time::Instant;
@@ -17,10 +17,10 @@ use crate::report::{Output, Report, Stopwatch, peak_rss_bytes, ranks};
 use crate::resolve::Invocation;
 use crate::trace::Trace;
 
-/// Carries `xdit generate` out.
+/// Runs `xdit generate`.
 ///
 /// # Errors
-/// If it cannot.
+/// If the options are not valid, the run fails, or a file cannot be written.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let start = Instant::now();
     let job = Invocation::resolve(args)?;
@@ -73,13 +73,13 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     print(&format!("{json}\n"))
 }
 
-/// Writes each picture when it is done.
+/// Writes each picture as soon as it is completed.
 struct Saver<'a> {
     job: &'a Invocation,
     settings: &'a Settings,
     /// Whether the path of each file is printed.
     announces: bool,
-    /// Ends the run if a file cannot be written.
+    /// Cancels the run if a file cannot be written.
     cancel: &'a Cancel,
     failure: Option<Error>,
 }
@@ -101,11 +101,11 @@ impl Saver<'_> {
         if self.announces { print(&format!("{}\n", path.display())) } else { Ok(()) }
     }
 
-    /// Completes the file of latents, with those that there are even if the run came to a bad `end`.
+    /// Completes the file of latents, which is kept even if the run failed (`end`).
     fn finish(self, end: Result<()>) -> Result<()> {
         let path = self.job.outputs.path(0);
         let latents = finish_latents();
-        // A file that could not be written ended the run, and not the other way round.
+        // If a file could not be written, that error is the cause of the cancellation.
         let end = self.failure.clone().map_or(end, Err);
         match (latents?, end) {
             (0, end) => end,
@@ -119,11 +119,11 @@ impl Saver<'_> {
     }
 }
 
-/// Shows progress, takes the time, and saves pictures.
+/// Shows progress, measures times, and saves pictures.
 struct Watched<'a> {
     progress: Progress,
     stopwatch: Stopwatch,
-    /// Whether each activity of each rank is wanted.
+    /// Whether ranks record each of their activities.
     details: bool,
     saver: Saver<'a>,
 }

@@ -14,10 +14,10 @@ const TERMINATED: u8 = 143;
 /// Locked from the creation of a temporary file until all files have their final names.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Makes Ctrl-C end the program with code 130, SIGTERM and SIGHUP with 143. Finished pictures stay, and no incomplete
-/// file does.
+/// Makes Ctrl-C end the program with code 130, and SIGTERM and SIGHUP with 143. Finished pictures are kept, and
+/// incomplete files are removed.
 pub fn install() {
-    // Without a handler a signal still ends the program, though less tidily.
+    // Without a handler, a signal still ends the program, but may leave temporary files.
     #[cfg(unix)]
     let _ = unix::listen();
     #[cfg(not(unix))]
@@ -26,9 +26,9 @@ pub fn install() {
 
 /// Ends the program.
 fn end(code: u8) {
-    // Nothing outside the critical section leaves a trace, so the program can end anywhere else.
+    // Outside the critical section nothing incomplete can be left behind, so the program may end there.
     let _written = writing();
-    // An error has nowhere to go: the program ends for another reason.
+    // The error is ignored, because the program ends for another reason.
     let _ = finish_latents();
     say("\ninterrupted");
     std::process::exit(code.into());
@@ -51,7 +51,7 @@ mod unix {
 
     pub fn listen() -> io::Result<()> {
         let mut wanted = vec![SIGINT, SIGTERM];
-        // `nohup` ignores the signal for the program, which must stay so.
+        // `nohup` starts the program with the signal ignored, which must stay so.
         if is_ignored(SIGHUP) == Some(false) {
             wanted.push(SIGHUP);
         }
@@ -64,7 +64,7 @@ mod unix {
         Builder::new().name("signals".to_owned()).spawn(listen).map(drop)
     }
 
-    /// Whether the program was started with `signal` ignored, where the system tells.
+    /// Whether the program was started with `signal` ignored; `None` if the system does not report it.
     fn is_ignored(signal: i32) -> Option<bool> {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;

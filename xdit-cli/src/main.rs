@@ -1,6 +1,6 @@
-//! The command `xdit`: pictures from diffusers checkpoints.
+//! The command `xdit`: generates pictures from diffusers checkpoints.
 //!
-//! The only place that reads the environment and prints. Data goes to standard output, talk to standard error.
+//! Only this crate reads the environment and prints. Data goes to standard output, messages to standard error.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -55,7 +55,7 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Writes data to standard output. A reader that has seen enough (`| head`) is no error.
+/// Writes data to standard output. A reader that closes it early (`| head`) is not an error.
 fn print(text: &str) -> Result<()> {
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -1,4 +1,4 @@
-//! From what a user calls a model to its folder.
+//! Finds the folder of a model by its path or id.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use xdit_core::hub::{self, HubOptions};
 
 use crate::progress::Progress;
 
-/// The folder of `model`, downloaded if it is not there yet.
+/// The folder of `model`, which is downloaded if necessary.
 ///
 /// # Errors
 /// If it cannot be found or downloaded.

@@ -1,5 +1,5 @@
-//! The files of a run: their paths are determined and tested before any work, and each file appears whole or not at
-//! all.
+//! The output files of a run. Their paths are determined and tested before any work, and a file appears only when it
+//! is complete.
 
 mod latents;
 mod png;
@@ -94,7 +94,7 @@ pub fn check_file(path: &Path) -> Result<()> {
     temporary(path).map(drop)
 }
 
-/// Writes a file, whole or not at all.
+/// Writes a file, which appears only when it is complete.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -102,7 +102,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_files([(path, bytes)])
 }
 
-/// Writes a few files; none gets its final name before all have been written.
+/// Writes several files; none of them gets its final name before all have been written.
 ///
 /// # Errors
 /// If a file cannot be written.

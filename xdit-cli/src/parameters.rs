@@ -1,86 +1,86 @@
-//! What a picture was made with: kept inside it, so that it can be made again.
+//! The parameters of a picture. They are stored in the file, so that the picture can be generated again.
 
 use serde::{Deserialize, Serialize};
 
 use crate::args::Dtype;
 
-/// Everything that one picture depends on.
+/// All parameters of one picture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
-    /// What was drawn.
+    /// The prompt.
     pub prompt: String,
-    /// What the second text encoder was told instead.
+    /// The prompt of the second text encoder, if it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_2: Option<String>,
-    /// What the third text encoder was told instead.
+    /// The prompt of the third text encoder, if it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_3: Option<String>,
-    /// Of this picture's noise.
+    /// The seed of this picture's noise.
     pub seed: u64,
-    /// What all pictures of the run share.
+    /// The parameters that all pictures of the run share.
     #[serde(flatten)]
     pub settings: Settings,
 }
 
-/// What all pictures of a run share, with every default filled in.
+/// The parameters that all pictures of a run share, with all defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// As it was called on the command line.
+    /// The model, as written on the command line.
     pub model: String,
-    /// Branch, tag or commit on the hub.
+    /// The branch, tag or commit on the hub.
     pub revision: Option<String>,
-    /// Of the weight files.
+    /// The variant of the weight files.
     pub variant: Option<String>,
-    /// Of weights and activations.
+    /// The type of weights and activations.
     pub dtype: Dtype,
-    /// What not to draw.
+    /// The description of content to avoid.
     pub negative_prompt: String,
-    /// What the second text encoder was told instead.
+    /// The negative prompt of the second text encoder, if it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_prompt_2: Option<String>,
-    /// What the third text encoder was told instead.
+    /// The negative prompt of the third text encoder, if it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_prompt_3: Option<String>,
-    /// Pixels.
+    /// The height in pixels.
     pub height: usize,
-    /// Pixels.
+    /// The width in pixels.
     pub width: usize,
-    /// Of the noise scheduler.
+    /// The number of denoising steps.
     pub num_inference_steps: usize,
-    /// Of classifier-free guidance.
+    /// The strength of guidance.
     pub guidance_scale: f32,
-    /// Of classifier-free guidance, where the guidance scale is the model's input.
+    /// The strength of classifier-free guidance, for models that take the guidance scale as an input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub true_cfg_scale: Option<f32>,
-    /// Blocks that were left out in a branch of guidance.
+    /// The blocks that one branch of guidance skipped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skip_guidance_layers: Vec<usize>,
-    /// Of that guidance.
+    /// The strength of skip-layer guidance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_layer_guidance_scale: Option<f32>,
-    /// After which share of the steps it began.
+    /// The fraction of the steps after which skip-layer guidance started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_layer_guidance_start: Option<f64>,
-    /// Before which share of the steps it ended.
+    /// The fraction of the steps at which skip-layer guidance stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_layer_guidance_stop: Option<f64>,
-    /// Tokens.
+    /// The maximum number of text tokens.
     pub max_sequence_length: usize,
-    /// Layers of CLIP that were left out.
+    /// The number of CLIP layers that were skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<usize>,
     /// Whether prompts were cleaned.
     pub clean_caption: bool,
-    /// Whether it was generated at a size the model was trained for.
+    /// Whether the picture was generated at a size that the model was trained on.
     pub use_resolution_binning: bool,
-    /// Whether it was decoded tile by tile.
+    /// Whether the picture was decoded tile by tile.
     pub vae_tiling: bool,
-    /// The file it started from, in place of noise.
+    /// The file with the initial latents, if it did not start from noise.
     pub init_latents: Option<String>,
-    /// Patches that followed each other through the pipeline, if the picture shows it.
+    /// The number of PipeFusion or DistriFusion patches, if they affect the picture.
     #[serde(default)]
     pub num_pipeline_patch: Option<usize>,
-    /// Steps of warm-up before that.
+    /// The number of warm-up steps before asynchronous steps.
     #[serde(default)]
     pub warmup_steps: Option<usize>,
     /// Whether the patches were those of DistriFusion.
@@ -113,7 +113,7 @@ impl Parameters {
     }
 }
 
-/// As a field of the last line: in quotes where it holds what separates fields.
+/// The text as a field of the last line: quoted if it contains a character that separates fields.
 fn quoted(text: &str) -> String {
     if text.contains([',', ':', '\n', '"']) { format!("{text:?}") } else { text.to_owned() }
 }

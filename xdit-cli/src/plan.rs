@@ -1,4 +1,4 @@
-//! `xdit plan`: who would do what, and what it would cost.
+//! `xdit plan`: shows the work of each rank, and its cost.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -19,13 +19,13 @@ use crate::progress::Progress;
 use crate::report::by_axis;
 use crate::resolve::Invocation;
 
-/// Carries `xdit plan` out: checks everything as a run would, and shows who would do what.
+/// Runs `xdit plan`: checks everything as `xdit generate` does, and shows the work of each rank.
 ///
 /// # Errors
-/// If the run could not be carried out.
+/// If `xdit generate` with these options would be refused.
 pub fn run(mut args: GenerateArgs) -> Result<()> {
     if args.prompt.is_empty() && args.prompt_file.is_none() && args.from.is_none() {
-        // No plan depends on what is drawn, only on how many pictures.
+        // The plan depends on the number of prompts, but not on their text.
         args.prompt.push(String::new());
     }
     let job = Invocation::resolve(&args)?;
@@ -40,7 +40,8 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     }
 }
 
-/// The same for programs. Bytes are what one rank sends in a steady step, by axis, and what it holds.
+/// The plan as JSON. Byte counts are those that a rank sends in a steady step, by axis, and those that it has in
+/// memory.
 fn json(plan: &Plan, costs: &[Cost], kept: Kept) -> Value {
     let (mesh, process) = (&plan.mesh, of_process(costs));
     let rank = |(rank, cost): (usize, &Cost)| {
@@ -80,12 +81,12 @@ fn json(plan: &Plan, costs: &[Cost], kept: Kept) -> Value {
     })
 }
 
-/// First and end.
+/// The start and end of a range.
 fn range(range: &Range<usize>) -> [usize; 2] {
     [range.start, range.end]
 }
 
-/// What all ranks hold together: what several have in common, once.
+/// The memory of all ranks together, with shared memory counted once.
 fn of_process(costs: &[Cost]) -> Cost {
     let mut process = Cost::default();
     for cost in costs {
@@ -95,7 +96,7 @@ fn of_process(costs: &[Cost]) -> Cost {
     process
 }
 
-/// One line a rank, and one for all of them if there are several.
+/// The table of costs: one line for each rank, and one for the process if there are several.
 fn table(costs: &[Cost]) -> String {
     let mut table = format!(
         "{:>4}  {:>10}  {:>10}  {:>10}  {:>15}  sent a step\n",
@@ -135,7 +136,7 @@ fn policy(keep: Keep) -> &'static str {
     }
 }
 
-/// Which components stay in memory, and why, in a line.
+/// A line with the components that stay in memory, and the reason.
 fn residency(kept: Kept) -> String {
     let stay = match kept.keep {
         Keep::All => "text encoders, transformer and autoencoder stay in memory",

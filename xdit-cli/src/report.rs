@@ -1,4 +1,4 @@
-//! How long a run took, part by part and rank by rank, and what came out.
+//! The report of a run: the times of its parts and ranks, and its outputs.
 
 mod ranks;
 
@@ -15,22 +15,22 @@ use crate::parameters::Settings;
 
 pub use ranks::{Rank, by_axis, ranks};
 
-/// What `--report json` prints.
+/// The output of `--report json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// What all pictures were made with.
+    /// The parameters that all pictures share.
     pub parameters: Settings,
-    /// Seconds of each phase.
+    /// The duration of each phase in seconds.
     pub seconds: Value,
-    /// Denoising steps a second, of all pictures.
+    /// The number of denoising steps a second, over all pictures.
     pub it_per_s: Option<f64>,
-    /// Seconds from the start of the program to the last file.
+    /// The time in seconds from the start of the program to the last file.
     pub total_s: f64,
-    /// The most memory that was in use; unknown on some systems.
+    /// The peak memory use; `None` if the system does not report it.
     pub peak_rss_bytes: Option<u64>,
-    /// What each rank did.
+    /// The activity of each rank.
     pub ranks: Vec<Rank>,
-    /// What the user was warned of.
+    /// The warnings that the user was shown.
     pub warnings: Vec<String>,
     /// The pictures.
     pub outputs: Vec<Output>,
@@ -39,30 +39,30 @@ pub struct Report {
 /// One picture.
 #[derive(Debug, Serialize)]
 pub struct Output {
-    /// The file that holds it; latents share one.
+    /// The file with the picture; all latents share one file.
     pub path: PathBuf,
-    /// Of its noise.
+    /// The seed of its noise.
     pub seed: u64,
-    /// What was drawn.
+    /// The prompt.
     pub prompt: String,
 }
 
-/// Takes the time of each phase and step.
+/// Measures the times of phases and steps.
 #[derive(Debug, Default)]
 pub struct Stopwatch {
     running: HashMap<Phase, Instant>,
-    /// Each phase that is over: when it began and how long it took.
+    /// The completed phases, each with its start and duration.
     pub phases: Vec<(Phase, Instant, Duration)>,
-    /// What ranks told.
+    /// The reports of the ranks.
     pub ranks: Vec<RankReport>,
-    /// Beginning and end of each step of each picture.
+    /// The start and end of each step, by picture.
     steps: BTreeMap<usize, Vec<[Instant; 2]>>,
-    /// What was warned of.
+    /// The warnings so far.
     pub warnings: Vec<String>,
 }
 
 impl Stopwatch {
-    /// Seconds of each phase; those of pictures in the pictures' order.
+    /// The duration of each phase in seconds; phases of pictures are in the order of the pictures.
     pub fn seconds(&self) -> Value {
         let mut load = Map::new();
         let mut encode = 0.0;
@@ -90,7 +90,8 @@ impl Stopwatch {
         })
     }
 
-    /// Denoising steps a second, while there was any. Steps of several pictures at once count each.
+    /// The number of denoising steps a second during denoising. Simultaneous steps of several pictures are all
+    /// counted.
     pub fn it_per_s(&self) -> Option<f64> {
         let mut steps: Vec<[Instant; 2]> = self.steps.values().flatten().copied().collect();
         steps.sort();
@@ -134,7 +135,7 @@ impl Observer for Stopwatch {
     }
 }
 
-/// The most memory that this process had in use so far, where the system tells.
+/// The peak memory use of this process so far; `None` if the system does not report it.
 pub fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! From options as they were written to a job that can be carried out, checked before any weight is read.
+//! Converts the parsed options to a run, which is checked before any weights are read.
 
 mod guidance;
 mod parallel;
@@ -17,32 +17,33 @@ use crate::output::{Outputs, decode_latents, read_parameters};
 use crate::parameters::{Parameters, Settings};
 use crate::trace::TraceFile;
 
-/// More pictures in one run are a typing error.
+/// The limit on the number of pictures in one run; a larger number is assumed to be a typing error.
 const MAX_IMAGES: usize = 10_000;
 
 /// A run of `xdit generate`.
 pub struct Invocation {
-    /// A folder or an id on the hub.
+    /// A folder, or an id on the hub.
     pub model: String,
-    /// Of the model on the hub.
+    /// The branch, tag or commit on the hub.
     pub revision: Option<String>,
-    /// Where and how to run.
+    /// How to load and run the model.
     pub load: LoadOptions,
-    /// What to generate.
+    /// The request to the pipeline.
     pub request: Request,
-    /// Where it goes.
+    /// The files for the results.
     pub outputs: Outputs,
-    /// Where what each rank did goes, if anywhere.
+    /// The file for the trace, if requested.
     pub trace: Option<TraceFile>,
     dtype: Dtype,
     init_latents: Option<PathBuf>,
 }
 
 impl Invocation {
-    /// Fills in what `--from` says and what is the same for all models, and reads the files that options name.
+    /// Fills in the parameters of `--from` and the defaults that all models share, and reads the files given by
+    /// options.
     ///
     /// # Errors
-    /// If an option makes no sense, a file cannot be read, or an output cannot be written.
+    /// If an option is not valid, a file cannot be read, or an output cannot be written.
     pub fn resolve(args: &GenerateArgs) -> Result<Self> {
         let mut parallel = parallel::parallel(&args.parallel)?;
         let device = device(&args.device)?;
@@ -62,14 +63,14 @@ impl Invocation {
             .hint("give them with `--init-latents`"));
         }
         let old = settings.as_ref();
-        // They change the picture, unlike the mesh: one rank makes it again.
+        // Unlike the mesh, patches change the picture; a single rank can reproduce them.
         parallel.patches = parallel.patches.or(old.and_then(|s| s.num_pipeline_patch));
         if let (None, Some(steps)) = (args.parallel.warmup_steps, old.and_then(|s| s.warmup_steps)) {
             parallel.warmup_steps = steps;
         }
         parallel.distrifusion |= old.is_some_and(|s| s.distrifusion);
         let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_default();
-        // Revision and variant belong to a model: another model does not inherit them.
+        // Revision and variant belong to a model, so another model does not inherit them.
         let same_model = old.filter(|_| args.model.is_none());
         let load = LoadOptions {
             dtype: burn_dtype(dtype),
@@ -127,7 +128,7 @@ impl Invocation {
         })
     }
 
-    /// What all pictures share, with the model's defaults filled in.
+    /// The parameters that all pictures share, with the model's defaults filled in.
     pub fn settings(&self, resolved: &Resolved) -> Settings {
         let plan = &resolved.plan;
         let stale = plan.synchronous_steps < plan.steps;
@@ -162,7 +163,7 @@ impl Invocation {
         }
     }
 
-    /// What picture `index` is made with.
+    /// The parameters of picture `index`.
     pub fn parameters(&self, settings: &Settings, index: usize) -> Parameters {
         let request = &self.request;
         let [prompt, second, third] = request.texts(index / request.images_per_prompt).map(str::to_owned);
@@ -192,7 +193,7 @@ fn device(name: &str) -> Result<Device> {
     }
 }
 
-/// The policy for a single request.
+/// The policy for a process with a single request.
 fn keep(policy: KeepPolicy) -> Keep {
     match policy {
         KeepPolicy::Auto | KeepPolicy::Request => Keep::Request,

@@ -1,4 +1,4 @@
-//! The parts of a checkpoint in the diffusers layout.
+//! The components of a checkpoint in the diffusers layout.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,14 +16,14 @@ use xdit_core::transformer::Transformer;
 use xdit_core::weights::{Residency, SharedLayers, Weights};
 use xdit_core::{Error, Result};
 
-/// What `model_index.json` says: the class of the pipeline and of each of its components.
+/// The contents of `model_index.json`: the class of the pipeline and of each of its components.
 #[derive(Clone, Debug)]
 pub struct ModelIndex {
-    /// The folder that holds the components.
+    /// The folder that contains the components.
     pub dir: PathBuf,
-    /// Class of the pipeline.
+    /// The class of the pipeline.
     pub class_name: String,
-    /// Class of each component that is there, by its folder's name.
+    /// The class of each component that is present, by the name of its folder.
     pub components: BTreeMap<String, String>,
 }
 
@@ -72,25 +72,25 @@ impl ModelIndex {
     }
 }
 
-/// A component whose configuration was read and whose weights were checked against it, but not loaded.
+/// A component whose configuration was read and whose weights were checked against it but not loaded.
 #[derive(Clone, Debug)]
 pub struct Component<C> {
-    /// Its options.
+    /// The options of the component.
     pub config: C,
     /// The type of its weights and activations.
     pub dtype: DType,
-    /// Bytes of its parameters.
+    /// The size of the parameters in bytes.
     pub bytes: u64,
     checkpoint: Checkpoint,
     layers: SharedLayers,
 }
 
 impl<C> Component<C> {
-    /// Reads the configuration in `folder`, opens the weights, and makes sure that `load` will find everything
-    /// it needs and leave nothing over.
+    /// Reads the configuration in `folder`, opens the weights, and checks that they contain every tensor that `load`
+    /// needs and no other.
     ///
     /// # Errors
-    /// If anything is missing, malformed, or does not fit together.
+    /// If anything is missing, malformed or inconsistent.
     pub fn open<M>(
         folder: &Path,
         stem: &str,
@@ -109,13 +109,13 @@ impl<C> Component<C> {
         Ok(Self { config, dtype, bytes, checkpoint, layers: SharedLayers::default() })
     }
 
-    /// The weights, from which the model can be loaded onto `device`.
+    /// The weights, for loading the model onto `device`.
     pub fn weights(&self, device: &Device) -> Weights {
         Weights::new(self.checkpoint.clone(), device, self.dtype)
     }
 
-    /// Loads a share of the model onto `device`. Its layers are cut as `placements` says. Linear layers are held in common with other
-    /// shares of this component and its clones.
+    /// Loads a share of the model onto `device`, with layers sharded according to `placements`. Linear layers are
+    /// shared with other shares of this component and of its clones.
     ///
     /// # Errors
     /// If weights cannot be read.
@@ -133,10 +133,10 @@ impl<C> Component<C> {
         Ok(Loaded { transformer, parameter_bytes: weights.taken_bytes() })
     }
 
-    /// Weighs shares of the model that would be [loaded](Self::load_share) together; nothing is read.
+    /// Computes the sizes of shares that would be [loaded](Self::load_share) together, without reading any weights.
     ///
     /// # Errors
-    /// The function fails if `load` finds a share to be wrong.
+    /// The returned function fails if `load` rejects a share.
     pub fn scales<M: Transformer>(
         &self,
         device: &Device,
@@ -149,7 +149,7 @@ impl<C> Component<C> {
             let weights = weights.of_share(share, placements.clone()).sharing(&layers);
             let model = load(&self.config, &weights)?;
             let context_bytes = model.context_bytes();
-            // Its layers count as held from now on.
+            // From now on, the layers of this model count as loaded.
             models.push(model);
             Ok(Weighed { parameters: weights.taken(), added: weights.loaded(), context_bytes })
         }

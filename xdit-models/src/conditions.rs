@@ -1,4 +1,4 @@
-//! The conditions of each transformer as tensors and numbers, the form in which they go from rank to rank.
+//! The conditions of each transformer as tensors and numbers, the form in which they are sent between ranks.
 
 use xdit_core::transformer::{IntoParts, Part, Parts};
 
@@ -62,7 +62,7 @@ mod tests {
         Tensor::from_data(TensorData::new(values, shape), (&Device::flex(), DType::F32))
     }
 
-    /// Compares what is printed: shapes, types, values and numbers.
+    /// Compares the debug output: shapes, types, values and numbers.
     fn survives<C: IntoParts + Clone + std::fmt::Debug>(conditions: &C) {
         let again = C::from_parts(conditions.clone().into_parts());
         assert_eq!(format!("{again:?}"), format!("{conditions:?}"));

@@ -1,10 +1,11 @@
 //! The FLUX.1 transformer.
 //!
-//! Double blocks, in which text and image have weights of their own and attend to each other, then single blocks,
-//! in which they share them and attention runs beside the feed-forward. Rotary embedding tells places apart.
+//! Double blocks come first: text and image have separate weights and attend to each other. Single blocks follow: text
+//! and image share weights, and attention runs in parallel with the feed-forward. Positions enter through a rotary
+//! embedding.
 //!
-//! Source: Black Forest Labs 2024, `flux/model.py`; diffusers' `FluxTransformer2DModel`. Blocks of two streams:
-//! Esser et al. 2024 §4; attention beside the feed-forward: ViT-22B (Dehghani et al. 2023) §2.
+//! Source: Black Forest Labs 2024, `flux/model.py`; diffusers' `FluxTransformer2DModel`. Blocks with two streams:
+//! Esser et al. 2024 §4. Attention in parallel with the feed-forward: ViT-22B (Dehghani et al. 2023) §2.
 
 use burn::tensor::{DType, Tensor};
 use serde_json::json;
@@ -23,33 +24,34 @@ use crate::position::PositionCache;
 use crate::rotary::{Rotary, RotaryEmbedding};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
-/// Of every norm.
+/// The ε of every norm.
 const EPS: f64 = 1e-6;
 
-/// Side of the square of latent pixels that becomes a token. It is not in the config: the pipeline packs latents.
+/// The side, in latent pixels, of the square that becomes a token. The config does not contain it, because the
+/// pipeline packs the latents.
 const PATCH: usize = 2;
 
-/// Shift, scale and gate of attention, then of the feed-forward.
+/// The rows of a stream's modulation: shift, scale and gate of attention, then of the feed-forward.
 const STREAM_ROWS: usize = 6;
 
 /// The options of `transformer/config.json`.
 #[derive(Clone, Debug)]
 pub struct FluxConfig {
-    /// Sizes the engine needs; double blocks come before single ones.
+    /// The sizes that the engine needs; double blocks come before single ones.
     pub spec: TransformerSpec,
-    /// Blocks with two streams.
+    /// The number of blocks with two streams.
     pub double_blocks: usize,
-    /// Features of a text token.
+    /// The number of features of a text token.
     pub joint_attention_dim: usize,
-    /// Features of the pooled text.
+    /// The number of features of the pooled text.
     pub pooled_projection_dim: usize,
-    /// Whether the guidance scale is a condition: true where guidance was distilled into the model.
+    /// Whether the guidance scale is a condition, as in models with distilled guidance.
     pub guidance_embeds: bool,
-    /// How places turn queries and keys.
+    /// The rotation of queries and keys by position.
     pub rotary: RotaryEmbedding,
 }
 
-/// More blocks than any model has.
+/// A limit that no real model reaches.
 const MAX_BLOCKS: usize = 1024;
 
 impl TransformerConfig for FluxConfig {
@@ -72,7 +74,7 @@ impl TransformerConfig for FluxConfig {
                 heads: config.take("num_attention_heads", 24)?,
                 head_dim: config.take("attention_head_dim", 128)?,
                 skips: Vec::new(),
-                // Attention and feed-forward of two streams, or of one.
+                // Attention and feed-forward, for two streams or for one.
                 block_parameters: [vec![2; double_blocks], vec![1; single_blocks]].concat(),
             },
             double_blocks,
@@ -104,25 +106,25 @@ impl TransformerConfig for FluxConfig {
     }
 }
 
-/// What one guidance branch is conditioned on.
+/// The conditions of one guidance branch.
 #[derive(Clone, Debug)]
 pub struct Conditions {
-    /// Text embeddings `[b, n, joint_attention_dim]`.
+    /// The text embeddings, `[b, n, joint_attention_dim]`.
     pub text: Tensor<3>,
-    /// The whole text as one vector `[b, pooled_projection_dim]`.
+    /// The pooled text, `[b, pooled_projection_dim]`.
     pub pooled: Tensor<2>,
-    /// The guidance scale; only models with `guidance_embeds` look at it.
+    /// The guidance scale; only models with `guidance_embeds` use it.
     pub guidance: f32,
 }
 
-/// [`Conditions`] made ready for the blocks that were loaded, at one timestep.
+/// [`Conditions`] prepared for one timestep and the loaded blocks.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Of each block: `[b, rows, dim]`.
+    /// One for each loaded block, `[b, rows, dim]`.
     modulations: Vec<Tensor<3>>,
-    /// Of the last norm: `[b, 2, dim]`.
+    /// The modulation of the last norm, `[b, 2, dim]`.
     norm_out: Option<Tensor<3>>,
-    /// `[b, n, dim]`, where the first block is.
+    /// `[b, n, dim]`, only with the first block.
     text: Option<Tensor<3>>,
     text_shape: [usize; 3],
 }
@@ -136,25 +138,25 @@ pub struct Flux {
     rotary_cache: PositionCache<Rotary>,
     timestep_embedder: TimestepEmbedding,
     guidance_embedder: Option<TimestepEmbedding>,
-    /// Of the pooled text.
+    /// Embeds the pooled text.
     text_embedder: TimestepEmbedding,
-    /// Those that were loaded, from `first_block` on.
+    /// The loaded blocks, from `first_block` on.
     blocks: Vec<Block>,
     first_block: usize,
-    /// Beside the first block.
+    /// Loaded with the first block.
     embedders: Option<Embedders>,
-    /// Beside the last block.
+    /// Loaded with the last block.
     output: Option<Output>,
 }
 
-/// Layers before the first block.
+/// The layers before the first block.
 #[derive(Clone, Debug)]
 struct Embedders {
     x: Linear,
     context: Linear,
 }
 
-/// Layers behind the last block.
+/// The layers after the last block.
 #[derive(Clone, Debug)]
 struct Output {
     norm_out: Linear,
@@ -164,7 +166,7 @@ struct Output {
 impl Published for Flux {
     type Config = FluxConfig;
 
-    /// Embedders and modulations, a quarter of the parameters, are used before the first step only.
+    /// Embedders and modulations, a quarter of the parameters, are used only before the first step.
     fn load(config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let (dim, count) = (config.spec.dim(), config.spec.blocks);
         let (share, once) = (weights.blocks(count), weights.once());
@@ -201,11 +203,11 @@ impl Published for Flux {
 }
 
 impl Flux {
-    /// What all modulations are made from: `[steps · b, dim]`, a row for each timestep and picture.
+    /// The input of all modulations, `[steps · b, dim]`: a row for each timestep and picture.
     fn embedding(&self, conditions: &Conditions, timesteps: &[f32]) -> Tensor<2> {
         let device = conditions.pooled.device();
         let sinusoids = |values: &[f32]| sinusoids(values, &device).cast(self.dtype);
-        // diffusers' pipeline divides by 1000, and its model multiplies: the rounding is theirs.
+        // diffusers' pipeline divides by 1000 and its model multiplies again; this reproduces the rounding.
         let timesteps: Vec<_> = timesteps.iter().map(|timestep| timestep / 1000.0 * 1000.0).collect();
         let by_step = self.timestep_embedder.forward(sinusoids(&timesteps));
         let mut by_picture = self.text_embedder.forward(conditions.pooled.clone().cast(self.dtype));
@@ -310,14 +312,14 @@ enum Block {
     Single(Box<SingleBlock>),
 }
 
-/// What a block is given beside the tokens.
+/// The inputs of a block besides the tokens.
 struct Given<'a> {
     site: Site,
     /// `[b, rows, dim]`
     modulation: &'a Tensor<3>,
-    /// Of the image's tokens. The text's are all at place 0, where nothing turns.
+    /// For the image tokens. All text tokens are at position 0, where the rotation is the identity.
     rotary: &'a Rotary,
-    /// The text ends with the last block.
+    /// The last block does not update the text.
     is_last: bool,
 }
 
@@ -335,7 +337,7 @@ impl Block {
         })
     }
 
-    /// The layers that make the rows of its modulation.
+    /// The layers that produce the rows of the block's modulation.
     fn norms(&self) -> Vec<&Linear> {
         match self {
             Self::Double(block) => vec![&block.image.norm, &block.text.norm],
@@ -344,7 +346,7 @@ impl Block {
     }
 }
 
-/// Two streams that meet in attention.
+/// A block with two streams, joined by attention.
 #[derive(Clone, Debug)]
 struct DoubleBlock {
     image: Stream,
@@ -381,7 +383,7 @@ impl DoubleBlock {
     }
 }
 
-/// What a double block does to one stream of tokens.
+/// The layers of a double block for one stream of tokens.
 #[derive(Clone, Debug)]
 struct Stream {
     norm: Linear,
@@ -391,7 +393,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// Takes the layers, whose names differ between text and image.
+    /// Loads the layers, whose names differ between text and image.
     fn load(
         config: &FluxConfig,
         weights: &Weights,
@@ -416,7 +418,7 @@ impl Stream {
         self.projections.forward(layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS), rotary)
     }
 
-    /// All that follows attention, which gave `y`.
+    /// Everything after the attention, whose result is `y`.
     fn forward(
         &self,
         x: Tensor<3>,
@@ -429,7 +431,7 @@ impl Stream {
     }
 }
 
-/// Attention and feed-forward side by side, with the same weights for text and image.
+/// Attention in parallel with the feed-forward, with the same weights for text and image.
 #[derive(Clone, Debug)]
 struct SingleBlock {
     norm: Linear,
@@ -465,7 +467,7 @@ impl SingleBlock {
         Hidden::new(Tokens { x, positions }, text)
     }
 
-    /// The feed-forward and all that follows attention, which gave `y`.
+    /// The feed-forward and everything after the attention, whose result is `y`.
     fn out(&self, x: Tensor<3>, normed: Tensor<3>, y: Tensor<4>, gate: &Tensor<3>) -> Tensor<3> {
         let mlp = activate(Activation::GeluTanh, self.proj_mlp.forward(normed));
         let y = self.proj_out.forward(Tensor::cat(vec![self.projections.heads.join(y), mlp], 2));
@@ -473,7 +475,7 @@ impl SingleBlock {
     }
 }
 
-/// The linear layers before an attention, and the norms of queries and keys.
+/// The linear layers before an attention, and the norms of its queries and keys.
 #[derive(Clone, Debug)]
 struct Projections {
     heads: Heads,
@@ -498,7 +500,7 @@ impl Projections {
         })
     }
 
-    /// Queries and keys are turned by `rotary`, if at all.
+    /// Rotates queries and keys by `rotary`, if given.
     fn forward(&self, x: Tensor<3>, rotary: Option<&Rotary>) -> Qkv {
         let turned = |layer: &Linear, norm: &Tensor<1>| {
             let x = rms_norm(self.heads.split(layer.forward(x.clone())), Some(norm.clone()), EPS);
@@ -512,7 +514,8 @@ impl Projections {
     }
 }
 
-/// In half precision, what is too large for it becomes the largest number: some channels of FLUX grow that far.
+/// Replaces numbers beyond the range of half precision by the largest finite one. Some channels of FLUX grow that
+/// large.
 fn finite(x: Tensor<3>) -> Tensor<3> {
     if x.dtype() == DType::F16 { x.clamp(-65_504.0, 65_504.0) } else { x }
 }

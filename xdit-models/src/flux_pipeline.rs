@@ -14,13 +14,13 @@ use crate::latent_diffusion::{
 };
 use crate::text_encoder::{ClipText, Desk, Folders, Padding, T5Text};
 
-/// The distilled guidance where none is asked for.
+/// The default distilled guidance.
 const DEFAULT_GUIDANCE: f32 = 3.5;
 
-/// Latent pixels a side where no size is asked for.
+/// The default side in latent pixels.
 const DEFAULT_SIDE: usize = 128;
 
-/// Tokens of T5's text, padding included: the default and the most that the model was trained with.
+/// The number of T5 tokens, padding included: the default, and the maximum that the model was trained with.
 const MAX_SEQUENCE_LENGTH: usize = 512;
 
 /// The recipe of FLUX.
@@ -32,7 +32,7 @@ pub struct FluxRecipe {
 /// Opens a checkpoint.
 ///
 /// # Errors
-/// If anything in it is missing, malformed, unknown, or does not fit together.
+/// If anything in it is missing, malformed, unknown or inconsistent.
 pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
     LatentPipeline::open(index, options, |model: &LatentModel<Flux>| {
         let [first, second, _] = Folders::ALL;
@@ -46,7 +46,7 @@ pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipelin
     })
 }
 
-/// The scale of classifier-free guidance, if it is on. Without a negative prompt the empty one is meant.
+/// The scale of classifier-free guidance, if it is on. A missing negative prompt counts as an empty one.
 fn true_cfg(request: &Request) -> Option<f32> {
     request.true_cfg_scale.filter(|&scale| scale > 1.0)
 }
@@ -67,7 +67,7 @@ impl Recipe for FluxRecipe {
 
     fn choose(&self, request: &Request, model: &LatentModel<Flux>) -> Result<Choices> {
         let size = model.size(request, DEFAULT_SIDE);
-        // diffusers rounds down and warns. Who asks for a size wants that size, so we ask back.
+        // diffusers rounds down and warns. An explicit size should not change silently, so this is an error instead.
         check_size(size, model.pixels_per_token(), "")?;
         let max_sequence_length = sequence_length(request, MAX_SEQUENCE_LENGTH, Some(MAX_SEQUENCE_LENGTH))
             .map_err(|error| error.hint("FLUX was trained with 512 text tokens, schnell with 256"))?;
@@ -97,14 +97,14 @@ impl Recipe for FluxRecipe {
         }
         if true_cfg(request).is_none() && request.negative_texts().iter().any(|text| !text.is_empty()) {
             warnings.push(
-                "the negative prompt changes nothing: FLUX has one only with a `true_cfg_scale` above 1"
+                "the negative prompt changes nothing: FLUX uses it only with a `true_cfg_scale` above 1"
                     .to_owned(),
             );
         }
         warnings
     }
 
-    /// CLIP's pooled output of the first text, T5's embeddings of the second.
+    /// CLIP's pooled output for the first text, and T5's embeddings of the second.
     fn encode(
         &mut self,
         resolved: &Resolved,

@@ -1,4 +1,4 @@
-//! What all pipelines do alike: a transformer denoises latents, an autoencoder makes pictures of them.
+//! The common part of all pipelines: a transformer denoises latents, and an autoencoder decodes them to pictures.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -31,15 +31,15 @@ use crate::component::{Component, ModelIndex};
 use crate::sharding::Sharded;
 use crate::text_encoder::Desk;
 
-/// Pixels of the longest side that is accepted.
+/// The longest side that is accepted, in pixels.
 const MAX_SIDE: usize = 16_384;
 
 /// The options of a transformer's `config.json`.
 pub trait TransformerConfig: Sized {
-    /// Takes the options from `config`.
+    /// Reads the options from `config`.
     ///
     /// # Errors
-    /// If one is missing, malformed, unknown, or has a value that is not supported.
+    /// If an option is missing, malformed, unknown, or has a value that is not supported.
     fn read(config: Config) -> Result<Self>;
 
     /// The sizes that the engine needs.
@@ -53,27 +53,27 @@ pub trait Published:
     /// The options of its `config.json`.
     type Config: TransformerConfig + Sharded + Clone + Send + Sync + 'static;
 
-    /// Takes the model from the weights of a `transformer/` folder.
+    /// Loads the model from the weights of a `transformer/` folder.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape.
+    /// If a tensor is missing or has the wrong shape.
     fn load(config: &Self::Config, weights: &Weights) -> Result<Self>;
 }
 
-/// The checkpoints of a family.
+/// A family of checkpoints.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
-    /// The name that people use.
+    /// The common name of the family.
     pub name: &'static str,
-    /// Classes of the transformer.
+    /// The supported classes of the transformer.
     pub transformer: &'static [&'static str],
-    /// Classes of the noise scheduler.
+    /// The supported classes of the noise scheduler.
     pub scheduler: &'static [&'static str],
-    /// What so many steps ask of the scheduler.
+    /// The scheduler's steps for a given number of steps.
     pub steps: fn(usize) -> Steps,
 }
 
-/// The way of a family from a prompt to conditions and guidance.
+/// The part of a pipeline that differs between families: from a prompt to conditions and guidance.
 pub trait Recipe: Send + Sized + 'static {
     /// The family's transformer.
     type Transformer: Published;
@@ -81,24 +81,24 @@ pub trait Recipe: Send + Sized + 'static {
     /// The family.
     const FAMILY: Family;
 
-    /// The parts of a request that not all families know, and this one does.
+    /// The optional parts of a request that this family supports.
     fn extras(&self) -> Vec<Extra>;
 
     /// Fills in the family's defaults.
     ///
     /// # Errors
-    /// If the family cannot do what the request asks for.
+    /// If the family does not support the request.
     fn choose(&self, request: &Request, model: &LatentModel<Self::Transformer>) -> Result<Choices>;
 
-    /// Tokens of a text that blocks change; 0 where they leave the text as it is.
+    /// The number of text tokens that blocks update; 0 if they leave the text unchanged.
     fn changed_text_tokens(&self, resolved: &Resolved) -> usize;
 
-    /// Parts of the request that change nothing, for the user to know.
+    /// Warnings about parts of the request that have no effect.
     fn warnings(&self, _resolved: &Resolved, _model: &LatentModel<Self::Transformer>) -> Vec<String> {
         Vec::new()
     }
 
-    /// The conditions of each prompt and, behind them, of the negative prompt if one guides.
+    /// The conditions of each prompt, followed by those of the negative prompt if guidance needs it.
     ///
     /// # Errors
     /// If weights cannot be read, values are not finite, or the request is cancelled.
@@ -109,35 +109,35 @@ pub trait Recipe: Send + Sized + 'static {
         desk: &mut Desk<'_>,
     ) -> Result<Vec<<Self::Transformer as Transformer>::Conditions>>;
 
-    /// The guidance of a picture of `prompt`, where `negative` guides away from the negative prompt. Branches are places
-    /// in the list of [conditions](Self::encode).
+    /// The guidance of a picture of `prompt`. Branches are indices into the list of [conditions](Self::encode), and
+    /// `negative` is that of the negative prompt.
     fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize>;
 }
 
-/// A request with a family's defaults.
+/// The values of a request, with the family's defaults filled in.
 pub struct Choices {
-    /// Height and width of the pictures.
+    /// The height and width of the pictures.
     pub size: [usize; 2],
-    /// Height and width at which they are generated.
+    /// The height and width at which pictures are generated.
     pub generated_size: [usize; 2],
-    /// Steps of the noise scheduler.
+    /// The number of steps of the noise scheduler.
     pub num_inference_steps: usize,
-    /// Strength of guidance.
+    /// The strength of guidance.
     pub guidance_scale: f32,
-    /// Text tokens, the end of the text included.
+    /// The number of text tokens, including the end token.
     pub max_sequence_length: usize,
-    /// Branches of guidance.
+    /// The guidance branches.
     pub branches: Vec<Branch>,
 }
 
-/// Transformer and autoencoder of a checkpoint: checked, not loaded.
+/// The transformer and the autoencoder of a checkpoint, checked but not loaded.
 pub struct LatentModel<T: Published> {
     /// The transformer.
     pub transformer: Component<T::Config>,
     /// The autoencoder.
     pub vae: Component<AutoencoderKlConfig>,
     residency: Residency,
-    /// The autoencoders that ranks are using.
+    /// The autoencoders in use by ranks.
     decoders: Shared<OnDevice, AutoencoderKl>,
 }
 
@@ -145,7 +145,7 @@ pub struct LatentModel<T: Published> {
 struct OnDevice(Device);
 
 impl Hash for OnDevice {
-    /// Devices have no hash; they are compared.
+    /// Does nothing: devices have no hash, so they are only compared.
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
@@ -181,24 +181,24 @@ impl<T: Published> LatentModel<T> {
         self.transformer.config.spec()
     }
 
-    /// Pixels that a token stands for, along each side.
+    /// The side of a token in pixels of the picture.
     pub fn pixels_per_token(&self) -> usize {
         self.vae.config.scale() * self.spec().patch
     }
 
-    /// The size that `request` asks for: where it leaves out a side, that of `default` latent pixels.
+    /// The size that `request` asks for. A missing side is `default` latent pixels long.
     pub fn size(&self, request: &Request, default: usize) -> [usize; 2] {
         let default = default * self.vae.config.scale();
         [request.height.unwrap_or(default), request.width.unwrap_or(default)]
     }
 
-    /// Shape of the latent of a picture of `size`.
+    /// The shape of the latents of one picture of `size`.
     fn latent_shape(&self, size: [usize; 2]) -> [usize; 4] {
         let [height, width] = size.map(|side| side / self.vae.config.scale());
         [1, self.spec().channels, height, width]
     }
 
-    /// Tokens of a picture of `size`.
+    /// The number of tokens of a picture of `size`.
     fn tokens(&self, size: [usize; 2]) -> usize {
         let [_, _, height, width] = self.latent_shape(size);
         (height / self.spec().patch) * (width / self.spec().patch)
@@ -232,13 +232,13 @@ impl Decoder for AutoencoderKl {
 
 /// A checkpoint of a family, ready to run.
 ///
-/// Opening it checks all components. Weights are loaded when they are needed first.
+/// Opening it checks all components. Weights are loaded on first use.
 pub struct LatentPipeline<R: Recipe> {
     recipe: R,
     options: LoadOptions,
     kept: Kept,
     model: Arc<LatentModel<R::Transformer>>,
-    /// What `scheduler_config.json` says.
+    /// The contents of `scheduler_config.json`.
     scheduler: Value,
     ranks: Ranks<LatentModel<R::Transformer>>,
 }
@@ -247,7 +247,7 @@ impl<R: Recipe> LatentPipeline<R> {
     /// Opens the components of `index`; `recipe` opens the text encoders.
     ///
     /// # Errors
-    /// If anything in them is missing, malformed, unknown, or does not fit together.
+    /// If anything in them is missing, malformed, unknown or inconsistent.
     pub fn open(
         index: &ModelIndex,
         options: &LoadOptions,
@@ -255,7 +255,7 @@ impl<R: Recipe> LatentPipeline<R> {
     ) -> Result<Box<dyn Pipeline>> {
         let folder = index.folder("scheduler", R::FAMILY.scheduler)?;
         let scheduler_config = read_json(folder.join("scheduler_config.json"))?;
-        // Whatever is wrong with it, the checkpoint is to blame.
+        // Any error here is the fault of the checkpoint, not of the request.
         let any_steps = (R::FAMILY.steps)(1).of_image(1);
         scheduler(&scheduler_config, any_steps).map_err(Error::into_failure)?;
         let mut model = LatentModel::open(index, options, &R::FAMILY)?;
@@ -356,7 +356,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             observer.warn(&warning);
         }
         if request.vae_tiling && request.decode && plan.decoding_shares > 1 {
-            observer.warn("tiles are decoded one after the other: the parallel VAE is left out");
+            observer.warn("the parallel VAE is not used: tiles are decoded one after another");
         }
         let keep = self.kept.keep;
         let mut desk = Desk { device: &self.options.devices[0], keep, cancel, observer: &mut *observer };
@@ -390,7 +390,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
     }
 }
 
-/// The length of texts that `request` asks for.
+/// The maximum length of texts in tokens, for `request`.
 ///
 /// # Errors
 /// If it is 0, or more than the model's `max`.
@@ -417,11 +417,11 @@ pub fn must_fit(what: &str, left: usize, right: usize) -> Result<()> {
         .hint("the components of this checkpoint come from different models"))
 }
 
-/// Checks the height and width of a picture whose sides must be multiples of `unit`; `otherwise` is what a user can do
-/// but change them.
+/// Checks the height and width of a picture whose sides must be multiples of `unit`. `otherwise` continues the hint
+/// with an alternative to another size.
 ///
 /// # Errors
-/// If one is too large, zero, or no multiple.
+/// If a side is zero, too large, or not a multiple.
 pub fn check_size([height, width]: [usize; 2], unit: usize, otherwise: &str) -> Result<()> {
     for (name, side) in [("height", height), ("width", width)] {
         if side == 0 || side > MAX_SIDE {

@@ -67,7 +67,7 @@ impl FeedForward {
 /// The embedding of packed latents: a convolution whose kernel equals its stride, as a linear layer.
 ///
 /// # Errors
-/// If it is missing from `weights` or has the wrong shape.
+/// If a parameter is missing from `weights` or has the wrong shape.
 pub fn patch_embedding(weights: &Weights, channels: usize, patch: usize, dim: usize) -> Result<Linear> {
     let kernel = weights.tensor("weight", [dim, channels, patch, patch])?;
     let kernel = kernel.reshape([dim, channels * patch * patch]);

@@ -1,4 +1,4 @@
-//! Diffusion transformers, text encoders, autoencoders and tokenizers, each one file.
+//! Diffusion transformers, text encoders, autoencoders and tokenizers, each in its own file.
 #![forbid(unsafe_code)]
 
 pub mod autoencoder_kl;
@@ -31,17 +31,17 @@ use xdit_core::{Error, Result};
 
 use component::ModelIndex;
 
-/// A kind of checkpoint that can be run.
+/// A supported kind of checkpoint.
 pub struct Model {
-    /// What people call it, with the variants that its file covers.
+    /// The common name, with the variants that the same code covers.
     pub name: &'static str,
-    /// What `model_index.json` calls the pipeline.
+    /// The class of the pipeline in `model_index.json`.
     pub class_name: &'static str,
-    /// Checks such a checkpoint and makes it ready to run.
+    /// Checks a checkpoint of this kind and returns its pipeline.
     pub open: fn(&ModelIndex, &LoadOptions) -> Result<Box<dyn Pipeline>>,
 }
 
-/// Every kind of checkpoint that can be run.
+/// All supported kinds of checkpoints.
 pub const MODELS: &[Model] = &[
     Model {
         name: "PixArt-α (256, 512, 1024)",
@@ -76,7 +76,7 @@ pub const MODELS: &[Model] = &[
 /// ```
 ///
 /// # Errors
-/// If it is of a kind that is not supported, or anything in it is missing, malformed, or does not fit together.
+/// If its kind is not supported, or anything in it is missing, malformed or inconsistent.
 pub fn open(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
     let index = ModelIndex::read(dir)?;
     match MODELS.iter().find(|model| model.class_name == index.class_name) {

@@ -1,7 +1,7 @@
 //! The PixArt-α and PixArt-Σ transformer.
 //!
-//! Self-attention over the image, cross-attention to the text, and one adaptive layer norm for all blocks
-//! (`adaLN-single`): each block only adds its own table to a modulation that is computed once a step.
+//! It consists of self-attention over the image, cross-attention to the text, and one adaptive layer norm for all
+//! blocks (`adaLN-single`): a modulation is computed once a step, and each block only adds its own table to it.
 //!
 //! Source: PixArt-α (Chen et al. 2023) §2.2; diffusers' `PixArtTransformer2DModel` and `BasicTransformerBlock`.
 
@@ -24,21 +24,21 @@ use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 /// The options of `transformer/config.json`.
 #[derive(Clone, Debug)]
 pub struct PixArtConfig {
-    /// Sizes the engine needs.
+    /// The sizes that the engine needs.
     pub spec: TransformerSpec,
-    /// Latent pixels a side of the image that the model was trained for.
+    /// The side, in latent pixels, of the images that the model was trained on.
     pub sample_size: usize,
-    /// Features of a text token.
+    /// The number of features of a text token.
     pub caption_channels: usize,
-    /// Channels of the prediction: twice the latent's where the model also learned a variance.
+    /// The number of channels of the prediction: twice that of the latents if the model also learned a variance.
     pub out_channels: usize,
     /// Whether attention projections have a bias.
     pub attention_bias: bool,
-    /// Compression of the position grid.
+    /// The factor by which the position grid is compressed.
     pub interpolation_scale: f32,
-    /// Whether size and aspect ratio of the image are conditions.
+    /// Whether the size and aspect ratio of the picture are conditions.
     pub micro_conditions: bool,
-    /// Of the layer norms inside the blocks.
+    /// The ε of the layer norms inside the blocks.
     pub norm_eps: f64,
 }
 
@@ -100,29 +100,29 @@ impl TransformerConfig for PixArtConfig {
 }
 
 impl PixArtConfig {
-    /// Features of a token.
+    /// The number of features of a token.
     pub fn dim(&self) -> usize {
         self.spec.dim()
     }
 }
 
-/// What one guidance branch is conditioned on.
+/// The conditions of one guidance branch.
 #[derive(Clone, Debug)]
 pub struct Conditions {
-    /// Text embeddings `[b, nk, caption_channels]`.
+    /// The text embeddings, `[b, nk, caption_channels]`.
     pub text: Tensor<3>,
-    /// Added to the scores of text tokens, `[b, 1, 1, nk]`: 0, or a large negative number for padding.
+    /// A bias of the scores of text tokens, `[b, 1, 1, nk]`: 0, or a large negative number for padding.
     pub bias: Option<Tensor<4>>,
-    /// Height and width of the picture in pixels, for models with micro-conditions.
+    /// The height and width of the picture in pixels, for models with micro-conditions.
     pub size: Option<[usize; 2]>,
 }
 
-/// [`Conditions`] made ready for one timestep.
+/// [`Conditions`] prepared for one timestep.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The timestep, embedded: `[1, 1, dim]`.
+    /// The embedded timestep, `[1, 1, dim]`.
     timestep: Tensor<3>,
-    /// Shift, scale and gate of attention, then of the feed-forward, before a block adds its own: `[1, 6, dim]`.
+    /// Shift, scale and gate of attention, then of the feed-forward, `[1, 6, dim]`. Each block adds its own table.
     modulation: Tensor<3>,
     /// `[b, nk, dim]`
     text: Tensor<3>,
@@ -136,22 +136,22 @@ pub struct PixArt {
     dtype: DType,
     position: SinCos2d,
     position_cache: PositionCache<Tensor<3>>,
-    /// Beside the first block.
+    /// Loaded with the first block.
     patch_embedding: Option<Linear>,
     timestep_embedder: TimestepEmbedding,
-    /// Embedders of size and aspect ratio.
+    /// The embedders of size and aspect ratio.
     micro: Option<[TimestepEmbedding; 2]>,
     adaln_linear: Linear,
     caption_1: Linear,
     caption_2: Linear,
-    /// Those that were loaded, from `first_block` on.
+    /// The loaded blocks, from `first_block` on.
     blocks: Vec<Block>,
     first_block: usize,
-    /// Beside the last block.
+    /// Loaded with the last block.
     output: Option<Output>,
 }
 
-/// What makes a prediction of the last block's tokens.
+/// The layers that turn the last block's tokens into a prediction.
 #[derive(Clone, Debug)]
 struct Output {
     /// `[1, 2, dim]`
@@ -240,7 +240,7 @@ impl Transformer for PixArt {
     }
 
     fn context_bytes(&self) -> usize {
-        // The timestep, and what is made of it.
+        // The embedded timestep and the modulation derived from it.
         (self.spec.dim() + self.adaln_linear.c_out()) * self.dtype.size()
     }
 
@@ -272,7 +272,7 @@ impl Transformer for PixArt {
     }
 }
 
-/// One block: modulated self-attention, cross-attention, modulated feed-forward.
+/// A block: modulated self-attention, cross-attention and a modulated feed-forward.
 #[derive(Clone, Debug)]
 struct Block {
     heads: Heads,

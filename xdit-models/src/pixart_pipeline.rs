@@ -26,7 +26,7 @@ pub struct PixArtRecipe {
 /// Opens an α checkpoint.
 ///
 /// # Errors
-/// If anything in it is missing, malformed, unknown, or does not fit together.
+/// If anything in it is missing, malformed, unknown or inconsistent.
 pub fn open_alpha(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
     open(index, options, 120)
 }
@@ -90,7 +90,7 @@ impl Recipe for PixArtRecipe {
         })
     }
 
-    /// Image tokens look at the text, which stays as it is.
+    /// Image tokens attend to the text, which stays unchanged.
     fn changed_text_tokens(&self, _: &Resolved) -> usize {
         0
     }

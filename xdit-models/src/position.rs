@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::tokens::Positions;
 
-/// Embeddings that were already made, by the tokens they are of.
+/// A cache of position embeddings, by the tokens that they belong to.
 ///
-/// All steps, blocks and pictures of a model share them: a picture has few different runs of tokens, and to make their
-/// embeddings anew in every step costs more than to use them. Those of pictures of one size are kept at a time.
+/// All steps, blocks and pictures of a model share it: a picture has only a few different sets of tokens, and
+/// computing their embeddings in every step would cost more than applying them. The cache holds the embeddings for one
+/// picture size at a time.
 pub struct PositionCache<V>(Arc<Mutex<Vec<(Positions, V)>>>);
 
 impl<V: Clone> PositionCache<V> {
-    /// The embedding of the tokens at `positions`, which `make` makes if it is not there.
+    /// The embedding of the tokens at `positions`, computed by `make` on first use.
     pub fn get(&self, positions: &Positions, make: impl FnOnce() -> V) -> V {
-        // Whoever unwound in `make` has changed nothing.
+        // A panic in `make` leaves the cache unchanged, so a poisoned lock is safe to use.
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, known)) = made.iter().find(|(known, _)| known == positions) {
             return known.clone();

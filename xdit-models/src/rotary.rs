@@ -7,8 +7,8 @@ use xdit_core::tokens::Positions;
 /// direction is rotated by `position / theta^(2i/dim)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RotaryEmbedding {
-    /// The number of features of a head for each direction: one in which all tokens of a picture have position 0,
-    /// the rows, and the columns. Each number is even.
+    /// The number of features of a head for each direction: a direction in which all tokens of a picture have position
+    /// 0, the rows, and the columns. Each number is even.
     pub dims: [usize; 3],
     /// The base of the frequencies.
     pub theta: f64,

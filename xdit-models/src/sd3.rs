@@ -1,7 +1,7 @@
 //! The transformer of Stable Diffusion 3 and 3.5.
 //!
-//! Image and text are two streams of tokens, each with weights of its own, that meet in one attention a block
-//! (MM-DiT). All modulations follow from the timestep and a pooled embedding of the text.
+//! Image and text are two streams of tokens with separate weights, joined by one attention in each block (MM-DiT). All
+//! modulations are computed from the timestep and the pooled text.
 //!
 //! Source: Stable Diffusion 3 (Esser et al. 2024) §4; diffusers' `SD3Transformer2DModel` and
 //! `JointTransformerBlock`.
@@ -21,29 +21,29 @@ use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_e
 use crate::position::PositionCache;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
-/// Of every norm.
+/// The ε of every norm.
 const EPS: f64 = 1e-6;
 
 /// The options of `transformer/config.json`.
 #[derive(Clone, Debug)]
 pub struct Sd3Config {
-    /// Sizes the engine needs.
+    /// The sizes that the engine needs.
     pub spec: TransformerSpec,
-    /// Latent pixels a side of the image that the model was trained for.
+    /// The side, in latent pixels, of the images that the model was trained on.
     pub sample_size: usize,
-    /// Features of a text token.
+    /// The number of features of a text token.
     pub joint_attention_dim: usize,
-    /// Features of the pooled text.
+    /// The number of features of the pooled text.
     pub pooled_projection_dim: usize,
-    /// Tokens a side of the largest image that has positions.
+    /// The side, in tokens, of the largest image that has positions.
     pub pos_embed_max_size: usize,
-    /// Blocks with a second attention, of the image alone.
+    /// The blocks with a second attention, over the image only.
     pub dual_attention_layers: Vec<usize>,
     /// Whether queries and keys are normalised.
     pub qk_norm: bool,
 }
 
-/// More blocks than any model has.
+/// A limit that no real model reaches.
 const MAX_BLOCKS: usize = 1024;
 
 impl TransformerConfig for Sd3Config {
@@ -98,42 +98,42 @@ impl TransformerConfig for Sd3Config {
     }
 }
 
-/// Parameters of a block that are held while it runs, in squares of its width.
+/// The number of parameters of a block that are in memory while it runs, in units of the square of its width.
 fn parameters(block: usize, blocks: usize, dual_attention_layers: &[usize]) -> usize {
     let (attention, feed_forward) = (4, 8);
     let image = attention + feed_forward;
-    // In the last block, the text gives queries, keys and values only.
+    // In the last block, the text only provides queries, keys and values.
     let text = if block + 1 == blocks { attention - 1 } else { image };
     image + text + if dual_attention_layers.contains(&block) { attention } else { 0 }
 }
 
-/// What one guidance branch is conditioned on.
+/// The conditions of one guidance branch.
 #[derive(Clone, Debug)]
 pub struct Conditions {
-    /// Text embeddings `[b, nt, joint_attention_dim]`.
+    /// The text embeddings, `[b, nt, joint_attention_dim]`.
     pub text: Tensor<3>,
-    /// The pooled text `[b, pooled_projection_dim]`.
+    /// The pooled text, `[b, pooled_projection_dim]`.
     pub pooled: Tensor<2>,
 }
 
-/// [`Conditions`] made ready for one timestep and the blocks that were loaded.
+/// [`Conditions`] prepared for one timestep and the loaded blocks.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The text's tokens `[b, nt, dim]`, beside the first block.
+    /// The text tokens, `[b, nt, dim]`, only with the first block.
     text: Option<Tensor<3>>,
     text_shape: [usize; 3],
     blocks: Vec<Modulation>,
-    /// Scale and shift before the output, beside the last block: `[b, 2, dim]`.
+    /// Scale and shift before the output, `[b, 2, dim]`, only with the last block.
     output: Option<Tensor<3>>,
 }
 
-/// What the timestep and the pooled text make of the norms and gates of a block.
+/// The modulation of a block's norms and gates, computed from the timestep and the pooled text.
 #[derive(Clone, Debug)]
 struct Modulation {
-    /// Shift, scale and gate of attention, of the feed-forward, and of a second attention: `[b, 6 or 9, dim]`.
+    /// Shift, scale and gate of attention, of the feed-forward, and of a second attention, `[b, 6 or 9, dim]`.
     image: Tensor<3>,
-    /// Shift, scale and gate of attention and of the feed-forward `[b, 6, dim]`; in the last block, which changes
-    /// the text no more, scale and shift `[b, 2, dim]`.
+    /// Shift, scale and gate of attention and of the feed-forward, `[b, 6, dim]`. The last block does not update the
+    /// text; there, only scale and shift, `[b, 2, dim]`.
     text: Tensor<3>,
 }
 
@@ -143,18 +143,18 @@ pub struct Sd3 {
     spec: TransformerSpec,
     dtype: DType,
     timestep_embedder: TimestepEmbedding,
-    /// Of the pooled text.
+    /// Embeds the pooled text.
     text_embedder: TimestepEmbedding,
-    /// Beside the first block.
+    /// Loaded with the first block.
     input: Option<Input>,
-    /// Those that were loaded, from `first_block` on.
+    /// The loaded blocks, from `first_block` on.
     blocks: Vec<Block>,
     first_block: usize,
-    /// Beside the last block.
+    /// Loaded with the last block.
     output: Option<Output>,
 }
 
-/// What makes tokens of latents and of the text.
+/// The layers that turn latents and text into tokens.
 #[derive(Clone, Debug)]
 struct Input {
     patch_embedding: Linear,
@@ -162,10 +162,10 @@ struct Input {
     context_embedder: Linear,
 }
 
-/// What makes a prediction of the last block's tokens.
+/// The layers that turn the last block's tokens into a prediction.
 #[derive(Clone, Debug)]
 struct Output {
-    /// Gives scale and shift.
+    /// Computes scale and shift.
     norm_out: Linear,
     proj_out: Linear,
 }
@@ -236,7 +236,7 @@ impl Transformer for Sd3 {
         let pooled = self.text_embedder.forward(conditions.pooled.clone().cast(self.dtype));
         let embedded = (timestep + pooled.reshape([1, b, dim])).reshape([steps * b, dim]);
         let embedded = activate(Activation::Silu, embedded);
-        // All steps in one matrix product.
+        // Computes all steps in one matrix product.
         let modulation = |layer: &Linear| {
             let rows = layer.forward(embedded.clone());
             let count = rows.dims()[1] / dim;
@@ -302,8 +302,8 @@ impl Transformer for Sd3 {
     }
 }
 
-/// A square of positions, of which an image takes the middle. That of 3.5 medium has more parameters than two of
-/// its blocks, so it stays in the file, and only the places of a picture are kept.
+/// A square of position embeddings, of which an image uses the middle. In 3.5 medium it has more parameters than two
+/// blocks, so it stays on disk, and only the positions of a picture are kept.
 #[derive(Clone, Debug)]
 struct PositionTable {
     table: Table,
@@ -326,20 +326,20 @@ impl PositionTable {
     }
 }
 
-/// One block: modulated joint attention of image and text, in some blocks a second one of the image alone, and a
+/// A block: modulated joint attention of image and text, in some blocks a second attention over the image only, and a
 /// modulated feed-forward for each stream.
 #[derive(Clone, Debug)]
 struct Block {
-    /// Gives the image's modulation.
+    /// Computes the modulation of the image.
     norm1: Linear,
-    /// Gives the text's modulation.
+    /// Computes the modulation of the text.
     norm1_context: Linear,
     attn: Projections,
-    /// The text's part of the joint attention.
+    /// The projections of the text in the joint attention.
     attn_context: Projections,
     attn2: Option<Projections>,
     ff: FeedForward,
-    /// Absent in the last block, where the text is only attended to.
+    /// Absent in the last block, which does not update the text.
     ff_context: Option<FeedForward>,
 }
 
@@ -363,7 +363,7 @@ impl Block {
     }
 
     /// # Shapes
-    /// `image`: `[b, n, dim]`, `text`: `[b, nt, dim]`, as the results.
+    /// `image`: `[b, n, dim]`, `text`: `[b, nt, dim]`; the results have the same shapes.
     fn forward(
         &self,
         index: usize,
@@ -379,7 +379,7 @@ impl Block {
             self.attn_context.qkv(layer_norm_modulate(text.clone(), shift, scale, EPS))
         });
         let (y, text_y) = attention.attend(Site { block: index, layer: 0 }, self.attn.qkv(y), text_qkv);
-        // The second attention sees what the first one saw.
+        // Both attentions have the same input.
         let second = self.attn2.as_ref().map(|attn2| {
             let [shift, scale, gate] = modulation_rows(&modulation.image, 6);
             let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
@@ -400,7 +400,7 @@ impl Block {
         (x, text)
     }
 
-    /// Shift and scale of the text before attention.
+    /// The shift and scale of the text before attention.
     fn text_attention_modulation(&self, modulation: &Modulation) -> [Tensor<3>; 2] {
         match self.ff_context {
             Some(_) => modulation_rows(&modulation.text, 0),
@@ -422,7 +422,7 @@ fn modulated_feed_forward(ff: &FeedForward, x: Tensor<3>, modulation: &Tensor<3>
 /// The projections of the image's stream, and the norms of its queries and keys.
 const IMAGE_PROJECTIONS: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
 
-/// Those of the text's stream.
+/// The projections of the text's stream, and the norms of its queries and keys.
 const TEXT_PROJECTIONS: [&str; 5] =
     ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
 
@@ -433,9 +433,9 @@ struct Projections {
     q: Linear,
     k: Linear,
     v: Linear,
-    /// Each `[head_dim]`.
+    /// Two weights of `[head_dim]`, for queries and keys.
     qk_norm: Option<[Tensor<1>; 2]>,
-    /// Absent where nobody takes the result.
+    /// Absent if the result is not used.
     out: Option<Linear>,
 }
 

@@ -17,21 +17,21 @@ use crate::latent_diffusion::{
 use crate::sd3::{Conditions, Sd3};
 use crate::text_encoder::{ClipText, Desk, Folders, Padding, T5Text};
 
-/// Of T5: the default, and the most that diffusers accepts.
+/// The number of T5 tokens: the default, and the maximum that diffusers accepts.
 const DEFAULT_SEQUENCE_LENGTH: usize = 256;
 const MAX_SEQUENCE_LENGTH: usize = 512;
 
 /// The recipe of Stable Diffusion 3 and 3.5.
 pub struct Sd3Recipe {
     clips: [ClipText; 2],
-    /// A checkpoint may leave it out.
+    /// Optional in a checkpoint.
     t5: Option<T5Text>,
 }
 
 /// Opens a checkpoint.
 ///
 /// # Errors
-/// If anything in it is missing, malformed, unknown, or does not fit together.
+/// If anything in it is missing, malformed, unknown or inconsistent.
 pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
     LatentPipeline::open(index, options, |model| Sd3Recipe::open(index, options, model))
 }
@@ -53,7 +53,7 @@ impl Sd3Recipe {
             let (found, wanted) = (t5.features(), config.joint_attention_dim);
             must_fit("third text encoder's and transformer's text features", found, wanted)?;
         }
-        // CLIP's states are side by side, and zeros fill up to the width of T5's.
+        // CLIP's states are concatenated along the features and padded with zeros to the width of T5's.
         let side_by_side = clips.iter().map(|clip| clip.config().hidden_size).sum::<usize>();
         if side_by_side > config.joint_attention_dim {
             return Err(Error::failure(format!(
@@ -66,8 +66,8 @@ impl Sd3Recipe {
     }
 }
 
-/// Joins what the text encoders make of a text: CLIP's tokens with their features side by side, zeros up to T5's
-/// width, then T5's tokens.
+/// Joins the outputs of the text encoders for one text: CLIP's tokens, with the features of both models concatenated
+/// and padded with zeros to T5's width, followed by T5's tokens.
 fn conditions([clip_l, clip_g]: [ClipOutput; 2], t5: Tensor<3>) -> Conditions {
     let clip = Tensor::cat(vec![clip_l.hidden, clip_g.hidden], 2);
     let ([b, n, features], width) = (clip.dims(), t5.dims()[2]);
@@ -82,8 +82,8 @@ fn conditions([clip_l, clip_g]: [ClipOutput; 2], t5: Tensor<3>) -> Conditions {
     }
 }
 
-/// The negative prompt's branch if there is guidance, the prompt's, and the one that leaves out layers if there is
-/// guidance and a step for it. As diffusers has it, nothing is left out without guidance.
+/// The guidance branches: with guidance, the negative prompt's; the prompt's; and, if guidance is on for some step,
+/// the branch that skips layers. As in diffusers, no layers are skipped without guidance.
 fn branches(request: &Request, steps: usize, guidance_scale: f32) -> Vec<Branch> {
     let guided = guidance_scale > 1.0;
     let mut branches = Branch::classifier_free(guided);
@@ -94,7 +94,7 @@ fn branches(request: &Request, steps: usize, guidance_scale: f32) -> Vec<Branch>
     branches
 }
 
-/// Whether one of the [`branches`] leaves out layers.
+/// Whether one of the [`branches`] skips layers.
 fn skips_layers(resolved: &Resolved) -> bool {
     resolved.plan.branches.len() > 2
 }
@@ -128,7 +128,7 @@ impl Recipe for Sd3Recipe {
         }
         let config = &model.transformer.config;
         if let Some(skip) = request.skip_layer_guidance.as_ref().filter(|skip| skip.scale != 0.0) {
-            // Even where no step leaves them out.
+            // Checked even if no step skips them.
             check_skipped_layers(&skip.layers, &config.spec)?;
         }
         let size = model.size(request, config.sample_size);
@@ -138,7 +138,7 @@ impl Recipe for Sd3Recipe {
         for (name, side) in [("height", size[0]), ("width", size[1])] {
             if side > largest {
                 return Err(Error::usage(format!("{name} `{side}` is larger than {largest}"))
-                    .hint("the model has no positions beyond"));
+                    .hint("the model has no positions for larger pictures"));
             }
         }
         let num_inference_steps = request.num_inference_steps.unwrap_or(28);
@@ -184,7 +184,7 @@ impl Recipe for Sd3Recipe {
         let request = &resolved.request;
         let clip_skip = request.clip_skip.unwrap_or(0);
         let prompts = (0..request.prompts.len()).map(|prompt| (request.texts(prompt), clip_skip));
-        // As diffusers has it, the negative prompt keeps all layers.
+        // As in diffusers, the negative prompt uses all layers.
         let negative = (resolved.guidance_scale > 1.0).then(|| (request.negative_texts(), 0));
         let texts: Vec<_> = prompts.chain(negative).collect();
         let of_clip =
@@ -192,7 +192,7 @@ impl Recipe for Sd3Recipe {
         let clip_l = self.clips[0].encode(&of_clip(0), desk)?;
         let clip_g = self.clips[1].encode(&of_clip(1), desk)?;
         let length = resolved.max_sequence_length;
-        // It was trained without a mask, so the padding is part of the text.
+        // The model was trained without a mask, so the padding is part of the text.
         let t5 = match &mut self.t5 {
             Some(t5) => {
                 let texts: Vec<_> = texts.iter().map(|(texts, _)| texts[2]).collect();

@@ -1,4 +1,4 @@
-//! How the layers of each transformer are cut between the ranks of tensor parallelism: a table beside each model, so that
+//! The sharding of each transformer's layers over the ranks of tensor parallelism: a table beside each model, so that
 //! the model itself stays single-device code.
 
 mod flux;
@@ -10,10 +10,10 @@ use xdit_core::plan::cost::BlockExchanges;
 
 /// A transformer's configuration with a sharding table.
 pub trait Sharded {
-    /// The placement of each layer that is cut. A layer is named by the end of its path, in which `*` stands for any one
-    /// name.
+    /// The placement of each sharded layer. A layer is identified by the end of its path, in which `*` stands for any
+    /// single name.
     fn placements(&self) -> Vec<(&'static str, Placement)>;
 
-    /// For each block, how often its tokens mix and how often its features are summed over ranks.
+    /// For each block, the number of attentions over tokens and of sums of features over ranks.
     fn exchanges(&self) -> Vec<BlockExchanges>;
 }

@@ -1,4 +1,4 @@
-//! Text encoders of a checkpoint, each with its tokenizer: opened together, loaded when there is something to encode.
+//! The text encoders of a checkpoint, each with its tokenizer. They are opened together and loaded on first use.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -14,22 +14,22 @@ use crate::component::{Component, ModelIndex};
 use crate::t5::{T5Config, T5Encoder};
 use crate::tokenizer::{ClipTokenizer, Encoding, T5Tokenizer};
 
-/// Texts of which the encodings are kept for the next request.
+/// The maximum number of texts whose encodings are kept for the next request.
 const MAX_KNOWN: usize = 32;
-/// Characters of a text that a warning shows.
+/// The number of characters of a text that a warning quotes.
 const MAX_SHOWN: usize = 80;
 
 /// The folders of a text encoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Folders {
-    /// Of the model.
+    /// The folder of the model.
     pub encoder: &'static str,
-    /// Of its tokenizer.
+    /// The folder of its tokenizer.
     pub tokenizer: &'static str,
 }
 
 impl Folders {
-    /// Those of the first, the second and the third text encoder of a checkpoint.
+    /// The folders of the first, second and third text encoder of a checkpoint.
     pub const ALL: [Self; 3] = [
         Self { encoder: "text_encoder", tokenizer: "tokenizer" },
         Self { encoder: "text_encoder_2", tokenizer: "tokenizer_2" },
@@ -37,38 +37,38 @@ impl Folders {
     ];
 }
 
-/// What T5 is given behind a text.
+/// The padding of T5's texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Padding {
-    /// Nothing. What a model that masks padding sees is the same with and without it.
+    /// No padding, for models that mask it: masked padding does not change the states of the text.
     None,
     /// Padding up to the maximum length, to which the model attends.
     Seen,
 }
 
-/// How the texts of a request are encoded.
+/// The context in which the texts of a request are encoded.
 pub struct Desk<'a> {
-    /// The device that computes.
+    /// The device that runs the encoders.
     pub device: &'a Device,
-    /// Whether encoders, and the encodings of the last texts, are kept for the next request.
+    /// Whether encoders, and the encodings of recent texts, are kept for the next request.
     pub keep: Keep,
-    /// Ends the request.
+    /// Cancels the request.
     pub cancel: &'a Cancel,
-    /// Follows it.
+    /// Receives progress and warnings.
     pub observer: &'a mut dyn Observer,
 }
 
-/// A text encoder: its weights, and what it made of the last texts.
+/// A text encoder: its weights, and the encodings of recent texts.
 struct Encoder<C, M, E> {
     folders: Folders,
     component: Component<C>,
     load: fn(&C, &Weights) -> Result<M>,
     held: Option<M>,
-    /// By the text's ids, and the layers that were left out.
+    /// The encodings by ids and skipped layers.
     known: HashMap<Ids, E>,
 }
 
-/// The ids of a text, and the layers of the encoder to leave out.
+/// The ids of a text, and the number of the encoder's layers to skip.
 type Ids = (Vec<u32>, usize);
 
 impl<C, M, E: Clone> Encoder<C, M, E> {
@@ -76,7 +76,7 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
         Self { folders, component, load, held: None, known: HashMap::new() }
     }
 
-    /// Encodes each of `texts`; equal ones only once, and none that the request before had.
+    /// Encodes each of `texts`. Equal texts are encoded once, and texts of the previous request not again.
     fn encode(
         &mut self,
         texts: &[Ids],
@@ -113,7 +113,7 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
         Ok(())
     }
 
-    /// The encodings of `texts`, as far as they are not known from `before`.
+    /// The encodings of `texts`; those in `before` are reused.
     fn encode_new(
         &self,
         texts: &[Ids],
@@ -137,13 +137,13 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
         Ok(known)
     }
 
-    /// Checks what the encoder gave.
+    /// Fails if the encoder's output is not finite.
     fn check<const D: usize>(&self, values: &Tensor<D>) -> Result<()> {
         finite::check(values, self.component.dtype, || format!("the values of `{}`", self.folders.encoder))
     }
 }
 
-/// The ids of each of `texts`, of which `tokenize` makes at most `max_length`. Texts that are cut are warned of.
+/// The ids of each of `texts`, of which `tokenize` returns at most `max_length`. Warns about texts that were cut.
 fn ids<'a>(
     texts: &[(&'a str, usize)],
     folders: Folders,
@@ -170,7 +170,7 @@ fn ids<'a>(
     texts.iter().map(&mut ids).collect()
 }
 
-/// The beginning of `text` in quotes, on one line, and how much follows.
+/// The beginning of `text` in quotes, on one line, and the number of characters left out.
 fn shortened(text: &str) -> String {
     let printable = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
     let shown: String = text.chars().take(MAX_SHOWN).map(printable).collect();
@@ -187,10 +187,10 @@ pub struct T5Text {
 }
 
 impl T5Text {
-    /// Opens both.
+    /// Opens the tokenizer and checks the model.
     ///
     /// # Errors
-    /// If anything in them is missing, malformed, or does not fit together.
+    /// If anything in them is missing, malformed or inconsistent.
     pub fn open(index: &ModelIndex, options: &LoadOptions, folders: Folders) -> Result<Self> {
         let encoder = Component::open(
             &index.folder(folders.encoder, &["T5EncoderModel"])?,
@@ -206,12 +206,12 @@ impl T5Text {
         Ok(Self { tokenizer, encoder: Encoder::new(folders, encoder, T5Encoder::load) })
     }
 
-    /// Features of a text token.
+    /// The number of features of a text token.
     pub fn features(&self) -> usize {
         self.encoder.component.config.d_model
     }
 
-    /// States `[1, n, features]` of each text, of at most `max_length` tokens before padding.
+    /// The states of each text, `[1, n, features]`. Texts are cut to `max_length` tokens before padding.
     ///
     /// # Errors
     /// If weights cannot be read, values are not finite, or the request is cancelled.
@@ -243,10 +243,11 @@ pub struct ClipText {
 }
 
 impl ClipText {
-    /// Opens both; `projection` says whether the pooled output is projected (`CLIPTextModelWithProjection`).
+    /// Opens the tokenizer and checks the model. With `projection`, the pooled output is projected
+    /// (`CLIPTextModelWithProjection`).
     ///
     /// # Errors
-    /// If anything in them is missing, malformed, or does not fit together.
+    /// If anything in them is missing, malformed or inconsistent.
     pub fn open(
         index: &ModelIndex,
         options: &LoadOptions,
@@ -274,18 +275,18 @@ impl ClipText {
         Ok(Self { tokenizer, encoder: Encoder::new(folders, encoder, load) })
     }
 
-    /// The model's options.
+    /// The options of the model.
     pub fn config(&self) -> &ClipTextConfig {
         &self.encoder.component.config
     }
 
-    /// Tokens of each text, padding included.
+    /// The number of tokens of each text, padding included.
     pub fn text_tokens(&self) -> usize {
         self.tokenizer.max_length()
     }
 
-    /// What the model makes of each text, padded to the length that it was trained with; of each text so many layers
-    /// are skipped as stands beside it.
+    /// Encodes each text, padded to the length that the model was trained with. The number beside a text is the number
+    /// of layers to skip for it.
     ///
     /// # Errors
     /// If weights cannot be read, values are not finite, or the request is cancelled.

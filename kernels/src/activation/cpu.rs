@@ -1,4 +1,4 @@
-//! Activations on the CPU: one pass, vectorised, in place where the memory is free.
+//! Activations on the CPU: one vectorised pass, in place if the memory is not shared.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -88,7 +88,7 @@ impl Vectorized for Gate<'_> {
     }
 }
 
-/// The activation of a vector. The match does not change in a loop, and the compiler takes it out.
+/// The activation of a vector. The match is loop-invariant, and the compiler hoists it.
 #[inline(always)]
 fn apply<V: Lanes>(activation: Activation, x: V) -> V {
     match activation {

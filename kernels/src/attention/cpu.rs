@@ -1,4 +1,4 @@
-//! Attention on the CPU: no scores in memory, no copies of whole tensors, no order of heads imposed.
+//! Attention on the CPU, without scores in memory, copies of whole tensors, or a required order of heads.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Element, f16};
@@ -56,7 +56,7 @@ impl AttentionOps for Flex {
     }
 }
 
-/// Whether all have one type, and heads have features.
+/// Whether all tensors have the same type and at least one feature a head.
 fn alike([q, k, v]: [&FlexTensor; 3]) -> bool {
     k.dtype() == q.dtype() && v.dtype() == q.dtype() && dims::<4>(q)[3] > 0
 }
@@ -76,7 +76,7 @@ pub(super) fn attention_lse(
     let (mut out, mut lse) =
         (Vec::<f32>::with_capacity(b * nq * h * d), Vec::<f32>::with_capacity(b * nq * h));
     let results = (PerTask(out.as_mut_ptr()), PerTask(lse.as_mut_ptr()));
-    // Few queries are cut finer to keep all threads busy. The results do not depend on the cut.
+    // Few queries are divided into smaller tasks, to keep all threads busy. The results do not depend on the division.
     let per_task = (b * h * nq).div_ceil(4 * rayon::current_num_threads()).next_multiple_of(48).min(QUERIES);
     let tasks = nq.div_ceil(per_task.max(1));
     workers::for_each(
@@ -110,7 +110,7 @@ pub(super) fn attention_lse(
     (tensor(out, [b, nq, h, d]), tensor(lse, [b, nq, h]))
 }
 
-/// A `[b, n, h, d]` tensor whose `d` numbers of a head lie together.
+/// A `[b, n, h, d]` tensor in which the `d` numbers of a head are contiguous.
 pub(super) struct Heads(FlexTensor);
 
 impl Heads {
@@ -127,7 +127,7 @@ impl Heads {
     }
 }
 
-/// A bias with its dimensions of size 1 repeated.
+/// A bias that is broadcast along its dimensions of size 1.
 pub(super) struct Bias {
     tensor: FlexTensor,
     strides: [isize; 4],

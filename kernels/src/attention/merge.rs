@@ -1,4 +1,4 @@
-//! Merging partial results on the CPU, in one pass over them.
+//! Merges partial results of attention on the CPU, in one pass.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -33,7 +33,7 @@ pub(super) fn merge_lse(
     (out, tensor(lse, [b, n, h]))
 }
 
-/// The weights of two partial results, and the log-sum-exp of both. Where both saw no key, all are neutral.
+/// The weights of two partial results, and the log-sum-exp of both. If neither part has keys, all three are neutral.
 fn shares(lse_a: f32, lse_b: f32) -> ([f32; 2], f32) {
     let max = lse_a.max(lse_b);
     if max == f32::NEG_INFINITY {

@@ -7,7 +7,7 @@ use crate::testing::{
 };
 use crate::{cpu::lanes::Level, reference};
 
-/// Scores of a few units, each right to some 2e-7, and sums of blocks of 64.
+/// For scores of a few units, each accurate to about 2e-7, and sums over blocks of 64.
 const TOLERANCE: f64 = 1e-6;
 
 /// The CPU version at `level`.
@@ -95,7 +95,7 @@ fn large_scores_do_not_overflow() {
     for &level in Level::available() {
         let (out, lse) = at_level(level, [&q, &k, &v], None, 20.0);
         let (expected, expected_lse) = truth([&q, &k, &v], 20.0, |_| 0.0);
-        // Scores near 500 are right to 3e-5, and so are their exponentials.
+        // Scores near 500 are accurate to 3e-5, and so are their exponentials.
         assert!(relative_error(&values(out), expected) < 1e-4);
         assert!(relative_error(&values(lse), expected_lse) < 1e-6);
     }

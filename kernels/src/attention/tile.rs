@@ -1,10 +1,10 @@
-//! Some queries of one head against all its keys, blockwise, with a running softmax.
+//! Attention of a few queries of one head to all its keys, block by block, with a running softmax.
 //!
-//! Everything is laid out with the *queries* along the vector: scores are `[keys, queries]` and the result is
-//! accumulated as `[d, queries]`. The maximum and the sum over keys are then element-wise, nothing is added up
-//! across a vector, and both products are the same loop: a number of K or V, the same for all queries, times a
-//! vector over queries. Each query is computed by itself, with the same operations in the same order wherever it
-//! stands in a tile, so the result does not depend on how queries are cut into tasks, patches or shards.
+//! All intermediate values have the *queries* along the vector: scores are `[keys, queries]`, and the result is
+//! accumulated as `[d, queries]`. The maximum and the sum over keys are then element-wise, and there is no reduction
+//! across a vector. Both products are the same loop: a number of K or V, the same for all queries, times a vector over
+//! queries. A query is computed with the same operations in the same order at every position of a tile, so the result
+//! does not depend on the division of queries into tasks, patches or shards.
 //!
 //! # Source
 //! FlashAttention-2 (Dao 2023), Algorithm 1.
@@ -17,13 +17,13 @@ use crate::cpu::{
     memory::Scratch,
 };
 
-/// Keys in a block: their scores for a tile, and their V, stay in the first-level cache.
+/// The number of keys in a block: its scores for a tile, and its V, fit into the first-level cache.
 const KEYS: usize = 64;
 
-/// The most queries of a task. They share the copies of K and V blocks.
+/// The maximum number of queries of a task. They share the copies of K and V blocks.
 pub(super) const QUERIES: usize = 192;
 
-/// The most vectors of queries in a tile.
+/// The maximum number of vectors of queries in a tile.
 const WIDTH: usize = 3;
 
 /// One head of a `[b, n, h, d]` tensor: `n` rows of `d` numbers.
@@ -58,7 +58,7 @@ impl<T: Copy> HeadBias<'_, T> {
         self.data[(self.start as isize + q as isize * self.stride_q + k as isize * self.stride_k) as usize]
     }
 
-    /// The numbers of a query for `keys`, which lie together.
+    /// The bias of a query for `keys`, which is contiguous.
     pub(super) fn row(&self, q: usize, keys: Range<usize>) -> &[T] {
         debug_assert_eq!(self.stride_k, 1);
         let start = self.start as isize + q as isize * self.stride_q;
@@ -66,13 +66,13 @@ impl<T: Copy> HeadBias<'_, T> {
     }
 }
 
-/// Where the results of a head go.
+/// The memory for the results of a head.
 #[derive(Clone, Copy)]
 pub(super) struct HeadOut<T = f32> {
-    /// Row 0 of the head, of `d` numbers; rows are `stride` apart.
+    /// Row 0 of the head, with `d` numbers; rows are `stride` apart.
     pub out: *mut T,
     pub stride: usize,
-    /// Log-sum-exp of query 0; queries are `lse_stride` apart.
+    /// The log-sum-exp of query 0; queries are `lse_stride` apart.
     pub lse: *mut f32,
     pub lse_stride: usize,
 }
@@ -86,15 +86,15 @@ pub(super) struct Attend<'a> {
     pub bias: Option<HeadBias<'a>>,
     pub scale: f32,
     pub queries: Range<usize>,
-    /// Nobody else reads or writes the rows of `queries` while the task runs.
+    /// No other task reads or writes the rows of `queries` while this one runs.
     pub out: HeadOut,
-    /// Made by [`scratch`] for heads of this size.
+    /// Created by [`scratch`] for heads of this size.
     pub scratch: &'a mut Scratch,
 }
 
-/// The parts of a task's memory. `w` is the number of queries in a tile.
+/// The parts of a task's scratch memory. `w` is the number of queries in a tile.
 struct Parts<'a> {
-    /// `[tile, d, w]`, scaled such that scores are logarithms to base 2.
+    /// `[tile, d, w]`, scaled so that scores are logarithms to base 2.
     q: &'a mut [f32],
     /// `[tile, padded(d), w]`
     out: &'a mut [f32],
@@ -110,19 +110,19 @@ struct Parts<'a> {
     sum: &'a mut [f32],
 }
 
-/// `d` with room for whole cache lines, and thereby whole register tiles.
+/// `d` rounded up to whole cache lines, and thereby to whole register tiles.
 fn padded(d: usize) -> usize {
     d.next_multiple_of(16)
 }
 
-/// The memory that a task over heads of size `d` needs. The next task may use it again.
+/// The scratch memory for a task over heads of size `d`; it can be reused by the next task.
 pub(super) fn scratch(d: usize) -> Scratch {
     let d = padded(d);
     Scratch::new(2 * d * QUERIES + 2 * d * KEYS + KEYS * WIDTH * 16 + 2 * QUERIES)
 }
 
 impl<'a> Parts<'a> {
-    /// Cuts what [`scratch`] made for `d`; each part starts a cache line.
+    /// Divides the memory from [`scratch`] for `d`; each part begins on a cache line.
     fn of(scratch: &'a mut Scratch, d: usize) -> Self {
         let d = padded(d);
         let (q, rest) = scratch.as_mut_slice().split_at_mut(d * QUERIES);
@@ -140,7 +140,7 @@ impl Vectorized for Attend<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        // 32 registers take 8 × 3 sums, 16 take 4 × 3.
+        // 8 × 3 sums fit into 32 registers, and 4 × 3 into 16.
         if V::REGISTERS >= 32 { self.run_tiles::<V, 8>() } else { self.run_tiles::<V, 4>() }
     }
 }
@@ -196,13 +196,13 @@ impl Attend<'_> {
     }
 }
 
-/// Queries transposed to `[d, w]`, with `scale` and the change to base 2 multiplied in, and zeros after the last.
+/// Queries transposed to `[d, w]` and multiplied by `scale` and log₂ e, with zeros after the last.
 #[inline(always)]
 fn pack_queries(q: Head, queries: Range<usize>, w: usize, scale: f32, to: &mut [f32]) {
     let scale = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
     let to = &mut to[..q.d * w];
     for lane in (0..w).step_by(4) {
-        // Four rows at a time, so that what is written lies together.
+        // Four rows at a time, so that the writes are contiguous.
         let row = |i| if lane + i < queries.len() { q.row(queries.start + lane + i) } else { &[] };
         let rows = [row(0), row(1), row(2), row(3)];
         if let [&[_, ..], &[_, ..], &[_, ..], &[_, ..]] = rows {
@@ -220,7 +220,7 @@ fn pack_queries(q: Head, queries: Range<usize>, w: usize, scale: f32, to: &mut [
     }
 }
 
-/// Rows one after the other, `width` apart.
+/// Copies rows to memory where they are `width` apart.
 #[inline(always)]
 fn pack_rows(from: Head, rows: Range<usize>, width: usize, to: &mut [f32]) {
     for (to, n) in to.chunks_exact_mut(width).zip(rows) {
@@ -228,7 +228,7 @@ fn pack_rows(from: Head, rows: Range<usize>, width: usize, to: &mut [f32]) {
     }
 }
 
-/// The bias transposed to `[keys, w]`, to base 2.
+/// The bias transposed to `[keys, w]` and converted to base 2.
 #[inline(always)]
 fn pack_bias(bias: HeadBias, queries: Range<usize>, keys: Range<usize>, w: usize, to: &mut [f32]) {
     use std::f32::consts::LOG2_E;
@@ -243,7 +243,7 @@ fn pack_bias(bias: HeadBias, queries: Range<usize>, keys: Range<usize>, w: usize
     }
 }
 
-/// The results of a tile, divided by the sums and transposed to where they belong. A query with every key masked
+/// Divides the results of a tile by the sums and writes them, transposed, to the output. A query with every key masked
 /// gets zeros and a log-sum-exp of -inf, the neutral element of merging.
 #[inline(always)]
 fn unpack_out(
@@ -263,11 +263,11 @@ fn unpack_out(
             let (max, sum) = (max[lane + i], sum[lane + i]);
             inverses[i] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             let lse = max * std::f32::consts::LN_2 + sum.ln();
-            // SAFETY: the place belongs to this task alone, see `Attend::out`.
+            // SAFETY: this memory belongs to this task alone, see `Attend::out`.
             unsafe { to.lse.add((queries.start + lane + i) * to.lse_stride).write(lse) };
         }
         for f in 0..d {
-            // Four queries at a time, so that what is read lies together.
+            // Four queries at a time, so that the reads are contiguous.
             let four = &from[f * w + lane..][..4];
             for i in 0..4 {
                 if i < lanes {
@@ -292,7 +292,7 @@ struct Block<'a> {
     sum: &'a mut [f32],
     d: usize,
     keys: usize,
-    /// Whether `p` holds a bias.
+    /// Whether `p` already holds the bias.
     biased: bool,
 }
 
@@ -303,7 +303,7 @@ impl Block<'_> {
         let w = N * V::N;
         assert!(q.len() >= d * w && out.len() >= padded(d) * w && max.len() >= w && sum.len() >= w);
         assert!(keys <= KEYS && k.len() >= KEYS * d && v.len() >= KEYS * padded(d) && p.len() >= KEYS * w);
-        // SAFETY: the lengths just asserted are those that the loops below stay within.
+        // SAFETY: the loops below stay within the lengths that were just asserted.
         unsafe {
             let mut old_max = [V::splat(0.0); N];
             for j in 0..N {
@@ -312,7 +312,7 @@ impl Block<'_> {
             let mut new_max = old_max;
             let p = p.as_mut_ptr();
             for key in (0..keys).step_by(M) {
-                // The rows after the last key hold older keys, whose scores are dropped.
+                // The rows after the last key contain keys of an earlier block; their scores are discarded.
                 let scores = product::<V, M, N>(k.as_ptr().add(key * d), d, 1, q.as_ptr(), d);
                 for i in 0..M.min(keys - key) {
                     for j in 0..N {
@@ -352,10 +352,10 @@ impl Block<'_> {
     }
 }
 
-/// `c[i][j] = Σ_t a[i · row + t · step] · b[t][j]`: M numbers times N vectors, `depth` times, summed in registers.
+/// `c[i][j] = Σ_t a[i · row + t · step] · b[t][j]`: M numbers times N vectors, `depth` terms, summed in registers.
 ///
 /// # Safety
-/// `a` is readable at every such place, and `b` at `depth · N` vectors.
+/// `a` must be readable at each of these offsets, and `b` for `depth · N` vectors.
 #[inline(always)]
 unsafe fn product<V: Lanes, const M: usize, const N: usize>(
     a: *const f32,

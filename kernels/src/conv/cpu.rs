@@ -37,7 +37,7 @@ impl ConvOps for Flex {
     }
 }
 
-/// The tensors of a convolution; scale and shift are those of the norm.
+/// The tensors of a convolution; `scale` and `shift` are those of the norm.
 pub(super) struct Inputs {
     pub x: FlexTensor,
     pub weight: FlexTensor,
@@ -46,7 +46,7 @@ pub(super) struct Inputs {
     pub residual: Option<FlexTensor>,
 }
 
-/// How to convolve.
+/// The algorithms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
     /// Any kernel and stride.
@@ -58,8 +58,8 @@ pub(super) enum Algorithm {
 impl Algorithm {
     /// The faster one.
     ///
-    /// Winograd's transforms cost as much however many channels they serve on the other side, and those of the
-    /// weights however few the pixels.
+    /// The cost of Winograd's transforms is independent of the number of channels on the other side, and for the
+    /// weights also of the number of pixels; so it pays off only for large sizes.
     pub(super) fn choose(geometry: &Geometry, x: [usize; 4], weight: [usize; 4]) -> Self {
         let ([_, c_in, rows, cols], [_, _, ky, kx]) = (x, weight);
         let pixels = (rows * cols) << (2 * u32::from(geometry.upsample));

@@ -1,42 +1,42 @@
-//! The matrix product at the heart of both ways to convolve.
+//! The matrix product that both convolution algorithms use.
 //!
-//! `C[m, n] = Σₖ A[k, m] · B[k, n]`, with A in panels of [`PANEL`] rows `[panel, k, PANEL]` and B and C in packs of
-//! as many columns as a vector has lanes.
+//! `C[m, n] = Σₖ A[k, m] · B[k, n]`. A is stored in panels of [`PANEL`] rows, `[panel, k, PANEL]`; B and C are stored
+//! in packs with as many columns as a vector has lanes.
 
 use crate::cpu::lanes::Lanes;
 
-/// Rows of C that one panel of A makes.
+/// The number of rows of C that one panel of A produces.
 pub(super) const PANEL: usize = 8;
 
-/// Terms that are summed in registers before they are added to C. Bounds the rounding error of long sums, and what
-/// must stay in the first-level cache.
+/// The number of terms that are summed in registers before they are added to C. It bounds the rounding error of long
+/// sums and the data that must stay in the first-level cache.
 const DEPTH: usize = 256;
 
 /// `C = A · B`, or `C += A · B` if `accumulate`.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
-    /// Number of terms.
+    /// The number of terms.
     pub depth: usize,
-    /// Of A's panels.
+    /// The number of panels of A.
     pub panels: usize,
-    /// Of packs of B and C.
+    /// The number of packs of B and C.
     pub packs: usize,
-    /// Rows that C has: at most `panels · PANEL`.
+    /// The number of rows of C, at most `panels · PANEL`.
     pub rows: usize,
-    /// Elements from a panel of A to the next.
+    /// The number of elements from a panel of A to the next.
     pub a_panel: usize,
-    /// Elements from a pack of B to the next.
+    /// The number of elements from a pack of B to the next.
     pub b_pack: usize,
-    /// Elements from a row of C to the next; its packs lie side by side.
+    /// The number of elements from a row of C to the next; the packs of a row are adjacent.
     pub c_row: usize,
     pub accumulate: bool,
 }
 
 impl Product {
-    /// Computes it.
+    /// Computes the product.
     ///
     /// # Safety
-    /// `a`, `b` and `c` must be valid for what the sizes say.
+    /// `a`, `b` and `c` must be valid for the accesses that the sizes imply.
     #[inline(always)]
     pub(super) unsafe fn run<V: Lanes>(&self, a: *const f32, b: *const f32, c: *mut f32) {
         let mut k = 0;
@@ -74,7 +74,7 @@ impl Product {
     }
 }
 
-/// What fits into the registers.
+/// The part of the product that fits into the registers.
 #[derive(Clone, Copy)]
 struct Tile {
     depth: usize,

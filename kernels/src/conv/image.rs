@@ -1,15 +1,15 @@
-//! What a convolution reads and writes: images, with the operations around them applied on the way.
+//! The images that a convolution reads and writes, with the operations around it applied on the fly.
 
 use crate::cpu::{lanes::Lanes, silu::norm_act};
 
-/// The input as the kernel slides over it: normalised, activated, upsampled and padded, none of it in memory.
+/// The input under the sliding kernel: normalised, activated, upsampled and padded, without a copy in memory.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     /// `[b, c, rows, cols]`
     pub data: &'a [f32],
     pub rows: usize,
     pub cols: usize,
-    /// Scale and shift, each `[b, c]`; SiLU comes after them.
+    /// Scale and shift, each `[b, c]`; SiLU follows them.
     pub norm: Option<(&'a [f32], &'a [f32])>,
     pub upsample: bool,
     /// Rows of zeros above the image.
@@ -19,7 +19,7 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The row of `data` that padded row `y` comes from, if not from the padding.
+    /// The row of `data` for padded row `y`, or `None` in the padding.
     #[inline(always)]
     pub(super) fn row(&self, y: usize) -> Option<usize> {
         let row = y.checked_sub(self.top)? >> u32::from(self.upsample);
@@ -52,7 +52,7 @@ impl Source<'_> {
             None => part.copy_from_slice(from),
         }
         if self.upsample {
-            // Pixel i comes from one at or before it, so spreading them backwards overwrites none too early.
+            // Pixel i is read from an index of at most i, so going backwards overwrites no pixel before it is read.
             for i in (1..count).rev() {
                 to[i] = to[((first + i) >> 1) - start];
             }
@@ -60,12 +60,12 @@ impl Source<'_> {
     }
 }
 
-/// The output, shared by the threads that each write their part of it.
+/// The output, which several threads write in disjoint parts.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
     /// `[b, c, rows, cols]`
     pub data: *mut f32,
-    /// Added to the result: null, the same as `data`, or apart from it.
+    /// The tensor that is added to the result: null, `data` itself, or memory that does not overlap it.
     pub residual: *const f32,
     pub bias: Option<&'a [f32]>,
     pub channels: usize,
@@ -73,13 +73,13 @@ pub(super) struct Target<'a> {
     pub cols: usize,
 }
 
-// SAFETY: the pointers are to memory that outlives the threads; `write`'s caller keeps parts apart.
+// SAFETY: the pointers refer to memory that outlives the threads, and the callers of `write` keep the parts disjoint.
 unsafe impl Send for Target<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Target<'_> {}
 
 impl Target<'_> {
-    /// Writes `value` plus bias and residual at `(y, x…)`, leaving out what is beyond the image.
+    /// Writes `value` plus bias and residual at `(y, x…)`, without the lanes beyond the image.
     ///
     /// # Safety
     /// No other thread may write there.

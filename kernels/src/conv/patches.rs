@@ -1,4 +1,4 @@
-//! Convolution of any kernel size and stride: a product of the weights and the patches under the kernel, a few
+//! Convolution with any kernel size and stride: a product of the weights and the patches under the kernel, for a few
 //! output rows at a time.
 
 use rayon::prelude::*;
@@ -8,23 +8,23 @@ use super::image::{Source, Target};
 use crate::cpu::lanes::{Lanes, Vectorized};
 use crate::cpu::memory::Scratch;
 
-/// Sizes of a convolution and how it is cut into blocks of `rows × packs` output pixels.
+/// The sizes of a convolution and its division into blocks of `rows × packs` output pixels.
 #[derive(Clone, Copy)]
 pub(super) struct Patches {
     pub batch: usize,
     pub c_in: usize,
     pub c_out: usize,
-    /// Rows and columns of the kernel.
+    /// The rows and columns of the kernel.
     pub kernel: [usize; 2],
     pub stride: usize,
     pub rows_out: usize,
     pub cols_out: usize,
 }
 
-/// Packs of pixels in a block: enough to make use of the weights while they are near.
+/// The number of packs of pixels in a block: enough to reuse the weights while they are in the cache.
 const BLOCK: usize = 6;
 
-/// Products in a sum that a block gathers at a time.
+/// The number of terms of a sum that a block gathers at a time.
 const DEPTH: usize = 256;
 
 impl Patches {
@@ -36,12 +36,12 @@ impl Patches {
         self.c_out.div_ceil(PANEL)
     }
 
-    /// Input channels that are gathered at a time.
+    /// The number of input channels that are gathered at a time.
     fn channels_at_once(&self) -> usize {
         (DEPTH / self.taps()).clamp(1, self.c_in)
     }
 
-    /// `[c_out, c_in, ky, kx]` in panels `[panel, c_in · ky · kx, PANEL]`, padded by zeros.
+    /// Rearranges `[c_out, c_in, ky, kx]` to panels `[panel, c_in · ky · kx, PANEL]`, padded with zeros.
     pub(super) fn weights(&self, weight: &[f32]) -> Scratch {
         let depth = self.c_in * self.taps();
         let mut packed = Scratch::new(self.panels() * depth * PANEL);
@@ -55,19 +55,19 @@ impl Patches {
         packed
     }
 
-    /// Rows, and packs in a row, of a block with `lanes` pixels in a pack.
+    /// The rows of a block, and the packs in a row, with `lanes` pixels in a pack.
     fn block(&self, lanes: usize) -> [usize; 2] {
         let packs = self.cols_out.div_ceil(lanes).min(BLOCK);
         [(BLOCK / packs).min(self.rows_out), packs]
     }
 
-    /// How many blocks there are.
+    /// The number of blocks.
     pub(super) fn blocks(&self, lanes: usize) -> usize {
         let [rows, packs] = self.block(lanes);
         self.batch * self.rows_out.div_ceil(rows) * self.cols_out.div_ceil(packs * lanes)
     }
 
-    /// Elements of gathered patches, of a block's result, and of input rows.
+    /// The numbers of elements of the gathered patches, of a block's result, and of input rows.
     fn scratch_sizes(&self, lanes: usize) -> [usize; 3] {
         let [rows, packs] = self.block(lanes);
         let patches = rows * packs * self.channels_at_once() * self.taps() * lanes;
@@ -76,26 +76,26 @@ impl Patches {
         [patches, result, lines]
     }
 
-    /// Elements of scratch memory that a block takes.
+    /// The number of elements of scratch memory that a block needs.
     pub(super) fn scratch(&self, lanes: usize) -> usize {
         self.scratch_sizes(lanes).iter().sum()
     }
 
-    /// Input pixels under the kernel as it makes `pixels` of a row.
+    /// The number of input pixels under the kernel for `pixels` output pixels of a row.
     fn line(&self, pixels: usize) -> usize {
         (pixels - 1) * self.stride + self.kernel[1]
     }
 }
 
-/// One block.
+/// A block of output pixels.
 pub(super) struct Block<'a> {
     pub sizes: Patches,
     pub index: usize,
     pub source: Source<'a>,
     pub target: Target<'a>,
-    /// By [`Patches::weights`].
+    /// From [`Patches::weights`].
     pub weights: &'a [f32],
-    /// By [`Patches::scratch`].
+    /// Of the size [`Patches::scratch`].
     pub scratch: &'a mut [f32],
 }
 
@@ -155,7 +155,7 @@ impl Vectorized for Block<'_> {
                 accumulate: c > 0,
             };
             let weights = &weights[c * sizes.taps() * PANEL..];
-            // SAFETY: `scratch_sizes` has room for what `product` reads and writes, `weights` for all its panels.
+            // SAFETY: `scratch_sizes` covers the accesses of `product`, and `weights` contains all its panels.
             unsafe { product.run::<V>(weights.as_ptr(), patches.as_ptr(), result.as_mut_ptr()) };
             c += channels;
         }

@@ -1,4 +1,4 @@
-//! The fast convolution against sums in f64 that share nothing with it, and against the reference.
+//! Compares the fast convolution with sums in f64 that share no code with it, and with the reference.
 
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -10,7 +10,7 @@ use crate::group_norm::Affine;
 use crate::reference;
 use crate::testing::{back, flex, tensor};
 
-/// One convolution to try.
+/// A convolution to test.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     batch: usize,
@@ -53,7 +53,7 @@ const CASES: [Case; 19] = [
     Case { size: [30, 21], channels: [300, 34], batch: 2, ..FULL },
     Case { size: [5, 7], upsample: true, batch: 2, ..FULL },
     Case { size: [17, 34], upsample: true, ..PLAIN },
-    // The rows of a rank in the middle, which holds its neighbours' rows instead of padding.
+    // The rows of a rank in the middle: instead of padding, it has its neighbours' rows.
     Case { padding: [0, 0, 1, 1], upsample: true, ..FULL },
     Case { padding: [1, 0, 1, 1], ..FULL },
     // The encoder's downsampling.
@@ -64,7 +64,7 @@ const CASES: [Case; 19] = [
     Case { kernel: [4, 4], stride: 4, padding: [0; 4], size: [8, 12], ..FULL },
 ];
 
-/// Numbers within ±1 about `centre`.
+/// Numbers within ±1 of `centre`.
 fn numbers(len: usize, seed: u32, centre: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_769).wrapping_add(1);
     let mut next = || {
@@ -182,7 +182,7 @@ fn by_definition(case: &Case, inputs: &Inputs) -> Vec<f64> {
     result
 }
 
-/// The L2 norm of the difference beside that of `expected`.
+/// The L2 norm of the difference, relative to that of `expected`.
 fn relative_error(got: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
@@ -200,7 +200,7 @@ fn every_level_and_algorithm_agrees_with_f64() {
                 let y = at_level(level, algorithm, case.inputs());
                 assert_eq!(y.dims(), case.result_shape());
                 let error = relative_error(&values(&y), &expected);
-                // Rounding of a sum in f32, and what Winograd's points magnify it to (see `transforms`).
+                // The rounding error of a sum in f32, and its magnification by Winograd's points (see `transforms`).
                 let tolerance = if algorithm == Algorithm::Winograd { 2e-6 } else { 4e-7 };
                 assert!(error <= tolerance, "{error:e} at {level:?} by {algorithm:?} of {case:?}");
             }

@@ -1,9 +1,9 @@
-//! The one-dimensional transforms of Winograd's F(4, 3): four outputs of a three-tap filter by six products.
+//! The one-dimensional transforms of Winograd's F(4, 3): four outputs of a three-tap filter from six products.
 //!
-//! A filter is evaluated at the points 0, ±A, ±B and ∞, and so is the input; the products are interpolated. The
-//! customary points 0, ±1, ±2 make the error of a layer about 2e-6 relatively. These were chosen by trying a grid of
-//! pairs on random and on smooth images: 7e-7 and 2e-7, against 2e-7 of summing directly. All constants of the
-//! input and output transform are exact in f32 but A³ and B³.
+//! The filter and the input are evaluated at the points 0, ±A, ±B and ∞, and the products are interpolated. With the
+//! customary points 0, ±1, ±2, the relative error of a layer is about 2e-6. These points were found by a grid search
+//! over pairs, on random and on smooth images: their error is 7e-7 and 2e-7, and that of direct summation 2e-7. All
+//! constants of the input and output transform are exact in f32, except for A³ and B³.
 //!
 //! # Source
 //! Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks*, section 4; the error by points: Barabasz et
@@ -11,9 +11,9 @@
 
 use crate::cpu::lanes::Lanes;
 
-/// Outputs of a tile in one dimension.
+/// The number of outputs of a tile in one dimension.
 pub(super) const OUT: usize = 4;
-/// Inputs, and products, of a tile in one dimension.
+/// The number of inputs, and of products, of a tile in one dimension.
 pub(super) const IN: usize = 6;
 
 const A: f64 = 21.0 / 32.0;
@@ -40,7 +40,7 @@ pub(super) fn input<V: Lanes>(d: [V; IN]) -> [V; IN] {
     ]
 }
 
-/// The four outputs of six products.
+/// The four outputs from six products.
 #[inline(always)]
 pub(super) fn output<V: Lanes>(m: [V; IN]) -> [V; OUT] {
     let c = |value: f64| V::splat(value as f32);
@@ -54,7 +54,7 @@ pub(super) fn output<V: Lanes>(m: [V; IN]) -> [V; OUT] {
     ]
 }
 
-/// The six values of a filter at the points, with the interpolation's denominators.
+/// The six values of a filter at the points, divided by the denominators of the interpolation.
 #[inline(always)]
 pub(super) fn filter<const N: usize>(g: [[f64; N]; 3]) -> [[f64; N]; IN] {
     const AT_0: f64 = 1.0 / (A2 * B2);

@@ -1,9 +1,9 @@
-//! 3×3 convolution of stride 1 by Winograd's F(4×4, 3×3): 36 products where summing directly takes 144.
+//! 3×3 convolution of stride 1 by Winograd's F(4×4, 3×3): 36 products instead of the 144 of direct summation.
 //!
-//! The output is cut into tiles of 4×4, a vector's worth of which side by side are a *pack*, and packs into blocks
-//! that one thread computes at a time: it transforms the block's input, multiplies each of the 36 values of all
-//! channels by the transformed weights, some output channels at a time, and transforms the products to outputs. So
-//! a thread needs a few megabytes, however large the image.
+//! The output is divided into tiles of 4×4. Adjacent tiles, one for each lane of a vector, form a *pack*, and packs
+//! form blocks that one thread computes at a time. The thread transforms the block's input, multiplies each of the 36
+//! values of all channels by the transformed weights, a few output channels at a time, and transforms the products to
+//! outputs. A thread therefore needs only a few megabytes, regardless of the size of the image.
 
 use rayon::prelude::*;
 
@@ -13,16 +13,16 @@ use super::transforms::{IN, OUT, filter, input, output};
 use crate::cpu::lanes::{Lanes, Level, Vectorized};
 use crate::cpu::memory::Scratch;
 
-/// Values of a tile.
+/// The number of values of a tile.
 const POINTS: usize = IN * IN;
 
-/// Packs in a block: the more, the less often the weights are read.
+/// The number of packs in a block. In larger blocks, the weights are read less often.
 const BLOCK: usize = 6;
 
-/// Panels of output channels whose products are in memory at a time.
+/// The number of panels of output channels whose products are in memory at a time.
 const PANELS: usize = 4;
 
-/// Sizes of a convolution and how it is cut into blocks of tiles.
+/// The sizes of a convolution and its division into blocks of tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Winograd {
     batch: usize,
@@ -30,20 +30,20 @@ pub(super) struct Winograd {
     c_out: usize,
     rows_out: usize,
     cols_out: usize,
-    /// Tiles in a pack.
+    /// The number of tiles in a pack.
     lanes: usize,
-    /// Tile rows, and packs in a row, of a block.
+    /// The number of tile rows of a block, and of packs in a row.
     block: [usize; 2],
 }
 
 impl Winograd {
-    /// From `[batch, c_in, c_out, rows_out, cols_out]`.
+    /// Creates it from `[batch, c_in, c_out, rows_out, cols_out]`.
     pub(super) fn new(level: Level, [batch, c_in, c_out, rows_out, cols_out]: [usize; 5]) -> Self {
         let lanes = level.lanes();
         let packs = cols_out.div_ceil(OUT * lanes).min(2);
         let tile_rows = rows_out.div_ceil(OUT);
         let beside = batch * cols_out.div_ceil(packs * OUT * lanes);
-        // As many blocks as keep all threads busy to the end. A tile's result is the same in whatever block.
+        // Enough blocks to keep all threads busy to the end. The result of a tile does not depend on its block.
         let threads = rayon::current_num_threads();
         let rounds = (beside * tile_rows.div_ceil(BLOCK / packs)).div_ceil(threads);
         let rows = tile_rows.div_ceil((rounds * threads).div_ceil(beside));
@@ -54,7 +54,7 @@ impl Winograd {
         self.c_out.div_ceil(PANEL)
     }
 
-    /// `[c_out, c_in, 3, 3]` transformed: `[panel, point, c_in, PANEL]`, padded by zeros.
+    /// Transforms `[c_out, c_in, 3, 3]` to `[panel, point, c_in, PANEL]`, padded with zeros.
     pub(super) fn weights(&self, level: Level, weight: &[f32]) -> Scratch {
         let panel_len = POINTS * self.c_in * PANEL;
         let mut transformed = Scratch::new(self.panels() * panel_len);
@@ -66,7 +66,7 @@ impl Winograd {
         transformed
     }
 
-    /// How many blocks there are.
+    /// The number of blocks.
     pub(super) fn blocks(&self) -> usize {
         let [rows, packs] = self.block;
         self.batch * self.rows_out.div_ceil(rows * OUT) * self.cols_out.div_ceil(packs * OUT * self.lanes)
@@ -75,7 +75,7 @@ impl Winograd {
     fn layout(&self) -> Layout {
         let [rows, packs] = self.block;
         let n = self.lanes;
-        // A vector more than needed: points at multiples of 4 KiB would share the cache's sets.
+        // One vector of padding: points at multiples of 4 KiB would share the sets of the cache.
         let v_point = rows * packs * self.c_in * n + n;
         let m_point = PANELS * PANEL * rows * packs * n + n;
         let x_line = IN * packs * n;
@@ -88,7 +88,7 @@ impl Winograd {
         }
     }
 
-    /// Elements of scratch memory that a block takes.
+    /// The number of elements of scratch memory that a block needs.
     pub(super) fn scratch(&self) -> usize {
         self.layout().lens.iter().sum()
     }
@@ -96,13 +96,14 @@ impl Winograd {
 
 /// The parts of a thread's scratch memory.
 struct Layout {
-    /// Elements from the transformed inputs of one point to those of the next.
+    /// The number of elements from the transformed inputs of one point to those of the next.
     v_point: usize,
-    /// Elements from the products of one point to those of the next.
+    /// The number of elements from the products of one point to those of the next.
     m_point: usize,
-    /// Elements of an input row that is transformed along the row.
+    /// The number of elements of an input row after its transform along the row.
     x_line: usize,
-    /// Transformed inputs, products, input rows transformed along the row, and a row before that.
+    /// The lengths of the transformed inputs, the products, the input rows transformed along the row, and a row before
+    /// that.
     lens: [usize; 4],
 }
 
@@ -138,15 +139,15 @@ impl Vectorized for TransformWeights<'_> {
     }
 }
 
-/// One block.
+/// A block of output tiles.
 pub(super) struct Block<'a> {
     pub sizes: Winograd,
     pub index: usize,
     pub source: Source<'a>,
     pub target: Target<'a>,
-    /// By [`Winograd::weights`].
+    /// From [`Winograd::weights`].
     pub weights: &'a [f32],
-    /// By [`Winograd::scratch`].
+    /// Of the size [`Winograd::scratch`].
     pub scratch: &'a mut [f32],
 }
 
@@ -199,7 +200,7 @@ impl Vectorized for Block<'_> {
             for point in 0..POINTS {
                 let a = &weights[(panel * POINTS + point) * depth * PANEL..];
                 let (v, m) = (&v[point * layout.v_point..], &mut m[point * layout.m_point..]);
-                // SAFETY: `layout` has room for what `product` reads and writes, `weights` for all panels.
+                // SAFETY: `layout` covers the accesses of `product`, and `weights` contains all panels.
                 unsafe { product.run::<V>(a.as_ptr(), v.as_ptr(), m.as_mut_ptr()) };
             }
             for channel in 0..channels {
@@ -239,7 +240,7 @@ fn transform_rows<V: Lanes>(
             continue;
         }
         source.read::<V>(plane, row, x, line);
-        // Every fourth pixel together, and the first two pixels of the tile after the last.
+        // Collects every fourth pixel, and the first two pixels of the tile after the last.
         for pack in 0..packs {
             // SAFETY: `line` has `4 · tiles` elements and two more, each phase `tiles` and `N` more.
             unsafe {
@@ -253,7 +254,7 @@ fn transform_rows<V: Lanes>(
         phases[phase_len + tiles] = line[tiles * OUT + 1];
         let to = &mut lines[r * x_line..][..IN * tiles];
         for pack in 0..packs {
-            // SAFETY: as above; a tile's fifth and sixth pixel are the next one's first and second.
+            // SAFETY: as above; the fifth and sixth pixel of a tile are the first and second of the next.
             unsafe {
                 let from = phases.as_ptr().add(pack * V::N);
                 let points = input([
@@ -272,8 +273,8 @@ fn transform_rows<V: Lanes>(
     }
 }
 
-/// Transforms what [`transform_rows`] made down the columns: `v` is `[point, pack, channel, lane]` from this channel
-/// on.
+/// Transforms the output of [`transform_rows`] along the columns: `v` is `[point, pack, channel, lane]` from this
+/// channel on.
 #[inline(always)]
 fn transform_columns<V: Lanes>(
     lines: &[f32],
@@ -290,7 +291,7 @@ fn transform_columns<V: Lanes>(
                     &lines[row * OUT * x_line + (x * packs + pack) * V::N..][..(IN - 1) * x_line + V::N];
                 let to =
                     &mut v[x * v_point + (row * packs + pack) * v_pack..][..(IN - 1) * IN * v_point + V::N];
-                // SAFETY: the slices reach as far as the last of the six.
+                // SAFETY: the slices extend to the last of the six.
                 unsafe {
                     let points = input(load_points::<V>(from.as_ptr(), x_line));
                     for y in 0..IN {
@@ -317,7 +318,7 @@ unsafe fn transform_output<V: Lanes>(
     let m = &m[..(POINTS - 1) * m_point + V::N];
     let mut columns = [[V::splat(0.0); OUT]; IN];
     for i in 0..IN {
-        // SAFETY: the slice reaches as far as the last of the 36.
+        // SAFETY: the slice extends to the last of the 36.
         columns[i] = output(unsafe { load_points::<V>(m.as_ptr().add(i * m_point), IN * m_point) });
     }
     for r in 0..OUT {

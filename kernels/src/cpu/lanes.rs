@@ -1,4 +1,4 @@
-//! Short vectors of f32, one type an instruction set, and the choice among them at run time.
+//! Short vectors of f32, with one type for each instruction set, and the choice between them at run time.
 
 use std::ops::{Add, Mul, Sub};
 
@@ -9,12 +9,13 @@ mod x86;
 
 /// A vector of [`N`](Self::N) f32.
 ///
-/// Code over it is generic and `#[inline(always)]` down from [`Vectorized::run`], which [`Level::run`] compiles once an
-/// instruction set. A type's operations may only run under the level it belongs to: only implementors of `Vectorized` use them.
+/// Code over it is generic, and `#[inline(always)]` from [`Vectorized::run`] down: [`Level::run`] compiles it once for
+/// each instruction set. The operations of a type may only run at the level that the type belongs to, so only
+/// implementors of `Vectorized` use them.
 pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
-    /// Elements of a vector; divides 16.
+    /// The number of elements of a vector; it divides 16.
     const N: usize;
-    /// Vectors that the processor can hold at once.
+    /// The number of vectors that fit into the processor's registers.
     const REGISTERS: usize;
 
     /// # Safety
@@ -23,42 +24,42 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// # Safety
     /// `to` must be valid for writing `N` elements.
     unsafe fn store(self, to: *mut f32);
-    /// `N` bf16, widened.
+    /// Loads `N` bf16 numbers, widened.
     ///
     /// # Safety
     /// `from` must be valid for reading `N` elements.
     unsafe fn load_bf16(from: *const bf16) -> Self;
-    /// Rounds to the nearest bf16, ties to even.
+    /// Stores the elements, rounded to the nearest bf16, ties to even.
     ///
     /// # Safety
     /// `to` must be valid for writing `N` elements.
     unsafe fn store_bf16(self, to: *mut bf16);
-    /// `N` f16, widened.
+    /// Loads `N` f16 numbers, widened.
     ///
     /// # Safety
     /// `from` must be valid for reading `N` elements.
     unsafe fn load_f16(from: *const f16) -> Self;
-    /// Rounds to the nearest f16, ties to even.
+    /// Stores the elements, rounded to the nearest f16, ties to even.
     ///
     /// # Safety
     /// `to` must be valid for writing `N` elements.
     unsafe fn store_f16(self, to: *mut f16);
     fn splat(value: f32) -> Self;
     fn div(self, by: Self) -> Self;
-    /// `self · a + b`, rounded once where the processor can.
+    /// `self · a + b`, rounded once if the processor supports it.
     fn mul_add(self, a: Self, b: Self) -> Self;
-    /// The larger of each pair; the other's if either is NaN.
+    /// The larger element of each pair; that of `other` if either is NaN.
     fn max(self, other: Self) -> Self;
-    /// Each element within `low..=high`.
+    /// Each element, clamped to `low..=high`.
     fn clamp(self, low: f32, high: f32) -> Self;
-    /// To the nearest integer, ties to even.
+    /// Each element, rounded to the nearest integer, ties to even.
     fn round(self) -> Self;
-    /// `2ⁿ` of integers within `-126..=127`.
+    /// `2ⁿ` for integers within `-126..=127`.
     fn exp2_integer(self) -> Self;
-    /// Each element in the place of its neighbour: `[1, 0, 3, 2, …]`.
+    /// Each element swapped with its neighbour: `[1, 0, 3, 2, …]`.
     fn swap_pairs(self) -> Self;
 
-    /// `self · 2ⁿ` of integers `n` within `-252..=252`: in two steps, because `2ⁿ` alone may be out of range where
+    /// `self · 2ⁿ` for integers `n` within `-252..=252`, in two steps, because `2ⁿ` alone may be out of range even if
     /// the product is not.
     #[inline(always)]
     fn scale(self, n: Self) -> Self {
@@ -66,7 +67,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         self * half.exp2_integer() * (n - half).exp2_integer()
     }
 
-    /// The first elements of `from`, and `fill` for those that it lacks.
+    /// The first elements of `from`, with `fill` in place of missing ones.
     #[inline(always)]
     fn load_or(from: &[f32], fill: f32) -> Self {
         if from.len() >= Self::N {
@@ -89,8 +90,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         let mut whole = [0.0f32; 16];
         // SAFETY: `N ≤ 16`.
         unsafe { self.store(whole.as_mut_ptr()) };
-        // By powers of two and not by a mask: rows are often stored one right after the other, and a masked write
-        // would hold up the read of the next row, whose memory it covers without writing to it.
+        // Stores powers of two instead of using a mask: rows are often stored one right after another, and a masked
+        // write would delay the read of the next row, whose memory it covers without writing to it.
         let mut at = 0;
         for len in [8, 4, 2, 1] {
             if to.len() & len != 0 {
@@ -100,7 +101,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         }
     }
 
-    /// The sum of the elements, by halves.
+    /// The sum of the elements, computed by halving.
     #[inline(always)]
     fn sum(self) -> f32 {
         let mut parts = [0.0f32; 16];
@@ -116,7 +117,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         parts[0]
     }
 
-    /// The vector of every fourth of `4N` elements from the first, from the second, the third and the fourth.
+    /// Loads `4N` elements as four vectors: every fourth element, starting at the first, second, third and fourth.
     ///
     /// # Safety
     /// `from` must be valid for reading `4N` elements.
@@ -140,7 +141,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         }
     }
 
-    /// The inverse of [`load_deinterleaved`](Self::load_deinterleaved): the `4N` elements in order.
+    /// The inverse of [`load_deinterleaved`](Self::load_deinterleaved): stores the `4N` elements in order.
     #[inline(always)]
     fn interleave(phases: [Self; 4]) -> [Self; 4] {
         let mut apart = [[0.0f32; 16]; 4];
@@ -165,14 +166,14 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     }
 }
 
-/// Work over any [`Lanes`].
+/// Work that is generic over [`Lanes`].
 pub(crate) trait Vectorized {
     type Output;
-    /// Does the work. Must be `#[inline(always)]`, and so must all that it calls; closures cannot be.
+    /// Does the work. It must be `#[inline(always)]`, and so must everything that it calls; closures cannot be.
     fn run<V: Lanes>(self) -> Self::Output;
 }
 
-/// An instruction set that this processor has.
+/// An instruction set of this processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Portable,
@@ -188,12 +189,12 @@ impl Level {
         *Self::available().last().expect("`Portable` is always there")
     }
 
-    /// Every level of this processor, best last.
+    /// All levels of this processor, the best last.
     pub(crate) fn available() -> &'static [Self] {
         #[cfg(target_arch = "x86_64")]
         {
             const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
-            // Every processor with AVX2 converts f16, but a hypervisor may hide it.
+            // Every processor with AVX2 supports F16C, but a hypervisor may hide it.
             let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
@@ -207,7 +208,7 @@ impl Level {
         &[Level::Portable]
     }
 
-    /// Elements of a vector of this level.
+    /// The number of elements of a vector at this level.
     pub(crate) fn lanes(self) -> usize {
         match self {
             Self::Portable => Portable::N,
@@ -222,7 +223,7 @@ impl Level {
     pub(crate) fn run<W: Vectorized>(self, work: W) -> W::Output {
         match self {
             Self::Portable => work.run::<Portable>(),
-            // SAFETY: levels beyond `Portable` are only made by `available`, after looking.
+            // SAFETY: levels beyond `Portable` are only created by `available`, after detection.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { x86::run_avx2(work) },
             // SAFETY: as above.
@@ -232,7 +233,7 @@ impl Level {
     }
 }
 
-/// What any processor can do, four at a time.
+/// Vectors of four elements for any processor.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([f32; 4]);
 
@@ -324,7 +325,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn round(self) -> Self {
-        // Adding 1.5 · 2²³ leaves no bits for a fraction; `f32::round_ties_even` may be a library call.
+        // Adding 1.5 · 2²³ leaves no bits for a fraction. `f32::round_ties_even` may be a library call.
         let magic = Self::splat(12_582_912.0);
         self + magic - magic
     }

@@ -1,7 +1,7 @@
 //! Exponentials and activations on vectors.
 //!
-//! The coefficients are minimax fits (Remez) of the relative error over the reduced interval, with those fixed
-//! that must be exact. The tests bound the errors against f64.
+//! The coefficients are minimax fits (Remez) of the relative error over the reduced interval; coefficients that must
+//! be exact were fixed. The tests bound the errors against f64.
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,7 @@ fn polynomial<V: Lanes, const N: usize>(x: V, coefficients: [f32; N]) -> V {
     sum
 }
 
-/// `2ˣ`, right to 1.5 ulp where the result is normal. NaN stays NaN.
+/// `2ˣ`, accurate to 1.5 ulp if the result is normal. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp2<V: Lanes>(x: V) -> V {
     const FIT: [f32; 7] = [
@@ -36,11 +36,11 @@ pub(crate) fn exp2<V: Lanes>(x: V) -> V {
     polynomial(x - whole, FIT).scale(whole)
 }
 
-/// `eˣ`, right to 1.25 ulp where the result is normal. NaN stays NaN.
+/// `eˣ`, accurate to 1.25 ulp if the result is normal. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp<V: Lanes>(x: V) -> V {
     const FIT: [f32; 7] = [1.0, 1.0, 0.499_999_94, 0.166_665_21, 0.041_668_34, 0.008_368_64, 0.001_381_687_3];
-    // ln 2 in two parts; the first has so few digits that its product with a small integer is exact.
+    // ln 2 in two parts; the first has few enough digits that its product with a small integer is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let x = x.clamp(-110.0, 110.0);
     let whole = (x * V::splat(std::f32::consts::LOG2_E)).round();
@@ -67,8 +67,8 @@ pub(crate) fn quick_gelu<V: Lanes>(x: V) -> V {
     swish(x, V::splat(1.702))
 }
 
-/// `½ x (1 + tanh u)` with `u = √(2/π) (x + 0.044715 x³)`, computed as `x σ(2u)`, which does not cancel where
-/// the hyperbolic tangent is near -1.
+/// `½ x (1 + tanh u)` with `u = √(2/π) (x + 0.044715 x³)`, computed as `x σ(2u)`, which avoids cancellation where the
+/// hyperbolic tangent is near -1.
 #[inline(always)]
 pub(crate) fn gelu_tanh<V: Lanes>(x: V) -> V {
     // 2 √(2/π), and 0.044715 times that.
@@ -76,11 +76,11 @@ pub(crate) fn gelu_tanh<V: Lanes>(x: V) -> V {
     swish(x, (x * x).mul_add(V::splat(SLOPE[1]), V::splat(SLOPE[0])))
 }
 
-/// `x Φ(x)`, computed as `max(x, 0) - |x| Φ(-|x|)`, which does not cancel for negative `x`.
+/// `x Φ(x)`, computed as `max(x, 0) - |x| Φ(-|x|)`, which avoids cancellation for negative `x`.
 ///
 /// # Source
-/// The tail as `exp(-a²/2)` times a polynomial in `1 / (1 + p a)` is Abramowitz and Stegun 26.2.17. Ours has more
-/// terms, in `1 - 1 / (1 + p a)`, which is exact near 0, and fits to 4e-9.
+/// The tail as `exp(-a²/2)` times a polynomial in `1 / (1 + p a)` is Abramowitz and Stegun 26.2.17. This version has
+/// more terms and uses `1 - 1 / (1 + p a)`, which is exact near 0; it fits to 4e-9.
 #[inline(always)]
 pub(crate) fn gelu<V: Lanes>(x: V) -> V {
     const P: f32 = 0.3;
@@ -98,7 +98,7 @@ pub(crate) fn gelu<V: Lanes>(x: V) -> V {
         -0.020_612_828,
     ];
     let zero = V::splat(0.0);
-    // Beyond 16 the tail is 0, and infinity must not be multiplied by it.
+    // Beyond 16 the tail is 0, which must not be multiplied by infinity.
     let a = x.max(zero - x).clamp(0.0, 16.0);
     let scaled = a * V::splat(P);
     let tail = polynomial(scaled.div(scaled + V::splat(1.0)), FIT) * exp(a * a * V::splat(-0.5));

@@ -1,12 +1,12 @@
 //! Memory for results and intermediate values.
 
-/// From how many bytes on a vector asks for huge pages.
+/// The size in bytes from which on a vector requests huge pages.
 const HUGE: usize = 4 << 20;
 
 /// A vector of zeros.
 ///
-/// A large one asks the kernel for huge pages: an image's worth of pages of 4 KiB takes up to half as long to bring in
-/// as it takes to convolve.
+/// For a large vector, huge pages are requested from the kernel: faulting in an image in pages of 4 KiB takes up to
+/// half as long as convolving it.
 pub(crate) fn zeros(len: usize) -> Vec<f32> {
     let data = vec![0.0f32; len];
     #[cfg(target_os = "linux")]
@@ -16,8 +16,8 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
         let start = data.as_ptr().cast::<u8>();
         let skip = start.align_offset(PAGE);
         if bytes >= HUGE && skip < bytes {
-            // SAFETY: the range lies within `data`; the advice changes how its pages are brought in, not what they
-            // hold. If it is not taken, all works as before.
+            // SAFETY: the range is within `data`. The advice affects how its pages are mapped, not their contents, and
+            // ignoring it is harmless.
             unsafe {
                 let whole_pages = (bytes - skip) / PAGE * PAGE;
                 libc::madvise(start.add(skip).cast_mut().cast(), whole_pages, libc::MADV_HUGEPAGE);
@@ -27,7 +27,7 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
     data
 }
 
-/// Zeros that start on a cache line.
+/// Zeroed memory that begins on a cache line.
 pub(crate) struct Scratch {
     data: Vec<f32>,
     start: usize,
@@ -37,7 +37,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn new(len: usize) -> Self {
         let data = zeros(len + 15);
-        // At most 15 elements ahead, `data` being aligned to its elements.
+        // At most 15 elements are skipped, because `data` is aligned to its elements.
         let start = data.as_ptr().align_offset(64).min(15);
         Self { data, start, len }
     }

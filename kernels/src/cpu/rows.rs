@@ -1,4 +1,4 @@
-//! Tensors as rows of features, wherever the rows lie.
+//! Tensors as rows of features, at any positions in memory.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -9,23 +9,23 @@ use rayon::prelude::*;
 
 use super::element::Element;
 
-/// How many elements a task takes: few enough for the first-level cache, enough to pay for the task.
+/// The number of elements of a task: few enough for the first-level cache, and enough to outweigh its overhead.
 const TASK_LEN: usize = 8192;
 
-/// A tensor whose rows (the last dimension) are slices, though they may lie apart.
+/// A tensor whose rows (the last dimension) are contiguous, with any distance between them.
 pub(crate) struct TensorRows<E = f32> {
     tensor: FlexTensor,
-    /// Sizes and strides of the leading dimensions, with those merged that lie as one.
+    /// The sizes and strides of the leading dimensions; dimensions that are contiguous to each other are merged.
     leading: Vec<(usize, isize)>,
     len: usize,
     of: PhantomData<E>,
 }
 
 impl<E: Element> TensorRows<E> {
-    /// The rows of `tensor`; it is copied only if a row is not a slice.
+    /// The rows of `tensor`, which is copied only if a row is not contiguous.
     ///
     /// # Panics
-    /// If `tensor` is not of `E`.
+    /// If the elements of `tensor` are not of type `E`.
     pub(crate) fn new(mut tensor: FlexTensor) -> Self {
         assert_eq!(tensor.dtype(), E::dtype());
         let last = tensor.rank() - 1;
@@ -46,18 +46,18 @@ impl<E: Element> TensorRows<E> {
         Self { tensor, leading, len, of: PhantomData }
     }
 
-    /// How many elements a row has.
+    /// The number of elements of a row.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The same rows, one after the other.
+    /// Makes the rows contiguous to each other.
     pub(crate) fn into_contiguous(mut self) -> Self {
         self.make_contiguous();
         self
     }
 
-    /// Copies the rows unless they lie one after the other.
+    /// Copies the rows unless they are contiguous to each other.
     pub(crate) fn make_contiguous(&mut self) {
         let count = self.count();
         self.tensor = self.tensor.to_contiguous();
@@ -69,12 +69,12 @@ impl<E: Element> TensorRows<E> {
         &self.tensor.storage()[self.offset(0)..]
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub(crate) fn count(&self) -> usize {
         self.leading.iter().map(|&(size, _)| size).product()
     }
 
-    /// The distance from row to row, if it is the same everywhere.
+    /// The distance between rows, if it is the same for all.
     pub(crate) fn stride(&self) -> Option<isize> {
         match self.leading[..] {
             [] => Some(self.len as isize),
@@ -83,7 +83,7 @@ impl<E: Element> TensorRows<E> {
         }
     }
 
-    /// The first element of row 0; from here the other rows can be reached, too.
+    /// The first element of row 0; the other rows can be reached from this pointer.
     ///
     /// # Panics
     /// If the first or the last row is not within the memory of the tensor.
@@ -94,7 +94,7 @@ impl<E: Element> TensorRows<E> {
         storage.as_ptr().wrapping_add(first)
     }
 
-    /// Row number `index`, counting in the order of the leading dimensions.
+    /// Row `index`, in the order of the leading dimensions.
     #[inline]
     pub(crate) fn row(&self, index: usize) -> &[E] {
         &self.tensor.storage()[self.offset(index)..][..self.len]
@@ -110,9 +110,9 @@ impl<E: Element> TensorRows<E> {
         offset as usize
     }
 
-    /// Writes rows from number `first` on to `to`, as many as it has room for.
+    /// Copies rows to `to`, from row `first` on, as many as fit.
     fn copy_to(&self, first: usize, to: &mut [MaybeUninit<E>]) {
-        // TensorRows that follow each other are one.
+        // Adjacent rows are copied together.
         let joined = if self.stride() == Some(self.len as isize) { to.len() / self.len } else { 1 };
         for (i, to) in to.chunks_exact_mut(joined * self.len).enumerate() {
             let start = self.offset(first + i * joined);
@@ -120,13 +120,13 @@ impl<E: Element> TensorRows<E> {
         }
     }
 
-    /// Whether the memory can be written without anyone noticing.
+    /// Whether the memory is not shared, so that it can be changed in place.
     fn is_exclusive(&self) -> bool {
         self.tensor.is_unique() && self.tensor.is_contiguous()
     }
 }
 
-/// A `[b, 1, c]` tensor that goes with a `[b, n, c]` one; `b` may be 1 for all.
+/// A `[b, 1, c]` tensor for a `[b, n, c]` one; if `b` is 1, it applies to all images.
 pub(crate) struct PerImage {
     rows: TensorRows,
     shared: bool,
@@ -144,10 +144,10 @@ impl PerImage {
     }
 }
 
-/// `f` applied to groups of whole rows of `x`, in parallel. It is given the number of the first row and the rows
-/// one after the other, which it changes in place.
+/// Applies `f` to groups of whole rows of `x`, in parallel. Its arguments are the index of the first row and the
+/// contiguous rows, which it changes in place.
 ///
-/// Works in `x`'s own memory if nobody else holds it, else in a copy made group by group.
+/// Works in the memory of `x` if it is not shared, and otherwise in a copy that is made group by group.
 pub(crate) fn map_rows(x: FlexTensor, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
     let shape = x.shape();
     let mut rows = TensorRows::new(x);
@@ -165,15 +165,15 @@ pub(crate) fn map_rows(x: FlexTensor, f: impl Fn(usize, &mut [f32]) + Sync) -> F
     let mut data = Vec::with_capacity(len);
     for_each_chunk(&mut data.spare_capacity_mut()[..len], group * rows.len, |i, chunk| {
         rows.copy_to(i * group, chunk);
-        // SAFETY: `chunk` consists of whole rows, and each was just written.
+        // SAFETY: `chunk` consists of whole rows, all of which were just written.
         f(i * group, unsafe { chunk.assume_init_mut() });
     });
-    // SAFETY: the chunks make up the first `len` elements, and each was written.
+    // SAFETY: the chunks cover the first `len` elements, all of which were written.
     unsafe { data.set_len(len) };
     super::tensor(data, shape)
 }
 
-/// Calls `f` with the number of each chunk and the chunk, in parallel if there is enough to do.
+/// Calls `f` with the index and the elements of each chunk, in parallel if there is enough work.
 fn for_each_chunk<T: Send>(data: &mut [T], chunk_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     if data.len() <= 2 * TASK_LEN {
         data.chunks_mut(chunk_len).enumerate().for_each(|(i, chunk)| f(i, chunk));

@@ -4,17 +4,17 @@ use super::{lanes::Lanes, math::silu};
 
 /// `x · scale + shift`, then SiLU if `act`.
 ///
-/// Not a closure: those cannot be `#[inline(always)]`, and once one is left out of line, so is every instruction in it.
+/// A closure could not be `#[inline(always)]`, and if it is not inlined, neither is any instruction in it.
 #[inline(always)]
 fn apply<V: Lanes>(x: V, scale: V, shift: V, act: bool) -> V {
     let y = x.mul_add(scale, shift);
     if act { silu(y) } else { y }
 }
 
-/// [`apply`] of `from` into `to`.
+/// Applies [`apply`] to `from` and writes the results to `to`.
 ///
 /// # Safety
-/// `from` must be valid for reading and `to` for writing `len` elements; they may be the same, but not overlap
+/// `from` must be valid for reading and `to` for writing `len` elements. They may be equal, but must not overlap
 /// otherwise.
 #[inline(always)]
 pub(crate) unsafe fn norm_act<V: Lanes>(

@@ -1,16 +1,16 @@
-//! Parallel loops with memory of their own.
+//! Parallel loops with scratch memory for each thread.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-/// Products of numbers that are computed sooner than another thread wakes up.
+/// The number of products up to which a task is finished before another thread wakes up.
 pub(crate) const TOO_FEW_TO_SHARE: usize = 1 << 18;
 
-/// Calls `work` for each of `0..count`, on as many threads as rayon has, each with its own `scratch`; on this thread if
-/// `products`, those of all calls together, are [too few](TOO_FEW_TO_SHARE).
+/// Calls `work` for each of `0..count` on all threads of rayon, each with its own `scratch`. Runs on this thread alone
+/// if `products`, the total of all calls, is [too small](TOO_FEW_TO_SHARE).
 ///
-/// Which thread does what is left open; `work` must not depend on it.
+/// The assignment of calls to threads is unspecified; `work` must not depend on it.
 pub(crate) fn for_each<S>(
     count: usize,
     products: usize,
@@ -36,17 +36,17 @@ pub(crate) fn for_each<S>(
     });
 }
 
-/// Memory that tasks write to in parts of which no two overlap.
+/// Memory that tasks write to in disjoint parts.
 #[derive(Clone, Copy)]
 pub(crate) struct PerTask<T>(pub *mut T);
 
-// SAFETY: the pointer may go to other threads; whoever writes through it has to say why nobody else does.
+// SAFETY: the pointer may be sent to other threads; each write through it must justify that it is exclusive.
 unsafe impl<T: Send> Send for PerTask<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for PerTask<T> {}
 
 impl<T> PerTask<T> {
-    /// The pointer. A method, so that closures capture the whole.
+    /// The pointer. It is a method so that closures capture the whole struct.
     pub(crate) fn get(self) -> *mut T {
         self.0
     }

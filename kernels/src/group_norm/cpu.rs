@@ -1,4 +1,4 @@
-//! Group norm on the CPU: each operation goes over the image once.
+//! Group norm on the CPU: each operation makes one pass over the image.
 
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
@@ -29,9 +29,9 @@ impl GroupNormOps for Flex {
 
 /// [`group_norm_moments`](super::group_norm_moments) at `level`.
 ///
-/// Sums are in f64, where the difference of Σx² and (Σx)²/n keeps enough digits even if the mean is 10⁴ times the
-/// deviation; going over the image twice would take twice as long. The order of summation is that of memory, so
-/// that neither the level nor the number of threads changes a bit.
+/// Sums are f64, in which the difference of Σx² and (Σx)²/n keeps enough digits even if the mean is 10⁴ times the
+/// deviation; two passes over the image would take twice as long. The order of summation is that of memory, so the
+/// result is bitwise the same at every level and for any number of threads.
 pub(super) fn moments(level: Level, x: FlexTensor, groups: usize) -> (FlexTensor, FlexTensor) {
     let [b, c, rows, cols] = dims(&x);
     assert_eq!(c % groups, 0, "{groups} groups of {c} channels");
@@ -86,7 +86,7 @@ pub(super) fn norm_act(
     tensor(y, shape)
 }
 
-/// Σx and Σx² of a plane.
+/// Computes Σx and Σx² of a plane.
 struct PlaneSums<'a> {
     plane: &'a [f32],
 }
@@ -131,7 +131,7 @@ impl Vectorized for NormPlane {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let Self { from, to, len, scale, shift, act } = self;
-        // SAFETY: the callers, both in this file, take the pointers from slices of `len` elements.
+        // SAFETY: both callers, in this file, take the pointers from slices of `len` elements.
         unsafe { silu::norm_act::<V>(from, to, len, scale, shift, act) }
     }
 }

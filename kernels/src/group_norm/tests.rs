@@ -28,7 +28,7 @@ fn norm_act_at(level: Level, x: Tensor<4>, affine: &Affine, act: bool) -> Tensor
     back(cpu::norm_act(level, flex(x), scale, shift, act))
 }
 
-/// The greatest difference, beside the greatest expected magnitude.
+/// The largest difference, relative to the largest expected magnitude.
 fn error(got: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let greatest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));

@@ -7,7 +7,7 @@ use crate::testing::{
 };
 use crate::{cpu::lanes::Level, reference};
 
-/// Sums of up to a few thousand rounded products.
+/// For sums of up to a few thousand rounded products.
 const TOLERANCE: f64 = 1e-6;
 
 fn truth(x: &[f32], weight: &[f32], bias: Option<&[f32]>, c_in: usize) -> Vec<f64> {

@@ -1,4 +1,4 @@
-//! Norms over features on the CPU: each row is read from memory once and finished in the cache.
+//! Norms over features on the CPU: each row is read from memory once and processed in the cache.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -44,7 +44,7 @@ impl NormOps for Flex {
     }
 }
 
-/// Scale and shift after the norm; what is absent is left out.
+/// The scale and shift after the norm, each optional.
 #[derive(Clone, Copy, Default)]
 struct After<'a> {
     scale: Option<&'a [f32]>,
@@ -115,7 +115,7 @@ pub(super) fn layer_norm_modulate(
     })
 }
 
-/// Rows of `len` with the same parameters: layer norm if `CENTRE`, else root-mean-square norm.
+/// Rows of `len` elements with the same parameters: layer norm if `CENTRE`, and otherwise root-mean-square norm.
 struct Norm<'a, const CENTRE: bool> {
     rows: &'a mut [f32],
     len: usize,
@@ -138,7 +138,7 @@ impl<const CENTRE: bool> Vectorized for Norm<'_, CENTRE> {
 fn norm_row<V: Lanes, const CENTRE: bool>(row: &mut [f32], after: After, eps: f64) {
     let count = row.len() as f32;
     let mean = if CENTRE { deviations::<V>(row, 0.0).0 / count } else { 0.0 };
-    // What rounding took from the mean shows in the deviations, and is taken out of both moments.
+    // The rounding error of the mean appears in the deviations, and is removed from both moments.
     let (sum, sum_sq) = deviations::<V>(row, mean);
     let rest = if CENTRE { sum / count } else { 0.0 };
     let variance = sum_sq / count - rest * rest;
@@ -160,7 +160,7 @@ fn norm_row<V: Lanes, const CENTRE: bool>(row: &mut [f32], after: After, eps: f6
     }
 }
 
-/// Σ (x - centre) and Σ (x - centre)². Many short sums, for accuracy and because they overlap.
+/// Σ (x - centre) and Σ (x - centre)², as many short sums, which are more accurate and can overlap.
 #[inline(always)]
 fn deviations<V: Lanes>(row: &[f32], centre: f32) -> (f32, f32) {
     const SUMS: usize = 4;

@@ -5,10 +5,10 @@ use super::{cpu, layer_norm, layer_norm_modulate, rms_norm};
 use crate::testing::{assert_same_for_any_threads, back, flex, random, relative_error, values};
 use crate::{cpu::lanes::Level, reference};
 
-/// Five roundings of f32 on the way, each at most 6e-8.
+/// For five roundings of f32, each at most 6e-8.
 const TOLERANCE: f64 = 3e-7;
 
-/// Layer norm (`centre`) or root-mean-square norm in f64, then `· weight + bias`.
+/// Layer norm (if `centre`) or root-mean-square norm in f64, then `· weight + bias`.
 fn truth(x: &[f32], c: usize, centre: bool, weight: &[f32], bias: &[f32], eps: f64) -> Vec<f64> {
     let row = |row: &[f32]| {
         let row: Vec<f64> = row.iter().copied().map(f64::from).collect();

@@ -1,4 +1,4 @@
-//! The gated residual on the CPU: one pass, in place where the memory is free.
+//! The gated residual on the CPU: one pass, in place if the memory is not shared.
 
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
@@ -43,7 +43,7 @@ pub(super) fn gated_residual(level: Level, x: FlexTensor, gate: FlexTensor, y: F
     }
 }
 
-/// A row in place: `row + gate · other` if `ROW_IS_X`, else `other + gate · row`.
+/// Updates a row in place: `row + gate · other` if `ROW_IS_X`, and otherwise `other + gate · row`.
 struct AddGated<'a, const ROW_IS_X: bool> {
     row: &'a mut [f32],
     gate: &'a [f32],

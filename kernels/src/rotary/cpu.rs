@@ -1,4 +1,4 @@
-//! Rotary embedding on the CPU: one pass, in place where the memory is free.
+//! Rotary embedding on the CPU: one pass, in place if the memory is not shared.
 
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
@@ -44,7 +44,7 @@ pub(super) fn rotary(level: Level, x: FlexTensor, cos: FlexTensor, sin: FlexTens
     })
 }
 
-/// What each feature of a token, and the other one of its pair, are multiplied by.
+/// The factors of each feature of a token and of the other feature of its pair.
 struct Factors {
     of_self: Vec<f32>,
     of_other: Vec<f32>,

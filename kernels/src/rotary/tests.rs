@@ -5,7 +5,7 @@ use super::{cpu, rotary};
 use crate::testing::{assert_same_for_any_threads, back, flex, random, relative_error, tensor, values};
 use crate::{cpu::lanes::Level, reference};
 
-/// Two products and a sum, each rounded to f32.
+/// For two products and a sum, each rounded to f32.
 const TOLERANCE: f64 = 1.5e-7;
 
 /// Cosines and sines of arbitrary angles.
@@ -15,7 +15,7 @@ fn tables(seed: u64, n: usize, pairs: usize) -> [Tensor<2>; 2] {
     [tensor(table(f64::cos), [n, pairs]), tensor(table(f64::sin), [n, pairs])]
 }
 
-/// The pairs as complex numbers in f64.
+/// The rotated pairs, computed as complex numbers in f64.
 fn truth(x: &[f32], [b, n, h, d]: [usize; 4], cos: &[f32], sin: &[f32]) -> Vec<f64> {
     let mut turned = Vec::with_capacity(x.len());
     for (pair, x) in x.chunks_exact(2).enumerate() {

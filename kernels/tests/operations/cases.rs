@@ -1,4 +1,4 @@
-//! The cases of each operation: ordinary and odd shapes in every layout, and the contract at its edges.
+//! The cases of each operation: ordinary and odd shapes in every layout, and the edge cases of the contract.
 
 mod images;
 mod tokens;

@@ -1,7 +1,7 @@
-//! Every operation × type × version on one device, against sums in f64.
+//! Compares every operation, in every type and version, on one device with sums in f64.
 //!
-//! A test is named `operation::type::version`: `reference` is the version in plain Burn operations, `own` the one that
-//! the device's backend has (the reference again, if it has none). `XDIT_TEST_DEVICE` names the device.
+//! A test is named `operation::type::version`. `reference` is the version in plain Burn operations, and `own` is that
+//! of the device's backend (the reference again, if the backend has none). `XDIT_TEST_DEVICE` selects the device.
 
 mod cases;
 mod setting;

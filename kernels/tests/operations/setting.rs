@@ -1,15 +1,15 @@
-//! Device, type and version of one test, the tensors made for it, and the distance allowed to its results.
+//! The device, type and version of one test, its tensors, and the tolerance of its results.
 
 use std::cell::Cell;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-/// Which version of an operation runs.
+/// The version of an operation that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// In plain Burn operations.
+    /// The version in plain Burn operations.
     Reference,
-    /// What the public function chooses for the device.
+    /// The version that the public function selects for the device.
     Own,
 }
 
@@ -19,11 +19,11 @@ pub struct Setting {
     pub dtype: DType,
     pub version: Version,
     device: Device,
-    /// The largest error so far beside the allowed one.
+    /// The largest error so far, relative to the tolerance.
     worst: Cell<f64>,
 }
 
-/// A device and the name of it that `XDIT_TEST_DEVICE` may have.
+/// A device and its name in `XDIT_TEST_DEVICE`.
 struct Known {
     name: &'static str,
     device: fn() -> Device,
@@ -44,7 +44,7 @@ fn device() -> Device {
     (known.device)()
 }
 
-/// Rounding of f32 over sums of up to a few thousand terms, and exponentials right to a few units in the last place.
+/// For the rounding of f32 in sums of up to a few thousand terms, with exponentials accurate to a few ulp.
 const F32: f64 = 1e-6;
 
 impl Setting {
@@ -52,7 +52,7 @@ impl Setting {
         Self { operation, dtype, version, device: device(), worst: Cell::new(0.0) }
     }
 
-    /// Runs all cases of an operation, and prints which, on what, and how close to the allowed error.
+    /// Runs all cases of an operation, and prints the operation, the device, and the error relative to the tolerance.
     pub fn run(self, cases: impl FnOnce(&Self)) {
         cases(&self);
         let Self { operation, dtype, version, worst, .. } = &self;
@@ -60,10 +60,10 @@ impl Setting {
         println!("{operation} {dtype:?} {version:?} on {device}: {share:.0} % of the allowed error");
     }
 
-    /// The distance allowed to a result that is rounded `roundings` times to the type of the test.
+    /// The tolerance of a result that is rounded `roundings` times to the type of the test.
     ///
-    /// Half a unit in the last place for each rounding, relative to the result: 2⁻¹¹ in f16 and 2⁻⁸ in bf16, which
-    /// have 11 and 8 binary digits. All else is computed in f32.
+    /// It is half a unit in the last place for each rounding, relative to the result: 2⁻¹¹ in f16 and 2⁻⁸ in bf16,
+    /// which have 11 and 8 binary digits. Everything else is computed in f32.
     pub fn tolerance(&self, roundings: u32) -> f64 {
         let rounding = match self.dtype {
             DType::F32 => 0.0,
@@ -74,18 +74,18 @@ impl Setting {
         F32 + f64::from(roundings) * rounding
     }
 
-    /// How often the version rounds, where the two differ in it.
+    /// The number of roundings in the version, if it differs between the two.
     pub fn roundings(&self, own: u32, reference: u32) -> u32 {
         if self.version == Version::Own { own } else { reference }
     }
 
-    /// How often the reference's product of matrices rounds: once, but Flex sums f16 in f16 where the processor can,
-    /// which for the hundreds of terms here amounts to a few roundings more.
+    /// The number of roundings of the reference's matrix product. It is one in principle, but Flex sums f16 in f16 if
+    /// the processor supports it, which amounts to a few more for the hundreds of terms here.
     pub fn of_product(&self) -> u32 {
         if self.dtype == DType::F16 { 7 } else { 1 }
     }
 
-    /// A tensor of the type of the test.
+    /// A tensor with the type of the test.
     pub fn tensor<const D: usize>(&self, data: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
         self.typed(data, shape, self.dtype)
     }
@@ -112,7 +112,7 @@ impl Setting {
         self.normal(seed, shape, 0.0, 1.0)
     }
 
-    /// `len` of `dim` from `first` on; unlike Burn's, also none.
+    /// `len` elements along `dim`, starting at `first`. Unlike in Burn, `len` may be 0.
     pub fn narrow<const D: usize>(&self, x: &Tensor<D>, dim: usize, first: usize, len: usize) -> Tensor<D> {
         if len > 0 {
             return x.clone().narrow(dim, first, len);
@@ -122,7 +122,7 @@ impl Setting {
         self.typed(vec![], shape, x.dtype())
     }
 
-    /// `x` as it may lie in memory: by itself, between other features, and with its first two and its last two
+    /// `x` in several memory layouts: contiguous, between other features, and with its first two or its last two
     /// dimensions swapped.
     pub fn layouts<const D: usize>(&self, x: &Tensor<D>) -> Vec<Tensor<D>> {
         if x.shape().num_elements() == 0 {
@@ -140,8 +140,8 @@ impl Setting {
         layouts
     }
 
-    /// Asserts that `actual` is as near to `expected` as [`tolerance`](Self::tolerance) of `roundings` says, and has
-    /// the type of the test.
+    /// Asserts that `actual` is within the [`tolerance`](Self::tolerance) for `roundings` of `expected`, and has the
+    /// type of the test.
     #[track_caller]
     pub fn close<const D: usize>(
         &self,
@@ -154,7 +154,7 @@ impl Setting {
         self.near(case, actual, (expected, shape), self.tolerance(roundings));
     }
 
-    /// Asserts that `actual` is f32 and right but for rounding of f32.
+    /// Asserts that `actual` is f32 and accurate up to the rounding of f32.
     #[track_caller]
     pub fn close_f32<const D: usize>(
         &self,
@@ -191,7 +191,7 @@ pub fn values<const D: usize>(x: &Tensor<D>) -> Vec<f64> {
     data.try_into_vec::<f32>().expect("f32").into_iter().map(f64::from).collect()
 }
 
-/// Normally distributed numbers, the same for the same `seed`.
+/// Normally distributed numbers that depend only on `seed`.
 fn normal(seed: u64, len: usize) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
     let mut uniform = move || {

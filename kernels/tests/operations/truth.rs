@@ -1,4 +1,4 @@
-//! The operations by their definitions, in f64.
+//! The definitions of the operations, in f64.
 
 use burn::tensor::Tensor;
 use xdit_kernels::Activation;
@@ -44,7 +44,7 @@ pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, c_in: usize, c_ou
     .collect()
 }
 
-/// Layer norm if `centre`, else root-mean-square norm; `scale` and `shift` of row `r` are `affine(r, feature)`.
+/// Layer norm (if `centre`) or root-mean-square norm; the scale and shift of row `r` are `affine(r, feature)`.
 pub fn norm(
     x: &[f64],
     c: usize,
@@ -89,7 +89,7 @@ fn erf(x: f64) -> f64 {
     std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
 }
 
-/// Pairs of features turned by angles a token.
+/// Pairs of features, rotated by one angle for each token and pair.
 pub fn rotary(x: &[f64], [_, n, h, d]: [usize; 4], cos: &[f64], sin: &[f64]) -> Vec<f64> {
     let turn = |(pair, x): (usize, &[f64])| {
         let at = pair / (d / 2) / h % n * (d / 2) + pair % (d / 2);
@@ -98,7 +98,7 @@ pub fn rotary(x: &[f64], [_, n, h, d]: [usize; 4], cos: &[f64], sin: &[f64]) -> 
     x.chunks_exact(2).enumerate().flat_map(turn).collect()
 }
 
-/// Mean and squared deviations of each of `groups` runs of numbers.
+/// The mean and the sum of squared deviations of each of `groups` runs of numbers.
 pub fn moments(x: &[f64], groups: usize) -> (Vec<f64>, Vec<f64>) {
     let of = |group: &[f64]| {
         let mean = group.iter().sum::<f64>() / group.len() as f64;
@@ -107,7 +107,7 @@ pub fn moments(x: &[f64], groups: usize) -> (Vec<f64>, Vec<f64>) {
     x.chunks(x.len() / groups).map(of).unzip()
 }
 
-/// The numbers around a convolution.
+/// The parameters of a convolution.
 pub struct Conv {
     pub x: [usize; 4],
     pub weight: [usize; 4],
@@ -126,7 +126,7 @@ impl Conv {
         [b, c_out, steps(rows * doubled + top + bottom, ky), steps(cols * doubled + left + right, kx)]
     }
 
-    /// The convolution of `x`, to which norms are already applied.
+    /// The convolution of `x`, which is already normalised.
     pub fn apply(&self, x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
         let ([_, c_in, rows, cols], [_, _, ky, kx]) = (self.x, self.weight);
         let doubled = 1 + usize::from(self.upsample);

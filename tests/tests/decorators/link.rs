@@ -1,4 +1,4 @@
-//! A link that gets what arrives in one group wrong.
+//! A link with a mistake in the messages of one group.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -7,27 +7,27 @@ use burn::tensor::Tensor;
 use xdit_comm::{Error, Group};
 use xdit_core::link::{InFlight, Link, Transfer};
 
-/// What is wrong with what arrives.
+/// The mistake in received messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
-    /// Nothing.
+    /// No mistake.
     Sound,
-    /// The first half, where keys are, has its first number last.
+    /// In the first half, which contains the keys, the first number is moved to the end.
     KeysMoved,
-    /// The second half comes first: values stand for keys.
+    /// The second half comes first, so values and keys are swapped.
     ValuesFirst,
-    /// It is what this rank sent.
+    /// The rank receives its own message.
     Returned,
-    /// Parts are in another order of ranks.
+    /// The parts are in another order of ranks.
     RanksMoved,
-    /// It is what arrived so many messages of its size ago.
+    /// A message is replaced by an earlier one of the same size, this many messages before it.
     Late(usize),
 }
 
-/// Messages of each size, oldest first.
+/// Messages by size, the oldest first.
 type Kept = HashMap<usize, VecDeque<Vec<Tensor<1>>>>;
 
-/// Like the link inside, but for links split from it that are labelled `label`, where tensors arrive as `wire` says.
+/// Behaves like the inner link, except for links split from it with label `label`, which apply the mistake `wire`.
 #[derive(Debug)]
 pub struct Tampered {
     inner: Arc<dyn Link>,
@@ -42,7 +42,7 @@ impl Tampered {
         Arc::new(Self { inner, label, wire, kept: Arc::default() })
     }
 
-    /// An operation of this rank, which sent `own`.
+    /// Wraps an operation of this rank, which sent `own`.
     fn arrive(&self, inner: Box<dyn InFlight>, own: Vec<Tensor<1>>) -> Box<dyn InFlight> {
         if &**self.inner.group().label() != self.label {
             return inner;

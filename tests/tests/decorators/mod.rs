@@ -1,4 +1,4 @@
-//! The seams of the engine with a mistake in them, and nothing else changed.
+//! Decorators that add a mistake to one seam of the engine and leave everything else unchanged.
 
 mod attention;
 mod link;

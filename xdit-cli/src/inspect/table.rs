@@ -16,7 +16,7 @@ pub fn render(inspection: &Inspection) -> String {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = width(column);
-            // Words are aligned left, numbers right.
+            // Words are left-aligned, numbers right-aligned.
             let _ = match column {
                 2 | 4 => write!(line, "{cell:>width$}  "),
                 _ => write!(line, "{cell:<width$}  "),

@@ -15,28 +15,28 @@ use crate::interrupt;
 
 const KEY: &str = "latents";
 
-/// The file of the run, as soon as the latents of a picture are done. It is global so that a signal can finish it.
+/// The file of the run, from the first picture with latents on. It is global so that a signal handler can complete it.
 static UNFINISHED: Mutex<Option<LatentsFile>> = Mutex::new(None);
 
-/// A safetensors file that is written picture by picture, and gets its name at the end.
+/// A safetensors file that is written picture by picture, and gets its final name at the end.
 struct LatentsFile {
     path: PathBuf,
     file: NamedTempFile,
     /// The shape of the latents of all pictures.
     shape: [usize; 4],
-    /// Whether the latents of each picture are in it.
+    /// For each picture, whether the file contains its latents.
     done: Vec<bool>,
 }
 
 impl LatentsFile {
-    /// Of `images` pictures with latents like `latents`.
+    /// Creates the file for `images` pictures with latents of the shape of `latents`.
     fn create(path: &Path, latents: &TensorData, images: usize) -> Result<Self> {
         let [_, c, h, w] = <[usize; 4]>::try_from(latents.shape().to_vec()).expect("latents of a picture");
         let shape = [images, c, h, w];
         Ok(Self { path: path.to_owned(), file: temporary(path)?, shape, done: vec![false; images] })
     }
 
-    /// The header of a file with the first `images` pictures. Its length is the same for any number of them.
+    /// The header for the first `images` pictures. Its length is the same for any number of pictures.
     fn header(&self, images: usize) -> Vec<u8> {
         let header = |[n, c, h, w]: [usize; 4]| {
             let entry =
@@ -60,7 +60,7 @@ impl LatentsFile {
         Ok(())
     }
 
-    /// Gives the file its name, with the pictures before the first that is missing. Returns their number.
+    /// Gives the file its final name, with all pictures before the first missing one. Returns their number.
     fn finish(mut self) -> Result<usize> {
         let images = self.done.iter().take_while(|done| **done).count();
         let mut complete = || {
@@ -82,7 +82,7 @@ fn unfinished() -> MutexGuard<'static, Option<LatentsFile>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes the `latents` of picture `image` of `images` to the file that will be `path`.
+/// Writes the `latents` of picture `image` of `images` to the file that will be named `path`.
 ///
 /// # Shapes
 /// `latents`: `[1, c, h, w]`, the same for all pictures.
@@ -99,7 +99,7 @@ pub fn put_latents(path: &Path, latents: &TensorData, image: usize, images: usiz
     file.put(image, latents).map_err(|error| unwritable(path, &error))
 }
 
-/// Gives the file of latents its name, if there is one, with the pictures before the first that is missing. Returns
+/// Gives the file of latents, if there is one, its final name, with all pictures before the first missing one. Returns
 /// their number.
 ///
 /// # Errors
@@ -111,7 +111,7 @@ pub fn finish_latents() -> Result<usize> {
 /// Reads the latents from the file `path`.
 ///
 /// # Errors
-/// If the file cannot be read, or does not contain latents of this form.
+/// If the file cannot be read or does not contain latents in this format.
 pub fn decode_latents(path: &Path, device: &Device) -> Result<Tensor<4>> {
     let shown = path.display();
     let expected = "give a safetensors file with the key `latents`, [n, c, h, w] in f32";
@@ -175,7 +175,7 @@ mod tests {
     fn pictures_that_are_done_are_in_the_file() {
         assert_eq!(values(&[0, 1, 2], 3), [0.5, 1.5, 2.5]);
         assert_eq!(values(&[2, 0, 1], 3), [0.5, 1.5, 2.5]);
-        assert_eq!(values(&[1, 0, 3], 10), [0.5, 1.5], "picture 3 may not stand in the place of picture 2");
+        assert_eq!(values(&[1, 0, 3], 10), [0.5, 1.5], "picture 3 must not take the place of picture 2");
         assert_eq!(values(&[1], 1000), [0.0; 0]);
         assert_eq!(values(&[0], 1000), [0.5]);
     }

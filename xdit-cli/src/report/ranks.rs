@@ -1,28 +1,28 @@
-//! What each rank did, as figures.
+//! The measurements of each rank.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::run::record::{RankReport, Times, Traffic};
 
-/// One rank.
+/// The measurements of one rank.
 #[derive(Debug, Serialize)]
 pub struct Rank {
-    /// From 0.
+    /// The index of the rank.
     rank: usize,
-    /// Where it is along each axis of the mesh.
+    /// Its coordinate on each axis of the mesh.
     coordinates: Map<String, Value>,
-    /// Where its time went.
+    /// Its time, by kind of activity.
     seconds: Seconds,
-    /// Parameters of the transformer that it held.
+    /// The size of its transformer parameters.
     parameter_bytes: u64,
-    /// The most keys and values that it kept from one call of attention to another.
+    /// The peak size of the keys and values that it kept between calls of attention.
     peak_kv_bytes: u64,
-    /// What it sent and waited for, by group and operation.
+    /// Its transfers and waits, by group and operation.
     traffic: Vec<Row>,
 }
 
-/// Where time went; the parts do not overlap.
+/// Times in seconds, which do not overlap.
 #[derive(Debug, Serialize)]
 struct Seconds {
     load: f64,
@@ -32,10 +32,10 @@ struct Seconds {
     decode: f64,
 }
 
-/// One operation in the groups along some axes.
+/// One operation in the groups along the same axes.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// Names of the axes; `world` for conditions, `vae` for the rows of pictures.
+    /// The names of the axes; `world` for conditions, and `vae` for the rows of pictures.
     group: String,
     operation: String,
     calls: u64,
@@ -44,12 +44,12 @@ struct Row {
     wait_s: f64,
 }
 
-/// A number for each axis of the mesh, by the axis' name.
+/// A number for each axis of the mesh, by the name of the axis.
 pub fn by_axis(number: impl Fn(Axis) -> usize) -> Map<String, Value> {
     Axis::ALL.into_iter().map(|axis| (axis.name().to_owned(), number(axis).into())).collect()
 }
 
-/// The ranks of `mesh`, of which each may have given several of `reports`.
+/// The measurements of all ranks of `mesh`. A rank may have several of the `reports`.
 pub fn ranks(reports: &[RankReport], mesh: &Mesh) -> Vec<Rank> {
     (0..mesh.size()).map(|rank| Rank::new(rank, reports, mesh)).collect()
 }

@@ -1,4 +1,4 @@
-//! The layers to skip, and what belongs to them.
+//! The options of skip-layer guidance.
 
 use xdit_core::pipeline::SkipLayerGuidance;
 use xdit_core::{Error, Result};
@@ -6,10 +6,10 @@ use xdit_core::{Error, Result};
 use crate::args::GenerateArgs;
 use crate::parameters::Settings;
 
-/// Skip-layer guidance of `args`, before that of a picture.
+/// The skip-layer guidance of `args`, or that of the picture in `--from`.
 ///
 /// # Errors
-/// If there are no layers, but something that would belong to them.
+/// If options of skip-layer guidance are given without layers.
 pub fn skip_layers(args: &GenerateArgs, old: Option<&Settings>) -> Result<Option<SkipLayerGuidance>> {
     let layers = match (&args.skip_guidance_layers[..], old) {
         ([], Some(old)) => old.skip_guidance_layers.clone(),

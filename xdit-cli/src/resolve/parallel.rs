@@ -1,4 +1,4 @@
-//! From the options of parallelism to what the engine is asked for.
+//! The options of parallelism.
 
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::{Axis, Mesh};
@@ -6,13 +6,13 @@ use xdit_core::{Error, Result};
 
 use crate::args::ParallelArgs;
 
-/// More rank threads in one process are a typing error.
+/// The limit on the number of rank threads in one process; a larger number is assumed to be a typing error.
 const MAX_RANKS: usize = 256;
 
-/// How the work is spread over ranks. What depends on the model is checked by the plan.
+/// The distribution of work over ranks. Conditions that depend on the model are checked by the plan.
 ///
 /// # Errors
-/// If a degree makes no sense by itself, or a method is not available.
+/// If a degree is not valid, or a method is not available.
 pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
     let degrees = [
         ("data-parallel-degree", Axis::Data, args.data_parallel_degree),
@@ -25,7 +25,7 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
     let mut mesh = Mesh::default().with(Axis::Cfg, if args.use_cfg_parallel { 2 } else { 1 });
     for (name, axis, degree) in degrees {
         if degree == 0 {
-            return Err(Error::usage(format!("`--{name} 0` makes no sense")).hint("the least is 1"));
+            return Err(Error::usage(format!("`--{name} 0` is not a valid degree")).hint("the minimum is 1"));
         }
         ranks = ranks.saturating_mul(degree);
         mesh = mesh.with(axis, degree);

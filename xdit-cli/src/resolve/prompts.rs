@@ -1,4 +1,4 @@
-//! Where prompts and the other texts of a request come from.
+//! The sources of prompts and of the other texts of a request.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use xdit_core::{Error, Result};
 use crate::args::GenerateArgs;
 use crate::parameters::Parameters;
 
-/// A request with all its texts: those that were given, or those of the picture to be made again.
+/// A request with all its texts: those given as options, or those of the picture in `--from`.
 ///
-/// What further text encoders are told belongs to the prompt beside which it was given: a new prompt does not inherit
-/// it, nor does a new negative prompt.
+/// Texts for further text encoders belong to the prompt that they were given with, so a new prompt does not inherit
+/// them. The same holds for negative prompts.
 ///
 /// # Errors
 /// If there is no prompt, or the file with prompts cannot be read.
@@ -45,14 +45,12 @@ fn prompts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Vec<Strin
     match stored {
         _ if !args.prompt.is_empty() => Ok(args.prompt.clone()),
         Some(parameters) => Ok(vec![parameters.prompt.clone()]),
-        None => {
-            Err(Error::usage("there is no prompt")
-                .hint("say what to draw with `--prompt` or `--prompt-file`"))
-        }
+        None => Err(Error::usage("there is no prompt")
+            .hint("describe the picture with `--prompt` or `--prompt-file`")),
     }
 }
 
-/// One prompt a line; blank lines separate.
+/// Reads one prompt a line; blank lines are ignored.
 fn read_prompts(path: &Path) -> Result<Vec<String>> {
     let shown = path.display();
     let bytes = std::fs::read(path).map_err(|error| {
@@ -65,12 +63,12 @@ fn read_prompts(path: &Path) -> Result<Vec<String>> {
         Error::usage(format!("line {line} of `{shown}` is not UTF-8"))
             .hint("save the file in the encoding UTF-8")
     })?;
-    // Editors on Windows mark UTF-8 with a character that belongs to no prompt.
+    // Editors on Windows mark UTF-8 with a character that is not part of the prompt.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let prompts: Vec<String> =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if prompts.is_empty() {
-        return Err(Error::usage(format!("`{shown}` holds no prompt")).hint("write one prompt a line"));
+        return Err(Error::usage(format!("`{shown}` contains no prompt")).hint("write one prompt a line"));
     }
     Ok(prompts)
 }

@@ -1,4 +1,4 @@
-//! What a picture remembers of options that the demo checkpoint does not take.
+//! Tests that a picture stores options that the demo checkpoint does not accept.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::Invocation;
 use crate::args::{Command, parse};
 use crate::output::encode_png;
 
-/// The job of `xdit generate --output DIR/ ARGS`.
+/// The run of `xdit generate --output DIR/ ARGS`.
 fn job(dir: &Path, args: &[&str]) -> Invocation {
     let output = format!("{}/", dir.display());
     let argv = ["xdit", "generate", "--output", &output].into_iter().chain(args.iter().copied());
@@ -19,7 +19,7 @@ fn job(dir: &Path, args: &[&str]) -> Invocation {
     Invocation::resolve(&args).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Writes picture `index` of `job` to `path`, as a model would that takes everything.
+/// Writes picture `index` of `job` to `path`, like a model that accepts every option.
 fn write(job: &Invocation, index: usize, path: &Path) {
     let spec = TransformerSpec {
         patch: 2,
@@ -71,7 +71,7 @@ fn a_picture_remembers_what_further_encoders_were_told() {
     let again = job(dir.path(), &["--from", from]).request;
     assert_eq!(texts(&again), [["b", "d", "e"], ["n", "n", "m"]]);
     assert_eq!((again.clip_skip, again.true_cfg_scale), (Some(1), Some(2.5)));
-    // A picture of that picture remembers the same.
+    // A picture generated from that picture stores the same.
     write(&job(dir.path(), &["--from", from]), 0, &file);
     assert_eq!(texts(&job(dir.path(), &["--from", from]).request), texts(&again));
 
@@ -79,7 +79,7 @@ fn a_picture_remembers_what_further_encoders_were_told() {
     let changed = job(dir.path(), &changed).request;
     assert_eq!(texts(&changed), [["b", "z", "e"], ["n", "y", "m"]]);
     assert_eq!(changed.clip_skip, Some(0));
-    // What stood beside the old prompts does not speak over new ones.
+    // Texts that belong to the old prompts do not apply to new ones.
     let new = job(dir.path(), &["--from", from, "--prompt", "x", "--negative-prompt", "w"]).request;
     assert_eq!(texts(&new), [["x"; 3], ["w"; 3]]);
 }

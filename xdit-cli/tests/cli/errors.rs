@@ -36,7 +36,7 @@ fn commands() {
     insta::assert_snapshot!(workspace.error(&["generate", "--model", "demo"]), @r"
     2
     error: there is no prompt
-    hint: say what to draw with `--prompt` or `--prompt-file`
+    hint: describe the picture with `--prompt` or `--prompt-file`
     ");
     insta::assert_snapshot!(workspace.error(&["completions", "tcsh"]), @r"
     2
@@ -192,8 +192,8 @@ fn impossible_plans() {
     }
     insta::assert_snapshot!(error(&workspace, &["--ring-degree", "0"]), @r"
     2
-    error: `--ring-degree 0` makes no sense
-    hint: the least is 1
+    error: `--ring-degree 0` is not a valid degree
+    hint: the minimum is 1
     ");
 }
 
@@ -210,7 +210,7 @@ fn prompt_files() {
     ");
     insta::assert_snapshot!(file("empty.txt"), @r"
     2
-    error: `empty.txt` holds no prompt
+    error: `empty.txt` contains no prompt
     hint: write one prompt a line
     ");
     insta::assert_snapshot!(file("missing.txt"), @r"

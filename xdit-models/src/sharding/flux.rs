@@ -1,4 +1,4 @@
-//! How FLUX.1's layers are cut.
+//! The sharding of FLUX.1.
 
 use xdit_core::placement::{Placement, Run};
 use xdit_core::plan::cost::BlockExchanges;
@@ -7,7 +7,7 @@ use super::Sharded;
 use crate::flux::FluxConfig;
 
 impl Sharded for FluxConfig {
-    /// By heads, and by features of the feed-forward.
+    /// Attention is sharded by heads, and the feed-forward by features.
     fn placements(&self) -> Vec<(&'static str, Placement)> {
         let (dim, unit) = (self.spec.dim(), self.spec.head_dim);
         let mut placements = vec![
@@ -27,8 +27,8 @@ impl Sharded for FluxConfig {
         placements
     }
 
-    /// Sums end attention and feed-forward of each stream, and a block with a single stream. The text ends with the
-    /// last block.
+    /// A sum follows attention and feed-forward of each stream, and each single block. The last block does not update
+    /// the text.
     fn exchanges(&self) -> Vec<BlockExchanges> {
         let exchanges = |block| {
             let image_sums = if block < self.double_blocks { 2 } else { 1 };

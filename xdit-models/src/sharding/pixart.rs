@@ -1,4 +1,4 @@
-//! How PixArt's layers are cut.
+//! The sharding of PixArt.
 
 use xdit_core::placement::Placement;
 use xdit_core::plan::cost::BlockExchanges;
@@ -7,7 +7,7 @@ use super::Sharded;
 use crate::pixart::PixArtConfig;
 
 impl Sharded for PixArtConfig {
-    /// By heads, and by features of the feed-forward.
+    /// Attention is sharded by heads, and the feed-forward by features.
     fn placements(&self) -> Vec<(&'static str, Placement)> {
         let unit = self.spec.head_dim;
         let mut placements = vec![
@@ -21,7 +21,7 @@ impl Sharded for PixArtConfig {
         placements
     }
 
-    /// Sums end self-attention, cross-attention and feed-forward.
+    /// A sum follows self-attention, cross-attention and feed-forward.
     fn exchanges(&self) -> Vec<BlockExchanges> {
         vec![BlockExchanges { attentions: 1, image_sums: 3, text_sums: 0 }; self.spec.blocks]
     }

@@ -1,4 +1,4 @@
-//! How Stable Diffusion 3's layers are cut.
+//! The sharding of Stable Diffusion 3.
 
 use xdit_core::placement::Placement;
 use xdit_core::plan::cost::BlockExchanges;
@@ -7,7 +7,7 @@ use super::Sharded;
 use crate::sd3::Sd3Config;
 
 impl Sharded for Sd3Config {
-    /// By heads, and by features of the feed-forward.
+    /// Attention is sharded by heads, and the feed-forward by features.
     fn placements(&self) -> Vec<(&'static str, Placement)> {
         let unit = self.spec.head_dim;
         let mut placements = Vec::new();
@@ -26,7 +26,7 @@ impl Sharded for Sd3Config {
         placements
     }
 
-    /// Sums end each attention and feed-forward, but those of the text in the last block.
+    /// A sum follows each attention and feed-forward, except for the text in the last block.
     fn exchanges(&self) -> Vec<BlockExchanges> {
         let exchanges = |block| {
             let attentions = if self.dual_attention_layers.contains(&block) { 2 } else { 1 };

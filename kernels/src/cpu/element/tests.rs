@@ -47,7 +47,7 @@ fn narrow<E: Element>(level: Level, from: &[f32]) -> Vec<E> {
     to
 }
 
-/// Every number of 16 bits.
+/// All 16-bit numbers.
 fn all<E>(from_bits: impl Fn(u16) -> E) -> Vec<E> {
     (0..=u16::MAX).map(from_bits).collect()
 }
@@ -73,14 +73,14 @@ fn every_16_bit_number_is_widened_exactly_and_comes_back() {
 
 #[test]
 fn rounding_is_to_nearest_with_ties_to_even() {
-    // Around each upper half of an f32: as it is, just beside the tie, the tie, and the largest lower half.
+    // Around each upper half of an f32: the number itself, both sides of the tie, the tie, and the largest lower half.
     let lower = [0x0000u32, 0x0001, 0x7fff, 0x8000, 0x8001, 0xffff];
     let numbers = |step: usize| {
         (0..=u16::MAX).step_by(step).flat_map(move |upper| {
             lower.into_iter().map(move |lower| f32::from_bits(u32::from(upper) << 16 | lower))
         })
     };
-    // f16 keeps three bits more than bf16, so its ties lie at other places.
+    // f16 has three bits more than bf16, so its ties are at other positions.
     let ties = (0..=u16::MAX).flat_map(|bits| {
         let x = f16::from_bits(bits).to_f32().to_bits();
         [0x0fff, 0x1000, 0x1001, 0x1fff].map(|lower| f32::from_bits(x | lower))

@@ -33,7 +33,7 @@ macro_rules! operators {
             type Output = Self;
             #[inline(always)]
             fn add(self, other: Self) -> Self {
-                // SAFETY: only work under this type's level has such vectors; so throughout this module.
+                // SAFETY: such vectors exist only in work at this type's level; this holds throughout the module.
                 Self(unsafe { $add(self.0, other.0) })
             }
         }
@@ -84,12 +84,12 @@ impl Lanes for Avx2 {
     unsafe fn store_bf16(self, to: *mut bf16) {
         // SAFETY: the caller's promise.
         unsafe {
-            // Just below half a unit, and a whole half where the last bit that stays is odd.
+            // Adds just under half a unit, or exactly half if the last bit that stays is odd.
             let bits = _mm256_castps_si256(self.0);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
             let rounded = _mm256_add_epi32(bits, half);
-            // A NaN must not become infinite or wrap around: its upper half, quiet.
+            // A NaN must not become infinite or wrap around: its upper half is kept, made quiet.
             let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0));
             let upper = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
@@ -160,7 +160,7 @@ fn first(len: usize) -> u16 {
 }
 
 impl Avx512 {
-    /// Elements `index` of the 32 of `low` and `high`.
+    /// The elements of `low` and `high`, 32 together, at `index`.
     #[inline(always)]
     fn pick(low: Self, index: [i32; 16], high: Self) -> Self {
         // SAFETY: as for `add`; `index` has the 64 bytes that are read.
@@ -197,7 +197,7 @@ impl Lanes for Avx512 {
     unsafe fn store_bf16(self, to: *mut bf16) {
         // SAFETY: the caller's promise.
         unsafe {
-            // As in `Avx2`: just below half a unit, and a whole half where the last bit that stays is odd.
+            // As in `Avx2`: adds just under half a unit, or exactly half if the last bit that stays is odd.
             let bits = _mm512_castps_si512(self.0);
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));

@@ -3,7 +3,7 @@ use crate::cpu::{
     math,
 };
 
-/// A function of one number, on vectors.
+/// A function of one number, applied to vectors.
 trait Function {
     fn apply<V: Lanes>(x: V) -> V;
 }
@@ -49,7 +49,7 @@ fn evaluate<F: Function>(level: Level, f: F, x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// Evenly spaced in value, and with every exponent, both signs.
+/// Arguments that are evenly spaced, and arguments with every exponent, of both signs.
 fn arguments(limit: f32) -> Vec<f32> {
     let even = (-200_000..=200_000).map(|i| limit * i as f32 / 200_000.0);
     let exponents = (0..4000).map(|i| 2f32.powi(i / 40 - 90) * (1.0 + (i % 40) as f32 / 41.0));
@@ -100,7 +100,7 @@ fn exponentials_at_the_ends() {
     }
 }
 
-/// erfc by its continued fraction for large and its series for small arguments.
+/// erfc, by its continued fraction for large arguments and its series for small ones.
 fn erfc(z: f64) -> f64 {
     if z < 0.0 {
         return 2.0 - erfc(-z);
@@ -117,7 +117,7 @@ fn erfc(z: f64) -> f64 {
     (-z * z).exp() / std::f64::consts::PI.sqrt() / (z + fraction)
 }
 
-/// An activation is near `x` or near 0, so its error is measured against |x|.
+/// An activation is near `x` or near 0, so its error is relative to |x|.
 fn of_argument(x: f64, _: f64) -> f64 {
     x.abs().max(1e-30)
 }

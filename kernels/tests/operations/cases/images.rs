@@ -61,7 +61,7 @@ pub fn group_norm_moments(setting: &Setting) {
         }
     }
 
-    // A large mean; and numbers whose squares, and whose sums, are beyond f16.
+    // A large mean, and numbers whose squares or sums are beyond the range of f16.
     for (case, centre, deviation) in [("large mean", 1e3, 1.0), ("large squares", 500.0, 1000.0)] {
         let x = setting.normal(2, [1, 8, 64, 64], centre, deviation);
         let got = moments(x.clone(), 4);
@@ -70,14 +70,14 @@ pub fn group_norm_moments(setting: &Setting) {
         setting.close_f32(case, &got.deviation, (&deviation, [1, 4]));
     }
 
-    // The images of a decoder: moments are those of the same numbers in f32.
+    // An image of a decoder's size: its moments must be those of the same numbers in f32.
     let x = setting.normal(3, [1, 8, 256, 256], 0.5, 4.0);
     let (got, wide) = (moments(x.clone(), 2), moments(x.cast(DType::F32), 2));
     assert_eq!(values(&got.mean), values(&wide.mean));
     assert_eq!(values(&got.deviation), values(&wide.deviation));
     assert!(values(&got.deviation).iter().all(|deviation| deviation.is_finite()));
 
-    // Parts merge to the whole, also parts without a row.
+    // Merged parts equal the whole, even if a part has no rows.
     let x = setting.normal(4, [2, 6, 11, 7], 5.0, 1.0);
     let part = |(first, rows)| moments(setting.narrow(&x, 2, first, rows), 2);
     let merged = [(0, 0), (0, 0), (0, 2), (2, 8), (10, 1), (11, 0)].map(part).into_iter();
@@ -88,7 +88,7 @@ pub fn group_norm_moments(setting: &Setting) {
     setting.close_f32("merged deviation", &merged.deviation, (&deviation, [2, 2]));
 }
 
-/// The whole of group norm: moments, the affine map of their like, and its application.
+/// Complete group norm: moments, the affine map derived from them, and its application.
 pub fn group_norm(setting: &Setting) {
     let (moments, norm_act) = (moments_of(setting), norm_act_of(setting));
     let [b, c, rows, cols] = [2, 6, 9, 8];
@@ -100,7 +100,7 @@ pub fn group_norm(setting: &Setting) {
         assert_eq!((affine.scale.dtype(), affine.shift.dtype()), (DType::F32, DType::F32));
         let group = c / 3 * rows * cols;
         let of = |_: usize, at: usize| (weights[at], biases[at]);
-        // Features of a group, by channel.
+        // The features of a group, by channel.
         let channel = |row: usize, at: usize| of(row, row % 3 * (c / 3) + at / (rows * cols));
         let expected = truth::norm(&values(&x), group, true, 1e-6, channel);
         setting.close(case, &norm_act(x, &affine, false), (&expected, [b, c, rows, cols]), 1);
@@ -120,7 +120,7 @@ pub fn norm_act(setting: &Setting) {
     }
 }
 
-/// One convolution, with or without what is folded into it.
+/// A convolution, with or without fused operations.
 struct Case {
     conv: Conv,
     folded: bool,
@@ -168,7 +168,7 @@ pub fn conv2d(setting: &Setting) {
                 Version::Reference => reference::conv2d(&folding, x, norm.as_ref(), residual.clone()),
                 Version::Own => own::conv2d(&folding, x, norm.as_ref(), residual.clone()),
             };
-            // The reference rounds the normed image and the product.
+            // The reference rounds both the normalised image and the product.
             let name = format!("{:?} by {:?}", conv.x, conv.weight);
             setting.close(&name, &y, (&expected, shape), setting.roundings(1, 2 + setting.of_product()));
         }

@@ -6,12 +6,12 @@ use xdit_kernels::{self as own, Activation, reference};
 use crate::setting::{Setting, Version, values};
 use crate::truth;
 
-/// Image, tokens and features; one token, odd sizes, none.
+/// Images, tokens and features: single tokens, odd sizes, no tokens, no images.
 const TOKENS: [[usize; 3]; 6] = [[1, 1, 1], [1, 1, 64], [2, 7, 33], [3, 40, 72], [2, 0, 16], [0, 3, 16]];
 
 const EPS: f64 = 1e-6;
 
-/// What both versions of attention look like.
+/// The signature of both versions of attention.
 type Attention = fn(Tensor<4>, Tensor<4>, Tensor<4>, Option<Tensor<4>>, f32) -> (Tensor<4>, Tensor<3>);
 
 fn attention_of(setting: &Setting) -> Attention {
@@ -21,7 +21,7 @@ fn attention_of(setting: &Setting) -> Attention {
     }
 }
 
-/// What both versions of the merge look like.
+/// The signature of both versions of the merge.
 type Merge = fn((Tensor<4>, Tensor<3>), (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>);
 
 fn merge_of(setting: &Setting) -> Merge {
@@ -33,7 +33,7 @@ fn merge_of(setting: &Setting) -> Merge {
 
 pub fn attention(setting: &Setting) {
     let attend = attention_of(setting);
-    // One token, odd sizes, many keys, no query, no image.
+    // A single token, odd sizes, many keys, no queries, no images.
     for [b, nq, nk, h, d] in [
         [1, 1, 1, 1, 1],
         [2, 3, 5, 2, 12],
@@ -57,7 +57,7 @@ pub fn attention(setting: &Setting) {
     let [b, nq, nk, h, d] = [2, 6, 70, 3, 24];
     let [q, k, v] = [(1, nq), (2, nk), (3, nk)].map(|(seed, n)| setting.random(seed, [b, n, h, d]));
 
-    // A bias is repeated where its size is one.
+    // A bias is broadcast along dimensions of size 1.
     for shape in [[b, h, nq, nk], [1, 1, nq, nk], [b, 1, 1, nk], [1, h, nq, 1]] {
         let bias = setting.random(4, shape);
         let whole = values(&bias.clone().expand([b, h, nq, nk]));
@@ -69,7 +69,7 @@ pub fn attention(setting: &Setting) {
         }
     }
 
-    // Masked keys do not count; a query with every key masked gets zeros and -inf.
+    // Masked keys do not contribute. A query with every key masked gets zeros and -inf.
     let mask = |key: usize, query: usize| query == 2 || (query < 4 && key >= 5) || key == 69;
     let bias = (0..nq * nk).map(|at| if mask(at % nk, at / nk) { f32::NEG_INFINITY } else { 0.0 });
     let bias = setting.tensor(bias.collect(), [1, 1, nq, nk]);
@@ -79,14 +79,14 @@ pub fn attention(setting: &Setting) {
     setting.close("masks", &got, (&out, [b, nq, h, d]), 1);
     assert_masked(&values(&got), &values(&got_lse), &lse, d);
 
-    // So does a query without keys.
+    // The same holds for a query without keys.
     let none = || setting.random(5, [b, 0, h, d]);
     let (got, got_lse) = attend(q.clone(), none(), none(), None, 0.2);
     assert_eq!((got.dims(), got_lse.dims()), ([b, nq, h, d], [b, nq, h]));
     assert_eq!((got.dtype(), got_lse.dtype()), (setting.dtype, DType::F32));
     assert_masked(&values(&got), &values(&got_lse), &vec![f64::NEG_INFINITY; b * nq * h], d);
 
-    // Products beyond the range of f16, whose scores are within it.
+    // Products beyond the range of f16, with scores within it.
     let large = |seed, n| setting.normal(seed, [1, n, 2, 64], 40.0, 4.0);
     let (q, k, v) = (large(1, 9), large(2, 33), large(3, 33));
     let (out, lse) = truth::attention([&q, &k, &v], None, 1e-3);
@@ -95,7 +95,7 @@ pub fn attention(setting: &Setting) {
     setting.close_f32("large products", &got_lse, (&lse, [1, 9, 2]));
 }
 
-/// Asserts that zeros and -inf stand where `expected` has -inf, and finite logarithms elsewhere.
+/// Asserts zeros and -inf where `expected` is -inf, and accurate finite logarithms elsewhere.
 fn assert_masked(out: &[f64], lse: &[f64], expected: &[f64], d: usize) {
     assert_eq!(lse.len(), expected.len());
     for ((&lse, &expected), out) in lse.iter().zip(expected).zip(out.chunks(d)) {
@@ -118,11 +118,11 @@ pub fn merge(setting: &Setting) {
     };
     let (out, lse) = truth::attention([&q, &k, &v], None, 0.2);
     let (got, got_lse) = merge(merge(part(0, 1), part(1, 90)), part(90, nk));
-    // The parts are rounded, and each merge rounds; of the latter's results, only the last is whole.
+    // The parts are rounded, and so is each merge; only the last merge combines all keys.
     setting.close("parts of the keys", &got, (&out, [b, nq, h, d]), 3);
     setting.close_f32("parts of the keys", &got_lse, (&lse, [b, nq, h]));
 
-    // In every layout the same.
+    // The result is the same in every layout.
     let (first, second) = (part(0, 70), part(70, nk));
     let (out, lse) = merge(first.clone(), second.clone());
     for (x, y) in setting.layouts(&first.0).into_iter().zip(setting.layouts(&second.0)) {
@@ -131,7 +131,7 @@ pub fn merge(setting: &Setting) {
         assert_eq!(values(&got_lse), values(&lse));
     }
 
-    // A part without keys is neutral, also to another one.
+    // A part without keys is neutral, even to another one.
     let empty = || part(0, 0);
     for whole in [merge(empty(), part(0, nk)), merge(part(0, nk), empty())] {
         assert_eq!(values(&whole.0), values(&part(0, nk).0));
@@ -142,13 +142,13 @@ pub fn merge(setting: &Setting) {
     assert!(values(&got).iter().all(|&x| x == 0.0));
     assert!(values(&got_lse).iter().all(|&x| x == f64::NEG_INFINITY));
 
-    // No query at all.
+    // No queries.
     let nothing = || (setting.random(1, [b, 0, h, d]), setting.typed(vec![], [b, 0, h], DType::F32));
     assert_eq!(merge(nothing(), nothing()).0.dims(), [b, 0, h, d]);
 }
 
 pub fn linear(setting: &Setting) {
-    // One row, few and many rows, odd sizes; no row, no output, no input.
+    // A single row, few and many rows, odd sizes; no rows, no outputs, no inputs.
     for [b, n, c_in, c_out] in [
         [1, 1, 1, 1],
         [1, 1, 256, 384],
@@ -200,7 +200,7 @@ pub fn layer_norm(setting: &Setting) {
             (Some(weight.clone()), Some(bias.clone())),
             (Some(weight), None),
             (None, Some(bias.clone())),
-            // A row of one is its own mean: nothing is left of it but the bias.
+            // A row of one feature equals its mean, so only the bias remains.
             (None, (c == 1).then_some(bias)),
         ] {
             let affine = [&weight, &bias].map(|parameter| parameter.as_ref().map(values));
@@ -232,7 +232,7 @@ pub fn layer_norm_modulate(setting: &Setting) {
     };
     for shape @ [b, n, c] in TOKENS {
         for images in if b > 1 { vec![1, b] } else { vec![1] } {
-            // Parameters are slices of one projection.
+            // The parameters are slices of one projection.
             let six = setting.random(2, [images, 1, 6 * c]);
             let [shift, scale] = [1, 4].map(|part| six.clone().narrow(2, part * c, c));
             let (shifts, scales) = (values(&shift), values(&scale));
@@ -279,7 +279,8 @@ pub fn rms_norm(setting: &Setting) {
     assert!(values(&norm(zeros, None, EPS)).iter().all(|&y| y == 0.0));
 }
 
-/// Shapes of more than one number: of a single one far below zero, where activations vanish, hardly a digit is left.
+/// Shapes with several numbers. A single number far below zero, where activations vanish, would have hardly any
+/// correct digits.
 const SEVERAL: [[usize; 3]; 5] = [[1, 1, 64], [2, 7, 33], [3, 40, 72], [2, 0, 16], [0, 3, 16]];
 
 const ACTIVATIONS: [Activation; 4] =
@@ -298,7 +299,7 @@ pub fn activate(setting: &Setting) {
                 setting.close(&format!("{activation:?}"), &run(x), (&expected, shape), 1);
             }
         }
-        // Cubes beyond f16, on both sides.
+        // Numbers of both signs whose cubes are beyond the range of f16.
         let x = setting.tensor(vec![-60000.0, -300.0, -41.0, 0.0, 41.0, 300.0, 60000.0], [1, 1, 7]);
         let expected: Vec<_> = values(&x).iter().map(|&x| truth::activation(activation, x)).collect();
         setting.close(&format!("{activation:?} of large numbers"), &run(x), (&expected, [1, 1, 7]), 1);
