@@ -8,23 +8,21 @@ use super::{Activation, ActivationOps, reference_activate, reference_gated_activ
 use crate::cpu::{
     TensorRows,
     lanes::{Lanes, Level, Vectorized},
-    map_rows, math, round_to, wide,
+    map_rows, math, wide,
 };
 
 impl ActivationOps for Flex {
     fn activate(activation: Activation, x: FlexTensor) -> FlexTensor {
         match x.dtype() {
-            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
-                round_to(activate(Level::detect(), activation, wide(x)), dtype)
-            }
+            DType::F32 | DType::F16 | DType::BF16 => activate(Level::detect(), activation, x),
             _ => reference_activate::<Self>(activation, x),
         }
     }
 
     fn gated_activate(activation: Activation, gate: FlexTensor, x: FlexTensor) -> FlexTensor {
         match gate.dtype() {
-            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
-                round_to(gated_activate(Level::detect(), activation, wide(gate), wide(x)), dtype)
+            DType::F32 | DType::F16 | DType::BF16 => {
+                gated_activate(Level::detect(), activation, gate, wide(x))
             }
             _ => reference_gated_activate::<Self>(activation, gate, x),
         }

@@ -6,13 +6,9 @@ mod tests;
 
 use burn::tensor::{bf16, f16};
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Vectorized};
 
 /// f32, bf16 or f16.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "operations round whole results so far; tests store elements")
-)]
 pub(crate) trait Element: burn::tensor::Element + bytemuck::Pod {
     /// A vector of the first elements.
     ///
@@ -106,5 +102,39 @@ impl Element for f16 {
     unsafe fn store<V: Lanes>(vector: V, to: *mut Self) {
         // SAFETY: the caller's promise.
         unsafe { vector.store_f16(to) }
+    }
+}
+
+/// Widens all elements of `from` into `to`.
+pub(crate) struct Widen<'a, E> {
+    pub from: &'a [E],
+    pub to: &'a mut [f32],
+}
+
+impl<E: Element> Vectorized for Widen<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        for at in (0..self.from.len()).step_by(V::N) {
+            E::load_or::<V>(&self.from[at..], 0.0).store_some(&mut self.to[at..]);
+        }
+    }
+}
+
+/// Rounds all elements of `from` into `to`.
+pub(crate) struct Narrow<'a, E> {
+    pub from: &'a [f32],
+    pub to: &'a mut [E],
+}
+
+impl<E: Element> Vectorized for Narrow<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        for at in (0..self.from.len()).step_by(V::N) {
+            E::store_some(V::load_or(&self.from[at..], 0.0), &mut self.to[at..]);
+        }
     }
 }

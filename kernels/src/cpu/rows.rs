@@ -4,10 +4,12 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use burn::backend::TensorMetadata;
-use burn_flex::FlexTensor;
+use burn::tensor::{Bytes, DType, bf16, f16};
+use burn_flex::{FlexTensor, Layout};
 use rayon::prelude::*;
 
-use super::element::Element;
+use super::element::{Element, Narrow, Widen};
+use super::lanes::Level;
 
 /// The number of elements of a task: few enough for the first-level cache, and enough to outweigh its overhead.
 const TASK_LEN: usize = 8192;
@@ -147,8 +149,50 @@ impl PerImage {
 /// Applies `f` to groups of whole rows of `x`, in parallel. Its arguments are the index of the first row and the
 /// contiguous rows, which it changes in place.
 ///
-/// Works in the memory of `x` if it is not shared, and otherwise in a copy that is made group by group.
+/// Works in the memory of `x` if it is not shared, and otherwise in a copy that is made group by group. Rows of 16 bits
+/// are widened and rounded group by group, within the first-level cache.
 pub(crate) fn map_rows(x: FlexTensor, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
+    match x.dtype() {
+        DType::BF16 => map_16_bit_rows::<bf16>(x, f),
+        DType::F16 => map_16_bit_rows::<f16>(x, f),
+        _ => map_f32_rows(x, f),
+    }
+}
+
+/// [`map_rows`] of 16-bit numbers.
+fn map_16_bit_rows<E: Element>(x: FlexTensor, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
+    let (shape, level) = (x.shape(), Level::detect());
+    let mut rows = TensorRows::<E>::new(x);
+    let len = shape.num_elements();
+    if len == 0 {
+        return rows.tensor;
+    }
+    let group = (TASK_LEN / rows.len).max(1);
+    if rows.is_exclusive() {
+        let start = rows.tensor.layout().start_offset();
+        let data = rows.tensor.try_storage_mut::<E>().expect("checked by is_exclusive");
+        for_each_chunk(&mut data[start..start + len], group * rows.len, |i, chunk| {
+            let mut wide = vec![0.0; chunk.len()];
+            level.run(Widen { from: chunk, to: &mut wide });
+            f(i * group, &mut wide);
+            level.run(Narrow { from: &wide, to: chunk });
+        });
+        return rows.tensor;
+    }
+    let mut data = vec![E::zeroed(); len];
+    for_each_chunk(&mut data, group * rows.len, |i, chunk| {
+        let mut wide = vec![0.0; chunk.len()];
+        for (row, to) in (i * group..).zip(wide.chunks_exact_mut(rows.len)) {
+            level.run(Widen { from: rows.row(row), to });
+        }
+        f(i * group, &mut wide);
+        level.run(Narrow { from: &wide, to: chunk });
+    });
+    FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape), E::dtype())
+}
+
+/// [`map_rows`] of f32.
+fn map_f32_rows(x: FlexTensor, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
     let shape = x.shape();
     let mut rows = TensorRows::new(x);
     let len = shape.num_elements();

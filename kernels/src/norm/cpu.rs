@@ -8,16 +8,16 @@ use super::{NormOps, reference_layer_norm, reference_layer_norm_modulate, refere
 use crate::cpu::{
     PerImage, TensorRows, dims,
     lanes::{Lanes, Level, Vectorized},
-    map_rows, round_to, wide,
+    map_rows, wide,
 };
 use crate::optional::Optional;
 
 impl NormOps for Flex {
     fn layer_norm(x: FlexTensor, weight: Optional<Self>, bias: Optional<Self>, eps: f64) -> FlexTensor {
         match x.dtype() {
-            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+            DType::F32 | DType::F16 | DType::BF16 => {
                 let [weight, bias] = [weight, bias].map(|parameter| parameter.into_option().map(wide));
-                round_to(layer_norm(Level::detect(), wide(x), weight, bias, eps), dtype)
+                layer_norm(Level::detect(), x, weight, bias, eps)
             }
             _ => reference_layer_norm::<Self>(x, weight, bias, eps),
         }
@@ -25,9 +25,8 @@ impl NormOps for Flex {
 
     fn layer_norm_modulate(x: FlexTensor, shift: FlexTensor, scale: FlexTensor, eps: f64) -> FlexTensor {
         match x.dtype() {
-            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
-                let y = layer_norm_modulate(Level::detect(), wide(x), wide(shift), wide(scale), eps);
-                round_to(y, dtype)
+            DType::F32 | DType::F16 | DType::BF16 => {
+                layer_norm_modulate(Level::detect(), x, wide(shift), wide(scale), eps)
             }
             _ => reference_layer_norm_modulate::<Self>(x, shift, scale, eps),
         }
@@ -35,9 +34,9 @@ impl NormOps for Flex {
 
     fn rms_norm(x: FlexTensor, weight: Optional<Self>, eps: f64) -> FlexTensor {
         match x.dtype() {
-            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
+            DType::F32 | DType::F16 | DType::BF16 => {
                 let weight = weight.into_option().map(wide);
-                round_to(rms_norm(Level::detect(), wide(x), weight, eps), dtype)
+                rms_norm(Level::detect(), x, weight, eps)
             }
             _ => reference_rms_norm::<Self>(x, weight, eps),
         }

@@ -14,14 +14,15 @@ impl ResidualOps for Flex {
     fn gated_residual(x: FlexTensor, gate: FlexTensor, y: FlexTensor) -> FlexTensor {
         match x.dtype() {
             dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
-                round_to(gated_residual(Level::detect(), wide(x), wide(gate), wide(y)), dtype)
+                round_to(gated_residual(Level::detect(), x, wide(gate), wide(y)), dtype)
             }
             _ => reference_gated_residual::<Self>(x, gate, y),
         }
     }
 }
 
-/// [`gated_residual`](super::gated_residual) at `level`.
+/// [`gated_residual`](super::gated_residual) at `level`. `gate` and `y` are f32; `x` may have 16 bits. The result has the
+/// type of the tensor whose memory it reuses, `x` or `y`.
 pub(super) fn gated_residual(level: Level, x: FlexTensor, gate: FlexTensor, y: FlexTensor) -> FlexTensor {
     let sizes @ [_, n, c] = dims(&x);
     assert_eq!(dims(&y), sizes, "both terms have one shape");
@@ -34,7 +35,7 @@ pub(super) fn gated_residual(level: Level, x: FlexTensor, gate: FlexTensor, y: F
             }
         })
     } else {
-        let x = TensorRows::new(x);
+        let x = TensorRows::new(wide(x));
         map_rows(y, |first, rows| {
             for (i, row) in (first..).zip(rows.chunks_exact_mut(c)) {
                 level.run(AddGated::<false> { row, gate: gate.row(i / n), other: x.row(i) });

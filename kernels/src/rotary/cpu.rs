@@ -7,15 +7,13 @@ use super::{RotaryOps, reference_rotary};
 use crate::cpu::{
     TensorRows, dims,
     lanes::{Lanes, Level, Vectorized},
-    map_rows, round_to, wide,
+    map_rows, wide,
 };
 
 impl RotaryOps for Flex {
     fn rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
         match x.dtype() {
-            dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
-                round_to(rotary(Level::detect(), wide(x), wide(cos), wide(sin)), dtype)
-            }
+            DType::F32 | DType::F16 | DType::BF16 => rotary(Level::detect(), x, wide(cos), wide(sin)),
             _ => reference_rotary::<Self>(x, cos, sin),
         }
     }

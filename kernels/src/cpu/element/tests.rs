@@ -1,39 +1,7 @@
 use burn::tensor::{bf16, f16};
 
-use super::Element;
-use crate::cpu::lanes::{Lanes, Level, Vectorized};
-
-struct Widen<'a, E> {
-    from: &'a [E],
-    to: &'a mut [f32],
-}
-
-impl<E: Element> Vectorized for Widen<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        for at in (0..self.from.len()).step_by(V::N) {
-            E::load_or::<V>(&self.from[at..], 0.0).store_some(&mut self.to[at..]);
-        }
-    }
-}
-
-struct Narrow<'a, E> {
-    from: &'a [f32],
-    to: &'a mut [E],
-}
-
-impl<E: Element> Vectorized for Narrow<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        for at in (0..self.from.len()).step_by(V::N) {
-            E::store_some(V::load_or(&self.from[at..], 0.0), &mut self.to[at..]);
-        }
-    }
-}
+use super::{Element, Narrow, Widen};
+use crate::cpu::lanes::Level;
 
 fn widen<E: Element>(level: Level, from: &[E]) -> Vec<f32> {
     let mut to = vec![0.0; from.len()];
