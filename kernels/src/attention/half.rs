@@ -37,33 +37,6 @@ const GROUP: usize = 2 << 20;
 /// The fewest elements of f32 that are packed in a task.
 const PACKED: usize = 16 << 10;
 
-/// Whether bf16 is multiplied in hardware where that is faster. It is off: on a small PixArt the final latents are then
-/// 4.2e-2 from those in f32 (mean of eight seeds), and 3.0e-2 in diffusers. Probabilities and scaled queries are rounded
-/// to bf16 there; one of these roundings costs too much.
-const IN_HARDWARE: bool = false;
-
-/// How bf16 is multiplied fastest on this processor.
-///
-/// Intel's processors with tiles multiply pairs in vectors at half the rate of f32. Where an operating system or a
-/// virtual machine withholds the tiles, widening is faster.
-fn detect() -> Dots {
-    match Dots::detect() {
-        _ if !IN_HARDWARE => Dots::Widen,
-        #[cfg(target_arch = "x86_64")]
-        _ if !is_x86_feature_detected!("avx512dq") => Dots::Widen,
-        #[cfg(target_arch = "x86_64")]
-        Dots::Avx512Bf16 if is_x86_feature_detected!("avx512fp16") && is_intel() => Dots::Widen,
-        dots => dots,
-    }
-}
-
-/// Whether the processor is one of Intel's.
-#[cfg(target_arch = "x86_64")]
-fn is_intel() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
-}
-
 /// Attention of bf16 on this processor.
 pub(super) fn attend_bf16(
     q: FlexTensor,
@@ -71,7 +44,7 @@ pub(super) fn attend_bf16(
     bias: Option<FlexTensor>,
     scale: f32,
 ) -> (FlexTensor, FlexTensor) {
-    match detect() {
+    match Dots::detect() {
         Dots::Widen => attend_widened::<bf16>(Level::detect(), q, kv, bias, scale),
         #[cfg(target_arch = "x86_64")]
         dots => attend_packed(dots, q, kv, bias, scale),
@@ -90,7 +63,7 @@ pub(super) fn attend_packed(
     bias: Option<FlexTensor>,
     scale: f32,
 ) -> (FlexTensor, FlexTensor) {
-    assert!(dots != Dots::Widen && Dots::available().contains(&dots) && is_x86_feature_detected!("avx512dq"));
+    assert!(dots != Dots::Widen && Dots::available().contains(&dots));
     let sizes @ [b, nq, nk, h, d] = sizes(&q.shape(), &k.shape(), &v.shape());
     let (q, k, v) = (Heads::new(q), Heads::new(k), Heads::new(v));
     let bias = bias.map(|bias| Bias::new(bias, [b, h, nq, nk]));

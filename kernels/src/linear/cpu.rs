@@ -5,13 +5,15 @@
 //! leave it packing a weight that is used once or twice; they stream it through dot products instead.
 
 use burn::backend::TensorMetadata;
-use burn::tensor::{Bytes, DType, bf16, f16};
+use burn::tensor::{Bytes, DType, Shape, bf16, f16};
 use burn_flex::{Flex, FlexTensor, Layout};
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::half;
 use super::{LinearOps, reference_linear};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx::Dots;
 use crate::cpu::{
     TensorRows, contiguous, dims,
     element::Element,
@@ -35,7 +37,8 @@ impl LinearOps for Flex {
             dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
                 let bias = bias.into_option().map(wide);
                 #[cfg(target_arch = "x86_64")]
-                if let Some(dots) = half::instructions()
+                if let dots = Dots::detect()
+                    && dots != Dots::Widen
                     && [dtype, weight.dtype()] == [DType::BF16; 2]
                     && x.shape().num_elements() > FEW * dims::<2>(&weight)[1]
                 {
@@ -48,20 +51,32 @@ impl LinearOps for Flex {
     }
 }
 
+/// The shape of the outputs, and the contiguous bias.
+///
+/// # Panics
+/// If the inputs or the bias do not fit the weight.
+fn outputs(x: &FlexTensor, weight: &FlexTensor, bias: Option<FlexTensor>) -> (Shape, Option<FlexTensor>) {
+    let mut shape = x.shape();
+    let [c_out, c_in] = dims(weight);
+    let last = shape.rank() - 1;
+    assert_eq!(shape[last], c_in, "features of the input that the weight takes");
+    shape[last] = c_out;
+    let bias = bias.map(|bias| {
+        assert_eq!(dims(&bias), [c_out], "a bias for each output");
+        contiguous(bias)
+    });
+    (shape, bias)
+}
+
 /// [`linear`](super::linear) of bf16 with `dots`.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn linear_bf16(
-    dots: crate::cpu::amx::Dots,
+    dots: Dots,
     x: FlexTensor,
     weight: FlexTensor,
     bias: Option<FlexTensor>,
 ) -> FlexTensor {
-    let mut shape = x.shape();
-    let [c_out, c_in] = dims(&weight);
-    let last = shape.rank() - 1;
-    assert_eq!(shape[last], c_in, "features of the input that the weight takes");
-    shape[last] = c_out;
-    let bias = bias.map(contiguous);
+    let (shape, bias) = outputs(&x, &weight, bias);
     let [mut x, mut weight] = [x, weight].map(TensorRows::<bf16>::new);
     for rows in [&mut x, &mut weight] {
         if matrix(rows).is_none() {
@@ -88,19 +103,12 @@ pub(super) fn linear(
     weight: FlexTensor,
     bias: Option<FlexTensor>,
 ) -> FlexTensor {
-    let mut shape = x.shape();
-    let [c_out, c_in] = dims(&weight);
-    let last = shape.rank() - 1;
-    assert_eq!(shape[last], c_in, "features of the input that the weight takes");
-    shape[last] = c_out;
+    let (shape, bias) = outputs(&x, &weight, bias);
+    let c_in = dims::<2>(&weight)[1];
     let mut x = TensorRows::new(x);
     if x.stride().is_none() {
         x = x.into_contiguous();
     }
-    let bias = bias.map(|bias| {
-        assert_eq!(dims(&bias), [c_out], "a bias for each output");
-        contiguous(bias)
-    });
     let bias = bias.as_ref().map(slice);
     let few = x.count() <= FEW && weight.layout().strides()[1] == 1;
     let y = match weight.dtype() {
@@ -177,7 +185,7 @@ fn stream<E: Element>(level: Level, x: &TensorRows, weight: &FlexTensor, bias: O
     let task = |(index, columns): (usize, &mut [f32])| {
         let first = index * OUTPUTS;
         let weight: Vec<&[E]> = (first..c_out.min(first + OUTPUTS)).map(weight_row).collect();
-        level.run(Dots { x: &rows, weight: &weight, columns });
+        level.run(DotProducts { x: &rows, weight: &weight, columns });
     };
     let chunk = (OUTPUTS * rows.len()).max(1);
     if x.len() * c_out < 1 << 16 {
@@ -194,13 +202,13 @@ fn stream<E: Element>(level: Level, x: &TensorRows, weight: &FlexTensor, bias: O
 }
 
 /// The dot product of each row of the weight with each row of `x`: `columns[output, row]`.
-struct Dots<'a, E> {
+struct DotProducts<'a, E> {
     x: &'a [&'a [f32]],
     weight: &'a [&'a [E]],
     columns: &'a mut [f32],
 }
 
-impl<E: Element> Vectorized for Dots<'_, E> {
+impl<E: Element> Vectorized for DotProducts<'_, E> {
     type Output = ();
 
     #[inline(always)]

@@ -62,21 +62,6 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// The instructions for [`multiply`], if they are faster than f32.
-///
-/// Intel's processors with AVX-512-BF16 start a product of pairs every other cycle and two of f32 in each, so that
-/// without tiles f32 is twice as fast there. AMD's start one of either.
-pub(super) fn instructions() -> Option<Dots> {
-    let best = Dots::detect();
-    let has_fast_pairs = best != Dots::Avx512Bf16 || !is_intel();
-    (best != Dots::Widen && has_fast_pairs).then_some(best)
-}
-
-fn is_intel() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
-}
-
 /// `x · weightᵀ + bias` with `dots`.
 ///
 /// # Panics
