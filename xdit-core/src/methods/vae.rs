@@ -1,7 +1,7 @@
 //! Parallel VAE: each rank holds some rows of an image, from the latents to the picture.
 //!
 //! Nothing is approximated. Convolutions take the neighbours' rows where a rank's own end, and zeros at the border of
-//! the image only; group norms merge the moments of all ranks; attention passes keys and values round.
+//! the image only; group norms merge the moments of all ranks; attention passes keys and values around.
 
 use std::sync::Arc;
 
