@@ -24,7 +24,7 @@ pub struct SplitRows {
 }
 
 impl SplitRows {
-    /// Over the ranks of `link`, of which each has as many rows as `shares` says.
+    /// Creates this rank's rows among those of the ranks of `link`; rank `i` has `shares[i]` rows.
     ///
     /// # Panics
     /// If the number of shares is not the number of ranks, or if a share has no rows.
