@@ -27,7 +27,7 @@ use values::{mapped, read};
 /// Names are relative: [`at`](Self::at) goes one level down, as in `weights.at("blocks").at(3)`. Each tensor
 /// that is taken is marked as used, and [`finish`](Self::finish) reports the tensors left over.
 ///
-/// A tensor for the CPU that already is of the wanted type is not copied: it lies in the mapped file.
+/// A tensor for the CPU that already has the wanted type is not copied: it stays in the mapped file.
 #[derive(Clone)]
 pub struct Weights {
     source: Arc<Source>,
@@ -245,8 +245,8 @@ impl Weights {
         })
     }
 
-    /// Puts the result of `read` on the device. With [`check_only`](Self::check_only), returns zeros that take no memory
-    /// instead.
+    /// Puts the result of `read` on the device. With [`check_only`](Self::check_only), returns zeros that take no
+    /// memory.
     fn put<const D: usize>(
         &self,
         name: &str,
