@@ -1,4 +1,4 @@
-//! What travels: typed, reference-counted bytes.
+//! The payload of transfers: typed, reference-counted bytes.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use bytes::Bytes;
 use half::{bf16, f16};
 
-/// Type of the elements in a [`Buffer`].
+/// The type of the elements in a [`Buffer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 single precision.
@@ -19,7 +19,7 @@ pub enum DType {
     F16,
     /// Signed 32-bit integer.
     I32,
-    /// Unsigned byte; also the way to carry anything that is not reduced.
+    /// Unsigned byte; also carries data of any other type.
     U8,
 }
 
@@ -52,7 +52,7 @@ mod sealed {
 
 /// A Rust type with a [`DType`].
 pub trait Element: sealed::Sealed + Pod + Send + Sync {
-    /// Its name on the wire.
+    /// The corresponding type on the wire.
     const DTYPE: DType;
 }
 
@@ -66,17 +66,17 @@ macro_rules! element {
 }
 element!(f32 => F32, bf16 => Bf16, f16 => F16, i32 => I32, u8 => U8);
 
-/// Element type and count: all that the two ends of a transfer must agree on.
+/// Element type and count, on which the two ends of a transfer must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BufferSpec {
     /// Type of the elements.
     pub dtype: DType,
-    /// How many elements, not bytes.
+    /// The number of elements, not of bytes.
     pub len: usize,
 }
 
 impl BufferSpec {
-    /// `len` elements of `dtype`.
+    /// The spec of `len` elements of `dtype`.
     pub const fn new(dtype: DType, len: usize) -> Self {
         Self { dtype, len }
     }
@@ -93,7 +93,7 @@ impl fmt::Display for BufferSpec {
     }
 }
 
-/// Immutable elements that several owners may share; clones and slices copy nothing.
+/// Immutable elements with shared ownership; clones and slices copy nothing.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Buffer {
     dtype: DType,
@@ -101,7 +101,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Takes `bytes` as elements of `dtype` in native byte order, at any alignment.
+    /// Interprets `bytes` as elements of `dtype` in native byte order, at any alignment.
     ///
     /// # Panics
     /// If the length is not a whole number of elements.
@@ -127,15 +127,15 @@ impl Buffer {
         Self { dtype: E::DTYPE, bytes: Bytes::from_owner(Owner(elements)) }
     }
 
-    /// No elements of `dtype`.
+    /// A buffer without elements, of type `dtype`.
     pub const fn empty(dtype: DType) -> Self {
         Self { dtype, bytes: Bytes::new() }
     }
 
-    /// `parts`, one after the other, in a buffer of their own.
+    /// Concatenates `parts` into a new buffer.
     ///
     /// # Panics
-    /// If there are no parts, or of different types.
+    /// If there are no parts, or their types differ.
     pub fn concat(parts: &[Self]) -> Self {
         let [first, rest @ ..] = parts else { panic!("nothing to concatenate has no element type") };
         assert!(rest.iter().all(|part| part.dtype == first.dtype), "parts of several types in `concat`");
@@ -158,7 +158,7 @@ impl Buffer {
         self.dtype
     }
 
-    /// How many elements.
+    /// The number of elements.
     pub const fn len(&self) -> usize {
         self.bytes.len() / self.dtype.size_bytes()
     }
@@ -168,7 +168,7 @@ impl Buffer {
         self.bytes.is_empty()
     }
 
-    /// Type and count of the elements.
+    /// The type and number of the elements.
     pub const fn spec(&self) -> BufferSpec {
         BufferSpec::new(self.dtype, self.len())
     }
@@ -185,12 +185,12 @@ impl Buffer {
         }
     }
 
-    /// The bytes, shared.
+    /// The bytes, for sharing.
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The bytes, handed on.
+    /// Converts the buffer into its bytes.
     pub fn into_bytes(self) -> Bytes {
         self.bytes
     }

@@ -1,11 +1,11 @@
-//! The seam: what every transport offers.
+//! The seam of the transport: the operations that every backend has.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::{Buffer, BufferSpec, Group, Operation, Pending, Result};
 
-/// A communicator of any backend, shared by whoever needs it.
+/// A shared communicator of any backend.
 pub type Comm = Arc<dyn Communicator>;
 
 /// One rank's end of a [`Group`].
@@ -13,13 +13,13 @@ pub type Comm = Arc<dyn Communicator>;
 /// Peers are named by their *position* in the group; errors name world ranks. Operations return at once; wrong
 /// arguments come back as an error from [`Pending::wait`], like every other failure.
 pub trait Communicator: fmt::Debug + Send + Sync {
-    /// The ranks that talk here.
+    /// The ranks of this communicator.
     fn group(&self) -> &Group;
 
     /// This rank's position in the group.
     fn rank(&self) -> usize;
 
-    /// How many ranks talk here.
+    /// The number of ranks.
     fn size(&self) -> usize {
         self.group().size()
     }

@@ -1,7 +1,7 @@
 //! The one implementation of [`Communicator`] over in-process mailboxes.
 //!
-//! All messages leave when the operation is issued; waiting only collects. Messages are handles, so the bytes are not
-//! copied.
+//! All messages are delivered when the operation is issued; waiting only collects them. Messages are handles, so no
+//! bytes are copied.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::{Buffer, BufferSpec, Call, Comm, Communicator, Error, Group, Operatio
 /// One rank's end of one group.
 pub(crate) struct Endpoint {
     fabric: Arc<Fabric>,
-    /// Identity of the communicator: equal on its members, different from that of every other one.
+    /// The identity of the communicator: equal on its members, different from every other communicator's.
     id: u64,
     group: Group,
     position: usize,
-    /// Messages sent to each position so far.
+    /// The number of messages sent to each position.
     sent: Vec<AtomicU64>,
-    /// Receives posted for each position so far.
+    /// The number of receives posted for each position.
     posted: Vec<AtomicU64>,
-    /// How often this communicator was split.
+    /// The number of splits of this communicator.
     splits: AtomicU64,
 }
 
@@ -50,7 +50,7 @@ impl Endpoint {
     }
 }
 
-/// Takes one message and asserts that both ends agree on it.
+/// Takes one message and checks that both ends agree on it.
 fn receive(
     fabric: &Fabric,
     call: &Call,
@@ -93,7 +93,7 @@ impl Communicator for Endpoint {
         let nth = self.splits.fetch_add(1, Ordering::Relaxed);
         let me = self.group.ranks()[self.position];
         let Some(group) = groups.iter().find(|group| group.position(me).is_some()) else { return Ok(None) };
-        // Computed from what all ranks know, so that it needs no message.
+        // Computed from values that are the same on all ranks, so that a split needs no message.
         let words = group.label().bytes().map(u64::from).chain(group.ranks().iter().map(|&rank| rank as u64));
         let id = mix([self.id, nth, group.size() as u64].into_iter().chain(words));
         let position = group.position(me).expect("found by its position");

@@ -1,4 +1,4 @@
-//! What can go wrong, always naming the operation, the group and the rank.
+//! Errors, each of which names the operation, the group and the rank.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use crate::BufferSpec;
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The name of a call to a [`Communicator`](crate::Communicator): for an exchange, the pattern that it is a part of.
+/// The name of a call to a [`Communicator`](crate::Communicator). An exchange has the name of its pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
-    /// A sum over all ranks, which all ranks get.
+    /// All ranks get the sum over all ranks.
     AllReduce,
-    /// The part of each rank goes to all ranks.
+    /// All ranks get the parts of all ranks.
     AllGather,
-    /// Each rank has a part for each other rank.
+    /// Each rank sends a different part to each rank.
     AllToAll,
-    /// What one rank has goes to all ranks.
+    /// All ranks get the data of one rank.
     Broadcast,
-    /// To other ranks, which receive.
+    /// Only sends.
     Send,
-    /// From other ranks, which send.
+    /// Only receives.
     Recv,
-    /// To and from other ranks at once.
+    /// Sends and receives at once.
     SendRecv,
     /// [`split`](crate::Communicator::split)
     Split,
@@ -33,7 +33,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether what one rank sends under this name may be received by another under the name `other`.
+    /// Whether a message sent under this name may be received under the name `other`.
     pub fn matches(self, other: Self) -> bool {
         let pairwise = |operation| matches!(operation, Self::Send | Self::Recv | Self::SendRecv);
         self == other || pairwise(self) && pairwise(other)
@@ -56,10 +56,10 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Which operation of which group on which rank.
+/// A call of an operation in a group, on a rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// What was called.
+    /// The operation.
     pub operation: Operation,
     /// Label of the group.
     pub group: Arc<str>,
@@ -73,15 +73,15 @@ impl fmt::Display for Call {
     }
 }
 
-/// Why an operation failed. `peer` is a world rank, like [`Call::rank`].
+/// The reason an operation failed. `peer` is a world rank, like [`Call::rank`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A message did not come in time: the peer is dead, stuck, or never sends it.
+    /// A message did not arrive in time: the peer is dead or stuck, or never sends it.
     #[error("{call}: nothing from rank {peer} within {limit:?}")]
     Timeout {
-        /// Who waited.
+        /// The waiting call.
         call: Call,
-        /// Whose message is missing.
+        /// The sender of the missing message.
         peer: usize,
         /// The limit on waits.
         limit: Duration,
@@ -89,83 +89,83 @@ pub enum Error {
     /// The run is over because another rank failed; `cause` is the first failure, not this rank's.
     #[error("{call}: stopped because rank {peer} failed: {cause}")]
     PeerFailed {
-        /// What was stopped.
+        /// The call that was stopped.
         call: Call,
         /// The rank that failed first.
         peer: usize,
         /// Its error or panic message.
         cause: Arc<str>,
     },
-    /// The peer returned from its work without sending what is waited for.
+    /// The peer returned from its work without sending an expected message.
     #[error("{call}: rank {peer} finished without sending")]
     PeerFinished {
-        /// Who waited.
+        /// The waiting call.
         call: Call,
-        /// Who has left.
+        /// The rank that has finished.
         peer: usize,
     },
-    /// The two ends of a transfer disagree on what travels.
+    /// The two ends of a transfer disagree on the type or length of a buffer.
     #[error("{call}: expected {expected} from rank {peer}, which sent {got}")]
     Mismatch {
-        /// The receiving end.
+        /// The receiving call.
         call: Call,
-        /// The sending end.
+        /// The sender.
         peer: usize,
-        /// What the receiver was told to expect.
+        /// The buffer that the receiver expects.
         expected: BufferSpec,
-        /// What the sender handed over.
+        /// The buffer that the sender sent.
         got: BufferSpec,
     },
     /// The ranks of a group issued their operations in different orders.
     #[error("{call}: out of step with rank {peer}, which is in `{theirs}`")]
     OutOfStep {
-        /// This end.
+        /// The call on this rank.
         call: Call,
-        /// The other end.
+        /// The other rank.
         peer: usize,
-        /// What the other end called at the same place in the order.
+        /// The operation that the other rank called at this position of the order.
         theirs: Operation,
     },
-    /// The run went well but for a message nobody received.
+    /// All ranks succeeded, but a message was never received.
     #[error("{call}: rank {peer} finished without receiving this")]
     Unreceived {
-        /// The sending end.
+        /// The sending call.
         call: Call,
-        /// Who should have received.
+        /// The receiver.
         peer: usize,
     },
-    /// The simulator ended this rank, as it was told to.
+    /// The simulator ended this rank, as planned.
     #[error("{call}: killed by the simulator")]
     Killed {
-        /// Where the rank died.
+        /// The call at which the rank died.
         call: Call,
     },
-    /// The position is outside of the group.
+    /// The position is outside the group.
     #[error("{call}: no position {position} in a group of {size}")]
     NoSuchPosition {
-        /// Who asked.
+        /// The call with the position.
         call: Call,
-        /// What was asked for.
+        /// The position.
         position: usize,
-        /// Ranks in the group.
+        /// The number of ranks in the group.
         size: usize,
     },
-    /// A sub-group is made of ranks of its parent.
+    /// A rank of a sub-group is not in the parent group.
     #[error("{call}: rank {outsider} of `{group}` is not in it")]
     NotMember {
-        /// Who asked, of which parent.
+        /// The split of the parent.
         call: Call,
         /// Label of the sub-group.
         group: Arc<str>,
         /// The rank that is not in the parent.
         outsider: usize,
     },
-    /// A split puts no rank into two groups.
+    /// A split has a rank in two groups.
     #[error("{call}: rank {member} is in two of the groups")]
     Overlap {
-        /// Who asked.
+        /// The split.
         call: Call,
-        /// The rank.
+        /// The rank that is in two groups.
         member: usize,
     },
 }

@@ -1,7 +1,7 @@
 //! Mailboxes between the ranks of one process, and how failure spreads through them.
 //!
-//! A message has an [`Address`] that both ends compute alone, so delivery is a lookup and never depends on the order
-//! in which threads happen to run. All state is behind one lock, held only to move handles.
+//! Each end computes a message's [`Address`] by itself, so delivery is a lookup and never depends on the order in which
+//! threads happen to run. All state is behind one lock, which is held only to move handles.
 
 mod simulated;
 mod state;
@@ -14,10 +14,10 @@ use crate::{Buffer, Call, Error, LaunchOptions, Operation, Result, Sim};
 pub(crate) use state::Address;
 use state::{Exit, Failure, Letter, State, Waiting};
 
-/// What connects the ranks of one world.
+/// The connection between the ranks of one world.
 pub(crate) struct Fabric {
     state: Mutex<State>,
-    /// One for each rank: something that it waits for has happened.
+    /// One per rank, notified when an event may end the rank's wait.
     changed: Vec<Condvar>,
     /// The limit on waits.
     limit: Duration,
@@ -47,14 +47,14 @@ impl Fabric {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When a wait of `rank` that begins now is given up, in time since the start: real, or simulated as the rank sees
-    /// it.
+    /// The deadline of a wait of `rank` that begins now, as time since the start: real time, or the rank's simulated
+    /// time.
     pub(crate) fn deadline(&self, rank: usize) -> Duration {
         let now = if self.sim.is_some() { self.lock().ranks[rank].clock } else { self.started.elapsed() };
         now.saturating_add(self.limit)
     }
 
-    /// Issues an operation: hands over its messages without waiting for anybody.
+    /// Issues an operation: delivers its messages without waiting for any rank.
     pub(crate) fn post(&self, call: &Call, sends: Vec<(Address, Buffer)>) -> Result<()> {
         let mut state = self.lock();
         let killed_after = match &self.sim {
@@ -75,13 +75,13 @@ impl Fabric {
         if killed_after.is_some() {
             self.leave(&mut state, call.rank, Exit::Killed);
         }
-        // Who wakes up needs the lock.
+        // The woken ranks need the lock.
         drop(state);
         awaited.into_iter().for_each(|rank: usize| self.changed[rank].notify_all());
         if killed_after.is_some() { Err(Error::Killed { call: call.clone() }) } else { Ok(()) }
     }
 
-    /// An error once any rank has failed. In simulated time only waits tell of it, so that every run goes alike.
+    /// Fails once any rank has failed. In simulated time only waits report failures, so that runs are reproducible.
     pub(crate) fn check(&self, call: &Call) -> Result<()> {
         let must_end = self.failed.load(Ordering::Acquire) && self.sim.is_none();
         if must_end { self.lock().check_failure(call) } else { Ok(()) }
@@ -117,7 +117,7 @@ impl Fabric {
         }
     }
 
-    /// How a wait ends as things stand, in real time; `None` while it does not.
+    /// The outcome of a wait in real time, or `None` if it goes on.
     fn look(
         &self,
         state: &mut State,
@@ -139,13 +139,13 @@ impl Fabric {
         late.then(|| Err(Error::Timeout { call: call(), peer, limit: self.limit }))
     }
 
-    /// `rank` has returned from its work, with the text of its failure if it failed.
+    /// Records that `rank` has returned from its work, with the text of its failure if it failed.
     pub(crate) fn exit(&self, rank: usize, failure: Option<String>) {
         let mut state = self.lock();
         let exit = match failure {
             None => Exit::Finished,
             Some(text) => {
-                // A rank that stopped because another failed hands on that cause, not its own words for it.
+                // A rank that stopped because another one failed passes on the original cause.
                 let heard = state.ranks[rank].heard.take();
                 let failure = heard.unwrap_or_else(|| Failure { rank, cause: text.into() });
                 state.failures.push(rank);
@@ -167,7 +167,7 @@ impl Fabric {
         self.changed.iter().for_each(Condvar::notify_all);
     }
 
-    /// Ranks that failed, first cause first.
+    /// The ranks that failed, the first cause first.
     pub(crate) fn failures(&self) -> Vec<usize> {
         let state = self.lock();
         let mut failures = state.failures.clone();
@@ -177,14 +177,14 @@ impl Fabric {
         failures
     }
 
-    /// A message that is still in its mailbox, as the error it is once all ranks have finished well.
+    /// The error for a message that is still in its mailbox once all ranks have succeeded.
     pub(crate) fn unreceived(&self) -> Option<Error> {
         let state = self.lock();
         let (address, letter) = state.mail.iter().min_by_key(|(address, _)| **address)?;
         Some(Error::Unreceived { call: letter.call.clone(), peer: address.to })
     }
 
-    /// How long the run has taken: real time, or what the slowest rank saw of simulated time.
+    /// The duration of the run so far: real time, or the simulated time of the slowest rank.
     pub(crate) fn elapsed(&self) -> Duration {
         match self.sim {
             Some(_) => self.lock().ranks.iter().map(|rank| rank.clock).max().unwrap_or_default(),

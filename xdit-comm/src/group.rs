@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// An ordered list of world ranks that talk, and the label under which their traffic is counted.
+/// An ordered list of world ranks that communicate, with the label under which their traffic is counted.
 ///
-/// A plain value: the same on every member, made without communication. The position in the list is the rank inside
-/// the group. Equal ranks under different labels are different groups.
+/// It is a plain value, made without communication and equal on every member. The position in the list is the rank
+/// inside the group. The same ranks with different labels are different groups.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Group {
     label: Arc<str>,
@@ -14,7 +14,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// The world ranks `ranks`, in this order, counted as `label`.
+    /// A group of the world ranks `ranks`, in this order, with the label `label`.
     ///
     /// # Panics
     /// If `ranks` is empty or names a rank twice.
@@ -35,7 +35,7 @@ impl Group {
         Self::new("world", 0..size)
     }
 
-    /// What its traffic is counted as, such as the name of a mesh axis.
+    /// The label of its traffic, such as the name of a mesh axis.
     pub fn label(&self) -> &Arc<str> {
         &self.label
     }
@@ -45,12 +45,12 @@ impl Group {
         &self.ranks
     }
 
-    /// How many ranks.
+    /// The number of ranks.
     pub fn size(&self) -> usize {
         self.ranks.len()
     }
 
-    /// Where in the group the world rank `rank` is, if it is.
+    /// The position of the world rank `rank`, if it is in the group.
     pub fn position(&self, rank: usize) -> Option<usize> {
         self.ranks.iter().position(|&member| member == rank)
     }

@@ -12,19 +12,19 @@ use crate::endpoint::Endpoint;
 use crate::fabric::Fabric;
 use crate::{Comm, Error, Sim};
 
-/// As much as a main thread has on Linux: ranks run whole models, not worker tasks.
+/// The stack of a main thread on Linux: ranks run whole models, not small tasks.
 const STACK_BYTES: usize = 8 << 20;
 
-/// Limits of a run, and its network.
+/// Options of a run: its limits and its network.
 #[derive(Clone, Debug)]
 pub struct LaunchOptions {
-    /// The limit on each wait. It is a last resort, for a peer that is alive and silent, and must exceed the longest
-    /// time a rank computes between two operations. 10 minutes unless set.
+    /// The limit on each wait, a last resort against a peer that is alive but silent. It must exceed the longest time
+    /// that a rank computes between two operations. The default is 10 minutes.
     pub timeout: Duration,
-    /// How long the other ranks may take to stop once one has failed, before the launcher leaves them behind.
-    /// 2 s unless set.
+    /// The time that the other ranks have to stop after a failure, before the launcher abandons them. The default is
+    /// 2 s.
     pub grace: Duration,
-    /// Simulates time and trouble; limits on waits are then in simulated time.
+    /// Simulates time and faults. Limits on waits are then in simulated time.
     pub sim: Option<Sim>,
 }
 
@@ -40,7 +40,7 @@ impl LaunchOptions {
         Self { timeout, ..self }
     }
 
-    /// Sets the time to stop after a failure.
+    /// Sets the time that ranks have to stop after a failure.
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
     }
@@ -51,29 +51,29 @@ impl LaunchOptions {
     }
 }
 
-/// How one rank ended.
+/// The outcome of one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome<T, E> {
     /// It returned a value.
     Done(T),
     /// It returned an error.
     Failed(E),
-    /// It panicked, with this message, or could not begin.
+    /// It panicked with this message, or could not start.
     Panicked(String),
-    /// Another rank failed and this one had not stopped when the grace was over. Its thread is left running.
+    /// Another rank failed, and this one did not stop within the grace period. Its thread is left running.
     Busy,
 }
 
-/// How a run ended.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report<T, E> {
-    /// How each rank ended, in rank order.
+    /// The outcome of each rank, in rank order.
     pub outcomes: Vec<Outcome<T, E>>,
-    /// How long it took, in simulated time if the run was simulated.
+    /// The duration, in simulated time if the run was simulated.
     pub elapsed: Duration,
-    /// Ranks that failed, first cause first.
+    /// The ranks that failed, the first cause first.
     pub failures: Vec<usize>,
-    /// A message nobody received, if all ranks are done.
+    /// A message that was never received, if all ranks are done.
     pub unreceived: Option<Error>,
 }
 
@@ -81,7 +81,7 @@ impl<T, E> Report<T, E> {
     /// The values in rank order, or the first cause of the failure.
     ///
     /// # Errors
-    /// If a rank failed or panicked, or a message was left unreceived.
+    /// If a rank failed or panicked, or a message was never received.
     pub fn into_result(self) -> Result<Vec<T>, RunError<E>> {
         let busy = self.outcomes.iter().enumerate().filter(|(_, outcome)| matches!(outcome, Outcome::Busy));
         let busy: Vec<usize> = busy.map(|(rank, _)| rank).collect();
@@ -96,7 +96,7 @@ impl<T, E> Report<T, E> {
                 Outcome::Panicked(message) if first == Some(rank) => {
                     return Err(RunError { rank, cause: Cause::Panicked(message), busy });
                 }
-                // Not the first cause, which is at another rank.
+                // The first cause is at another rank.
                 Outcome::Failed(_) | Outcome::Panicked(_) | Outcome::Busy => {}
             }
         }
@@ -110,25 +110,25 @@ impl<T, E> Report<T, E> {
     }
 }
 
-/// Why a run failed: what went wrong first, and where.
+/// The failure of a run: its first cause, and the rank where it occurred.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct RunError<E> {
     /// The world rank that failed first.
     pub rank: usize,
-    /// How it failed.
+    /// The cause.
     pub cause: Cause<E>,
-    /// Ranks that were still computing when the grace was over. Their threads are left running.
+    /// The ranks that were still computing after the grace period. Their threads are left running.
     pub busy: Vec<usize>,
 }
 
-/// How a rank made a run fail.
+/// The cause of a failed run, at one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause<E> {
     /// Its closure returned this error.
     Failed(E),
     /// Its closure panicked with this message.
     Panicked(String),
-    /// All closures returned, and a message it had sent was never received.
+    /// All closures succeeded, but a message from this rank was never received.
     Unreceived(Error),
 }
 
@@ -150,8 +150,9 @@ impl<E: Display> Display for RunError<E> {
 /// Runs `work` on `size` ranks, each a thread, and returns their values in rank order.
 ///
 /// # Errors
-/// The first cause, if a rank returns an error or panics, or if a message was never received. All ranks are told at
-/// once; one that does not stop within [`LaunchOptions::grace`] is left behind, so this returns even then.
+/// The first cause, if a rank returns an error or panics, or if a message was never received. After a failure all ranks
+/// are notified at once. A rank that does not stop within [`LaunchOptions::grace`] is abandoned, so that this function
+/// returns in any case.
 ///
 /// # Panics
 /// If `size` is zero.
@@ -164,7 +165,7 @@ where
     launch(size, options, work).into_result()
 }
 
-/// Like [`run_ranks`], and tells all there is to know about the run.
+/// Like [`run_ranks`], but returns a full report of the run.
 ///
 /// # Panics
 /// If `size` is zero.
@@ -184,7 +185,7 @@ where
                 let (fabric, report) = (fabric.clone(), report.clone());
                 move |outcome, failure| {
                     fabric.exit(rank, failure);
-                    // Fails only if the launcher has left this rank behind.
+                    // Fails only if the launcher has abandoned this rank.
                     drop(report.send((rank, outcome)));
                 }
             };
@@ -192,12 +193,12 @@ where
             let body = move || {
                 let comm = Endpoint::world(fabric, rank);
                 let (outcome, failure) = run_one(|| work(comm));
-                // Its captures go before the launcher learns that this rank is done.
+                // The closure's captures are freed before the launcher learns that this rank is done.
                 drop(work);
                 tell(outcome, failure);
             };
             let thread = thread::Builder::new().name(format!("rank {rank}")).stack_size(STACK_BYTES);
-            // The ranks that have begun would wait for this one.
+            // The ranks that have started would wait for this one, so its failure to start is reported like a panic.
             thread.spawn(body).map_err(|error| {
                 let message = format!("the system has no thread for it: {error}");
                 end(Outcome::Panicked(message.clone()), Some(message));
@@ -224,11 +225,11 @@ where
         if let Ok(thread) = thread
             && !matches!(outcome, Outcome::Busy)
         {
-            // Panics of the closure are caught inside.
+            // The thread catches panics of the closure.
             thread.join().expect("a rank's thread ends well");
         }
     }
-    // A rank that was left behind may fail at any time; the report is of what the launcher has seen.
+    // An abandoned rank may fail at any time; the report has only the outcomes that the launcher has received.
     let failed = |outcome: &Outcome<T, E>| matches!(outcome, Outcome::Failed(_) | Outcome::Panicked(_));
     let done = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done(_)));
     Report {
@@ -239,9 +240,9 @@ where
     }
 }
 
-/// Runs one rank's closure; the second value is what its peers are told if it failed.
+/// Runs one rank's closure. The second value is the cause that its peers report if it failed.
 fn run_one<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> (Outcome<T, E>, Option<String>) {
-    // What the closure captured is not used again once it has panicked.
+    // Unwind safety: the captures of the closure are not used again after a panic.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => (Outcome::Done(value), None),
         Ok(Err(error)) => {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::Result;
 
-/// A transfer in flight; it keeps what it sends alive and what it received until it is waited for.
+/// A transfer in flight, which owns the buffers it sends and receives until it is waited for.
 ///
 /// Pendings may be waited for in any order, or on another thread.
 #[must_use = "a transfer is done, and its failure seen, only once it has been waited for"]
@@ -13,12 +13,12 @@ pub struct Pending<T> {
 }
 
 impl<T: Send + 'static> Pending<T> {
-    /// A transfer that `finish` completes: it may block, but never longer than the limit on waits.
+    /// A transfer that `finish` completes. `finish` may block, but not longer than the limit on waits.
     pub fn new(finish: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
         Self { finish: Box::new(finish) }
     }
 
-    /// A transfer that is over already, well or not.
+    /// A transfer that has already succeeded or failed.
     pub fn ready(result: Result<T>) -> Self {
         Self::new(move || result)
     }
@@ -26,19 +26,19 @@ impl<T: Send + 'static> Pending<T> {
     /// Blocks until the transfer is complete.
     ///
     /// # Errors
-    /// What went wrong since the operation was issued, its arguments included, as an [`Error`](crate::Error) that
-    /// names operation, group and rank.
+    /// Any failure since the operation was issued, wrong arguments included. The [`Error`](crate::Error) names the
+    /// operation, the group and the rank.
     pub fn wait(self) -> Result<T> {
         (self.finish)()
     }
 
-    /// The same transfer with `f` applied to what arrives, on the waiting thread.
+    /// The same transfer with `f` applied to its result, on the waiting thread.
     pub fn map<U: Send + 'static>(self, f: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
         Pending::new(move || self.wait().map(f))
     }
 }
 
-/// Waits for `pendings`, in order, up to the first that fails: each of the others may take the limit on waits again.
+/// Waits for `pendings` in order and stops at the first failure: each further one could take the limit on waits again.
 ///
 /// # Errors
 /// The first error, in order.

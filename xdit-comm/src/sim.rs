@@ -1,63 +1,63 @@
-//! The simulator: a thread world in which time is simulated and the network misbehaves from a seed.
+//! The simulator: a world of threads with simulated time and seeded network faults.
 //!
-//! A seed reproduces a run exactly. Nothing sleeps: a lost message or a dead rank costs its peers the limit on waits
-//! in simulated time and no real time. Nor is there a time at which all ranks learn of a failure, as in real time:
-//! the news travels along waits, and a rank that does not depend on the failed one finishes. A simulated rank must use
-//! its communicators from its own thread only.
+//! A seed reproduces a run exactly. Nothing sleeps: a lost message or a dead rank costs its peers the limit on waits in
+//! simulated time, and no real time. Unlike in real time, a failure does not reach all ranks at once: it spreads
+//! through waits, and a rank that does not depend on the failed one finishes. A simulated rank must use its
+//! communicators from its own thread only.
 
 use std::time::Duration;
 
 use crate::fabric::Address;
 
-/// A network, and what goes wrong in it. Passed to [`LaunchOptions::sim`](crate::LaunchOptions::sim).
+/// A network and its faults, for [`LaunchOptions::sim`](crate::LaunchOptions::sim).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sim {
-    /// Decides on delays and losses, message by message.
+    /// Determines the delay or loss of each message.
     pub seed: u64,
-    /// Time every message takes.
+    /// The minimum delay of every message.
     pub latency: Duration,
-    /// Up to this much more time for each message, uniformly; messages then overtake each other.
+    /// The largest additional delay of a message, drawn uniformly. With jitter, messages may overtake each other.
     pub jitter: Duration,
-    /// Speed of each link; infinite for a network that size does not slow down.
+    /// The speed of each link; infinity makes delays independent of message sizes.
     pub bytes_per_s: f64,
-    /// Probability that a message never arrives.
+    /// The probability that a message never arrives.
     pub loss: f64,
-    /// What befalls ranks.
+    /// The faults of ranks.
     pub faults: Vec<Fault>,
 }
 
-/// Something that happens to a rank as it issues an operation.
+/// A fault of a rank, at one of its operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// World rank.
     pub rank: usize,
-    /// Operations the rank has issued before, in all its groups.
+    /// The number of operations the rank has issued before, in all its groups.
     pub operation: u64,
-    /// What happens.
+    /// The kind of fault.
     pub kind: FaultKind,
 }
 
-/// What can happen to a rank.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// The rank dies without a word, once the first `messages` messages of the operation have left.
+    /// The rank dies without notice, after it has sent the first `messages` messages of the operation.
     Die {
-        /// Messages that still leave.
+        /// The number of messages that are still sent.
         messages: usize,
     },
-    /// The rank does nothing for this long, then goes on.
+    /// The rank pauses for this long and then continues.
     Stall(Duration),
 }
 
 impl Sim {
-    /// A sound network with 10 µs latency, up to 1 ms jitter and 10 GB/s.
+    /// A network without faults, with 10 µs latency, up to 1 ms jitter and 10 GB/s.
     pub fn new(seed: u64) -> Self {
         let (latency, jitter) = (Duration::from_micros(10), Duration::from_millis(1));
         Self { seed, latency, jitter, bytes_per_s: 1e10, loss: 0.0, faults: Vec::new() }
     }
 
-    /// A world of `size` ranks with trouble drawn from the seed: by thirds jitter only, lost messages too, or a rank
-    /// that dies or stalls (for up to 3 s) within its first `operations` operations.
+    /// A network of `size` ranks with faults drawn from the seed. All have jitter; one third of the seeds also lose
+    /// messages, and in another third a rank dies or stalls (up to 3 s) within its first `operations` operations.
     ///
     /// # Panics
     /// If `size` or `operations` is zero.
@@ -80,7 +80,7 @@ impl Sim {
         sim
     }
 
-    /// The same network with one fault more.
+    /// The same network with one more fault.
     pub fn with_fault(mut self, rank: usize, operation: u64, kind: FaultKind) -> Self {
         self.faults.push(Fault { rank, operation, kind });
         self
@@ -93,7 +93,7 @@ impl Sim {
             .map(|fault| fault.kind)
     }
 
-    /// How long the message at `address` is under way; `None` if it is lost.
+    /// The delay of the message at `address`, or `None` if it is lost.
     pub(crate) fn delay(&self, address: &Address, size_bytes: usize) -> Option<Duration> {
         let Address { communicator, from, to, sequence } = *address;
         if from == to {
@@ -105,7 +105,7 @@ impl Sim {
     }
 }
 
-/// Hashes words into one: the SplitMix64 finaliser, chained. The same on every platform and in every build.
+/// Hashes words into one by chaining the SplitMix64 finaliser. The result is the same on all platforms and builds.
 ///
 /// # Source
 /// Steele, Lea, Flood: *Fast splittable pseudorandom number generators*, OOPSLA 2014, figure 16.

@@ -1,8 +1,7 @@
-//! The attention seam: the one place where a model's tokens see other tokens.
+//! The attention seam: the one place where a model's tokens mix.
 //!
-//! A model hands queries, keys and values to whatever [`Attention`] it was given, and takes back the result for
-//! its own queries. With one rank that is the kernel itself, [`Local`]; the parallel methods are decorators that
-//! do their part and hand on.
+//! A model passes queries, keys and values to its [`Attention`], which returns the result for the model's own queries.
+//! On a single rank this is the kernel itself, [`Local`]. The parallel methods are decorators around the kernel.
 
 use burn::tensor::Tensor;
 use xdit_kernels::attention;
@@ -30,14 +29,14 @@ pub struct Qkv {
     pub v: Tensor<4>,
 }
 
-/// Attention as a model sees it.
+/// Attention, as a model calls it.
 ///
 /// Softmax is over `q kᵀ / √d`.
 pub trait Attention {
-    /// Every image token attends to every image token, and to every text token where the text takes part.
+    /// Computes attention of every image token to every image token and, if the text takes part, of all image and text
+    /// tokens to each other. Returns the results for the image's and the text's queries.
     ///
-    /// The image tokens may be a part of a larger image, the rest of which lives on other ranks; the text is always
-    /// complete. Returns the results for the image's and the text's queries.
+    /// The image tokens may be part of a larger image, the rest of which is on other ranks. The text is always whole.
     ///
     /// # Shapes
     /// Results `[b, n, h, d]`, like the queries.

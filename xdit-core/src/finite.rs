@@ -1,11 +1,11 @@
-//! Values that are not finite end a run: nobody wants a black picture.
+//! The check for values that are not finite, which end a run with an error instead of a black picture.
 
 use burn::tensor::{DType, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Checks that all values of `x` are finite. `what` names them at the start of the error, as in `the latents after step
-/// 3 of 20`; `dtype` is the type in which they were computed.
+/// Checks that all values of `x` are finite. `what` names them in the error, as in `the latents after step 3 of 20`;
+/// `dtype` is the type in which they were computed.
 ///
 /// # Errors
 /// If one is infinite or not a number.
@@ -43,7 +43,7 @@ mod tests {
                 assert!(error.starts_with("the values are not finite\nhint: "), "{error}");
             }
         }
-        // Finite in f32.
+        // Finite in f32 and bf16, but not in f16.
         assert!(check([1e30, 0.0, 0.0], DType::BF16).is_ok());
         assert!(check([1e30, 0.0, 0.0], DType::F16).unwrap_err().to_string().contains("--dtype bf16"));
     }

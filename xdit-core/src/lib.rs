@@ -1,4 +1,4 @@
-//! The machine of xdit: weights, noise, schedulers, the attention seam and the executor.
+//! The engine of xdit: weights, noise, schedulers, the seams of models, plans, parallel methods and their execution.
 #![deny(unsafe_code)]
 
 pub mod attention;

@@ -1,4 +1,4 @@
-//! The linear layer.
+//! The linear layer, the seam where features are summed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::link::Link;
 
-/// `x Wᵀ + b`: the only place where features sum.
+/// `x Wᵀ + b`, the only operation that sums features.
 #[derive(Clone, Debug)]
 pub struct Linear {
     source: Source,
-    /// Ranks that each hold some input features and a part of the sum.
+    /// The ranks that each hold some input features, and so a part of the sum.
     summed_over: Option<Arc<dyn Link>>,
 }
 
-/// Weight and bias of a linear layer. Ranks of a process may hold them in common.
+/// Weight and bias of a linear layer. Ranks of a process may share them.
 #[derive(Debug)]
 pub struct Parameters {
     /// `[c_out, c_in]`
@@ -27,7 +27,7 @@ pub struct Parameters {
 #[derive(Clone)]
 enum Source {
     Held(Arc<Parameters>),
-    /// Read at each use, and freed after it.
+    /// Read at each use, and freed afterwards.
     Reread {
         read: Arc<dyn Fn() -> Arc<Parameters> + Send + Sync>,
         c_out: usize,
@@ -40,7 +40,7 @@ impl Linear {
         Self::held(Arc::new(Parameters { weight, bias }))
     }
 
-    /// A layer of parameters that others may hold, too.
+    /// A layer of `parameters`, which may be shared.
     pub fn held(parameters: Arc<Parameters>) -> Self {
         Self { source: Source::Held(parameters), summed_over: None }
     }
@@ -50,7 +50,7 @@ impl Linear {
         Self { source: Source::Reread { read: Arc::new(read), c_out }, summed_over: None }
     }
 
-    /// Number of output features.
+    /// The number of output features.
     pub fn c_out(&self) -> usize {
         match &self.source {
             Source::Held(parameters) => parameters.weight.dims()[0],
@@ -65,12 +65,14 @@ impl Linear {
         }
     }
 
-    /// The same layer where the ranks of `link` hold its input features between them.
+    /// The same layer, with its input features divided among the ranks of `link`.
     #[must_use]
     pub fn summed_over(self, link: Arc<dyn Link>) -> Self {
         Self { summed_over: Some(link), ..self }
     }
 
+    /// Applies the layer.
+    ///
     /// # Shapes
     /// `x`: `[…, c_in]`, result `[…, c_out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
@@ -88,7 +90,7 @@ impl Linear {
 
     /// The layer whose output features are those of `self` at `indices`, in that order.
     ///
-    /// Lets a model put the last layer's features into the order of packed latents, once, at loading.
+    /// With this, a model brings the last layer's features into the order of packed latents once, at loading.
     pub fn select_outputs(self, indices: Vec<i32>) -> Self {
         let parameters = self.parameters();
         let count = indices.len();

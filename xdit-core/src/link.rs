@@ -1,19 +1,20 @@
 //! Transfers of tensors between ranks.
 //!
 //! A [`Link`] is one rank's end of a group of ranks. It has two operations on tensors: a grouped [exchange](Transfer),
-//! of which all-to-all, all-gather, broadcast and messages between two ranks are made, and a [sum](Link::sum). Links
-//! that depend on each other's order are made by [`split`](Link::split).
+//! from which all-to-all, all-gather, broadcast and messages between two ranks are made, and a [sum](Link::sum).
+//! [`split`](Link::split) makes links of sub-groups, each with an order of its own.
 //!
 //! # Order
 //!
-//! Operations on one link run one after the other, in the order in which they were issued, on each rank; a send may
-//! wait for its receive. NCCL works like this. So an operation must never stand behind one that waits, through other
-//! ranks, for it: whatever is issued ahead of its turn has a link of its own.
+//! As in NCCL, the operations of a link run one after another on each rank, in the order of issue, and a send may wait
+//! for its receive. Therefore an operation must never be queued behind one that waits for it through other ranks:
+//! operations that are issued ahead of their turn need a link of their own.
 //!
 //! # Waiting
 //!
-//! An operation returns at once. [Waiting](Arriving::wait) for it makes what arrives usable for this rank's next
-//! operation. Over host memory that blocks this thread; a device transport makes the device's stream wait instead.
+//! An operation returns at once. After [waiting](Arriving::wait) for it, this rank's next operation may use the
+//! received tensors. Over host memory, waiting blocks the thread; a device transport makes the device's stream wait
+//! instead.
 
 mod counted;
 mod failure;
@@ -36,63 +37,63 @@ pub use traffic::{Count, Traffic, Wait};
 
 /// One rank's end of a group of ranks that exchange tensors.
 ///
-/// Peers are named by their position in the group. All ranks of the group issue its operations in the same order.
+/// Peers are named by their position in the group. All ranks of the group must issue its operations in the same order.
 pub trait Link: fmt::Debug + Send + Sync {
-    /// The ranks that talk here.
+    /// The ranks of this link.
     fn group(&self) -> &Group;
 
     /// This rank's position in the group.
     fn rank(&self) -> usize;
 
-    /// A link for each of `groups`, which are lists of world ranks of this one without a rank in common. Returns that
-    /// of this rank's group, and `None` if it is in none of them.
+    /// Creates a separate link for each of `groups`, which are disjoint lists of world ranks of this link. Returns the
+    /// link of this rank's group, or `None` if the rank is in no group.
     ///
-    /// Every rank of this link calls it with the same groups, the ranks that are in none of them included.
+    /// Every rank of this link must call it with the same groups, including ranks that are in no group.
     ///
     /// # Errors
-    /// If the groups are not as they must be, or cannot be joined.
+    /// If the groups are invalid, or cannot be joined.
     fn split(&self, groups: &[Group]) -> Result<Option<Arc<dyn Link>>, Error>;
 
-    /// Issues sends and receives as one operation: none of them waits for another.
+    /// Issues sends and receives as one operation: none waits for another.
     fn transfer(&self, transfer: Transfer) -> Box<dyn InFlight>;
 
-    /// Issues the sum of the `x` of all ranks: one tensor, the same bits on every rank. It is added up in f32 and
-    /// rounded once.
+    /// Issues the sum of the `x` of all ranks, which has the same bits on every rank. Summands are added in f32, and
+    /// the sum is rounded once.
     fn sum(&self, x: Tensor<1>) -> Box<dyn InFlight>;
 
-    /// Whether the run goes on. Call it during long computations without a transfer.
+    /// Fails once another rank has failed. Call it during long computations that make no transfer.
     ///
     /// # Errors
     /// If another rank has failed.
     fn check(&self) -> Result<(), Error>;
 }
 
-/// Sends and receives that belong together. The k-th tensor that `a` sends to `b` is the k-th that `b` receives from `a`.
+/// A group of sends and receives. The k-th tensor that `a` sends to `b` is the k-th that `b` receives from `a`.
 #[derive(Debug)]
 pub struct Transfer {
-    /// The pattern it is a part of, for errors and counts.
+    /// The pattern of the transfer, for errors and counts.
     pub operation: Operation,
-    /// Bytes that the caller brought, those that stay on this rank included.
+    /// Bytes of the caller's tensors, including those that stay on this rank.
     pub payload_bytes: u64,
-    /// Position of the receiver, and the elements row by row. They may be a view of a larger tensor.
+    /// Positions of receivers, with the elements for each, row by row. A tensor may be a view of a larger one.
     pub sends: Vec<(usize, Tensor<1>)>,
-    /// Position of the sender, and what arrives.
+    /// Positions of senders, with the slot for each tensor.
     pub receives: Vec<(usize, Slot<1>)>,
 }
 
-/// An operation that was issued. It owns what it sends until that has left.
+/// An issued operation. It owns the tensors it sends until they have been sent.
 pub trait InFlight: Send {
-    /// Whether it is known to be over, without waiting for it.
+    /// Whether the operation is known to be complete. Does not wait.
     fn is_complete(&mut self) -> bool;
 
-    /// Waits until what arrives, in the order of the receives, may be used by the next operation.
+    /// Waits until the next operation may use the received tensors, which are in the order of the receives.
     ///
     /// # Errors
-    /// What went wrong since the operation was issued.
+    /// Any failure since the operation was issued.
     fn wait(self: Box<Self>) -> Result<Vec<Tensor<1>>, Error>;
 }
 
-/// Where and as what tensors are.
+/// The device and type of tensors.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// Their device.
@@ -102,23 +103,23 @@ pub struct Place {
 }
 
 impl Place {
-    /// Where `tensor` is.
+    /// The place of `tensor`.
     pub fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
         Self { device: tensor.device(), dtype: tensor.dtype() }
     }
 
-    /// A tensor of `shape` that arrives here.
+    /// A slot of `shape` at this place.
     pub fn slot<const D: usize>(&self, shape: [usize; D]) -> Slot<D> {
         Slot { shape, place: self.clone() }
     }
 }
 
-/// The destination of a receive: all that memory can be reserved from, without asking the sender.
+/// The destination of a receive. It suffices to reserve memory without asking the sender.
 #[derive(Clone, Debug)]
 pub struct Slot<const D: usize> {
     /// The shape of the tensor.
     pub shape: [usize; D],
-    /// Where it arrives.
+    /// The place of the tensor.
     pub place: Place,
 }
 
@@ -138,16 +139,16 @@ pub(crate) fn bytes_of<const D: usize>(tensor: &Tensor<D>) -> u64 {
     Place::of(tensor).slot(tensor.dims()).bytes()
 }
 
-/// Tensors on their way.
+/// Tensors in flight.
 #[must_use = "a transfer is done, and its failure seen, only once it has been waited for"]
 pub struct Arriving<const D: usize> {
     in_flight: Box<dyn InFlight>,
     shapes: Vec<[usize; D]>,
-    /// This rank's own part, and its place among those that arrive.
+    /// This rank's own part, and its index among the received parts.
     own: Option<(usize, Tensor<D>)>,
 }
 
-/// An operation that is over.
+/// A completed operation.
 struct Here(Vec<Tensor<1>>);
 
 impl InFlight for Here {
@@ -167,13 +168,13 @@ impl<const D: usize> Arriving<D> {
         Self { in_flight: Box::new(Here(tensors.into_iter().map(flat).collect())), shapes, own: None }
     }
 
-    /// Whether it is known to be over, without waiting for it.
+    /// Whether the transfer is known to be complete. Does not wait.
     pub fn is_complete(&mut self) -> bool {
         self.in_flight.is_complete()
     }
 
-    /// The tensors, which the next operation may use. Unwinds to [`catch`] if they do not arrive, with an error that
-    /// names operation, group and rank.
+    /// Returns the tensors, which the next operation may use. If the transfer failed, unwinds to [`catch`] with an
+    /// error that names operation, group and rank.
     pub fn wait(self) -> Vec<Tensor<D>> {
         let arrived = must(self.in_flight.wait());
         let mut tensors: Vec<_> =
@@ -184,10 +185,10 @@ impl<const D: usize> Arriving<D> {
         tensors
     }
 
-    /// [`wait`](Self::wait) where one tensor arrives.
+    /// As [`wait`](Self::wait), for a single tensor.
     ///
     /// # Panics
-    /// If there are several, or none.
+    /// If there are several tensors, or none.
     pub fn wait_one(self) -> Tensor<D> {
         let [tensor] = <[_; 1]>::try_from(self.wait()).expect("one tensor arrives");
         tensor
@@ -201,12 +202,12 @@ impl<const D: usize> fmt::Debug for Arriving<D> {
 }
 
 impl dyn Link + '_ {
-    /// How many ranks talk here.
+    /// The number of ranks.
     pub fn size(&self) -> usize {
         self.group().size()
     }
 
-    /// Sends and receives as one operation. What arrives is ordered like `receives`.
+    /// Sends and receives as one operation. The received tensors are in the order of `receives`.
     pub fn exchange<const D: usize>(
         &self,
         sends: Vec<(usize, Tensor<D>)>,
@@ -221,10 +222,10 @@ impl dyn Link + '_ {
         self.issue(operation, payload_bytes, sends, receives, None)
     }
 
-    /// The parts of all ranks, in their order: each rank gives `part` to all others.
+    /// Sends `part` to all other ranks, and returns the parts of all ranks in rank order.
     ///
     /// # Shapes
-    /// `shapes[rank]` is that of the rank's part.
+    /// `shapes[rank]` is the shape of the rank's part.
     pub fn all_gather<const D: usize>(&self, part: Tensor<D>, shapes: &[[usize; D]]) -> Arriving<D> {
         let others = self.gather_others(part.clone(), shapes);
         Arriving { own: Some((self.rank(), part)), ..others }
@@ -236,10 +237,10 @@ impl dyn Link + '_ {
         self.issue(Operation::AllGather, bytes_of(&part), sends, self.slots(&part, shapes), None)
     }
 
-    /// A part from each rank, in their order: each rank gives `parts[i]` to rank `i`.
+    /// Sends `parts[i]` to rank `i`, and returns the parts from all ranks in rank order.
     ///
     /// # Shapes
-    /// `shapes[rank]` is that of what the rank gives to this one.
+    /// `shapes[rank]` is the shape of the part that this rank gets from `rank`.
     pub fn all_to_all<const D: usize>(
         &self,
         mut parts: Vec<Tensor<D>>,
@@ -258,7 +259,7 @@ impl dyn Link + '_ {
         )
     }
 
-    /// The sum of the `x` of all ranks, as `sum` computes it.
+    /// Returns the [`sum`](Link::sum) of the `x` of all ranks.
     pub fn sum_of<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let shape = x.dims();
         Arriving { in_flight: self.sum(flat(x)), shapes: vec![shape], own: None }.wait_one()
@@ -269,7 +270,7 @@ impl dyn Link + '_ {
         (0..self.size()).filter(move |&peer| peer != rank)
     }
 
-    /// Where the parts of the other ranks arrive, beside `own`.
+    /// The slots for the parts of the other ranks, at the place of `own`.
     fn slots<const D: usize>(&self, own: &Tensor<D>, shapes: &[[usize; D]]) -> Vec<(usize, Slot<D>)> {
         assert_eq!(shapes.len(), self.size(), "a shape for each rank");
         assert_eq!(own.dims(), shapes[self.rank()], "this rank's part");

@@ -1,5 +1,4 @@
-//! The parallel methods, and the list of them that is shown to users. Each method that changes attention or rows has its
-//! own file.
+//! The parallel methods, and their list for users. Each method that changes attention or rows has its own file.
 
 pub mod attention;
 pub mod distrifusion;
@@ -45,13 +44,13 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "ring",
         option: "--ring-degree",
-        spreads: "tokens, with keys and values passed round",
+        spreads: "tokens, with keys and values passed around",
         source: "Ring Attention (Liu et al. 2023)",
     },
     Method {
         name: "PipeFusion",
         option: "--pipefusion-parallel-degree",
-        spreads: "blocks, through which strips of the picture follow each other",
+        spreads: "blocks, as a pipeline for strips of the picture",
         source: "PipeFusion (Fang et al. 2024)",
     },
     Method {
@@ -63,13 +62,13 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "DistriFusion",
         option: "--distrifusion",
-        spreads: "strips of the picture that see each other one step late",
+        spreads: "strips of the picture, which use each other's keys of the previous step",
         source: "DistriFusion (Li et al. 2024)",
     },
     Method {
         name: "parallel VAE",
         option: "--use-parallel-vae",
-        spreads: "rows of the picture that is decoded",
+        spreads: "rows of a picture during decoding",
         source: "xDiT (Fang et al. 2024)",
     },
 ];

@@ -1,4 +1,4 @@
-//! Pipelines: from a request to pictures.
+//! Pipelines, which turn requests into pictures.
 
 mod engine;
 mod request;
@@ -20,88 +20,88 @@ pub use crate::run::observer::{Completed, Event, Observer, Phase, Step};
 use crate::run::record::RankReport;
 pub use crate::run::residency::{Keep, Kept};
 
-/// Where and how a pipeline runs.
+/// The devices, types and files of a pipeline.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// The device of each rank; a single one is that of all ranks. Texts are encoded on the first.
+    /// The device of each rank, or a single one for all ranks. Texts are encoded on the first device.
     pub devices: Vec<Device>,
     /// The type of weights and activations.
     pub dtype: DType,
-    /// Which variant of the weight files to take, such as `fp16`; the plain files where there is none.
+    /// The variant of the weight files, such as `fp16`. Components without that variant use the plain files.
     pub variant: Option<String>,
-    /// Which components stay in memory between requests.
+    /// The components that stay in memory between requests.
     pub keep: Keep,
 }
 
 impl LoadOptions {
-    /// All ranks on `device`, the plain files, and whatever fits into memory stays there.
+    /// All ranks on `device`, the plain weight files, and [`Keep::Auto`].
     pub fn new(device: Device, dtype: DType) -> Self {
         Self { devices: vec![device], dtype, variant: None, keep: Keep::Auto }
     }
 }
 
-/// A [`Request`] with every default filled in and checked, ready to be carried out.
+/// A checked [`Request`] with all defaults filled in.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// The request.
     pub request: Request,
     /// Height and width of the pictures.
     pub size: [usize; 2],
-    /// Height and width at which they are generated.
+    /// Height and width at which they are generated, before resizing.
     pub generated_size: [usize; 2],
-    /// Steps of the noise scheduler.
+    /// The number of steps of the noise scheduler.
     pub num_inference_steps: usize,
-    /// Strength of classifier-free guidance.
+    /// The strength of classifier-free guidance.
     pub guidance_scale: f32,
-    /// Text tokens, the end of the text included.
+    /// The largest number of text tokens, including the end of the text.
     pub max_sequence_length: usize,
-    /// Which rank does what.
+    /// The division of the work among the ranks.
     pub plan: Plan,
 }
 
 /// All pictures of a request. Picture `i` belongs to prompt `i / images_per_prompt`.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// Final latents `[n, c, y, x]`, f32, as the diffusion model sees them.
+    /// Final latents `[n, c, y, x]` in f32, scaled as in the diffusion model.
     pub latents: Tensor<4>,
-    /// The pictures, unless only latents were asked for.
+    /// The pictures, unless only latents were requested.
     pub pictures: Vec<Picture>,
 }
 
-/// A checkpoint that makes pictures of prompts. Ranks stay from one request to the next, as do the components that
+/// A checkpoint that turns prompts into pictures. The ranks stay between requests, and so do the components that
 /// [`LoadOptions::keep`] names.
 ///
-/// [`Engine`] runs a pipeline on a thread of its own.
+/// An [`Engine`] runs a pipeline on a thread of its own.
 pub trait Pipeline: Send {
-    /// Fills in the defaults and checks that the request can be carried out, without computing anything.
+    /// Fills in the defaults and checks that the request can be carried out. Computes nothing.
     ///
     /// # Errors
-    /// If it cannot; the error names the value and a way out.
+    /// If the request cannot be carried out; the error names the value, and its hint a way out.
     fn resolve(&self, request: &Request) -> Result<Resolved>;
 
-    /// What each rank of a [resolved](Self::resolve) request sends and holds, in rank order, without reading a
-    /// weight.
+    /// The bytes that each rank sends and holds for a [resolved](Self::resolve) request, in rank order. Reads no
+    /// weights.
     ///
     /// # Errors
     /// If a rank's share of the checkpoint cannot be loaded.
     fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>>;
 
-    /// Which components stay in memory.
+    /// The policy for components in memory.
     fn kept(&self) -> Kept;
 
-    /// Carries out a [resolved](Self::resolve) request. `observer` has each picture as soon as it is done.
+    /// Carries out a [resolved](Self::resolve) request. `observer` receives each picture as soon as it is finished.
     ///
-    /// Requests may differ in everything. One with another mesh than the last makes ranks load other shares.
+    /// A request may differ from the last one in every option. With another mesh, ranks load other shares.
     ///
     /// # Errors
     /// If weights cannot be read, a rank fails, or a value is not finite; of kind
-    /// [`Cancelled`](crate::ErrorKind::Cancelled), if it was cancelled. The next request is carried out all the same.
+    /// [`Cancelled`](crate::ErrorKind::Cancelled), if it was cancelled. Later requests are not affected.
     fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()>;
 
     /// The device of the first rank.
     fn device(&self) -> &Device;
 
-    /// Carries `request` out and collects its pictures.
+    /// Carries out `request` and collects its pictures.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve) and [`run`](Self::run).
@@ -119,7 +119,7 @@ pub trait Pipeline: Send {
     }
 }
 
-/// Keeps pictures, and passes on everything else.
+/// Collects the pictures, and passes on all events.
 struct Collected<'a> {
     observer: &'a mut dyn Observer,
     completed: BTreeMap<usize, Completed>,

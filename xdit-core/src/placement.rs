@@ -14,24 +14,24 @@ use crate::split;
 pub enum Placement {
     /// Some of the output features, in units such as a head.
     Outputs {
-        /// Features that stay together.
+        /// The number of features in a unit.
         unit: usize,
     },
     /// Some of the input features, in units such as a head; results are summed over the ranks.
     Inputs {
-        /// Features that stay together.
+        /// The number of features in a unit.
         unit: usize,
     },
-    /// As `Inputs`, of a layer that takes several results side by side.
+    /// As `Inputs`, for a layer whose input is a concatenation of several results.
     ConcatenatedInputs(Vec<Run>),
 }
 
-/// One of several results side by side.
+/// One of several concatenated results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Its features.
+    /// The number of its features.
     pub features: usize,
-    /// Features that stay together.
+    /// The number of features in a unit.
     pub unit: usize,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn matches(layer: &str, pattern: &str) -> bool {
 pub struct Share {
     /// Its blocks.
     pub blocks: Range<usize>,
-    /// The ranks that split each layer with it, if there are any.
+    /// The ranks that share each layer with it, if there are any.
     pub tensor: Option<TensorShare>,
 }
 
@@ -64,7 +64,7 @@ impl TensorShare {
         part.start * unit..part.end * unit
     }
 
-    /// This rank's parts of several results side by side.
+    /// This rank's parts of several concatenated results.
     pub fn parts(&self, runs: &[Run]) -> Vec<Range<usize>> {
         let lengths: Vec<_> = runs.iter().map(|run| run.features).collect();
         let places = split::consecutive(&lengths);

@@ -1,19 +1,19 @@
-//! The seam of an autoencoder: the three places where a row of an image sees other rows.
+//! The seam of an autoencoder: the three operations that mix the rows of an image.
 //!
-//! An autoencoder computes pixel by pixel but for its convolutions, which see the rows next to them, and for group
-//! norms and attention, which see all. For these it asks the [`Rows`] it was given. Where the image is here as a
-//! whole, that is the kernels themselves, [`Whole`].
+//! An autoencoder computes pixel by pixel, except in convolutions, which use neighbouring rows, and in group norms and
+//! attention, which use all rows. It calls these operations on the [`Rows`] that it gets. On a rank with the whole
+//! image, they are the kernels themselves, [`Whole`].
 
 use burn::tensor::Tensor;
 use xdit_kernels::{Affine, Conv2d, Moments, attention, conv2d, group_norm_moments};
 
 use crate::attention::{Qkv, scale};
 
-/// The operations that mix rows, as a model sees them.
+/// The operations that mix rows, as a model calls them.
 ///
-/// An image may be some rows of a larger image, the rest of which lives on other ranks.
+/// An image may be some rows of a larger image, the rest of which is on other ranks.
 pub trait Rows {
-    /// [`conv2d`] of the whole image, of which the result's rows are those that `x`'s rows become.
+    /// [`conv2d`] of the whole image. The result has the rows that correspond to those of `x`.
     ///
     /// # Shapes
     /// `x`: `[b, c_in, y, x]`; result and `residual`: `[b, c_out, y', x']`.
@@ -31,10 +31,10 @@ pub trait Rows {
     /// `x`: `[b, c, y, x]` with `c` a multiple of `groups`.
     fn moments(&self, x: Tensor<4>, groups: usize) -> Moments;
 
-    /// Attention of the pixels that are here to those of the whole image. Softmax is over `q kᵀ / √d`.
+    /// Attention of the given pixels to those of the whole image. Softmax is over `q kᵀ / √d`.
     ///
     /// # Shapes
-    /// `[b, n, h, d]`, where `n` are the pixels row by row; the result, too.
+    /// `pixels` and result: `[b, n, h, d]`, where `n` are the pixels row by row.
     fn attend(&self, pixels: Qkv) -> Tensor<4>;
 }
 

@@ -1,4 +1,4 @@
-//! Runs plans on ranks that stay: a job goes in, pictures come out one by one.
+//! Runs jobs on ranks that stay alive between jobs. Pictures are reported one by one.
 
 pub mod cancel;
 mod conditions;
@@ -24,16 +24,16 @@ use crate::scheduler::Scheduler;
 use crate::tokens::Tokens;
 use crate::transformer::{IntoParts, Transformer};
 
-/// A share that was loaded.
+/// A loaded share.
 #[derive(Clone, Debug)]
 pub struct Loaded<T> {
     /// The part of the transformer.
     pub transformer: T,
-    /// [Bytes of its parameters](crate::weights::Weights::taken_bytes).
+    /// The [bytes of its parameters](crate::weights::Weights::taken_bytes).
     pub parameter_bytes: u64,
 }
 
-/// A model from which ranks take their shares.
+/// A model from which ranks load their shares.
 pub trait Model: Send + Sync + 'static {
     /// Its transformer.
     type Transformer: Transformer<Conditions: IntoParts + Send + Sync, Context: Send + Sync>
@@ -46,55 +46,56 @@ pub trait Model: Send + Sync + 'static {
     /// Loads a rank's share of the transformer.
     ///
     /// # Errors
-    /// If weights cannot be read.
+    /// If the weights cannot be read.
     fn load(&self, share: Share, device: &Device) -> Result<Loaded<Self::Transformer>>;
 
-    /// Loads the autoencoder, or gives that of another rank on the same device.
+    /// Loads the autoencoder, or returns that of another rank on the same device.
     ///
     /// # Errors
-    /// If weights cannot be read.
+    /// If the weights cannot be read.
     fn load_decoder(&self, device: &Device) -> Result<Arc<Self::Decoder>>;
 }
 
-/// The half of an autoencoder that makes pictures of latents.
+/// The half of an autoencoder that decodes latents into pictures.
 pub trait Decoder: Send + Sync {
-    /// The picture, or those of its rows that become of the rows of `latents`.
+    /// Decodes `latents`, which are all rows of a picture or the rows of one rank.
     ///
     /// # Shapes
-    /// `latents`: `[b, c, y, x]` as the diffusion model sees them; result `[b, 3, y · scale, x · scale]`, values about
+    /// `latents`: `[b, c, y, x]`, scaled as in the diffusion model; result `[b, 3, y · scale, x · scale]`, values about
     /// -1 to 1.
     fn decode(&self, latents: Tensor<4>, rows: &dyn Rows) -> Tensor<4>;
 
-    /// The same for all rows, tile by tile.
+    /// Decodes the latents of a whole picture tile by tile.
     fn decode_tiled(&self, latents: Tensor<4>) -> Tensor<4>;
 }
 
-/// The pictures that are made of latents.
+/// The decoding of latents into pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoding {
     /// The shape `[b, c, y, x]` of the latents of a picture.
     pub latents: [usize; 4],
-    /// Height and width, to which pictures are resized and cropped.
+    /// Height and width to which pictures are resized and cropped.
     pub size: [usize; 2],
-    /// Whether they are decoded tile by tile, on one rank.
+    /// Whether latents are decoded tile by tile, on one rank.
     pub tiled: bool,
 }
 
-/// The initial latents of a picture: whole, packed, on a rank's device.
+/// Makes the initial latents of a picture: whole and packed, on the device of the calling rank.
 pub type Noise = Box<dyn Fn(usize, &Device) -> Tokens + Send + Sync>;
 
-/// The pictures of one request. It holds no data of a device but the conditions.
+/// The pictures of one request. Apart from the conditions, a job has no data on a device.
 pub struct Job<C> {
-    /// Who does what.
+    /// The division of the work among the ranks.
     pub plan: Plan,
     /// The noise scheduler.
     pub scheduler: Box<dyn Scheduler>,
-    /// The conditions of all branches, which the first rank hands on to the others: only its process needs them.
+    /// The conditions of all branches. Only the process of the first rank needs them; the first rank sends them to the
+    /// others.
     pub conditions: Option<Vec<C>>,
-    /// The guidance of each picture, its branches as places in `conditions`.
+    /// The guidance of each picture, with its branches as indices into `conditions`.
     pub guidance: Vec<Guidance<usize>>,
-    /// Makes the initial latents of a picture when it is its turn.
+    /// Makes the initial latents of a picture when its turn comes.
     pub noise: Noise,
-    /// Whether and how latents are decoded.
+    /// The decoding of latents, unless only latents were requested.
     pub decoding: Option<Decoding>,
 }

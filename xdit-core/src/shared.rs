@@ -1,24 +1,24 @@
-//! Values that several ranks of a process use at the same time: made once, and freed with their last user.
+//! Values that ranks of a process share: each is made once, and freed by its last user.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// Values by key, of which none is kept alive here.
+/// Shared values by key. The map does not keep them alive.
 ///
-/// Ranks are threads that ask for equal things in an order of their own. The first one to ask makes the value while
-/// the others wait for it. If it fails, the next one tries, so nobody waits for a rank that is gone. Making a value
-/// must not wait for another rank.
+/// Ranks are threads that request equal values in any order. The first one makes the value while the others wait for
+/// it. If it fails, the next one tries, so that no rank waits for a rank that has ended. The making of a value must not
+/// wait for another rank.
 pub struct Shared<K, V> {
     slots: Mutex<HashMap<K, Slot<V>>>,
 }
 
-/// The value, as long as somebody uses it. Whoever makes it holds the lock.
+/// A value, as long as it is in use. The thread that makes it holds the lock.
 type Slot<V> = Arc<Mutex<Weak<V>>>;
 
 impl<K: Eq + Hash, V> Shared<K, V> {
-    /// The value of `key`, made by `make` unless somebody uses one.
+    /// Returns the value of `key`. Calls `make` unless the value is in use already.
     ///
     /// # Errors
     /// Those of `make`.
@@ -38,13 +38,13 @@ impl<K: Eq + Hash, V> Shared<K, V> {
         if let Some(slot) = slots.get(&key) {
             return slot.clone();
         }
-        // A slot that only this map holds is not being filled, so its lock is free.
+        // No thread is filling a slot that only this map holds, so its lock is free.
         slots.retain(|_, slot| Arc::strong_count(slot) > 1 || lock(slot).strong_count() > 0);
         slots.entry(key).or_default().clone()
     }
 }
 
-/// A rank that unwound while it held the lock left nothing half done.
+/// Locks `mutex`. Poisoning is ignored: a rank that unwinds while it holds a lock leaves the value consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -81,7 +81,7 @@ mod tests {
                 Ok::<_, Infallible>(vec![0; 1000])
             });
             let Ok(value) = value;
-            // Nobody lets go of it before all have it.
+            // Keeps the value in use until all have it.
             start.wait();
             value
         };

@@ -1,19 +1,20 @@
-//! Cutting a length into parts.
+//! Division of a length into parts.
 
 use std::ops::Range;
 
-/// `0..length` in `parts` runs whose lengths differ by at most one, longer ones first.
+/// Divides `0..length` into `parts` runs whose lengths differ by at most one, longer ones first.
 pub fn even(length: usize, parts: usize) -> Vec<Range<usize>> {
     let (each, longer) = (length / parts, length % parts);
     let start = |part: usize| part * each + part.min(longer);
     (0..parts).map(|part| start(part)..start(part + 1)).collect()
 }
 
-/// Items of different `weights` in `parts` runs. The longest run is as short as it can be; of all ways to do that, the
-/// heaviest run is as light as it can be; of all those, lengths differ least, and longer runs come first.
+/// Divides items of different `weights` into `parts` runs. The longest run is as short as possible. Of all such
+/// divisions, the heaviest run is as light as possible. Of those, lengths differ least, and longer runs come first.
 pub fn balanced(weights: &[usize], parts: usize) -> Vec<Range<usize>> {
     let longest = weights.len().div_ceil(parts);
-    // Of the best way to cut `start..` into some runs: the heaviest one, the squares of lengths, and the first end.
+    // For the best division of `start..` into some runs: the largest weight, the sum of squared lengths, and the end of
+    // the first run.
     let mut best: Vec<Option<(usize, usize, usize)>> = vec![None; weights.len() + 1];
     best[weights.len()] = Some((0, 0, 0));
     let mut ends = Vec::new();
@@ -25,7 +26,7 @@ pub fn balanced(weights: &[usize], parts: usize) -> Vec<Range<usize>> {
                 let weight = weights[start..end].iter().sum();
                 Some((heaviest.max(weight), squares + (end - start).pow(2), end))
             });
-            // The first of equals, whose run is the longest.
+            // Of equal ones, the first: its run is the longest.
             ways.min_by_key(|&(heaviest, squares, _)| (heaviest, squares))
         };
         best = (0..=weights.len()).map(way).collect();
@@ -41,7 +42,7 @@ pub fn balanced(weights: &[usize], parts: usize) -> Vec<Range<usize>> {
     runs
 }
 
-/// Runs of the given lengths, one after the other.
+/// Consecutive runs of the given lengths, from 0.
 pub fn consecutive(lengths: &[usize]) -> Vec<Range<usize>> {
     let mut start = 0;
     lengths

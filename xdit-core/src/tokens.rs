@@ -32,7 +32,7 @@ impl Positions {
         &self.ids
     }
 
-    /// The tokens in `ranges`, one range after the other.
+    /// The positions of the tokens in `ranges`, one range after another.
     pub fn select(&self, ranges: &[Range<usize>]) -> Self {
         let ids = ranges.iter().flat_map(|range| &self.ids[range.clone()]).copied().collect();
         Self { grid: self.grid, ids }
@@ -44,7 +44,7 @@ impl Positions {
 pub struct Tokens {
     /// `[b, n, c]`
     pub x: Tensor<3>,
-    /// Of the `n` tokens.
+    /// The positions of the `n` tokens.
     pub positions: Positions,
 }
 
@@ -71,7 +71,7 @@ pub fn pack(latents: Tensor<4>, patch: usize) -> Tokens {
     Tokens { x, positions: Positions::grid(rows, columns) }
 }
 
-/// Undoes [`pack`], for all tokens of an image.
+/// Inverse of [`pack`], for all tokens of an image.
 ///
 /// # Shapes
 /// `[b, n, c · patch · patch]` to `[b, c, y, x]`.

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 use crate::attention::Attention;
 use crate::tokens::Tokens;
 
-/// The sizes of a transformer that the engine needs to know.
+/// The sizes of a transformer that the engine needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransformerSpec {
     /// Side of the square of latent pixels that becomes a token.
@@ -38,8 +38,8 @@ impl TransformerSpec {
 pub struct Hidden {
     /// The image's tokens.
     pub image: Tokens,
-    /// The text's tokens `[b, n, c]`, in models whose blocks change them. Where the image goes through the blocks
-    /// patch by patch, the text may go with the first patch only, and this is `None` for the others.
+    /// The text's tokens `[b, n, c]`, in models whose blocks change them. If the image passes through the blocks patch
+    /// by patch, the text may come with the first patch only; it then is `None` for the others.
     pub text: Option<Tensor<3>>,
     /// Outputs of earlier blocks for [long skip connections](TransformerSpec::skips), keyed by the receiving block.
     pub skips: BTreeMap<usize, Tensor<3>>,
@@ -52,7 +52,7 @@ impl Hidden {
     }
 }
 
-/// A value as tensors and numbers, the form in which it goes from rank to rank.
+/// A value as tensors and numbers, the form in which it is sent to other ranks.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
     /// The tensors.
@@ -88,15 +88,15 @@ impl Part {
     }
 }
 
-/// A value that goes from rank to rank.
+/// A value that can be sent to other ranks.
 pub trait IntoParts {
-    /// Takes it apart.
+    /// Converts the value to parts.
     fn into_parts(self) -> Parts;
 
-    /// Puts it together again.
+    /// Inverse of [`into_parts`](Self::into_parts).
     ///
     /// # Panics
-    /// If the parts are of something else.
+    /// If the parts belong to a value of another type.
     fn from_parts(parts: Parts) -> Self;
 }
 
@@ -120,10 +120,10 @@ impl<const D: usize> IntoParts for Tensor<D> {
 
 /// A diffusion transformer: `embed`, a loop over `block`, `finish`.
 ///
-/// An implementation is single-device code. It may be given any run of the image's tokens, and must get all it
-/// knows of their place from their positions; it lets tokens mix only through the [`Attention`] it is handed.
-/// Where only some blocks were loaded, it need not hold what only other blocks' devices use: `embed` is called
-/// beside the first block, `finish` beside the last.
+/// An implementation is single-device code. It may get any run of the image's tokens, and must take their places only
+/// from their positions. Image tokens mix only in the [`Attention`] that is passed to a block. If only some blocks are
+/// loaded, layers that only other stages use may be left out: `embed` is called on the stage of the first block, and
+/// `finish` on the stage of the last.
 pub trait Transformer {
     /// The conditions of one guidance branch, such as text embeddings.
     type Conditions: Clone;
@@ -149,7 +149,7 @@ pub trait Transformer {
     fn context_bytes(&self) -> usize;
 
     /// The shape `[b, n, c]` of the [text](Hidden::text) between blocks, in models whose blocks change it. It must
-    /// be known without computing: ranks that wait for the text ask, too.
+    /// follow from the context without computing the text: ranks that wait for the text need it, too.
     fn text_shape(&self, _context: &Self::Context) -> Option<[usize; 3]> {
         None
     }

@@ -25,9 +25,9 @@ use values::{mapped, read};
 /// A place in a checkpoint from which a model takes its tensors by name.
 ///
 /// Names are relative: [`at`](Self::at) goes one level down, as in `weights.at("blocks").at(3)`. Each tensor
-/// that is taken is ticked off, and [`finish`](Self::finish) reports the tensors left over.
+/// that is taken is marked as used, and [`finish`](Self::finish) reports the tensors left over.
 ///
-/// A tensor for the CPU that already is of the wanted type is not copied: it lies in the mapped file.
+/// A tensor for the CPU that already has the wanted type is not copied: it stays in the mapped file.
 #[derive(Clone)]
 pub struct Weights {
     source: Arc<Source>,
@@ -44,22 +44,22 @@ struct Source {
     used: Mutex<BTreeSet<String>>,
     taken: Mutex<ParameterBytes>,
     loaded: Mutex<ParameterBytes>,
-    /// The layers that others hold, too.
+    /// The layers shared with other ranks.
     shared: SharedLayers,
-    /// Of layers that are used before the first step only.
+    /// The residency of layers that are used only for contexts.
     residency: Residency,
     /// The blocks to load, if not all.
     blocks: Option<Range<usize>>,
-    /// The heads and features to load, if not all, and which layers they are of.
+    /// The rank's part of layers that are cut, and the placements of these layers.
     tensor: Option<(TensorShare, Vec<(&'static str, Placement)>)>,
 }
 
-/// Bytes of parameters, in the type that they are given.
+/// Bytes of parameters, in the type to which they are converted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParameterBytes {
-    /// Of what is used in every step.
+    /// Parameters that are used in every step.
     pub steps: u64,
-    /// Of layers that are used [before the first step](Weights::once) only.
+    /// Layers that are used [only for contexts](Weights::once).
     pub once: u64,
 }
 
@@ -89,7 +89,7 @@ impl Weights {
         self
     }
 
-    /// Holds linear layers in common with all other weights that are given the same `layers`.
+    /// Shares linear layers with all other weights that have clones of the same `layers`.
     ///
     /// # Panics
     /// If the weights are in use already.
@@ -99,7 +99,7 @@ impl Weights {
         self
     }
 
-    /// Whether layers that are used [before the first step](Self::once) stay in memory. By default they do.
+    /// Sets the residency of layers that are used [only for contexts](Self::once). By default they stay in memory.
     ///
     /// # Panics
     /// If the weights are in use already.
@@ -145,16 +145,15 @@ impl Weights {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    /// The same place, for linear layers that are used in [`contexts`](crate::transformer::Transformer::contexts) only,
-    /// before the first step. Every rank has them whole. The [residency](Residency) of the run decides whether they
-    /// stay in memory or are read at each use; where the file can no longer be read by then, the rank that uses the
-    /// layer [fails](crate::link::catch).
+    /// The same place, for linear layers that are used only in [`contexts`](crate::transformer::Transformer::contexts).
+    /// Every rank has them whole. The [residency](Residency) of the run decides whether they stay in memory or are read
+    /// at each use. If the file can no longer be read then, the rank that uses the layer [fails](crate::link::catch).
     #[must_use]
     pub fn once(&self) -> Self {
         Self { once: true, ..self.clone() }
     }
 
-    /// The same place, from which tensors are given as `dtype`.
+    /// The same place, with tensors converted to `dtype`.
     #[must_use]
     pub fn with_dtype(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
@@ -165,8 +164,8 @@ impl Weights {
         self.source.checkpoint.get(&self.key(name)).is_some()
     }
 
-    /// Bytes of the parameters taken so far; a slice counts with its own size. In a mere check, the bytes that loading
-    /// would take.
+    /// Bytes of the parameters taken so far; a slice counts with its own size. With [`check_only`](Self::check_only),
+    /// the bytes that loading would take.
     pub fn taken(&self) -> ParameterBytes {
         *lock(&self.source.taken)
     }
@@ -186,7 +185,7 @@ impl Weights {
         *lock(&self.source.loaded)
     }
 
-    /// Adds so many numbers to `count`.
+    /// Adds the bytes of `numbers` elements to `count`.
     fn count(&self, count: &Mutex<ParameterBytes>, numbers: usize) {
         let bytes = (numbers * self.dtype.size()) as u64;
         let (steps, once) = if self.once { (0, bytes) } else { (bytes, 0) };
@@ -198,7 +197,7 @@ impl Weights {
         &self.source.device
     }
 
-    /// The type that tensors are given.
+    /// The type to which tensors are converted.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -246,7 +245,8 @@ impl Weights {
         })
     }
 
-    /// Puts the result of `read` on the device. In a mere check, returns zeros that take no memory.
+    /// Puts the result of `read` on the device. With [`check_only`](Self::check_only), returns zeros that take no
+    /// memory.
     fn put<const D: usize>(
         &self,
         name: &str,
@@ -279,8 +279,8 @@ impl Weights {
         if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
     }
 
-    /// The table called `name`, whose rows are the last dimension of exactly this shape. It is checked now, and rows
-    /// are read when they are asked for.
+    /// The table called `name`, which must have exactly this shape; its rows are the last dimension. It is checked now,
+    /// and rows are read at each use.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).

@@ -1,10 +1,10 @@
 //! Waiting in simulated time.
 //!
-//! Each rank has a clock, which only its own waits move. A receive names its sender, so what a rank sees depends on
-//! the program and the seed alone, not on which thread runs first: the outcome of every wait follows from the arrival
-//! time of the message, or from how its sender left. One case is left, in which no message and no exit will ever
-//! come because the ranks wait for each other. It shows when all ranks that are left are blocked; then the wait with
-//! the earliest deadline runs into its limit.
+//! Each rank has a clock, which only its own waits and stalls advance. A receive names its sender, so a rank's results
+//! depend on the program and the seed alone, not on thread scheduling: the outcome of every wait follows from the
+//! arrival time of the message, or from the way its sender left. The one exception is a deadlock, in which ranks wait
+//! for each other and neither a message nor an exit will come. It is detected when all remaining ranks are blocked;
+//! then the wait with the earliest deadline reaches its limit.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,16 +14,16 @@ use super::state::{Address, Exit, Letter, State, Waiting};
 use crate::sim::FaultKind;
 use crate::{Call, Error, Result, Sim};
 
-/// How long the news that a rank failed is under way, in simulated time; not zero, so that a consequence is always
-/// later than its cause.
+/// The simulated time after which peers learn that a rank has left. It is not zero, so that an effect is always later
+/// than its cause.
 const NOTICE: Duration = Duration::from_micros(1);
 
-/// Real time after which a blocked rank gives up: a peer that computes for ever keeps simulated time from passing.
+/// The real time after which a blocked rank gives up: a peer that computes forever would stop simulated time.
 const REAL_LIMIT: Duration = Duration::from_secs(60);
 
 impl State {
-    /// Counts the operation and does to the rank what was planned for it. Returns the number of messages that still
-    /// leave if the rank dies in this operation.
+    /// Counts the operation and applies the rank's planned fault. If the rank dies in this operation, returns the
+    /// number of messages that are still sent.
     pub fn apply_fault(&mut self, sim: &Sim, call: &Call) -> Result<Option<usize>> {
         let rank = &mut self.ranks[call.rank];
         if let Some((Exit::Killed, _)) = rank.exit {
@@ -41,7 +41,7 @@ impl State {
         }
     }
 
-    /// How a wait ends as things stand; `None` while it does not.
+    /// The outcome of a wait, or `None` if it goes on.
     pub fn look_simulated(
         &mut self,
         call: &Call,
@@ -80,14 +80,14 @@ impl State {
         Some(outcome)
     }
 
-    /// Nothing more will come from `sender`.
+    /// Unblocks the ranks that wait for `sender`, which has left.
     pub fn release_receivers_from(&mut self, sender: usize) {
         for rank in &mut self.ranks {
             rank.waiting.retain(|waiting| waiting.address.from != sender);
         }
     }
 
-    /// If every rank that is left is blocked, the one with the earliest deadline waits in vain. Returns that rank.
+    /// If all remaining ranks are blocked, expires the wait with the earliest deadline and returns its rank.
     pub fn expire_if_stuck(&mut self) -> Option<usize> {
         let present = || self.ranks.iter().enumerate().filter(|(_, rank)| rank.exit.is_none());
         if present().any(|(_, rank)| rank.waiting.is_empty()) {
@@ -106,7 +106,7 @@ impl State {
 }
 
 impl Fabric {
-    /// Blocks the rank until something has happened that may end its wait.
+    /// Blocks the rank until an event may end its wait.
     pub(super) fn block_simulated<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,

@@ -1,4 +1,4 @@
-//! What the fabric's lock protects.
+//! The state behind the fabric's lock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::{Buffer, Call, Error, Result};
 
-/// Names one message of a run. Sender and receiver both know it without asking.
+/// The name of one message of a run. Sender and receiver each compute it by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Address {
     pub communicator: u64,
@@ -19,7 +19,7 @@ pub(crate) struct Address {
 
 /// A message in its mailbox.
 pub(super) struct Letter {
-    /// The sending end.
+    /// The call that sent it.
     pub call: Call,
     pub buffer: Buffer,
     /// When it arrives in simulated time; `None` if it is lost.
@@ -37,7 +37,7 @@ pub(super) struct Failure {
 pub(super) enum Exit {
     Finished,
     Failed(Failure),
-    /// Dead without a word: its peers find out only by waiting.
+    /// Died without notice: its peers find out only by waiting.
     Killed,
 }
 
@@ -55,21 +55,21 @@ pub(super) struct RankState {
     pub clock: Duration,
     /// Operations issued, for the simulator's faults.
     pub operations: u64,
-    /// What the rank is blocked on, while nothing has happened that could end the wait. In real time its threads may
-    /// wait for several messages.
+    /// The messages the rank is blocked on. An event that may end a wait removes its entry. In real time, several
+    /// threads of a rank may wait at once.
     pub waiting: Vec<Waiting>,
-    /// The simulator has decided that the current wait runs into its limit.
+    /// Whether the simulator has decided that the current wait reaches its limit.
     pub expired: bool,
-    /// The failure of which a peer's exit told this rank.
+    /// The failure that this rank learned from a peer's exit.
     pub heard: Option<Failure>,
 }
 
 pub(super) struct State {
     pub mail: HashMap<Address, Letter>,
     pub ranks: Vec<RankState>,
-    /// Ranks that failed, as it came.
+    /// The ranks that failed, in order of occurrence.
     pub failures: Vec<usize>,
-    /// What everybody is told, in real time.
+    /// The failure that all ranks report in real time.
     pub first_failure: Option<Failure>,
 }
 
@@ -79,7 +79,7 @@ impl State {
         Self { mail: HashMap::new(), ranks, failures: Vec::new(), first_failure: None }
     }
 
-    /// A message for `address` is there. Says whether its receiver was blocked on it, which it no longer is.
+    /// Unblocks the receiver of the message at `address`, which has arrived. Returns whether it was blocked on it.
     pub fn release_receiver_of(&mut self, address: &Address) -> bool {
         let waiting = &mut self.ranks[address.to].waiting;
         let before = waiting.len();
@@ -87,7 +87,7 @@ impl State {
         waiting.len() < before
     }
 
-    /// An error once any rank has failed: real-time runs end everywhere, not only where somebody waits for that rank.
+    /// Fails once any rank has failed: in real time, all ranks end, not only those that wait for the failed one.
     pub fn check_failure(&self, call: &Call) -> Result<()> {
         match &self.first_failure {
             None => Ok(()),

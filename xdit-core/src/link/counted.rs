@@ -1,4 +1,4 @@
-//! Counts what one rank sends, and takes the time it waits.
+//! Counts the traffic of one rank, and measures its waits.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use xdit_comm::{Error, Group, Operation};
 
 use super::{Count, InFlight, Link, Traffic, Transfer, Wait, bytes_of};
 
-/// A link whose operations a [`Meter`] counts, and those of all links that are split from it.
+/// A link with a [`Meter`], which counts its operations and those of all links split from it.
 #[derive(Debug)]
 pub struct Counted {
     inner: Arc<dyn Link>,
@@ -79,7 +79,7 @@ impl Link for Counted {
     }
 }
 
-/// A transfer whose wait is timed.
+/// A transfer whose wait is measured.
 struct Timed {
     inner: Box<dyn InFlight>,
     meter: Arc<Meter>,
@@ -102,9 +102,9 @@ impl InFlight for Timed {
     }
 }
 
-/// What one rank has sent and waited for, in all its groups.
+/// Counts the traffic and waits of one rank in all its groups.
 ///
-/// Time is the host's: where a device computes on after the host has gone on, waits of the device are not seen.
+/// Times are host times; waits of a device that runs asynchronously are not measured.
 pub struct Meter {
     clock: Box<dyn Fn() -> Duration + Send + Sync>,
     started: Instant,
@@ -121,7 +121,7 @@ struct Totals {
 }
 
 impl Meter {
-    /// A meter whose time begins now. It keeps each wait if `keeps_waits`, otherwise sums only.
+    /// A meter whose time starts now. It keeps each wait if `keeps_waits`, otherwise only sums.
     pub fn new(keeps_waits: bool) -> Arc<Self> {
         let started = Instant::now();
         Self::with_clock(keeps_waits, move || started.elapsed())
@@ -135,33 +135,33 @@ impl Meter {
         Arc::new(Self { clock, started, keeps_waits, totals: Mutex::default() })
     }
 
-    /// Counts from zero again. Its time goes on.
+    /// Resets all counts to zero. Its clock is not reset.
     pub fn restart(&self) {
         *self.lock() = Totals::default();
     }
 
-    /// When its time began.
+    /// The origin of its times.
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// Time since it began.
+    /// The time since its start.
     pub fn now(&self) -> Duration {
         (self.clock)()
     }
 
-    /// The time waited, and the bytes sent, so far.
+    /// The time waited and the bytes sent so far.
     pub fn totals(&self) -> (Duration, u64) {
         let totals = self.lock();
         (totals.waited, totals.sent_bytes)
     }
 
-    /// All that was counted so far.
+    /// The traffic so far.
     pub fn traffic(&self) -> Traffic {
         self.lock().traffic.clone()
     }
 
-    /// The waits so far, one by one, if they are kept.
+    /// All waits so far, if they are kept.
     pub fn waits(&self) -> Vec<Wait> {
         self.lock().waits.clone()
     }

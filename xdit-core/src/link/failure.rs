@@ -1,7 +1,7 @@
-//! A failure inside a model: of a transfer, or of reading what is read at each use.
+//! Failures inside a model: of a transfer, or of a file that is read at each use.
 //!
-//! The maths around them returns no `Result`: a model file would be full of question marks for something it cannot do
-//! anything about. What fails unwinds this rank to [`catch`], which makes an error of it.
+//! Model code returns no `Result`: it would be full of question marks for failures that it cannot handle. Instead, a
+//! failure unwinds the rank to [`catch`], which turns it into an error.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,27 +12,30 @@ use crate::error::{Error, Result};
 
 struct Failed(Error);
 
-/// What a transfer gives. Unwinds to [`catch`] if it failed, with an error that names operation, group and rank.
+/// The value of `result`. If it is an error, unwinds to [`catch`] with its text, which names operation, group and rank.
 pub fn must<T>(result: Result<T, xdit_comm::Error>) -> T {
     result.unwrap_or_else(|error| fail(Error::failure(error.to_string())))
 }
 
 thread_local! {
-    /// How many calls of [`catch`] this thread is in.
+    /// The number of calls of [`catch`] that this thread is inside of.
     static CATCHING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Unwinds to [`catch`].
+/// Unwinds to [`catch`] with `error`.
 ///
 /// # Panics
-/// Outside of `catch`: in a model that is used without the engine. The panic has the error as its message.
+/// With the error as the message if the call is outside `catch`, as in a model that is used without the engine.
 pub fn fail(error: Error) -> ! {
     assert!(CATCHING.get() > 0, "{error}");
-    // Not a panic: nothing is printed, the launcher tells the first cause.
+    // Unlike a panic, this prints nothing: the launcher reports the first cause.
     resume_unwind(Box::new(Failed(error)))
 }
 
-/// Runs `work`; what failed in it, deep inside a model, becomes its error.
+/// Runs `work`, and returns a failure deep inside it as an error.
+///
+/// # Errors
+/// Those of `work`, and failures that unwind from it.
 pub fn catch<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     CATCHING.set(CATCHING.get() + 1);
     let end = catch_unwind(AssertUnwindSafe(work));
@@ -46,7 +49,7 @@ pub fn catch<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// What made a run of ranks fail.
+/// The first cause of a failed run.
 pub fn first_cause(error: RunError<Error>) -> Error {
     match &error.cause {
         Cause::Failed(cause) => cause.clone(),
@@ -70,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_failure_outside_is_a_panic_with_its_message() {
-        // An earlier failure that was caught changes nothing.
+        // A failure that was caught earlier makes no difference.
         drop(catch(|| -> Result<()> { fail(Error::failure("caught")) }));
         let payload = catch_unwind(|| fail(Error::failure("out of paper"))).unwrap_err();
         assert_eq!(payload.downcast_ref::<String>().map(String::as_str), Some("out of paper"));

@@ -1,4 +1,4 @@
-//! Tensors as bytes of host memory, over a [`Communicator`](xdit_comm::Communicator).
+//! Transfers of tensors as bytes of host memory, over a [`Communicator`](xdit_comm::Communicator).
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ impl HostLink {
         Arc::new(Self { comm })
     }
 
-    /// Every rank's link in a world of `size` ranks that nobody has started, in rank order: enough to plan what its
-    /// ranks would hold.
+    /// The link of every rank in a world of `size` ranks, in rank order, without starting the ranks. This is enough to
+    /// plan the shares of the ranks.
     pub fn ends(size: usize) -> Vec<Arc<dyn Link>> {
         xdit_comm::ends(size).into_iter().map(Self::new).collect()
     }
@@ -73,7 +73,7 @@ struct HostTransfer {
 
 impl InFlight for HostTransfer {
     fn is_complete(&mut self) -> bool {
-        // The mailboxes take what is sent at once.
+        // The mailboxes accept sent buffers at once.
         self.slots.is_empty()
     }
 
@@ -85,7 +85,7 @@ impl InFlight for HostTransfer {
 
 struct HostSum {
     arriving: Pending<Vec<Buffer>>,
-    /// The summand of this rank, and its place among the others.
+    /// The rank and summand of this rank.
     own: (usize, Buffer),
     slot: Slot<1>,
 }
@@ -106,7 +106,7 @@ impl InFlight for HostSum {
     }
 }
 
-/// The elements of `tensor`: in its own memory, unless it is a view of more.
+/// The elements of `tensor`. They share its memory, unless it is a view of a larger tensor.
 fn buffer(tensor: Tensor<1>) -> Buffer {
     struct Copy(TensorData);
     impl AsRef<[u8]> for Copy {
@@ -124,7 +124,7 @@ fn buffer(tensor: Tensor<1>) -> Buffer {
     )
 }
 
-/// The tensor in `buffer`. They share their memory; who changes the tensor in place, changes a copy.
+/// The tensor in `buffer`. It shares memory with the buffer; in-place writes copy first.
 fn tensor(buffer: &Buffer, slot: &Slot<1>) -> Tensor<1> {
     let (bytes, dtype) = (buffer.bytes(), slot.place.dtype);
     let bytes = match bytes.as_ptr().align_offset(dtype.size()) {
@@ -172,7 +172,7 @@ mod tests {
         let (sent, kept) = (counted(), counted());
         for (sent, _kept) in [(sent, None), (kept.clone(), Some(kept))] {
             let sent = buffer(sent);
-            // On to the next rank, while this one uses it.
+            // A rank sends it on to the next one while it still uses it.
             let arrived = arrived(&sent);
             assert_eq!(buffer(arrived.clone()).bytes().as_ptr(), sent.bytes().as_ptr());
         }

@@ -1,4 +1,4 @@
-//! What travels arrives, sums are the same everywhere, and all of it is counted.
+//! Tensors arrive unchanged, sums are equal on all ranks, and all traffic is counted.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
     tensor.clone().cast(DType::F32).to_data().try_to_vec().expect("an f32 tensor")
 }
 
-/// What `work` gives on each of `size` ranks.
+/// The results of `work` on `size` ranks.
 fn on_ranks<T: Send + 'static>(
     size: usize,
     work: impl Fn(Arc<dyn Link>) -> T + Send + Sync + 'static,
@@ -31,7 +31,7 @@ fn on_ranks<T: Send + 'static>(
     run_ranks(size, &LaunchOptions::default(), rank).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The sum over ranks of which each has one of `parts`.
+/// The sum over ranks that each have one of `parts`.
 fn sum(parts: &'static [&'static [f32]], dtype: DType) -> Vec<f32> {
     let sums = on_ranks(parts.len(), move |link| {
         let part = parts[link.rank()];
@@ -60,7 +60,7 @@ fn parts_may_be_views_and_differ_in_shape() {
     let seen = on_ranks(3, |link| {
         let rank = link.rank();
         let all = tensor(&(0..24).map(|i| (100 * rank + i) as f32).collect::<Vec<_>>(), [2, 12], DType::F32);
-        // To rank i, 2 + i columns, which lie apart.
+        // Rank i gets 2 + i columns, which are not contiguous.
         let part = |to: usize| all.clone().narrow(1, 3 * to, 2 + to);
         let arrived = link.all_to_all((0..3).map(part).collect(), &[[2, 2 + rank]; 3]).wait();
         let own = all.clone().narrow(1, rank, 1);
@@ -105,7 +105,7 @@ fn counts_follow_from_sizes_and_degrees() {
         }
         ulysses.all_to_all((1..=4).map(floats).collect(), &[[rank + 1]; 4]).wait();
         ulysses.all_gather(floats(5), &[[5]; 4]).wait();
-        // What a rank sends to itself stays at home.
+        // A message of a rank to itself does not count as sent.
         let (next, previous) = ((rank + 1) % 4, (rank + 3) % 4);
         let slot = |len| Place::of(&floats(1)).slot([len]);
         let sends = vec![(next, floats(6)), (rank, floats(9))];
@@ -136,7 +136,7 @@ fn counts_follow_from_sizes_and_degrees() {
 fn waits_are_kept_one_by_one_only_if_asked_for() {
     for keeps_waits in [false, true] {
         let waited = on_ranks(2, move |link| {
-            // Each look at the clock takes a second.
+            // The clock advances by a second at each reading.
             let ticks = std::sync::atomic::AtomicU64::new(0);
             let clock = move || Duration::from_secs(ticks.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
             let meter = Meter::with_clock(keeps_waits, clock);

@@ -1,4 +1,4 @@
-//! Counting what travels, and how long it is waited for.
+//! Counts of messages and waits.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use xdit_comm::Operation;
 
-/// How much one rank did of one kind of operation.
+/// The operations of one kind on one rank, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     /// Operations issued.
     pub calls: u64,
-    /// Bytes the caller brought. From these follows what any algorithm moves; a ring all-reduce over n ranks, for
-    /// instance, sends 2(n − 1)/n times as much.
+    /// Bytes of the caller's tensors. The traffic of any algorithm follows from them: a ring all-reduce over n ranks,
+    /// for instance, sends 2(n − 1)/n times as many.
     pub payload_bytes: u64,
-    /// Messages handed to other ranks.
+    /// Messages sent to other ranks.
     pub messages: u64,
-    /// Bytes in those messages, where each goes directly from one rank to another. A sum counts as sent that way, too,
-    /// whatever way it takes.
+    /// Bytes of those messages, if each goes directly from one rank to another. Sums are counted in this way, too,
+    /// whatever their algorithm.
     pub sent_bytes: u64,
 }
 
@@ -37,43 +37,43 @@ impl AddAssign for Count {
 pub struct Wait {
     /// Label of the group.
     pub group: Arc<str>,
-    /// What was waited for.
+    /// The operation that was waited for.
     pub operation: Operation,
-    /// When it began, in time of the [`Meter`](super::Meter).
+    /// The time of its start, on the clock of the [`Meter`](super::Meter).
     pub begin: Duration,
-    /// When it was over.
+    /// The time of its end.
     pub end: Duration,
-    /// What other ranks had sent.
+    /// Bytes received from other ranks.
     pub received_bytes: u64,
 }
 
 impl Wait {
-    /// How long it took.
+    /// The duration of the wait.
     pub fn duration(&self) -> Duration {
         self.end - self.begin
     }
 }
 
-/// Everything one rank sent, and how long it waited for what others send, by group label and operation.
+/// The messages and waits of one rank, by group label and operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     counts: BTreeMap<(Arc<str>, Operation), Count>,
-    /// Apart from the counts, which are the same in every run.
+    /// Separate from the counts, which are the same in every run.
     waited: BTreeMap<(Arc<str>, Operation), Duration>,
 }
 
 impl Traffic {
-    /// What was counted for `operation` in groups labelled `label`; zeros if nothing was.
+    /// The count of `operation` in groups labelled `label`; zeros if there were none.
     pub fn get(&self, label: &str, operation: Operation) -> Count {
         self.counts.get(&(label.into(), operation)).copied().unwrap_or_default()
     }
 
-    /// How long it took what other ranks send to arrive, once it was waited for.
+    /// The time spent waiting for messages of `operation` in groups labelled `label`.
     pub fn waited(&self, label: &str, operation: Operation) -> Duration {
         self.waited.get(&(label.into(), operation)).copied().unwrap_or_default()
     }
 
-    /// Sum of all waits.
+    /// The sum of all waits.
     pub fn total_waited(&self) -> Duration {
         self.waited.values().sum()
     }
@@ -83,17 +83,17 @@ impl Traffic {
         self.counts.iter().map(|((label, operation), count)| (&**label, *operation, *count))
     }
 
-    /// Sum of the rows of one label.
+    /// The sum of the rows of one label.
     pub fn of_label(&self, label: &str) -> Count {
         self.sum(|row| row == label)
     }
 
-    /// Sum of all rows.
+    /// The sum of all rows.
     pub fn total(&self) -> Count {
         self.sum(|_| true)
     }
 
-    /// Adds the rows of another rank, or of a later time.
+    /// Adds the rows of another rank, or of a later run.
     pub fn merge(&mut self, other: &Self) {
         for ((label, operation), count) in &other.counts {
             self.add(label, *operation, *count);

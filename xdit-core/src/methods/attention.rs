@@ -26,7 +26,7 @@ pub struct Pass {
     pub branch: usize,
 }
 
-/// How the ranks of the ring axis see each other's keys and values.
+/// The way in which the ranks of the ring axis get each other's keys and values.
 #[derive(Debug)]
 pub enum KeyExchange {
     /// Keys of this step, passed around.
@@ -45,7 +45,7 @@ pub struct ParallelAttention {
     ring_coordinate: usize,
     ulysses: Option<Ulysses>,
     exchange: Option<KeyExchange>,
-    /// Of each guidance branch, if its patches follow each other in an asynchronous step.
+    /// The cache of each guidance branch that has asynchronous steps with several patches.
     caches: Vec<Option<KvCache>>,
     pass: Pass,
 }
@@ -85,8 +85,8 @@ impl ParallelAttention {
         self.caches.iter().flatten().flat_map(KvCache::tensors)
     }
 
-    /// Where each patch of this pass lies among the tokens that ulysses brought together: rank by rank, and in
-    /// each rank's share patch by patch.
+    /// The runs of each patch of this pass in the tokens that Ulysses has gathered. These are ordered by rank, and
+    /// within a rank's share by patch.
     fn runs(&self) -> Vec<Vec<Range<usize>>> {
         let patches = self.pass.patches.len();
         let first = self.ring_coordinate * self.plan.mesh.degree(Axis::Ulysses);
@@ -96,7 +96,7 @@ impl ParallelAttention {
         (0..patches).map(|patch| runs.iter().skip(patch).step_by(patches).cloned().collect()).collect()
     }
 
-    /// Tokens whose keys each ring rank has in this pass: those of `patches`.
+    /// The number of tokens of `patches` on each ring rank.
     fn ring_tokens(&self, patches: &Range<usize>) -> Vec<usize> {
         (0..self.plan.mesh.degree(Axis::Ring)).map(|ring| self.plan.ring_tokens(patches, ring)).collect()
     }
@@ -125,7 +125,7 @@ impl Attention for ParallelAttention {
         let keys = match &mut self.caches[branch] {
             None => Keys::new(text_kv, fresh),
             Some(cache) if step < self.plan.synchronous_steps => {
-                // All that the first asynchronous step sees of an earlier one.
+                // The first asynchronous step needs the keys of the last synchronous one only.
                 if step + 1 == self.plan.synchronous_steps {
                     let kept = text_kv.as_ref().filter(|_| !self.plan.distrifusion);
                     cache.store(site, kept, &fresh, patches, &runs);
@@ -165,7 +165,7 @@ impl Attention for ParallelAttention {
     }
 }
 
-/// Attention of an image's queries, and of those of a text, to the keys that are here.
+/// Attention of the queries of an image and of a text to the keys on this rank.
 fn attend(image: Tensor<4>, text: Option<Tensor<4>>, kv: Kv, scale: f32) -> (Tensor<4>, Option<Tensor<4>>) {
     let (n_text, n_image) = (text.as_ref().map_or(0, |text| text.dims()[1]), image.dims()[1]);
     let q = match text {

@@ -1,5 +1,5 @@
-//! DistriFusion: every rank owns a strip of the image; the other strips' keys and values are of the step before,
-//! and travel while this step is computed.
+//! DistriFusion: every rank owns a strip of the image. It uses the other strips' keys and values of the previous step,
+//! and new ones are transferred while this step is computed.
 //!
 //! Source: DistriFusion (Li et al. 2024), "displaced patch parallelism".
 
@@ -10,46 +10,46 @@ use crate::attention::Site;
 use crate::link::{Arriving, Link};
 use crate::methods::keys::Kv;
 
-/// The ranks that own a strip each, and what is on its way between them.
+/// The ranks that own a strip each, with the keys and values in flight between them.
 #[derive(Debug)]
 pub struct DistriFusion {
     link: Arc<dyn Link>,
-    /// The other ranks' keys and values at the step before, of each guidance branch at each site.
+    /// The other ranks' keys and values of the previous step, for each guidance branch and site.
     before: HashMap<(usize, Site), Before>,
 }
 
-/// Keys and values of the other ranks, each rank's stacked.
+/// The stacked keys and values of each other rank.
 #[derive(Debug)]
 struct Before {
     bytes: u64,
     parts: Arriving<4>,
 }
 
-/// What a step does with what travels.
+/// The mode of a step's exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    /// Wait for this step's keys instead of using those of the step before.
+    /// Whether to wait for this step's keys instead of using those of the previous step.
     pub synchronous: bool,
-    /// Send this step's keys: the branch has a next step that will use them.
+    /// Whether to send this step's keys because the branch has a next step that will use them.
     pub send: bool,
 }
 
 impl DistriFusion {
-    /// Over the ranks of `link`, in the order of their strips.
+    /// Creates the exchange over the ranks of `link`, which are in the order of their strips.
     pub fn new(link: Arc<dyn Link>) -> Self {
         Self { link, before: HashMap::new() }
     }
 
-    /// Bytes of the other ranks' keys and values that the next step will use, there or on their way.
+    /// Bytes of the other ranks' keys and values for the next step, whether they have arrived or not.
     pub fn bytes(&self) -> u64 {
         self.before.values().map(|before| before.bytes).sum()
     }
 
-    /// All keys and values that this rank attends to, rank by rank: its own, and the others' of this step or the one
-    /// before.
+    /// Returns all keys and values that this rank attends to, in rank order: its `own`, and those of the other ranks
+    /// from this step or the previous one.
     ///
     /// # Shapes
-    /// `own`: `[b, tokens[rank], h, d]`; the results have `tokens`.
+    /// `own`: `[b, tokens[this rank], h, d]`; result `i` has `tokens[i]` tokens.
     pub fn gather(
         &mut self,
         branch: usize,

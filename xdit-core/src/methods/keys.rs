@@ -1,4 +1,4 @@
-//! Keys and values, as the parallel methods hand them on.
+//! Keys and values, as they pass between the parallel methods.
 
 use burn::tensor::Tensor;
 
@@ -12,7 +12,7 @@ pub struct Kv {
 }
 
 impl Kv {
-    /// The tokens of all parts, one part after the other.
+    /// Concatenates the tokens of all parts.
     pub fn cat(mut parts: Vec<Self>) -> Self {
         if parts.len() == 1 {
             return parts.remove(0);
@@ -21,7 +21,7 @@ impl Kv {
         Self { k: Tensor::cat(k, 1), v: Tensor::cat(v, 1) }
     }
 
-    /// Both in a tensor of their own, which is no view: keys first along the batch.
+    /// Copies both into a new tensor, keys first along the batch.
     ///
     /// # Shapes
     /// `[2b, n, h, d]`
@@ -29,13 +29,13 @@ impl Kv {
         Tensor::cat(vec![self.k.clone(), self.v.clone()], 0)
     }
 
-    /// Undoes [`stack`](Self::stack).
+    /// Inverse of [`stack`](Self::stack).
     pub fn unstack(stacked: Tensor<4>) -> Self {
         let b = stacked.dims()[0] / 2;
         Self { k: stacked.clone().narrow(0, 0, b), v: stacked.narrow(0, b, b) }
     }
 
-    /// How many tokens.
+    /// The number of tokens.
     pub fn tokens(&self) -> usize {
         self.k.dims()[1]
     }
@@ -49,21 +49,21 @@ impl Kv {
 /// All keys and values that a pass attends to on this rank.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    /// Of the text, where it takes part.
+    /// Keys and values of the text, if it takes part.
     pub text: Option<Kv>,
-    /// Of image tokens.
+    /// Keys and values of image tokens.
     pub image: Kv,
-    /// Of both, the text first, if they are together already.
+    /// Both, the text first, if they already are contiguous.
     pub both: Option<Kv>,
 }
 
 impl Keys {
-    /// Those of a text and of image tokens, each by themselves.
+    /// Separate keys of a text and of image tokens.
     pub fn new(text: Option<Kv>, image: Kv) -> Self {
         Self { text, image, both: None }
     }
 
-    /// Text and image in one.
+    /// Text and image together, the text first.
     pub fn both(self) -> Kv {
         self.both.unwrap_or_else(|| Kv::cat(self.text.into_iter().chain([self.image]).collect()))
     }

@@ -1,6 +1,6 @@
-//! PipeFusion's cache: keys and values of patches whose turn has not come yet are those of the step before.
+//! PipeFusion's cache: patches that come later in the step still have the keys and values of the previous step.
 //!
-//! On one rank it also serves for DistriFusion, where those of all other patches are.
+//! DistriFusion on a single rank uses the same cache; there, all other patches have those of the previous step.
 //!
 //! Source: PipeFusion (Fang et al. 2024).
 
@@ -13,13 +13,13 @@ use crate::attention::Site;
 use crate::link::bytes_of;
 use crate::methods::keys::{Keys, Kv};
 
-/// The latest keys and values of all patches at each site, of one guidance branch of one picture.
+/// The latest keys and values of all patches at each site, for one guidance branch of one picture.
 ///
-/// Each site has one tensor of keys and one of values, which are written in place: nothing is put together for a pass,
-/// and no view keeps an older tensor alive.
+/// Each site has one tensor of keys and one of values, which are written in place. Therefore no pass concatenates
+/// tensors, and no view keeps an older tensor alive.
 #[derive(Debug)]
 pub struct KvCache {
-    /// The image tokens of each patch that this rank attends to by itself, among those of all patches.
+    /// The image tokens of each patch whose keys this rank caches, as ranges in the cache.
     patches: Vec<Range<usize>>,
     sites: HashMap<Site, Held>,
 }
@@ -27,26 +27,26 @@ pub struct KvCache {
 /// The keys and values at one site.
 #[derive(Debug)]
 struct Held {
-    /// The text's tokens, then those of the patches.
+    /// The text tokens, followed by the tokens of the patches.
     tokens: Buffer,
-    /// Tokens of the text.
+    /// The number of text tokens.
     text: usize,
-    /// Patches that are in there.
+    /// The number of patches that are stored.
     known: usize,
-    /// Those of this step, if no patch must see them before the next one.
+    /// In DistriFusion: the keys and values of this step, which no patch may use before the next step.
     next: Option<Buffer>,
 }
 
 impl KvCache {
-    /// For patches of so many image tokens.
+    /// An empty cache for `patches`, as consecutive ranges of image tokens.
     pub fn new(patches: Vec<Range<usize>>) -> Self {
         Self { patches, sites: HashMap::new() }
     }
 
-    /// Writes what was just computed.
+    /// Stores newly computed keys and values.
     ///
-    /// `fresh` holds the tokens of `patches`, where `runs` says: for each of them, runs of tokens in order. The text
-    /// comes with the first patch, if it takes part.
+    /// `fresh` holds the tokens of `patches`; `runs` has, for each patch, the runs of its tokens in `fresh`, in order.
+    /// `text` is given with the first patch, if the text takes part.
     pub fn store(
         &mut self,
         site: Site,
@@ -78,10 +78,10 @@ impl KvCache {
         self.sites.insert(site, held);
     }
 
-    /// All that is there.
+    /// Returns all stored keys and values at `site`.
     ///
     /// # Panics
-    /// If nothing was stored at `site`.
+    /// If nothing is stored at `site`.
     pub fn keys(&self, site: Site) -> Keys {
         let Held { tokens, text, known, .. } = &self.sites[&site];
         let image = self.patches[..*known].last().map_or(0, |patch| patch.end);
@@ -93,15 +93,16 @@ impl KvCache {
         }
     }
 
-    /// How many patches have been stored at `site`. The first pass brings them in order, so they are the first ones.
+    /// The number of patches stored at `site`. The first step stores them in order, so they are the first ones.
     pub fn known(&self, site: Site) -> usize {
         self.sites.get(&site).map_or(0, |held| held.known)
     }
 
-    /// What patch `patch` attends to in DistriFusion: its `fresh` keys, and the other patches' of the step before.
+    /// Stores the `fresh` keys of `patch`, and returns the keys it attends to in DistriFusion: its fresh ones, and
+    /// those of the other patches from the previous step.
     ///
     /// # Panics
-    /// If there was no step before.
+    /// If there was no previous step.
     pub fn displace(&mut self, site: Site, fresh: Kv, patch: usize) -> Kv {
         let mut held = self.sites.remove(&site).expect("the first step is synchronous");
         let (image, Range { start, end }) = (self.tokens(), self.patches[patch].clone());
@@ -121,24 +122,24 @@ impl KvCache {
         seen
     }
 
-    /// Every tensor in here.
+    /// All tensors of the cache.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor<3>> {
         let buffers = self.sites.values().flat_map(|held| [&held.tokens].into_iter().chain(&held.next));
         buffers.flat_map(|buffer| [&buffer.k, &buffer.v])
     }
 
-    /// Bytes of all keys and values in here.
+    /// Bytes of all keys and values in the cache.
     pub fn bytes(&self) -> u64 {
         self.tensors().map(bytes_of).sum()
     }
 
-    /// Image tokens of all patches.
+    /// The number of image tokens of all patches.
     fn tokens(&self) -> usize {
         self.patches.last().map_or(0, |patch| patch.end)
     }
 }
 
-/// Keys and values of some tokens, heads and their features in one dimension: a token's numbers are written together.
+/// Keys and values of some tokens. Heads and their features are one dimension, so that a token is written in one piece.
 #[derive(Debug)]
 struct Buffer {
     /// `[b, n, h·d]`
@@ -149,14 +150,14 @@ struct Buffer {
 }
 
 impl Buffer {
-    /// Room for `tokens` tokens like those of `kv`.
+    /// An uninitialised buffer for `tokens` tokens like those of `kv`.
     fn new(kv: &Kv, tokens: usize) -> Self {
         let [b, _, heads, d] = kv.k.dims();
         let room = || Tensor::empty([b, tokens, heads * d], (&kv.k.device(), kv.k.dtype()));
         Self { k: room(), v: room(), heads }
     }
 
-    /// With the tokens from `start` on replaced by those of `kv`: in place, unless somebody else holds the tensors.
+    /// Replaces the tokens from `start` on by those of `kv`. Writes in place unless the tensors are shared.
     fn write(self, start: usize, kv: &Kv) -> Self {
         let [b, n, h, d] = kv.k.dims();
         let write = |to: Tensor<3>, x: &Tensor<4>| {
@@ -165,7 +166,7 @@ impl Buffer {
         Self { k: write(self.k, &kv.k), v: write(self.v, &kv.v), heads: self.heads }
     }
 
-    /// The first `tokens` tokens: views.
+    /// The first `tokens` tokens, as views.
     fn read(&self, tokens: usize) -> Kv {
         let read = |x: &Tensor<3>| {
             let [b, n, features] = x.dims();

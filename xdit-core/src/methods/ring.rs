@@ -1,4 +1,4 @@
-//! Ring attention: keys and values go round, partial results are merged by their log-sum-exp.
+//! Ring attention: keys and values are passed around, and partial results are merged by their log-sum-exp.
 //!
 //! Source: Ring Attention (Liu et al. 2023).
 
@@ -10,27 +10,27 @@ use xdit_kernels::{attention_lse, merge_lse};
 use crate::link::{Link, Place};
 use crate::methods::keys::{Keys, Kv};
 
-/// The ranks that pass keys and values round.
+/// The ranks that pass keys and values around.
 #[derive(Clone, Debug)]
 pub struct Ring {
     link: Arc<dyn Link>,
 }
 
-/// Attention to some of the keys, and the log-sum-exp of each query.
+/// The result of attention to some of the keys, and the log-sum-exp of each query.
 type Partial = (Tensor<4>, Tensor<3>);
 
 impl Ring {
-    /// Over the ranks of `link`, in their order.
+    /// Creates a ring of the ranks of `link`, in their order.
     pub fn new(link: Arc<dyn Link>) -> Self {
         Self { link }
     }
 
-    /// Attention of this rank's queries, and of those of a text that every rank has whole, to the image's keys of all
-    /// ranks and to the text's, which count once.
+    /// Computes attention of this rank's image queries, and of the queries of a text that every rank has whole. The
+    /// keys are the image keys of all ranks, and the text's keys once.
     ///
-    /// The next keys travel while the present ones are attended to. Partial results of the image's queries are merged
-    /// as they come, which is another order on each rank. Those of the text's are kept, and merged in rank order at the
-    /// end, so that the text stays the same on all ranks, bit for bit.
+    /// The next keys are transferred while attention to the present ones is computed. Partial results of the image
+    /// queries are merged at once, which is a different order on each rank. Those of the text queries are kept and
+    /// merged in rank order at the end, so that the text has the same bits on all ranks.
     ///
     /// # Shapes
     /// `image`, `text`: `[b, nq, h, d]`, also the results; `keys.image`: `[b, tokens[rank], h, d]`.
@@ -55,7 +55,7 @@ impl Ring {
 
         let mut of_image = keys.text.as_ref().map(|kv| attend(&image, kv));
         let to_text = text.as_ref().zip(keys.text.as_ref()).map(|(q, kv)| attend(q, kv));
-        // By the rank that the keys are of.
+        // Indexed by the rank that owns the keys.
         let mut of_text: Vec<Option<Partial>> = vec![None; size];
         let mut travelling = keys.image.stack();
         let mut present = keys.image;

@@ -1,7 +1,7 @@
 //! Parallel VAE: each rank holds some rows of an image, from the latents to the picture.
 //!
 //! Nothing is approximated. Convolutions take the neighbours' rows where a rank's own end, and zeros at the border of
-//! the image only; group norms merge the moments of all ranks; attention passes keys and values round.
+//! the image only; group norms merge the moments of all ranks; attention passes keys and values around.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub struct SplitRows {
 }
 
 impl SplitRows {
-    /// Over the ranks of `link`, of which each has as many rows as `shares` says.
+    /// Creates this rank's rows among those of the ranks of `link`; rank `i` has `shares[i]` rows.
     ///
     /// # Panics
     /// If the number of shares is not the number of ranks, or if a share has no rows.

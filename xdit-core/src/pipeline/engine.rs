@@ -1,4 +1,4 @@
-//! An engine: a pipeline on a thread of its own, which carries requests out one after the other.
+//! The engine: a pipeline on a thread of its own, which carries out requests one after another.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::{Cancel, Completed, Event, Observer, Phase, Pipeline, Request, Step};
 use crate::run::record::RankReport;
 
-/// Carries requests out in the order in which they come. Ranks, communicators and weights stay between them.
+/// Carries out requests in the order of their submission. Ranks, communicators and weights stay between requests.
 ///
 /// ```no_run
 /// # fn main() -> xdit_core::Result<()> {
@@ -56,7 +56,7 @@ impl Engine {
                     pipeline.run(&resolved, &cancel, &mut forward)
                 }));
                 if let Err(error) = end.unwrap_or_else(|panic| Err(panicked(&*panic))) {
-                    // Nobody may be left to hear it.
+                    // Sending fails if the caller has dropped the request.
                     drop(forward.events.send(Err(error)));
                 }
             }
@@ -66,29 +66,29 @@ impl Engine {
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
 
-    /// Hands `request` to the engine. It is carried out after those that were submitted before.
+    /// Submits `request`, which is carried out after all earlier ones.
     pub fn submit(&self, request: Request) -> Running {
         let (events, received) = channel();
         let cancel = Cancel::new();
         let order = Order { request: Box::new(request), cancel: cancel.clone(), events };
-        // The thread ends only with the engine.
+        // Sending cannot fail: the thread runs as long as the engine exists.
         drop(self.orders.as_ref().map(|orders| orders.send(order)));
         Running { cancel, events: received }
     }
 }
 
-/// Waits for the requests that were submitted.
+/// Waits for all submitted requests.
 impl Drop for Engine {
     fn drop(&mut self) {
         self.orders = None;
         if let Some(thread) = self.thread.take() {
-            // Panics of the pipeline are caught inside.
+            // The thread catches panics of the pipeline.
             drop(thread.join());
         }
     }
 }
 
-/// A request that was submitted: its events, until it is over. The last one is the error of a request that failed.
+/// A submitted request, as an iterator over its events. If the request fails, the last item is the error.
 ///
 /// Dropping it cancels the request.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// The token that ends the request.
+    /// The token that cancels the request.
     pub fn cancel(&self) -> &Cancel {
         &self.cancel
     }
@@ -118,7 +118,7 @@ impl Drop for Running {
     }
 }
 
-/// Passes everything on to whoever submitted the request.
+/// Passes all events on to the caller who submitted the request.
 struct Forward {
     cancel: Cancel,
     events: Sender<Result<Event>>,

@@ -1,4 +1,4 @@
-//! What is asked of a pipeline, and what all pipelines check of it.
+//! Requests to a pipeline, and the checks that all pipelines have in common.
 
 use std::ops::Range;
 
@@ -7,58 +7,58 @@ use burn::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::plan::ParallelConfig;
 
-/// More steps in one run are a typing error: models are trained on a thousand.
+/// The most steps of a run. A larger number is surely a typing error: models are trained on a thousand timesteps.
 const MAX_STEPS: usize = 10_000;
 
-/// One run: pictures of some prompts.
+/// The parameters of one run, which makes pictures of some prompts.
 ///
-/// What is `None` takes the pipeline's default.
+/// A `None` stands for the pipeline's default.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What to draw.
+    /// Descriptions of the pictures.
     pub prompts: Vec<String>,
-    /// What the second text encoder is told in place of the prompts: one text for all, or one for each.
+    /// Texts for the second text encoder, if they differ from the prompts: one for all prompts, or one for each.
     pub prompts_2: Vec<String>,
-    /// What the third text encoder is told in place of the prompts: one text for all, or one for each.
+    /// Texts for the third text encoder, if they differ from the prompts: one for all prompts, or one for each.
     pub prompts_3: Vec<String>,
-    /// What not to draw.
+    /// A description of things to avoid.
     pub negative_prompt: String,
-    /// What the second text encoder is told in place of the negative prompt.
+    /// The text for the second text encoder, if it differs from the negative prompt.
     pub negative_prompt_2: Option<String>,
-    /// What the third text encoder is told in place of the negative prompt.
+    /// The text for the third text encoder, if it differs from the negative prompt.
     pub negative_prompt_3: Option<String>,
-    /// Pixels.
+    /// Height in pixels.
     pub height: Option<usize>,
-    /// Pixels.
+    /// Width in pixels.
     pub width: Option<usize>,
-    /// Steps of the noise scheduler.
+    /// The number of steps of the noise scheduler.
     pub num_inference_steps: Option<usize>,
-    /// Strength of classifier-free guidance; 1 and below turns it off.
+    /// The strength of classifier-free guidance; values up to 1 turn it off.
     pub guidance_scale: Option<f32>,
-    /// Strength of classifier-free guidance in a model whose guidance scale is an input instead; 1 and below turns
+    /// The strength of classifier-free guidance in models that take the guidance scale as an input; values up to 1 turn
     /// it off.
     pub true_cfg_scale: Option<f32>,
-    /// Guidance away from what the model gives without some of its blocks.
+    /// Guidance away from the model's prediction without some of its blocks.
     pub skip_layer_guidance: Option<SkipLayerGuidance>,
-    /// Seed of the first picture; picture `i` of the run has `seed + i`.
+    /// The seed of the first picture; picture `i` of the run has `seed + i`.
     pub seed: u64,
-    /// Pictures of each prompt.
+    /// The number of pictures of each prompt.
     pub images_per_prompt: usize,
-    /// Text tokens, the end of the text included.
+    /// The largest number of text tokens, including the end of the text.
     pub max_sequence_length: Option<usize>,
-    /// Last layers of CLIP to leave out, beyond the one that is always left out.
+    /// The number of final layers of CLIP to skip, besides the one that is always skipped.
     pub clip_skip: Option<usize>,
-    /// Clean the prompts of what the model's training captions did not contain.
+    /// Whether to remove from the prompts all that the model's training captions did not contain.
     pub clean_caption: bool,
-    /// Generate at the nearest size that the model was trained for, then resize and crop.
+    /// Whether to generate at the nearest size that the model was trained for, and then resize and crop.
     pub use_resolution_binning: bool,
-    /// Decode large pictures tile by tile, which takes less memory and blends at the seams.
+    /// Whether to decode large pictures tile by tile, which takes less memory and blends tiles where they overlap.
     pub vae_tiling: bool,
-    /// Start from these latents `[n, c, y, x]`, one for each picture, instead of noise from the seed.
+    /// Initial latents `[n, c, y, x]`, one for each picture, in place of noise from the seed.
     pub init_latents: Option<Tensor<4>>,
-    /// Whether latents are decoded into pictures.
+    /// Whether to decode latents into pictures.
     pub decode: bool,
-    /// How the work is spread over ranks.
+    /// The parallelism of the run.
     pub parallel: ParallelConfig,
 }
 
@@ -91,18 +91,18 @@ impl Request {
         }
     }
 
-    /// How many pictures are asked for.
+    /// The number of pictures.
     pub fn images(&self) -> usize {
         self.prompts.len().saturating_mul(self.images_per_prompt)
     }
 
-    /// What prompt `index` tells the first, second and third text encoder.
+    /// The texts of prompt `index` for the first, second and third text encoder.
     ///
     /// # Panics
     /// If there is no such prompt, or [`check`] would refuse the request.
     pub fn texts<'a>(&'a self, index: usize) -> [&'a str; 3] {
         let prompt: &'a str = &self.prompts[index];
-        // As in diffusers, one empty text for all stands for the prompts, but one of several is meant.
+        // As in diffusers, a single empty text stands for the prompts, but an empty text among several is kept.
         let further = |texts: &'a [String]| match texts {
             [] => prompt,
             [all] => or(Some(all), prompt),
@@ -111,7 +111,7 @@ impl Request {
         [prompt, further(&self.prompts_2), further(&self.prompts_3)]
     }
 
-    /// What the negative prompt tells the first, second and third text encoder.
+    /// The texts of the negative prompt for the first, second and third text encoder.
     pub fn negative_texts(&self) -> [&str; 3] {
         let negative = &self.negative_prompt;
         [
@@ -122,34 +122,34 @@ impl Request {
     }
 }
 
-/// What stands in place of `prompt`; as in diffusers, an empty text does not.
+/// `text`, or `prompt` if there is no text or, as in diffusers, if it is empty.
 fn or<'a>(text: Option<&'a String>, prompt: &'a str) -> &'a str {
     text.filter(|text| !text.is_empty()).map_or(prompt, String::as_str)
 }
 
-/// In some steps, the prediction moves away from what the prompt gives with some blocks left out.
+/// Skip-layer guidance: in some steps, the prediction is moved away from one that skips some blocks.
 ///
 /// # Source
 /// Stable Diffusion 3.5; diffusers' `StableDiffusion3Pipeline`, `skip_guidance_layers` and `skip_layer_guidance_*`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SkipLayerGuidance {
-    /// Blocks that are left out, from 0.
+    /// The skipped blocks, counted from 0.
     pub layers: Vec<usize>,
-    /// How far the prediction moves; 0 turns it off.
+    /// The strength; 0 turns it off.
     pub scale: f32,
-    /// The share of the steps after which it begins.
+    /// The fraction of the steps after which it starts.
     pub start: f64,
-    /// The share of the steps before which it ends.
+    /// The fraction of the steps before which it ends.
     pub stop: f64,
 }
 
 impl SkipLayerGuidance {
-    /// With the scale, start and stop that diffusers has if none are given.
+    /// Skips `layers` with the default scale, start and stop of diffusers.
     pub fn new(layers: Vec<usize>) -> Self {
         Self { layers, scale: 2.8, start: 0.01, stop: 0.2 }
     }
 
-    /// The steps of `steps` in which it takes part. Both ends are exclusive: step 0 does not come after a share of 0.
+    /// The steps, out of `steps`, in which it takes part. Both ends are exclusive: step 0 is not after a fraction of 0.
     pub fn window(&self, steps: usize) -> Range<usize> {
         let end = |share: f64| steps as f64 * share;
         let inside = |step: &usize| *step as f64 > end(self.start) && (*step as f64) < end(self.stop);
@@ -158,7 +158,7 @@ impl SkipLayerGuidance {
     }
 }
 
-/// A part of a [`Request`] that only some pipelines know, named as in diffusers.
+/// An option of a [`Request`] that only some pipelines support, named as in diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extra {
     /// [`Request::prompts_2`]
@@ -192,7 +192,7 @@ impl Extra {
         Self::CleanCaption,
     ];
 
-    /// The option that asks for it.
+    /// The name of the option.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prompt2 => "prompt_2",
@@ -206,8 +206,8 @@ impl Extra {
         }
     }
 
-    /// Whether `request` has it. What says `off` in so many words is nothing that a pipeline would have to know, and
-    /// an empty text stands for the prompt.
+    /// Whether `request` has the option. A neutral value, or an empty text, which stands for the prompt, counts as
+    /// absent.
     fn is_in(self, request: &Request) -> bool {
         match self {
             Self::Prompt2 => !request.prompts_2.is_empty() && request.prompts_2 != [""],
@@ -224,7 +224,7 @@ impl Extra {
     }
 }
 
-/// Checks what is common to all pipelines.
+/// Checks the options that all pipelines have in common.
 ///
 /// # Errors
 /// If a value is out of its range.
@@ -271,10 +271,10 @@ pub fn check(request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Checks that `request` has none of the [`Extra`]s but those that `pipeline` (as users call it) takes.
+/// Checks that `request` has only [`Extra`]s that the pipeline `takes`. Errors name it as `pipeline`.
 ///
 /// # Errors
-/// If it has one: it would be ignored.
+/// If it has any other, which would be ignored.
 pub fn check_extras(request: &Request, pipeline: &str, takes: &[Extra]) -> Result<()> {
     let unknown = |extra: &Extra| !takes.contains(extra) && extra.is_in(request);
     let Some(extra) = Extra::ALL.into_iter().find(unknown) else { return Ok(()) };
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(request.negative_texts(), ["n", "n", "m"]);
     }
 
-    /// As Python's floats have it: `i > n * start and i < n * stop`.
+    /// As in diffusers, with Python's floats: `i > n * start and i < n * stop`.
     #[test]
     fn layers_are_skipped_between_start_and_stop() {
         let window = |steps, start, stop| {

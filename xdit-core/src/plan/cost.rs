@@ -1,4 +1,4 @@
-//! What a plan costs, from sizes alone: the bytes that each rank sends, and those it holds.
+//! The cost of a plan, computed from sizes alone: the bytes that each rank sends and holds.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,44 +17,44 @@ use crate::split;
 use crate::transformer::TransformerSpec;
 use crate::weights::ParameterBytes;
 
-/// What costs depend on beside the plan.
+/// The sizes that costs depend on, besides the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// The transformer's sizes.
     pub spec: TransformerSpec,
-    /// The type of what goes from block to block.
+    /// The type of the hidden state between blocks.
     pub dtype: DType,
-    /// Tokens of each guidance branch's text where blocks change the text, otherwise 0.
+    /// Text tokens of each guidance branch if blocks change the text, otherwise 0.
     pub text_tokens: Vec<usize>,
-    /// Of each block.
+    /// The exchanges of each block.
     pub exchanges: Vec<BlockExchanges>,
 }
 
-/// How often a block's tokens mix and its features are summed.
+/// The number of times that a block mixes tokens and sums features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockExchanges {
-    /// Attentions among image tokens; a text that goes along takes part in the first.
+    /// Attentions among image tokens. A text that passes through the blocks takes part in the first.
     pub attentions: usize,
-    /// Layers with [cut inputs](crate::placement::Placement::Inputs) that image tokens go through.
+    /// Layers with [cut inputs](crate::placement::Placement::Inputs) that image tokens pass through.
     pub image_sums: usize,
-    /// Layers with cut inputs that text tokens go through.
+    /// Layers with cut inputs that text tokens pass through.
     pub text_sums: usize,
 }
 
-/// Bytes by axis; an axis that is not there has none.
+/// Bytes by axis. An axis without an entry has none.
 pub type Sent = BTreeMap<Axis, u64>;
 
-/// What one rank sends and holds.
+/// The bytes that one rank sends and holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// What it sends to other ranks in a steady step: the first asynchronous one or, if there is none, the last.
+    /// Bytes sent to other ranks in a steady step: the first asynchronous step or, if there is none, the last one.
     pub step_bytes: Sent,
-    /// Its share of the transformer.
+    /// The bytes of its share of the transformer.
     pub share: ShareBytes,
-    /// Of it, what no lower rank of the process holds: ranks on one device hold equal parts of a layer, and equal
-    /// contexts, once.
+    /// The part of these bytes that no lower rank of the process holds: ranks on one device hold equal parts of a
+    /// layer, and equal contexts, only once.
     pub added: ShareBytes,
-    /// The most keys and values that it keeps from one call of attention to another.
+    /// The most bytes of keys and values that it keeps between calls of attention.
     pub peak_kv_bytes: u64,
 }
 
@@ -63,8 +63,8 @@ pub struct Cost {
 pub struct ShareBytes {
     /// Parameters.
     pub parameters: ParameterBytes,
-    /// [Contexts](crate::transformer::Transformer::Context), as far as they depend on the timestep, of all branches and
-    /// of as many steps as are made ready together.
+    /// The timestep-dependent part of [contexts](crate::transformer::Transformer::Context), for all branches and for as
+    /// many steps as are computed together.
     pub contexts: u64,
 }
 
@@ -75,19 +75,19 @@ impl AddAssign for ShareBytes {
     }
 }
 
-/// What a share would be if it were loaded.
+/// The sizes of a share, without loading it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Weighed {
-    /// Its parameters.
+    /// Bytes of its parameters.
     pub parameters: ParameterBytes,
-    /// Those of them that no share weighed before holds.
+    /// Bytes of the parameters that no previously weighed share holds.
     pub added: ParameterBytes,
-    /// [Bytes of a context](crate::transformer::Transformer::context_bytes).
+    /// The [bytes of a context](crate::transformer::Transformer::context_bytes).
     pub context_bytes: usize,
 }
 
-/// What each rank of `plan` sends and holds. All ranks are of one process and on one device. `weigh` is asked for each
-/// share, and once more for one that several ranks have.
+/// The cost of each rank of `plan`, if all ranks are in one process and on one device. `weigh` is called once for each
+/// share, and a second time for a share that several ranks have.
 ///
 /// # Errors
 /// Those of `weigh`.
@@ -97,7 +97,7 @@ pub fn costs(
     mut weigh: impl FnMut(Share) -> Result<Weighed>,
 ) -> Result<Vec<Cost>> {
     let tensor_ranks = HostLink::ends(plan.mesh.degree(Axis::Tensor));
-    // What the first rank with a share adds, and what each other one does.
+    // By share: the sizes for its first rank, and those for its other ranks.
     let mut known: BTreeMap<[usize; 2], (Weighed, Option<Weighed>)> = BTreeMap::new();
     let cost = |rank| {
         let at = |axis| plan.mesh.coordinate(rank, axis);
@@ -130,14 +130,14 @@ pub fn costs(
     (0..plan.mesh.size()).map(cost).collect()
 }
 
-/// What `rank` sends to other ranks at each step, where messages go directly from each rank to each other. What brings
-/// the parts of the final latents together is left out.
+/// The bytes that `rank` sends to other ranks in each step, if messages go directly from rank to rank. The gathering of
+/// the final latents is left out.
 pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
     let rank = Rank { plan, sizes, rank };
     let mut steps = vec![Sent::new(); plan.steps];
     let mut step = 0;
     for action in schedule(plan, rank.rank) {
-        // Other actions that send follow one of these of their step.
+        // Any other action that sends comes after one of these of the same step.
         if let Action::Blocks { step: current, .. } | Action::Advance { step: current, .. } = action {
             step = current;
         }
@@ -148,25 +148,25 @@ pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
     steps
 }
 
-/// The most bytes of keys and values that `rank` keeps from one call of attention to another.
+/// The most bytes of keys and values that `rank` keeps between calls of attention.
 pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
     let at = |axis| plan.mesh.coordinate(rank, axis);
     let view = Rank { plan, sizes, rank };
     let ring_degree = plan.mesh.degree(Axis::Ring);
     let all = 0..plan.patches.len();
     let image = |branch: usize| match plan.distrifusion && ring_degree > 1 {
-        // Those of the other strips, which the branch's next step uses.
+        // The other strips, for the branch's next step.
         true if plan.branches[branch].steps.len() > 1 => {
             let others = (0..ring_degree).filter(|&ring| ring != at(Axis::Ring));
             others.map(|ring| plan.ring_tokens(&all, ring)).sum()
         }
-        // Those of all patches, and in DistriFusion new ones that wait for the next step.
+        // All patches; in DistriFusion twice, since new keys wait for the next step.
         false if plan.caches(branch) => {
             plan.ring_tokens(&all, at(Axis::Ring)) * if plan.distrifusion { 2 } else { 1 }
         }
         _ => 0,
     };
-    // In DistriFusion each patch brings its own.
+    // In DistriFusion each patch comes with its own text.
     let keeps_text = |branch| plan.caches(branch) && !plan.distrifusion;
     let text = |branch| if keeps_text(branch) { sizes.text_tokens[branch] } else { 0 };
     let of_branch = |branch| {
@@ -189,29 +189,29 @@ impl Rank<'_> {
         self.plan.mesh.coordinate(self.rank, axis)
     }
 
-    /// Other ranks along `axis`.
+    /// The number of other ranks along `axis`.
     fn others(&self, axis: Axis) -> usize {
         self.plan.mesh.degree(axis) - 1
     }
 
-    /// This rank's tokens of `patches`.
+    /// The number of this rank's tokens of `patches`.
     fn tokens(&self, patches: &Range<usize>) -> usize {
         self.plan.tokens(patches, self.plan.mesh.sequence_coordinate(self.rank))
     }
 
-    /// Text tokens of `branch` that go beside `patches`.
+    /// The number of text tokens of `branch` that go along with `patches`.
     fn text(&self, patches: &Range<usize>, branch: usize) -> usize {
         if self.plan.brings_text(patches) { self.sizes.text_tokens[branch] } else { 0 }
     }
 
-    /// Heads that each ulysses rank computes, of those that this rank of the tensor axis has.
+    /// The number of heads of each ulysses rank, out of those of this tensor rank.
     fn heads(&self) -> Vec<usize> {
         let mesh = &self.plan.mesh;
         let own = split::even(self.sizes.spec.heads, mesh.degree(Axis::Tensor))[self.at(Axis::Tensor)].len();
         split::even(own, mesh.degree(Axis::Ulysses)).iter().map(Range::len).collect()
     }
 
-    /// Numbers in a token's keys and values, of the heads that this rank computes.
+    /// The number of elements in a token's keys and values, for the heads of this rank.
     fn kv_width(&self) -> usize {
         2 * self.heads()[self.at(Axis::Ulysses)] * self.sizes.spec.head_dim
     }
@@ -219,7 +219,7 @@ impl Rank<'_> {
     /// Bytes that `action` sends along each axis.
     fn sends(&self, action: &Action) -> Vec<(Axis, usize)> {
         let Sizes { spec, dtype, .. } = self.sizes;
-        // Latents are f32 whatever the model computes in.
+        // Latents are f32, whatever the type of the model.
         let latents = |patches| self.tokens(patches) * spec.channels * spec.patch * spec.patch * 4;
         let hidden = |tokens| tokens * spec.dim() * dtype.size();
         match action {
@@ -256,8 +256,8 @@ impl Rank<'_> {
         ]
     }
 
-    /// Heads of tokens that go to other ulysses ranks: queries, keys and values before attention, the result after
-    /// it, and the text's result to everybody.
+    /// The number of head vectors sent to other ulysses ranks: queries, keys and values before attention, the result
+    /// after it, and the text's result to all.
     fn ulysses(&self, patches: &Range<usize>, attentions: usize, text: usize) -> usize {
         let (me, heads) = (self.at(Axis::Ulysses), self.heads());
         let tokens = self.plan.ulysses_tokens(patches, self.at(Axis::Ring));
@@ -266,16 +266,16 @@ impl Rank<'_> {
         others.map(|other| attentions * image(other) + text * heads[me]).sum()
     }
 
-    /// Tokens whose keys and values go to other ring ranks.
+    /// The number of tokens whose keys and values are sent to other ring ranks.
     fn ring(&self, step: usize, patches: &Range<usize>, branch: usize) -> usize {
         let (me, degree) = (self.at(Axis::Ring), self.plan.mesh.degree(Axis::Ring));
         if self.plan.distrifusion {
-            // In the branch's last step, nobody is left to use them in the next one.
+            // The branch's last step sends none: there is no next step to use them.
             let goes_on = self.plan.branches[branch].steps.contains(&(step + 1));
             let sends = step < self.plan.synchronous_steps || goes_on;
             return if sends { self.plan.ring_tokens(patches, me) * (degree - 1) } else { 0 };
         }
-        // The cache knows all patches once each has been here.
+        // The cache holds all patches from the second step on.
         let known = 0..if step == 0 { patches.end } else { self.plan.patches.len() };
         (0..degree - 1).map(|hop| self.plan.ring_tokens(&known, (me + degree - hop) % degree)).sum()
     }

@@ -17,7 +17,7 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// Computed in every step, with all blocks.
+    /// A branch that takes part in every step, with all blocks.
     pub fn whole() -> Self {
         Self { steps: 0..usize::MAX, skip_layers: Vec::new() }
     }
@@ -41,9 +41,9 @@ pub struct Guidance<C> {
 /// `scale · (to − from)`, in the steps in which both branches take part.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Term {
-    /// The branch to go away from.
+    /// The branch to move away from.
     pub from: usize,
-    /// The branch to go towards.
+    /// The branch to move towards.
     pub to: usize,
     /// The factor of the difference.
     pub scale: f32,
@@ -55,7 +55,7 @@ impl<C> Guidance<C> {
         Self { branches: vec![conditions], terms: Vec::new() }
     }
 
-    /// From the negative branch towards the positive one and, with a scale above 1, beyond it.
+    /// Guidance from the negative branch towards the positive one and, with a scale above 1, beyond it.
     ///
     /// # Source
     /// Classifier-free guidance (Ho & Salimans 2022), with the weight as in Imagen.
@@ -63,7 +63,7 @@ impl<C> Guidance<C> {
         Self { branches: vec![negative, positive], terms: vec![Term { from: 0, to: 1, scale }] }
     }
 
-    /// The same guidance with other conditions: `of` what each branch has.
+    /// The same guidance with `of` applied to the conditions of each branch.
     pub fn map<D>(&self, of: impl FnMut(&C) -> D) -> Guidance<D> {
         Guidance { branches: self.branches.iter().map(of).collect(), terms: self.terms.clone() }
     }

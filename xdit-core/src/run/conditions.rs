@@ -1,4 +1,4 @@
-//! Conditions on their way from the first rank, which encoded the prompts, to all others.
+//! Broadcasts conditions from the first rank, which encoded the prompts, to all other ranks.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use crate::link::{Link, Place};
 use crate::transformer::{IntoParts, Part, Parts};
 
-/// The types of tensors that travel, by their number in a header.
+/// The supported tensor types; a header has their index.
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
-/// A number travels in so many parts of 16 bits, each of which is exact in f32.
+/// A number is sent as this many parts of 16 bits, each of which is exact in f32.
 const DIGITS: usize = 4;
 
-/// `values` of the first rank of `world`, on each rank, on its `device`. Only the first rank needs to have them.
+/// Returns the `values` of the first rank of `world` on every rank, on its `device`. Other ranks pass `None`.
 ///
 /// # Panics
-/// If the first rank has none.
+/// If the first rank passes `None`.
 pub(crate) fn broadcast<C: IntoParts + Clone>(
     world: &Arc<dyn Link>,
     values: Option<&[C]>,
@@ -49,7 +49,7 @@ pub(crate) fn broadcast<C: IntoParts + Clone>(
     values
 }
 
-/// The number of values; of each value its numbers, and the type and shape of its tensors.
+/// Encodes the number of values, and for each value its numbers and the types and shapes of its tensors.
 fn header(values: &[Parts]) -> Vec<u64> {
     let mut words = vec![values.len() as u64];
     for Parts { tensors, numbers } in values {
@@ -66,7 +66,7 @@ fn header(values: &[Parts]) -> Vec<u64> {
     words
 }
 
-/// Numbers as a tensor, the only thing that a link carries.
+/// Encodes numbers as a tensor, since links transfer only tensors.
 fn encode(words: &[u64], device: &Device) -> Tensor<1> {
     let digits = words.iter().flat_map(|word| (0..DIGITS).map(move |digit| (word >> (16 * digit)) as u16));
     let digits: Vec<f32> = digits.map(f32::from).collect();
@@ -80,7 +80,7 @@ fn decode(digits: Tensor<1>) -> Vec<u64> {
     digits.chunks_exact(DIGITS).map(word).collect()
 }
 
-/// Gives `x` to all other ranks.
+/// Sends `x` to all other ranks.
 fn send(world: &Arc<dyn Link>, x: Tensor<1>) {
     world.exchange((1..world.size()).map(|to| (to, x.clone())).collect(), Vec::new()).wait();
 }

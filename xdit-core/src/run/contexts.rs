@@ -1,5 +1,5 @@
-//! The conditions of a picture, made ready for some steps at a time, and once for all ranks of a process that need the
-//! same.
+//! The contexts of a picture: its conditions, prepared for some steps at a time, and only once for all ranks of a
+//! process that need the same.
 
 use std::convert::Infallible;
 use std::hash::{Hash, Hasher};
@@ -15,8 +15,8 @@ use crate::plan::schedule::Action;
 use crate::shared::Shared;
 use crate::transformer::Transformer;
 
-/// The contexts that the ranks of one job in this process are using. Another job needs another value: here, a picture
-/// is known by its index.
+/// The contexts in use by the ranks of this process in one job. Each job needs its own value, since pictures are
+/// identified by their index.
 #[derive(Debug)]
 pub struct SharedContexts<C>(Shared<Key, Vec<C>>);
 
@@ -27,7 +27,7 @@ impl<C> Default for SharedContexts<C> {
 }
 
 impl<C> SharedContexts<C> {
-    /// Those of picture `image`.
+    /// The contexts of picture `image`.
     pub fn of_picture(&self, image: usize) -> PictureContexts<'_, C> {
         PictureContexts { shared: self, image }
     }
@@ -40,7 +40,8 @@ pub struct PictureContexts<'a, C> {
     image: usize,
 }
 
-/// What contexts depend on within a job. Ranks that differ along the ring, Ulysses and tensor axes need the same.
+/// Everything that contexts depend on within a job. Ranks that differ only along the ring, Ulysses and tensor axes need
+/// the same contexts.
 #[derive(PartialEq, Eq)]
 struct Key {
     image: usize,
@@ -51,13 +52,13 @@ struct Key {
 }
 
 impl Hash for Key {
-    /// Devices have no hash; they are compared.
+    /// Hashes all but the device, which has no hash and is only compared.
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.image, self.branch, &self.steps, &self.stage).hash(state);
     }
 }
 
-/// The conditions of the branches of guidance that a rank computes, ready for the steps that are under way.
+/// The contexts of the guidance branches that a rank computes, for the current steps.
 pub(super) struct Contexts<'a, T: Transformer> {
     transformer: &'a T,
     timesteps: &'a [f32],
@@ -70,16 +71,16 @@ pub(super) struct Contexts<'a, T: Transformer> {
 }
 
 struct Branch<C> {
-    /// Steps that are made ready together.
+    /// Runs of steps whose contexts are made together.
     chunks: Vec<Range<usize>>,
-    /// The steps that are ready.
+    /// The steps whose contexts are ready.
     steps: Range<usize>,
     ready: Arc<Vec<C>>,
     text_shape: Option<[usize; 3]>,
 }
 
 impl<'a, T: Transformer> Contexts<'a, T> {
-    /// The contexts of `rank`, whose tensors are on `device`. The first steps of each branch are made ready at once, so
+    /// The contexts of `rank`, whose tensors are on `device`. Those of the first steps of each branch are made here, so
     /// that the shapes of all texts are known.
     pub fn new(
         plan: &Plan,
@@ -112,19 +113,19 @@ impl<'a, T: Transformer> Contexts<'a, T> {
         this
     }
 
-    /// The context of `branch` at `step`, which is ready.
+    /// The context of `branch` at `step`, which must be ready.
     pub fn at(&self, branch: usize, step: usize) -> &T::Context {
         let Branch { steps, ready, .. } = &self.branches[branch - self.first_branch];
         assert!(steps.contains(&step), "steps {steps:?} are ready, not {step}");
         &ready[step - steps.start]
     }
 
-    /// The shape of the text of `branch` between blocks. It is the same in all steps.
+    /// The shape of the text of `branch` between blocks, which is the same in all steps.
     pub fn text_shape(&self, branch: usize) -> Option<[usize; 3]> {
         self.branches[branch - self.first_branch].text_shape
     }
 
-    /// Branch and step of which `action` needs the context, if that is not ready.
+    /// The branch and step of the context that `action` needs, if it is not ready.
     pub fn missing(&self, action: &Action) -> Option<[usize; 2]> {
         let (Action::Embed { step, branch, .. }
         | Action::Blocks { step, branch, .. }
@@ -136,7 +137,7 @@ impl<'a, T: Transformer> Contexts<'a, T> {
         (!ready).then_some([*branch, *step])
     }
 
-    /// Makes `step` of `branch` ready, with the steps that belong to it. Those before are freed.
+    /// Makes the context of `step` of `branch`, together with those of its chunk. Earlier ones are freed first.
     pub fn prepare(&mut self, [branch, step]: [usize; 2]) {
         let own = &mut self.branches[branch - self.first_branch];
         let chunk = own.chunks.iter().find(|chunk| chunk.contains(&step));

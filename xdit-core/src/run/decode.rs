@@ -1,4 +1,4 @@
-//! Decodes a picture on several ranks, some rows each.
+//! Decodes a picture on several ranks, each of which has some of its rows.
 
 use std::sync::Arc;
 
@@ -9,11 +9,12 @@ use crate::methods::vae::SplitRows;
 use crate::rows::{Rows, Whole};
 use crate::split;
 
-/// Gives some rows of `image` to each rank of `link`, and puts together on the first rank the rows that `work` makes
-/// of them. Only the first rank needs to have the image.
+/// Runs `work` on each rank of `link` with some rows of `image`, and concatenates the resulting rows on the first rank.
+/// Only the first rank needs to have the image.
 ///
 /// # Shapes
-/// `image`: `shape`, `[b, c, y, x]` with at least a row for each rank, f32. `work` makes as many rows of each row.
+/// `image`: `shape`, `[b, c, y, x]` in f32, with at least one row for each rank. `work` must turn each row into the
+/// same number of rows.
 ///
 /// # Panics
 /// If there are more ranks than rows, or the first rank has no image.

@@ -1,4 +1,4 @@
-//! Walks the schedule of one rank.
+//! Carries out the schedule of one rank.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -26,16 +26,16 @@ use crate::split;
 use crate::tokens::{Positions, Tokens};
 use crate::transformer::{Hidden, Transformer};
 
-/// How many actions ahead of their turn receives are posted.
+/// The number of actions by which receives are posted ahead of their turn.
 const POST_AHEAD: usize = 8;
 
-/// The links of one rank. There is none along an axis with one rank.
+/// The links of one rank. An axis with one rank has no link.
 #[derive(Clone, Debug)]
 pub struct Groups {
     rank: usize,
     world: Arc<dyn Link>,
-    /// From a stage to another, those that begin or end at this rank's: each is ordered by itself, so that receives may
-    /// be posted ahead. The first rank sends, the second one receives.
+    /// The links between stages that start or end at this rank's stage, by sending and receiving stage. Each is ordered
+    /// independently, so that receives may be posted ahead. The first rank of a link sends, the second one receives.
     edges: BTreeMap<[usize; 2], Arc<dyn Link>>,
     cfg: Option<Arc<dyn Link>>,
     sequence: Option<Arc<dyn Link>>,
@@ -45,10 +45,10 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// The links of this rank of `world` in the plan's mesh. Every rank of the world calls it.
+    /// Creates the links of this rank of `world` for the plan's mesh. Every rank of the world must call it.
     ///
     /// # Errors
-    /// If the world has another size than the mesh, or the ranks of a group cannot be joined.
+    /// If the sizes of the world and the mesh differ, or the ranks of a group cannot be joined.
     pub fn new(world: &Arc<dyn Link>, plan: &Plan) -> Result<Self> {
         let mesh = &plan.mesh;
         if world.size() != mesh.size() {
@@ -83,15 +83,15 @@ impl Groups {
         })
     }
 
-    /// The ranks that share each layer's heads and features, if there are any.
+    /// The link of the ranks that share each layer's heads and features, if there are several.
     pub fn tensor_share(&self) -> Option<TensorShare> {
         self.tensor.clone().map(|link| TensorShare { link })
     }
 }
 
-/// One picture on one rank, about to be denoised.
+/// The denoising of one picture on one rank.
 pub struct Denoising<'a, T: Transformer> {
-    /// Who does what.
+    /// The division of the work among the ranks.
     pub plan: &'a Plan,
     /// The links of this rank.
     pub groups: &'a Groups,
@@ -101,24 +101,24 @@ pub struct Denoising<'a, T: Transformer> {
     pub scheduler: &'a dyn Scheduler,
     /// The conditions of the picture.
     pub guidance: &'a Guidance<T::Conditions>,
-    /// The whole picture's noise, packed: the same on every rank.
+    /// The packed noise of the whole picture, the same on every rank.
     pub noise: &'a Tokens,
     /// The contexts of the picture.
     pub contexts: PictureContexts<'a, T::Context>,
-    /// Passes while the job goes on. It is called before each action and each block.
+    /// Fails once the job must end. It is called before each action and each block.
     pub check: &'a dyn Fn() -> Result<()>,
 }
 
 impl<T: Transformer> Denoising<'_, T> {
-    /// Denoises the picture. The final latents, whole again, are returned on the ranks of the first stage. `recorder`
-    /// is told of each action, `on_step` of each step that ends on this rank.
+    /// Denoises the picture, and returns the whole final latents on the ranks of the first stage. `recorder` records
+    /// each action; `on_step` is called for each step that ends on this rank.
     ///
     /// # Shapes
-    /// The result is packed, as the noise is: `[b, n, c]`.
+    /// The result is packed like the noise: `[b, n, c]`.
     ///
     /// # Panics
-    /// If guidance or scheduler are not those of the plan. A check that does not pass, a failed transfer and values
-    /// that are not finite unwind to [`catch`](crate::link::catch).
+    /// If guidance or scheduler do not belong to the plan. A failed check or transfer, and values that are not finite,
+    /// unwind to [`catch`](crate::link::catch).
     pub fn run(self, recorder: &mut Recorder, on_step: &mut dyn FnMut(usize)) -> Option<Tokens> {
         let Self { plan, groups, scheduler, guidance, .. } = self;
         assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
@@ -142,7 +142,7 @@ impl<T: Transformer> Denoising<'_, T> {
     }
 }
 
-/// A rank on its way through its schedule.
+/// The state of a rank on its way through its schedule.
 struct Walker<'a, T: Transformer> {
     plan: &'a Plan,
     groups: &'a Groups,
@@ -152,24 +152,24 @@ struct Walker<'a, T: Transformer> {
     check: &'a dyn Fn() -> Result<()>,
     attention: ParallelAttention,
     positions: Positions,
-    /// Batch and features of packed latents, and where they are.
+    /// Batch and features of packed latents, and their place.
     latents: ([usize; 2], Place),
-    /// Where hidden states are: of the model's type, not the latents'.
+    /// The place of hidden states, which have the model's type, not that of latents.
     hidden_place: Place,
     /// This rank's tokens of each patch.
     shards: Vec<Range<usize>>,
-    /// The sample at those tokens, of each patch: what the first stage embeds and the last one advances.
+    /// The sample at those tokens, for each patch. The first stage embeds it, and the last stage advances it.
     samples: Vec<Tensor<3>>,
     histories: Vec<History>,
     contexts: Contexts<'a, T>,
     hidden: Option<Hidden>,
-    /// What the last pass left for blocks of other stages.
+    /// Skip connections from the last pass to blocks of other stages, by receiving block.
     skips: BTreeMap<usize, Tensor<3>>,
     predictions: Vec<Option<Tensor<3>>>,
     posted: usize,
-    /// Receives that were posted.
+    /// The posted receives.
     arriving: VecDeque<Arriving<3>>,
-    /// Sends that are not known to be over.
+    /// Sends that may still be in flight.
     sending: Vec<Arriving<3>>,
 }
 
@@ -219,9 +219,9 @@ impl<'a, T: Transformer> Walker<'a, T> {
         }
     }
 
-    /// Unwinds to [`catch`](crate::link::catch) unless the job goes on.
+    /// Unwinds to [`catch`](crate::link::catch) once the job must end.
     fn check(&self) {
-        // Pictures of other ranks do not matter to this one, but their failures do.
+        // A failure in another data-parallel share ends this rank, too.
         must(self.groups.world.check());
         (self.check)().unwrap_or_else(|error| fail(error));
     }
@@ -240,7 +240,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
         [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
     }
 
-    /// The text that `branch` has beside `patches`.
+    /// The shape of the text of `branch` that goes along with `patches`, if any.
     fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
         self.contexts.text_shape(branch).filter(|_| self.plan.brings_text(patches))
     }
@@ -291,14 +291,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
         self.sending.push(edge.exchange(tensors.into_iter().map(|x| (1, x)).collect(), Vec::new()));
     }
 
-    /// Lets go of what has been sent.
+    /// Frees the tensors of completed sends.
     fn reap(&mut self) {
         let complete = self.sending.extract_if(.., Arriving::is_complete);
-        // Waiting takes no time any more, but a send may have failed.
+        // Waiting returns at once by now, but reports a failed send.
         complete.for_each(|sent| drop(sent.wait()));
     }
 
-    /// Does `action`; says how many steps are done, if it ended one.
+    /// Carries out `action`. If it ends a step, returns the number of finished steps.
     fn walk(&mut self, action: &Action) -> Option<usize> {
         match action {
             Action::ReceiveLatents { patches } => {
@@ -329,7 +329,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let mut hidden = self.hidden.take().expect("embedded or received before");
                 let context = self.contexts.at(*branch, *step);
                 for block in self.plan.blocks_of(*branch, blocks.clone()) {
-                    // A failure elsewhere, or the end of the job, ends this rank within one block.
+                    // A failure elsewhere, or a cancelled job, ends this rank within one block.
                     self.check();
                     hidden = self.transformer.block(block, hidden, context, &mut self.attention);
                 }
@@ -367,7 +367,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
         None
     }
 
-    /// Takes the scheduler's step for `patches` from the predictions of all branches.
+    /// Takes the scheduler's step for `patches`, with the combined predictions of all branches.
     fn advance(&mut self, step: usize, patches: &Range<usize>) {
         let groups = self.groups;
         if let Some(cfg) = &groups.cfg {
@@ -386,14 +386,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
         }
     }
 
-    /// Brings together the predictions of all branches, of which each rank of the CFG group has some.
+    /// Gathers the predictions of all branches; each rank of the CFG group has some of them.
     fn gather_predictions(&mut self, cfg: &dyn Link, step: usize, patches: &Range<usize>) {
         let branches = |&rank: &usize| self.plan.branches_at(rank, step).collect::<Vec<_>>();
         let branches: Vec<_> = cfg.group().ranks().iter().map(branches).collect();
         let [b, n, c] = self.latents_shape(patches);
         let shapes: Vec<_> = branches.iter().map(|branches| [branches.len() * b, n, c]).collect();
         let mine: Vec<_> = self.predictions.iter_mut().filter_map(Option::take).collect();
-        // A rank whose branches pause in this step has none.
+        // A rank has none if its branches take no part in this step.
         let mine = match mine.is_empty() {
             true => {
                 let Place { device, dtype } = &self.latents.1;
@@ -408,7 +408,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
         }
     }
 
-    /// Stores latents that arrived.
+    /// Stores the received latents `x` of `patches`.
     fn keep(&mut self, patches: &Range<usize>, x: Tensor<3>) {
         let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
         for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
@@ -416,7 +416,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
         }
     }
 
-    /// The whole image's latents, on the ranks of the first stage.
+    /// Gathers the latents of the whole image on the ranks of the first stage.
     fn finish(self) -> Option<Tokens> {
         let (first, sequence) = (self.stage() == 0, &self.groups.sequence);
         for sent in self.sending {

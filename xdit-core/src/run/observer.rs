@@ -1,4 +1,4 @@
-//! Progress of a run, for a caller who wants to follow it.
+//! Events of a run, for a caller that follows its progress.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use burn::tensor::TensorData;
 use crate::picture::Picture;
 use crate::run::record::RankReport;
 
-/// A part of a run that takes time.
+/// A phase of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Reading the weights of the named component.
@@ -26,29 +26,29 @@ pub enum Phase {
     },
 }
 
-/// A step of a [`Phase`] that ended.
+/// A finished step of a [`Phase`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The phase.
     pub phase: Phase,
-    /// Steps of it that are done.
+    /// The number of finished steps.
     pub done: usize,
-    /// Steps that it has.
+    /// The number of all steps of the phase.
     pub of: usize,
 }
 
-/// A picture that is done.
+/// A finished picture.
 #[derive(Clone, Debug)]
 pub struct Completed {
     /// Index of the picture.
     pub image: usize,
-    /// Final latents `[1, c, y, x]`, f32, as the diffusion model sees them.
+    /// Final latents `[1, c, y, x]` in f32, scaled as in the diffusion model.
     pub latents: TensorData,
-    /// The picture, unless only latents were asked for.
+    /// The picture, unless only latents were requested.
     pub picture: Option<Picture>,
 }
 
-/// Something that happened in a run.
+/// An event of a run.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A phase began.
@@ -57,16 +57,16 @@ pub enum Event {
     End(Phase, Instant),
     /// A step of a phase ended.
     Step(Step, Instant),
-    /// Something the user should know.
+    /// A warning for the user.
     Warning(String),
-    /// A picture is done.
+    /// A picture is finished.
     Completed(Completed),
-    /// What a rank did, once it is done.
+    /// A rank has finished the run; this is its report.
     Rank(Box<RankReport>),
 }
 
 impl Event {
-    /// Passes it on.
+    /// Calls the method of `observer` for this event.
     pub fn tell(self, observer: &mut dyn Observer) {
         match self {
             Self::Begin(phase, at) => observer.begin(phase, at),
@@ -79,28 +79,28 @@ impl Event {
     }
 }
 
-/// Follows a run. Every method is optional.
+/// Receives the events of a run. Every method is optional.
 ///
-/// Ranks do not wait for an observer: an event may be told a while after it happened, so it carries its time. Phases of
-/// different pictures overlap where data-parallel ranks work on several at once.
+/// Ranks do not wait for an observer: an event may be delivered some time after it happened, so it carries its time.
+/// Phases of different pictures overlap if data-parallel ranks work on several pictures at once.
 pub trait Observer {
-    /// A phase begins.
+    /// A phase began.
     fn begin(&mut self, _phase: Phase, _at: Instant) {}
-    /// The phase ended.
+    /// A phase ended.
     fn end(&mut self, _phase: Phase, _at: Instant) {}
     /// A step of a phase ended.
     fn step(&mut self, _step: Step, _at: Instant) {}
-    /// Something the user should know.
+    /// A warning for the user.
     fn warn(&mut self, _message: &str) {}
-    /// A picture is done.
+    /// A picture is finished.
     fn completed(&mut self, _completed: Completed) {}
-    /// What a rank did in this run, once it is done.
+    /// A rank has finished the run; this is its report.
     fn rank(&mut self, _report: RankReport) {}
-    /// Whether these reports are to hold each activity and each wait, not only sums.
+    /// Whether reports should list each activity and each wait, not only sums.
     fn wants_details(&self) -> bool {
         false
     }
 }
 
-/// Follows nothing.
+/// Ignores all events.
 impl Observer for () {}

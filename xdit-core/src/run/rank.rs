@@ -1,4 +1,4 @@
-//! One rank, from job to job.
+//! One rank, which runs jobs one after another.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -27,10 +27,10 @@ use crate::transformer::Transformer;
 /// The conditions of a model's transformer.
 pub type Conditions<M> = <<M as Model>::Transformer as Transformer>::Conditions;
 
-/// The contexts that the ranks of a process share in one job.
+/// The contexts that the ranks of a process share during one job.
 pub(crate) type JobContexts<M> = SharedContexts<<<M as Model>::Transformer as Transformer>::Context>;
 
-/// The components that a rank holds between jobs. They outlive its thread and its world.
+/// The components that a rank holds between jobs. They survive its thread and its world.
 pub struct Held<M: Model> {
     transformer: Option<(Share, Arc<Loaded<M::Transformer>>)>,
     decoder: Option<Arc<M::Decoder>>,
@@ -42,9 +42,9 @@ impl<M: Model> Default for Held<M> {
     }
 }
 
-/// A rank of a world, with its device and the components that it holds.
+/// A rank of a world, with its device and its components.
 ///
-/// Every rank of the world runs the same jobs in the same order, wherever it is.
+/// Every rank of the world must run the same jobs in the same order, in whatever process it is.
 pub struct Rank<M: Model> {
     world: Arc<dyn Link>,
     meter: Arc<Meter>,
@@ -57,36 +57,36 @@ pub struct Rank<M: Model> {
     links: Option<Links>,
 }
 
-/// The links of the last job, which stay as long as the next one needs the same.
+/// The links of the last job, which the next job reuses if it needs the same.
 struct Links {
     mesh: Mesh,
     groups: Groups,
-    /// The size of the groups that decode a picture, and this rank's.
+    /// The number of ranks that decode a picture, and their link, if this rank is one of them.
     decoding: (usize, Option<Arc<dyn Link>>),
 }
 
 impl<M: Model> Rank<M> {
-    /// A rank of `world` that computes on `device`. Its reports hold each activity if they are `detailed`.
+    /// A rank of `world` that computes on `device`. Its reports list each activity if they are `detailed`.
     pub fn new(world: Arc<dyn Link>, model: Arc<M>, device: Device, detailed: bool) -> Self {
         let meter = Meter::new(detailed);
         let world = Counted::new(world, &meter);
         Self { world, meter, detailed, model, device, held: Arc::default(), keeps: false, links: None }
     }
 
-    /// The same rank with the components in `held`, which it holds between jobs if it `keeps` them.
+    /// The same rank with the components in `held`, which stay between jobs if `keeps` is set.
     pub(crate) fn holding(mut self, held: Arc<Mutex<Held<M>>>, keeps: bool) -> Self {
         self.held = held;
         self.keeps = keeps;
         self
     }
 
-    /// Does this rank's part of `job`. The first rank of a data-parallel share tells `observer` of the share's progress
-    /// and pictures, a rank of its last stage of the steps, and each rank of what it did.
+    /// Runs this rank's part of `job`. `observer` receives the phases and pictures of a data-parallel share on the
+    /// share's first rank, the steps on one rank of its last stage, and a report on each rank.
     ///
     /// # Errors
     /// If the plan is for another number of ranks, the job is cancelled, a share cannot be loaded, a value is not
-    /// finite, or a transfer fails: then the error names operation, group and rank. After an error, the world is of no
-    /// use.
+    /// finite, or a transfer fails; the error of a transfer names operation, group and rank. After an error, the world
+    /// can no longer be used.
     pub fn run(
         &mut self,
         job: &Job<Conditions<M>>,
@@ -96,7 +96,7 @@ impl<M: Model> Rank<M> {
         self.carry_out(job, &SharedContexts::default(), cancel, &mut |event| event.tell(observer))
     }
 
-    /// As [`run`](Self::run), with the contexts that all ranks of this process have for the job.
+    /// As [`run`](Self::run), with contexts that all ranks of this process share for the job.
     pub(crate) fn carry_out(
         &mut self,
         job: &Job<Conditions<M>>,
@@ -109,7 +109,7 @@ impl<M: Model> Rank<M> {
         result
     }
 
-    /// Lets go of components that are not held between jobs.
+    /// Frees the components unless they stay between jobs.
     fn release(&self) {
         if !self.keeps {
             *self.held() = Held::default();
@@ -181,7 +181,8 @@ impl<M: Model> Rank<M> {
         Ok(())
     }
 
-    /// The links of this rank in the plan's mesh, and that of the ranks that decode its pictures, if it is one of them.
+    /// The links of this rank in the plan's mesh, and the link of the ranks that decode its pictures, if it is one of
+    /// them.
     fn links(&mut self, job: &Job<Conditions<M>>) -> Result<(Groups, Option<Arc<dyn Link>>)> {
         let plan = &job.plan;
         let decoding_ranks = match job.decoding {
@@ -212,7 +213,7 @@ impl<M: Model> Rank<M> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This rank's share of the transformer: the one that it holds, or a new one in its place.
+    /// This rank's share of the transformer: the held one if it fits, otherwise a new one in its place.
     fn transformer(
         &self,
         plan: &Plan,
@@ -226,7 +227,8 @@ impl<M: Model> Rank<M> {
         let loaded = match held {
             Some((held, loaded)) if same(&held, &share) => loaded,
             held => {
-                // The old share goes first, unless it only sums over other links: then most of its layers stay.
+                // The old share is freed before loading, unless only its link for sums differs: then the new share
+                // reuses most of its layers.
                 let old = held.filter(|(held, _)| held.blocks == share.blocks);
                 self.held().transformer = None;
                 let load = || Ok(Arc::new(self.model.load(share.clone(), &self.device)?));
@@ -255,7 +257,7 @@ impl<M: Model> Rank<M> {
         Ok(decoder)
     }
 
-    /// The picture of `latents`, on the rank that has them. The others of `ranks` decode some of its rows.
+    /// Decodes `latents`, and returns the picture on the rank that has them. The other `ranks` decode some of its rows.
     fn decode(
         &self,
         (image, latents): (usize, Option<Tensor<4>>),
@@ -287,14 +289,14 @@ impl<M: Model> Rank<M> {
     }
 }
 
-/// A panic ends a rank, too.
+/// Frees the components also after a panic.
 impl<M: Model> Drop for Rank<M> {
     fn drop(&mut self) {
         self.release();
     }
 }
 
-/// Whether two ranks that hold these shares hold the same parameters and sum them over the same ranks.
+/// Whether the two shares have the same parameters and sum over the same link.
 fn same(held: &Share, wanted: &Share) -> bool {
     let tensor = match (&held.tensor, &wanted.tensor) {
         (None, None) => true,
@@ -304,13 +306,13 @@ fn same(held: &Share, wanted: &Share) -> bool {
     tensor && held.blocks == wanted.blocks
 }
 
-/// The place of a rank in a plan.
+/// The position of a rank in a plan.
 struct Seat {
     /// The data-parallel share.
     share: usize,
     /// Whether this is the first rank of the share.
     leads: bool,
-    /// Whether steps end here.
+    /// Whether this rank reports steps.
     steps: bool,
 }
 
@@ -326,14 +328,14 @@ impl Seat {
         }
     }
 
-    /// Does `work` on the first rank of the share.
+    /// Runs `work` on the first rank of the share only.
     fn lead(&self, work: impl FnOnce()) {
         if self.leads {
             work();
         }
     }
 
-    /// Loads a component. One rank of the world tells of it.
+    /// Loads a component. The first rank of the world reports it as a phase.
     fn loading<R>(
         &self,
         component: &'static str,

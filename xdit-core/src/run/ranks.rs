@@ -1,4 +1,4 @@
-//! Ranks as threads of this process, which stay from job to job.
+//! Ranks as threads of this process, which stay alive between jobs.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,39 +18,41 @@ use crate::run::rank::{Conditions, Held, JobContexts, Rank};
 use crate::run::residency::Keep;
 use crate::run::{Job, Model};
 
-/// The limit on each wait. A rank that fails or ends tells the others at once, so only one that is alive can make them
-/// wait this long, and a stage of a large model on a slow machine takes many minutes.
+/// The limit on each wait. A rank that fails or ends notifies the others at once, so only a rank that is alive can make
+/// them wait this long, and a stage of a large model takes many minutes on a slow machine.
 const WAIT_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The ranks of an engine. Threads, communicators and components stay from one job to the next.
+/// The ranks of an engine. Their threads, communicators and components stay from one job to the next.
 ///
-/// A job with another mesh is carried out, too: its ranks load the shares that they do not hold. After a job that
-/// failed or was cancelled, the next one has new threads and communicators, and the components that there were; only
-/// shares of tensor parallelism, which are bound to a communicator, are loaded again.
+/// Jobs may differ in their mesh: ranks then load the shares that they do not hold. After a failed or cancelled job,
+/// the next job has new threads and communicators, but the old components. Only shares of tensor parallelism are loaded
+/// again, since they are bound to a communicator.
 pub struct Ranks<M: Model> {
     model: Arc<M>,
     devices: Vec<Device>,
     keep: Keep,
-    /// The components that each rank holds.
+    /// The components of each rank.
     held: Vec<Arc<Mutex<Held<M>>>>,
     world: Option<World<M>>,
 }
 
 impl<M: Model> Ranks<M> {
-    /// Ranks that take their shares from `model`. Nothing is loaded and no thread started before the first job.
+    /// Creates ranks that load their shares from `model`. Nothing is loaded and no thread starts before the first job.
+    ///
+    /// `devices` has one device for each rank, or a single one for all.
     ///
     /// # Panics
-    /// If there is no device. One stands for all ranks; otherwise there is one a rank.
+    /// If there is no device.
     pub fn new(model: Arc<M>, devices: Vec<Device>, keep: Keep) -> Self {
         assert!(!devices.is_empty(), "ranks compute on devices");
         Self { model, devices, keep, held: Vec::new(), world: None }
     }
 
-    /// Carries `job` out.
+    /// Runs `job`.
     ///
     /// # Errors
-    /// The first cause, if a rank fails, or an error of kind [`Cancelled`](crate::ErrorKind::Cancelled). No rank goes on
-    /// with the job by then, except one that is busy with a long block: it stops after it.
+    /// The first cause, if a rank fails, or an error of kind [`Cancelled`](crate::ErrorKind::Cancelled). All ranks have
+    /// stopped by then, except a rank that is inside a long block: it stops after the block.
     pub fn run(
         &mut self,
         job: Job<Conditions<M>>,
@@ -84,7 +86,7 @@ impl<M: Model> Ranks<M> {
                 inboxes.lock().unwrap_or_else(PoisonError::into_inner)[at].take();
             let rank = Rank::new(HostLink::new(world), model.clone(), devices[at].clone(), detailed);
             let mut rank = rank.holding(held[at].clone(), keeps);
-            // An engine that went away needs no news.
+            // Sending fails only if the engine is gone, which then needs no message.
             let tell = |message| drop(to_engine.send(message));
             for order in inbox.into_iter().flatten() {
                 let Order { job, contexts, cancel } = &*order;
@@ -104,25 +106,25 @@ impl<M: Model> Ranks<M> {
     }
 }
 
-/// A job, the contexts that ranks make for it, and the token that ends it.
+/// A job with its shared contexts and its cancellation token.
 struct Order<M: Model> {
     job: Job<Conditions<M>>,
     contexts: JobContexts<M>,
     cancel: Cancel,
 }
 
-/// What ranks tell the engine.
+/// A message from the ranks to the engine.
 enum Message {
     Event(Event),
-    /// A rank has done its part of the job.
+    /// A rank has finished its part of the job.
     Done,
-    /// All ranks have ended, the last one by an error of its own or of another.
+    /// All ranks have ended; the error is the first cause.
     Ended(Result<()>),
 }
 
-/// Threads that wait for orders.
+/// The threads of the ranks, which wait for orders.
 struct World<M: Model> {
-    /// One a rank.
+    /// One per rank.
     orders: Vec<Sender<Arc<Order<M>>>>,
     told: Receiver<Message>,
     detailed: bool,
@@ -132,7 +134,7 @@ struct World<M: Model> {
 impl<M: Model> World<M> {
     fn carry_out(&self, order: Arc<Order<M>>, observer: &mut dyn Observer) -> Result<()> {
         for rank in &self.orders {
-            // A rank that cannot be reached has ended, and its end is told below.
+            // Sending fails only if the rank has ended, which a message reports below.
             drop(rank.send(order.clone()));
         }
         drop(order);
@@ -153,10 +155,10 @@ impl<M: Model> World<M> {
 
 impl<M: Model> Drop for World<M> {
     fn drop(&mut self) {
-        // Without orders to come, ranks end.
+        // Ranks end when their channel of orders closes.
         self.orders.clear();
         if let Some(launcher) = self.launcher.take() {
-            // The launcher's panic is no concern of a world that is over.
+            // A panic of the launcher no longer matters here.
             drop(launcher.join());
         }
     }
@@ -167,10 +169,10 @@ fn device(devices: &[Device], rank: usize) -> &Device {
     devices.get(rank).unwrap_or(&devices[0])
 }
 
-/// Checks that there is a device for each rank of `mesh`.
+/// Checks that there is a device for each rank of `mesh`, or a single one for all.
 ///
 /// # Errors
-/// If there are several devices, but fewer than ranks.
+/// If there are several devices, but fewer than there are ranks.
 pub fn check_devices(mesh: &Mesh, devices: &[Device]) -> Result<()> {
     let (ranks, devices) = (mesh.size(), devices.len());
     if devices == 1 || devices >= ranks {

@@ -1,4 +1,4 @@
-//! What a rank did, and for how long.
+//! Records a rank's activities and their times.
 
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -8,38 +8,38 @@ use crate::link::Meter;
 pub use crate::link::{Traffic, Wait};
 use crate::plan::schedule::Action;
 
-/// What a rank does at a time.
+/// An activity of a rank. A rank has one activity at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Activity {
-    /// Loads its share of the model.
+    /// Loads a component, or the rank's share of it.
     Load,
     /// Sends the conditions of all pictures to the other ranks, or receives them.
     Broadcast,
-    /// Makes the conditions of a picture ready.
+    /// Prepares contexts for the steps of a picture.
     Prepare,
-    /// Something of its schedule.
+    /// Carries out an action of its schedule.
     Action(Action),
-    /// Brings the latents of a picture together.
+    /// Gathers the final latents of a picture.
     Gather,
     /// Decodes its rows of a picture.
     Decode,
 }
 
-/// What time is spent on.
+/// The purpose that time is spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Reading weights.
     Load,
-    /// Computing.
+    /// Computing latents.
     Compute,
-    /// Making messages of tensors, and tensors of messages.
+    /// Packing tensors into messages and unpacking them.
     Communicate,
-    /// Computing pictures of latents.
+    /// Decoding latents into pictures.
     Decode,
 }
 
 impl Activity {
-    /// What its time is spent on, as far as it does not wait.
+    /// The purpose of its time, apart from waits.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Load => Kind::Load,
@@ -57,36 +57,36 @@ impl Activity {
     }
 }
 
-/// One activity. Times are those of the [`Meter`].
+/// The time span of one activity. Times are those of the [`Meter`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// What was done.
+    /// The activity.
     pub activity: Activity,
-    /// Index of the picture it was done for, if for one.
+    /// The index of its picture, if it belongs to one.
     pub image: Option<usize>,
-    /// When it began.
+    /// The time of its start.
     pub begin: Duration,
-    /// When it ended.
+    /// The time of its end.
     pub end: Duration,
-    /// For how long nothing was done in it but wait for other ranks.
+    /// The part of the span that was spent waiting for other ranks.
     pub waited: Duration,
-    /// What was sent in it.
+    /// The bytes sent in it.
     pub sent_bytes: u64,
 }
 
-/// Where the time of a rank went. What is waited for inside a block counts as waiting and not as computing; tensors
-/// that are packed and unpacked there count as computing.
+/// A rank's time by purpose. Waits inside a block count as waiting, not as computing; packing and unpacking of tensors
+/// inside a block count as computing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
     /// Reading weights.
     pub load: Duration,
     /// Computing latents.
     pub compute: Duration,
-    /// Waiting for what other ranks send.
+    /// Waiting for messages of other ranks.
     pub wait: Duration,
-    /// Making messages of tensors, and tensors of messages.
+    /// Packing tensors into messages and unpacking them.
     pub communication: Duration,
-    /// Computing pictures of latents.
+    /// Decoding latents into pictures.
     pub decode: Duration,
 }
 
@@ -100,32 +100,32 @@ impl AddAssign for Times {
     }
 }
 
-/// What a rank did.
+/// The report of a rank on one job.
 #[derive(Clone, Debug)]
 pub struct RankReport {
     /// The rank.
     pub rank: usize,
-    /// When its time began.
+    /// The origin of its times.
     pub began: Instant,
-    /// Where its time went.
+    /// Its time by purpose.
     pub times: Times,
-    /// What it sent and waited for.
+    /// Its traffic and waits.
     pub traffic: Traffic,
-    /// Parameters of the transformer that it held, as they lie on its device. Those that are mapped from a file
-    /// share their memory with the ranks of the same process.
+    /// Bytes of the transformer parameters that it held on its device. Parameters that are mapped from a file share
+    /// their memory with other ranks of the same process.
     pub parameter_bytes: u64,
-    /// The most keys and values that it kept from one call of attention to another.
+    /// The most bytes of keys and values that it kept between calls of attention.
     pub peak_kv_bytes: u64,
-    /// Each activity, one after the other, if that was asked for.
+    /// All activities in order, if details were requested.
     pub spans: Vec<Span>,
-    /// Each wait inside them, if that was asked for.
+    /// All waits inside them, if details were requested.
     pub waits: Vec<Wait>,
 }
 
-/// Takes down what one rank does.
+/// Records the activities of one rank.
 ///
-/// Time is the host's: where a device computes on after the host has gone on, a span ends too early, and what is
-/// missing shows in the span that needs the result.
+/// Times are host times. If a device still computes when the host continues, a span ends too early, and the rest of its
+/// time appears in the span that needs the result.
 #[derive(Debug)]
 pub struct Recorder {
     rank: usize,
@@ -139,7 +139,8 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Of `rank`, whose links are counted by `meter`: each activity if `detailed`, otherwise sums only.
+    /// A recorder of `rank`, whose links are counted by `meter`. It keeps each activity if `detailed`, otherwise only
+    /// sums.
     pub fn new(rank: usize, meter: Arc<Meter>, detailed: bool) -> Self {
         Self {
             rank,
@@ -153,22 +154,22 @@ impl Recorder {
         }
     }
 
-    /// Says for which picture the next activities are.
+    /// Sets the picture of the following activities.
     pub fn begin_image(&mut self, image: usize) {
         self.image = Some(image);
     }
 
-    /// Says that parameters of so many bytes were loaded.
+    /// Adds `bytes` of parameters that the rank holds.
     pub fn hold_parameters(&mut self, bytes: u64) {
         self.parameter_bytes += bytes;
     }
 
-    /// Says how many bytes of keys and values are kept now.
+    /// Records that `bytes` of keys and values are kept now.
     pub fn keep_kv(&mut self, bytes: u64) {
         self.peak_kv_bytes = self.peak_kv_bytes.max(bytes);
     }
 
-    /// Does `work` and takes down how long it took. Activities are not nested.
+    /// Runs `work` and records its time as `activity`. Activities must not be nested.
     pub fn time<R>(&mut self, activity: Activity, work: impl FnOnce() -> R) -> R {
         let begin = self.meter.now();
         let (waited_before, sent_before) = self.meter.totals();
@@ -190,7 +191,7 @@ impl Recorder {
         result
     }
 
-    /// All there is to say.
+    /// Returns the report.
     pub fn report(self) -> RankReport {
         RankReport {
             rank: self.rank,

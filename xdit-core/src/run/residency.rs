@@ -1,48 +1,49 @@
-//! Which components stay in memory, between requests and within one.
+//! The policy that decides which components stay in memory, between requests and within one.
 
 use burn::tensor::Device;
 use sysinfo::System;
 
 use crate::weights::Residency;
 
-/// A policy for the memory that components take, from one request to the next and within one.
+/// A policy for components in memory, between requests and within one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Keep {
-    /// [Decided](Self::decide) from the size of the transformer and the free memory.
+    /// [Decides](Self::decide) by the size of the transformer and the free memory.
     #[default]
     Auto,
-    /// Text encoders, transformer and autoencoder stay.
+    /// The text encoders, the transformer and the autoencoder stay.
     All,
-    /// Transformer and autoencoder stay. Text encoders are freed once all prompts of a request are encoded.
+    /// The transformer and the autoencoder stay. Text encoders are freed once all prompts of a request are encoded.
     Transformer,
-    /// Nothing stays. The transformer is freed before the last picture of a request is decoded. Where memory is short,
-    /// layers that only make conditions ready are treated as in `None`.
+    /// Nothing stays. The transformer is freed before the last picture of a request is decoded. If memory is short,
+    /// layers that are used only for contexts are treated as in `None`.
     Request,
-    /// As `Request`; and layers that only make conditions ready are read for each picture, and take no memory while its
-    /// steps run.
+    /// As `Request`, and layers that are used only for contexts are read for each picture. They take no memory while
+    /// its steps run.
     None,
 }
 
-/// A policy, and what it was decided from.
+/// A policy, and the values on which it is based.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// The policy that was asked for.
+    /// The requested policy.
     pub asked: Keep,
-    /// The policy that is followed, which is not `Auto`.
+    /// The effective policy, which is not `Auto`.
     pub keep: Keep,
-    /// Of layers that only make conditions ready, within a request.
+    /// The residency, within a request, of layers that are used only for contexts.
     pub once: Residency,
-    /// Bytes of transformer and autoencoder.
+    /// Bytes of the transformer and the autoencoder.
     pub transformer_bytes: u64,
-    /// Bytes that were free on their device before they were loaded, where that is known.
+    /// Bytes that were free on their device before they were loaded, if known.
     pub free_bytes: Option<u64>,
 }
 
 impl Keep {
-    /// The policy that `Auto` stands for; the others stand for themselves. The transformer stays if twice its size fits
-    /// into `free_bytes`, as activations need memory, too, or if the free memory is unknown. If three quarters of the
-    /// free memory do not hold it, layers that only make conditions ready are read again, unless the policy is to keep
-    /// the transformer.
+    /// Resolves `Auto`; other policies stay as they are.
+    ///
+    /// The transformer stays if twice its size fits into `free_bytes`, since activations need memory, too, or if the
+    /// free memory is unknown. If it does not fit into three quarters of the free memory, layers that are used only for
+    /// contexts are read at each use, unless the policy keeps the transformer.
     pub fn decide(self, transformer_bytes: u64, free_bytes: Option<u64>) -> Kept {
         let fits = |share: fn(u64) -> u64| free_bytes.is_none_or(|free| transformer_bytes <= share(free));
         let keep = match self {
@@ -64,21 +65,21 @@ impl Keep {
         self == Self::All
     }
 
-    /// Whether transformer and autoencoder stay.
+    /// Whether the transformer and the autoencoder stay.
     pub fn keeps_transformer(self) -> bool {
         matches!(self, Self::All | Self::Transformer)
     }
 }
 
-/// The memory that programs may still take where the tensors of `device` are, if that is known: on the CPU, what is
-/// available, within the limit of the container.
+/// The memory that is still available for tensors of `device`, if known. On the CPU, it is the available memory within
+/// the limit of the container.
 pub fn free_bytes(device: &Device) -> Option<u64> {
     if *device != Device::flex() {
         return None;
     }
     let mut system = System::new();
     system.refresh_memory();
-    // What a container has read of files is freed when it needs the memory.
+    // Only resident memory counts against the limit: the container's file cache is freed when memory is needed.
     let of_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
     let available = Some(system.available_memory()).filter(|&bytes| bytes > 0);
     [available, of_container].into_iter().flatten().min()

@@ -1,4 +1,4 @@
-//! Linear layers, whole or as a rank's part, held in common with other ranks of the process.
+//! Loading of linear layers, whole or as a rank's part, shared with other ranks of the process.
 
 use std::fmt::Display;
 use std::hash::{Hash, Hasher};
@@ -14,12 +14,12 @@ use crate::link::{Link, fail};
 use crate::placement::{self, Placement, Run};
 use crate::shared::Shared;
 
-/// The layers of one checkpoint that this process holds: ranks whose [`Weights`] have the same value of this type hold
-/// equal parts of a layer on one device once. A layer is freed with the last model that uses it.
+/// The layers of one checkpoint in this process. Ranks whose [`Weights`] have clones of the same value hold equal parts
+/// of a layer on one device only once. A layer is freed with the last model that uses it.
 #[derive(Clone, Debug, Default)]
 pub struct SharedLayers(Arc<Shared<Key, Parameters>>);
 
-/// Which part of which layer, where and as what.
+/// A part of a layer, with its type and device.
 #[derive(PartialEq, Eq)]
 struct Key {
     layer: String,
@@ -29,7 +29,7 @@ struct Key {
 }
 
 impl Hash for Key {
-    /// Devices have no hash; they are compared.
+    /// Hashes all but the device, which has no hash and is only compared.
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.layer, &self.part, &self.dtype).hash(state);
     }
@@ -43,13 +43,13 @@ enum Part {
     Inputs(Vec<Range<usize>>),
 }
 
-/// Whether layers that are used [before the first step](Weights::once) stay in memory after it.
+/// The residency of layers that are used [only for contexts](Weights::once).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
-    /// They do.
+    /// They stay in memory.
     #[default]
     Hold,
-    /// They are read whenever they are used, and take no memory while steps run.
+    /// They are read at each use, and take no memory while steps run.
     Reread,
 }
 
@@ -94,7 +94,7 @@ impl Weights {
         })
     }
 
-    /// The part of the layer here that this rank holds, and the ranks that hold the rest of a sum.
+    /// This rank's part of the layer here, and the link over which it is summed, if its inputs are cut.
     fn part(&self, c_in: usize, c_out: usize) -> (Part, Option<Arc<dyn Link>>) {
         let Some((share, placements)) = &self.source.tensor else { return (Part::Whole, None) };
         let layer = self.layer();
@@ -108,7 +108,7 @@ impl Weights {
         }
     }
 
-    /// Weight and bias of a part of the layer here. The bias is whole where inputs are cut.
+    /// Weight and bias of a part of the layer here. The bias is whole if inputs are cut.
     fn parameters(&self, c_in: usize, c_out: usize, bias: bool, part: Part) -> Result<Arc<Parameters>> {
         let key = Key {
             layer: self.layer().to_owned(),

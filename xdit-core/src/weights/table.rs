@@ -1,4 +1,4 @@
-//! Tables of which a run needs some rows only.
+//! Tables of which a run needs only some rows.
 
 use std::ops::Range;
 
@@ -8,21 +8,23 @@ use super::Weights;
 use super::values::read;
 use crate::link::fail;
 
-/// A matrix that stays in its file: rows are read whenever they are asked for.
+/// A matrix that stays in its file. Rows are read at each use.
 #[derive(Clone)]
 pub struct Table {
     pub(super) weights: Weights,
     pub(super) name: String,
-    /// As the file has it; the last dimension is a row.
+    /// The shape in the file. The last dimension is a row.
     pub(super) shape: Vec<usize>,
 }
 
 impl Table {
+    /// Reads `rows`.
+    ///
     /// # Shapes
     /// Result `[rows, c]`, in the order of `rows`.
     ///
     /// # Panics
-    /// If there is no such row. Where the file can no longer be read, the rank [fails](crate::link::catch).
+    /// If a row does not exist. If the file can no longer be read, the rank [fails](crate::link::catch).
     pub fn rows(&self, rows: impl IntoIterator<Item = usize>) -> Tensor<2> {
         let Self { weights, name, shape } = self;
         let entry = weights.entry(name, shape).expect("it was checked when the table was made");
@@ -33,7 +35,7 @@ impl Table {
             count += 1;
             let bytes = row * row_bytes..(row + 1) * row_bytes;
             assert!(bytes.end <= entry.bytes.len(), "`{name}` has no row {row}");
-            // Rows of an image's row of tokens follow each other: one piece to read.
+            // The rows for one row of image tokens are contiguous, so they are read in one piece.
             match ranges.last_mut().filter(|range| range.end == bytes.start) {
                 Some(range) => range.end = bytes.end,
                 None => ranges.push(bytes),

@@ -1,4 +1,4 @@
-//! Files that change under a model, and shapes that hold nothing.
+//! Files that change while a model is loaded, and shapes without elements.
 
 use std::fs::OpenOptions;
 use std::path::Path;

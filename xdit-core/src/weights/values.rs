@@ -1,4 +1,4 @@
-//! The values of a tensor in a file, as the type that is wanted.
+//! The values of a tensor in a file, converted to the requested type.
 
 use std::ops::Range;
 
@@ -10,10 +10,10 @@ use safetensors::Dtype;
 
 use crate::checkpoint::Entry;
 
-/// Bytes that are read at once: a multiple of every element's size.
+/// The number of bytes read at once, a multiple of every element size.
 const PIECE: usize = 1 << 20;
 
-/// The bytes of `entry` in `range` where they lie in the mapped file, if they can be used as they are.
+/// The bytes of `entry` in `range`, in the mapped file, if they can be used without conversion.
 pub fn mapped(entry: &Entry, range: Range<usize>, dtype: DType) -> Option<Bytes> {
     let alignment = match (entry.dtype, dtype) {
         (Dtype::F32, DType::F32) => align_of::<f32>(),
@@ -25,8 +25,8 @@ pub fn mapped(entry: &Entry, range: Range<usize>, dtype: DType) -> Option<Bytes>
     aligned.then(|| Bytes::from_shared(bytes, AllocationProperty::File))
 }
 
-/// The values of `entry` in `ranges` of its bytes, one range after the other. Beside them, a few pieces of the file are
-/// in memory.
+/// Reads the values of `entry` in `ranges` of its bytes, one range after another. Besides the values, only a few pieces
+/// of the file are in memory at a time.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -72,7 +72,7 @@ fn read_as<E: Element + Default, const D: usize>(
     Ok(TensorData::new(values, shape))
 }
 
-/// The bytes of `ranges` in their order, in pieces of about [`PIECE`].
+/// Divides `ranges`, in their order, into pieces of about [`PIECE`] bytes.
 fn pieces(ranges: impl IntoIterator<Item = Range<usize>>) -> Vec<Vec<Range<usize>>> {
     let mut pieces = vec![Vec::new()];
     let mut room = PIECE;
@@ -90,7 +90,7 @@ fn pieces(ranges: impl IntoIterator<Item = Range<usize>>) -> Vec<Vec<Range<usize
     pieces
 }
 
-/// The values of an f32, f16 or bf16 tensor, wherever its bytes lie.
+/// Converts the bytes of an f32, f16 or bf16 tensor, at any alignment.
 fn convert<E>(bytes: &[u8], dtype: Dtype, values: &mut [E], from_f32: impl Fn(f32) -> E) {
     match dtype {
         Dtype::F16 => {
