@@ -205,6 +205,43 @@ fn nothing_of_a_failed_job_goes_on() {
     assert_eq!(blocks.load(Ordering::Relaxed), 1, "no block follows");
 }
 
+/// After a rank has failed, every other rank begins no further block. A block that begins between the failure and its
+/// publication lasts long enough here for both.
+#[test]
+fn a_failed_rank_ends_all_ranks_within_a_block() {
+    let _watchdog = Watchdog::new(HANGS);
+    let subject = Subject::new(Kind::Joint);
+    for (degrees, _) in MESHES {
+        let plan = plan(&subject, degrees, 4);
+        let (blocks, after) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let before_block: BeforeBlock = {
+            let (blocks, after) = (blocks.clone(), after.clone());
+            Arc::new(move |_| match blocks.fetch_add(1, Ordering::SeqCst) {
+                0..6 => {}
+                6 => panic!("out of paper"),
+                _ => {
+                    after.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            })
+        };
+        let alive = Arc::new(());
+        let mut job = job(&subject, plan.clone(), &before_block, &alive);
+        job.guidance = vec![subject.guidance(); 4];
+        job.noise = vec![subject.noise(); 4];
+        let (model, job) = job.split();
+        let mut ranks = Ranks::new(model, vec![device()], Keep::Transformer);
+        let error = run_on(&mut ranks, job, &Cancel::new(), &mut ()).unwrap_err();
+        assert!(error.message().contains("panicked: out of paper"), "{}: {error}", plan.mesh);
+        drop(ranks);
+        while Arc::strong_count(&alive) > 1 {
+            std::thread::yield_now();
+        }
+        let after = after.load(Ordering::SeqCst);
+        assert!(after < plan.mesh.size(), "{}: {after} blocks after the failure", plan.mesh);
+    }
+}
+
 /// Noise is created when a picture's turn comes.
 #[test]
 fn pictures_come_one_by_one() {

@@ -152,5 +152,5 @@ fn residency(kept: Kept) -> String {
         Some(free) => format!("transformer and autoencoder {transformer}, free memory {}", HumanBytes(free)),
         None => format!("transformer and autoencoder {transformer}, free memory unknown"),
     };
-    format!("residency `{}`: {stay}; {once} ({why})", policy(kept.keep))
+    format!("residency (`--keep {}`): {stay}; {once} ({why})", policy(kept.keep))
 }

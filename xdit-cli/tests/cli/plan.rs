@@ -49,8 +49,8 @@ fn a_plan_ends_with_the_reason_for_what_stays_in_memory() {
     };
     let lines = ["auto", "none", "transformer"].map(residency).join("\n");
     insta::assert_snapshot!(lines, @"
-    residency `request`: nothing stays in memory after the last picture; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
-    residency `none`: nothing stays in memory after the last picture; layers used once are read for each picture (transformer and autoencoder 1.46 MiB
-    residency `transformer`: transformer and autoencoder stay in memory; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
+    residency (`--keep request`): nothing stays in memory after the last picture; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
+    residency (`--keep none`): nothing stays in memory after the last picture; layers used once are read for each picture (transformer and autoencoder 1.46 MiB
+    residency (`--keep transformer`): transformer and autoencoder stay in memory; layers used once stay as long as the transformer (transformer and autoencoder 1.46 MiB
     ");
 }

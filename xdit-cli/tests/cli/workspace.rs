@@ -72,7 +72,7 @@ impl Workspace {
         let plan = self.ok(&[&["plan"], args].concat());
         let (tables, residency) = plan.trim_end().rsplit_once("\n\n").expect("tables and a line");
         assert!(
-            residency.starts_with("residency `request`: ") && residency.lines().count() == 1,
+            residency.starts_with("residency (`--keep request`): ") && residency.lines().count() == 1,
             "{residency}"
         );
         tables.to_owned()
