@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::checkpoints::built_in;
+
 pub use generate::{Dtype, GenerateArgs, KeepPolicy, OutputType, ParallelArgs, ReportFormat};
 pub use parse::parse;
 
@@ -24,8 +26,8 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  xdit demo-checkpoint demo && xdit generate --model demo --prompt \"a small cactus\"
-      Generate a picture without a download, with an untrained model.
+  xdit generate --prompt \"a small cactus\"
+      Generate a picture with the built-in model, without a download.
   xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt \"a small cactus\" --seed 7
       Generate a picture with a checkpoint from the Hugging Face hub.
   xdit inspect PixArt-alpha/PixArt-XL-2-512x512
@@ -40,10 +42,12 @@ pub enum Command {
     Plan(Box<GenerateArgs>),
     /// Show the components of a checkpoint, and the memory that it needs.
     Inspect(InspectArgs),
-    /// Write a small checkpoint with random weights, to try the program without a download.
+    /// Write the built-in model as a checkpoint in the diffusers layout.
+    DemoCheckpoint(DemoArgs),
+    /// Write a small checkpoint with random weights, for tests.
     ///
     /// The model is untrained: it generates coloured noise that depends on the prompt and the seed.
-    DemoCheckpoint(DemoArgs),
+    RandomCheckpoint(RandomArgs),
     /// Print a completion script, to be sourced by the shell.
     Completions {
         /// The shell to write the script for.
@@ -58,7 +62,8 @@ Examples:
   xdit inspect ./pixart
   xdit inspect PixArt-alpha/PixArt-XL-2-512x512 --json | jq .parameters")]
 pub struct InspectArgs {
-    /// The model: a folder in the diffusers layout, or an id on the Hugging Face hub.
+    /// The model: a folder in the diffusers layout, an id on the Hugging Face hub, or `built-in`.
+    #[arg(default_value = built_in::NAME)]
     pub model: String,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -78,8 +83,24 @@ pub struct InspectArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  xdit demo-checkpoint demo && xdit generate --model demo --prompt \"a small cactus\"")]
+  xdit demo-checkpoint emoji && xdit generate --model emoji --prompt \"a small cactus\"")]
 pub struct DemoArgs {
+    /// The folder to write; it is created if it does not exist.
+    pub dir: PathBuf,
+    /// Replace the checkpoint in a folder that is not empty.
+    #[arg(long)]
+    pub force: bool,
+    /// Print only warnings and errors to standard error.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// `xdit random-checkpoint`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  xdit random-checkpoint noise && xdit generate --model noise --prompt \"a small cactus\"")]
+pub struct RandomArgs {
     /// The folder to write; it is created if it does not exist.
     pub dir: PathBuf,
     /// Seed of the weights; equal seeds give equal files.

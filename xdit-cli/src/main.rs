@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod demo;
+mod checkpoints;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -46,7 +46,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::DemoCheckpoint(args) => demo::run(&args),
+        Command::DemoCheckpoint(args) => checkpoints::demo(&args),
+        Command::RandomCheckpoint(args) => checkpoints::random(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "xdit", &mut script);

@@ -13,6 +13,7 @@ use xdit_core::pipeline::{Keep, LoadOptions, Request, Resolved, check};
 use xdit_core::{Error, Result};
 
 use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType};
+use crate::checkpoints::built_in;
 use crate::output::{Outputs, decode_latents, read_parameters};
 use crate::parameters::{Parameters, Settings};
 use crate::trace::TraceFile;
@@ -22,7 +23,7 @@ const MAX_IMAGES: usize = 10_000;
 
 /// A run of `xdit generate`.
 pub struct Invocation {
-    /// A folder, or an id on the hub.
+    /// A folder, an id on the hub, or [`built_in::NAME`].
     pub model: String,
     /// The branch, tag or commit on the hub.
     pub revision: Option<String>,
@@ -112,7 +113,11 @@ impl Invocation {
             )));
         }
         Ok(Self {
-            model: args.model.clone().or_else(|| Some(old?.model.clone())).unwrap_or_default(),
+            model: args
+                .model
+                .clone()
+                .or_else(|| Some(old?.model.clone()))
+                .unwrap_or_else(|| built_in::NAME.to_owned()),
             revision: args.revision.clone().or_else(|| same_model?.revision.clone()),
             outputs: Outputs::plan(
                 args.output.as_deref(),

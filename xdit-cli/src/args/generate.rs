@@ -13,14 +13,16 @@ use serde::{Deserialize, Serialize};
     next_help_heading = "Picture",
     after_help = "\
 Examples:
+  xdit generate --prompt \"a small cactus\"
   xdit generate --model ./pixart --prompt \"a small cactus\" --seed 7
   xdit generate --model ./pixart --prompt-file prompts.txt --num-images 4 --output out/
   xdit generate --from xdit.png --num-inference-steps 50 --output more-steps.png
   xdit generate --model ./pixart --prompt \"a small cactus\" --quiet --report json | jq .it_per_s"
 )]
 pub struct GenerateArgs {
-    /// The model: a folder in the diffusers layout, or an id on the Hugging Face hub.
-    #[arg(long, value_name = "PATH_OR_ID", required_unless_present = "from")]
+    /// The model: a folder in the diffusers layout, an id on the Hugging Face hub, or `built-in` [default:
+    /// built-in].
+    #[arg(long, value_name = "PATH_OR_ID")]
     pub model: Option<String>,
     /// Description of the picture; several prompts give several pictures.
     #[arg(long, num_args = 1.., value_name = "TEXT")]

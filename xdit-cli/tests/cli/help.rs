@@ -42,14 +42,14 @@ fn the_first_page() {
     Usage: xdit <COMMAND>
 
     Commands:
-      generate         Generate pictures from prompts
-      plan             Show the work of each rank for `xdit generate` with the same options, without
-                       loading weights
-      inspect          Show the components of a checkpoint, and the memory that it needs
-      demo-checkpoint  Write a small checkpoint with random weights, to try the program without a
-                       download
-      completions      Print a completion script, to be sourced by the shell
-      help             Print this message or the help of the given subcommand(s)
+      generate           Generate pictures from prompts
+      plan               Show the work of each rank for `xdit generate` with the same options, without
+                         loading weights
+      inspect            Show the components of a checkpoint, and the memory that it needs
+      demo-checkpoint    Write the built-in model as a checkpoint in the diffusers layout
+      random-checkpoint  Write a small checkpoint with random weights, for tests
+      completions        Print a completion script, to be sourced by the shell
+      help               Print this message or the help of the given subcommand(s)
 
     Options:
       -h, --help
@@ -59,8 +59,8 @@ fn the_first_page() {
               Print version
 
     Examples:
-      xdit demo-checkpoint demo && xdit generate --model demo --prompt "a small cactus"
-          Generate a picture without a download, with an untrained model.
+      xdit generate --prompt "a small cactus"
+          Generate a picture with the built-in model, without a download.
       xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus" --seed 7
           Generate a picture with a checkpoint from the Hugging Face hub.
       xdit inspect PixArt-alpha/PixArt-XL-2-512x512

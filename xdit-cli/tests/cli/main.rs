@@ -1,7 +1,7 @@
 //! Runs the program `xdit` as a user would, on the checkpoint that it writes itself.
 #![forbid(unsafe_code)]
 
-mod demo;
+mod built_in;
 mod errors;
 mod examples;
 mod full_size;
@@ -14,5 +14,6 @@ mod inspect;
 #[cfg(unix)]
 mod interrupt;
 mod plan;
+mod random;
 mod trace;
 mod workspace;

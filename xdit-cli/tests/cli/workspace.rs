@@ -25,7 +25,7 @@ impl Workspace {
     /// Creates a workspace with a checkpoint in `demo`.
     pub fn with_demo() -> Self {
         let workspace = Self::new();
-        workspace.ok(&["demo-checkpoint", "demo", "--quiet"]);
+        workspace.ok(&["random-checkpoint", "demo", "--quiet"]);
         workspace
     }
 
@@ -42,7 +42,8 @@ impl Workspace {
             .current_dir(self.0.path())
             .env_clear()
             .env("HF_HUB_OFFLINE", "1")
-            .env("HF_HOME", "hub");
+            .env("HF_HOME", "hub")
+            .env("XDG_CACHE_HOME", self.0.path().join("cache"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

@@ -10,7 +10,7 @@ pub fn model_index() -> Value {
     json!({
         "_class_name": "PixArtAlphaPipeline",
         "_diffusers_version": DIFFUSERS,
-        "_note": "random weights, made by xdit demo-checkpoint",
+        "_note": "random weights, made by xdit random-checkpoint",
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "T5Tokenizer"],

@@ -1,4 +1,4 @@
-//! `xdit demo-checkpoint`
+//! `xdit random-checkpoint`
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::workspace::Workspace;
 fn equal_seeds_give_equal_files() {
     let workspace = Workspace::new();
     for (dir, seed) in [("a", "1"), ("b", "1"), ("c", "2")] {
-        assert_eq!(workspace.ok(&["demo-checkpoint", dir, "--seed", seed]), format!("{dir}\n"));
+        assert_eq!(workspace.ok(&["random-checkpoint", dir, "--seed", seed]), format!("{dir}\n"));
     }
     let file = |dir: &str, name: &str| fs::read(workspace.path(dir).join(name)).unwrap();
     for name in ["text_encoder/model", "transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model"] {
@@ -21,7 +21,7 @@ fn equal_seeds_give_equal_files() {
 #[test]
 fn a_message_states_that_the_model_is_untrained() {
     let workspace = Workspace::new();
-    let message = workspace.run(&["demo-checkpoint", "demo"]).stderr;
+    let message = workspace.run(&["random-checkpoint", "demo"]).stderr;
     insta::assert_snapshot!(message, @r#"
     The model in `demo` is untrained: it generates coloured noise.
     Try it: xdit generate --model demo --prompt "a small cactus"
@@ -33,16 +33,16 @@ fn existing_files_are_kept() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("full")).unwrap();
     fs::write(workspace.path("full/thesis.txt"), "42").unwrap();
-    insta::assert_snapshot!(workspace.error(&["demo-checkpoint", "full"]), @r"
+    insta::assert_snapshot!(workspace.error(&["random-checkpoint", "full"]), @r"
     2
     error: the folder `full` is not empty
     hint: choose another folder, or add `--force` to replace the checkpoint in this one
     ");
-    insta::assert_snapshot!(workspace.error(&["demo-checkpoint", "full/thesis.txt"]), @r"
+    insta::assert_snapshot!(workspace.error(&["random-checkpoint", "full/thesis.txt"]), @r"
     2
     error: `full/thesis.txt` is not a folder
     ");
-    workspace.ok(&["demo-checkpoint", "full", "--force", "--quiet"]);
+    workspace.ok(&["random-checkpoint", "full", "--force", "--quiet"]);
     assert_eq!(
         fs::read(workspace.path("full/thesis.txt")).unwrap(),
         b"42",
