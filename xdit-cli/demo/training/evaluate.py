@@ -230,29 +230,34 @@ def draw(options, device) -> None:
     pieces = sentencepiece.SentencePieceProcessor(model_file=options.vocabulary)
     classifier = load_classifier(options.classifier, device)
     prompts = make_prompts()[: options.limit]
-    figures = {"steps": 20, "prompts": len(prompts), "guidance": {}}
-    for guidance in options.guidance:
+    figures = {"weights": Path(options.weights).name, "prompts": len(prompts), "draws": []}
+    # Every guidance with the first number of steps, then every other number of steps with the first guidance.
+    draws = [(guidance, options.steps[0]) for guidance in options.guidance]
+    draws += [(options.guidance[0], steps) for steps in options.steps[1:]]
+    for guidance, steps in draws:
         guesses, shown = [], []
         for begin in range(0, len(prompts), 100):
             texts = [prompt["prompt"] for prompt in prompts[begin : begin + 100]]
-            pictures = sample(networks, pieces, texts, seed=begin, steps=20, guidance=guidance)
+            pictures = sample(networks, pieces, texts, seed=begin, steps=steps, guidance=guidance)
             # What a file would hold.
             pictures = torch.from_numpy(as_bytes(pictures)).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
             guesses.append(classify(classifier, pictures))
             shown.append(pictures.cpu())
         guesses = {name: np.concatenate([part[name] for part in guesses]) for name in guesses[0]}
         shown = torch.cat(shown)
-        figures["guidance"][str(guidance)] = score(prompts, guesses)
-        print(guidance, json.dumps(figures["guidance"][str(guidance)]), flush=True)
         wrong = mistakes(prompts, guesses)
-        if guidance == options.guidance[0]:
-            figures["mistakes"] = wrong
+        scores = score(prompts, guesses)
+        print(guidance, steps, json.dumps(scores), flush=True)
+        figures["draws"].append({"guidance": guidance, "steps": steps, "scores": scores, "mistakes": wrong})
+        Path(options.figures).write_text(json.dumps(figures, indent=2) + "\n")
+        if options.sheets:
+            options.sheets.mkdir(parents=True, exist_ok=True)
+            name = f"guidance-{guidance}-steps-{steps}"
             sheet = torch.cat([shown[:48], shown[250:298], shown[500:532]])
-            picture_grid(F.avg_pool2d(sheet, 2), 16).save(Path(options.figures).with_suffix(".png"))
+            picture_grid(F.avg_pool2d(sheet, 2), 16).save(options.sheets / f"{name}.png")
             rows = sorted({int(line[:3]) for line in wrong})[:64]
             if rows:
-                picture_grid(F.avg_pool2d(shown[rows], 2), 16).save(Path(options.figures).with_suffix(".wrong.png"))
-    Path(options.figures).write_text(json.dumps(figures, indent=2) + "\n")
+                picture_grid(F.avg_pool2d(shown[rows], 2), 16).save(options.sheets / f"{name}-mistakes.png")
 
 
 def judge(options, device) -> None:
@@ -279,6 +284,8 @@ def main() -> None:
     for name in ("weights", "vocabulary", "classifier", "figures"):
         command.add_argument(name)
     command.add_argument("--guidance", type=float, nargs="+", default=[4.5])
+    command.add_argument("--steps", type=int, nargs="+", default=[20])
+    command.add_argument("--sheets", type=Path, help="folder for sheets of pictures and of mistakes")
     command.add_argument("--limit", type=int, default=600)
     command.add_argument("--vae", help="what `decoder.py` wrote, in place of the autoencoder of the weights")
     command = commands.add_parser("judge")
