@@ -12,7 +12,7 @@ const TOLERANCE: f64 = 1e-4;
 
 #[test]
 fn every_recorded_call() {
-    check_calls(&["alpha-", "sigma-"], 18, TOLERANCE);
+    check_calls(&["alpha-", "sigma-", "demo-"], 19, TOLERANCE);
 }
 
 /// Half precision, on a single rank and on a pipeline of two: close to f32 within the precision of 8 or 11 bits.

@@ -31,7 +31,11 @@ fn run(command: &str, dir: &Path) -> Output {
     let path = format!("{}:/usr/bin:/bin", binary.parent().expect("a folder").display());
     let mut shell = Command::new("/bin/sh");
     shell.args(["-euc", command]).current_dir(dir).env_clear().env("PATH", path).stdin(Stdio::null());
-    shell.envs([("HF_HUB_OFFLINE", "1"), ("HF_HOME", "hub")]).output().expect("a shell")
+    shell
+        .envs([("HF_HUB_OFFLINE", "1"), ("HF_HOME", "hub")])
+        .env("XDG_CACHE_HOME", dir.join("cache"))
+        .output()
+        .expect("a shell")
 }
 
 #[cfg(unix)]
@@ -40,8 +44,6 @@ fn every_command_works() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     // One command uses a checkpoint of the tests.
     std::os::unix::fs::symlink(root().join("tests"), dir.path().join("tests")).expect("a link");
-    // Another one takes the small trained model.
-    std::os::unix::fs::symlink(root().join("xdit-cli"), dir.path().join("xdit-cli")).expect("a link");
     let mut ran = 0;
     for command in commands(&readme()) {
         let words: Vec<&str> = command.split_whitespace().collect();
@@ -78,22 +80,28 @@ fn every_command_works() {
         assert!(dir.path().join(file).is_file(), "`{file}` was not written");
     }
     // Rounding differs between instruction sets, which can change a pixel on the border of two bytes.
-    let (shown, made) = (pixels(&root().join("docs/untrained.png")), pixels(&dir.path().join("cactus.png")));
-    assert_eq!(shown.len(), made.len());
-    let apart = shown.iter().zip(&made).map(|(a, b)| a.abs_diff(*b)).max();
-    assert!(
-        apart <= Some(1),
-        "docs/untrained.png differs from the picture of the README's command: replace it"
-    );
+    let ((width, shown), pictures) = (pixels(&root().join("docs/small-model.png")), 4);
+    assert_eq!(width, pictures * 256);
+    for picture in 0..pictures {
+        let (width, made) = pixels(&dir.path().join(format!("picture-{picture}.png")));
+        assert_eq!(width, 256);
+        let shown =
+            shown.chunks_exact(3 * pictures * width).flat_map(|row| &row[3 * picture * width..][..3 * width]);
+        let apart = shown.zip(&made).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(
+            apart <= Some(1),
+            "picture {picture} of docs/small-model.png is not that of the README's command"
+        );
+    }
 }
 
-/// The pixels of a PNG file.
-fn pixels(path: &Path) -> Vec<u8> {
+/// The width and the pixels of a PNG file in RGB.
+fn pixels(path: &Path) -> (usize, Vec<u8>) {
     let file = BufReader::new(fs::File::open(path).expect("the picture exists"));
     let mut reader = png::Decoder::new(file).read_info().expect("a PNG file");
     let mut pixels = vec![0; reader.output_buffer_size().expect("a picture that fits in memory")];
-    reader.next_frame(&mut pixels).expect("a whole picture");
-    pixels
+    let info = reader.next_frame(&mut pixels).expect("a whole picture");
+    (info.width as usize, pixels)
 }
 
 /// Continuous integration runs the block under each of its markers, so markers and commands must match its script.
@@ -117,7 +125,7 @@ fn every_option_exists() {
         let output = run(&format!("xdit {command} --help"), dir.path());
         String::from_utf8(output.stdout).expect("help is UTF-8")
     };
-    let help = [help("generate"), help("inspect"), help("demo-checkpoint")].concat();
+    let help = [help("generate"), help("inspect")].concat();
     let readme = readme();
     let quoted: Vec<&str> =
         readme.split('`').skip(1).step_by(2).filter(|text| text.starts_with("--")).collect();
