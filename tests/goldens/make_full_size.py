@@ -1,6 +1,6 @@
 """Writes the names and shapes of all tensors of published checkpoints, at full size but without values.
 
-The output is `full-size/NAME.json`. It was made with torch 2.15.0, diffusers 0.42.1 and transformers 5.23.0 on their
+The output is `NAME.json` in `xdit-models/published`. It was made with torch 2.15.0, diffusers 0.42.1 and transformers 5.23.0 on their
 meta device; as far as shapes depend on them, the configs are the published ones.
 """
 
@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+import checkpoints
 import sd3_checkpoints
 from flux_checkpoints import flux_vae_config, scheduler_config, transformer_config
 
-OUT = Path(__file__).parent / "full-size"
+OUT = Path(__file__).parent.parent.parent / "xdit-models/published"
 
 FLUX_DEV = transformer_config(
     attention_head_dim=128,
@@ -27,6 +28,14 @@ FLUX_DEV = transformer_config(
     num_single_layers=38,
     pooled_projection_dim=768,
 )
+
+PIXART = {
+    "attention_head_dim": 72,
+    "caption_channels": 4096,
+    "cross_attention_dim": 1152,
+    "interpolation_scale": 2,
+    "num_attention_heads": 16,
+}
 
 T5_XXL = {
     "architectures": ["T5EncoderModel"],
@@ -112,7 +121,7 @@ def component(model: torch.nn.Module, config: dict, stem: str, shards: int, pref
     return {"config": config, "stem": stem, "dtype": "BF16", "shards": shards, "tensors": collapse(shapes)}
 
 
-def flux_dev() -> dict:
+def flux(config: dict, **scheduler) -> dict:
     vae = flux_vae_config() | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
     vae |= {"layers_per_block": 2}
     weights = "diffusion_pytorch_model"
@@ -129,11 +138,37 @@ def flux_dev() -> dict:
             "transformer": ["diffusers", "FluxTransformer2DModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         },
-        "scheduler": scheduler_config(shift=3.0, use_dynamic_shifting=True),
+        "scheduler": scheduler_config(**scheduler),
         "components": {
-            "transformer": component(FluxTransformer2DModel.from_config(FLUX_DEV), FLUX_DEV, weights, 3),
+            "transformer": component(FluxTransformer2DModel.from_config(config), config, weights, 3),
             "text_encoder": component(clip, CLIP_L, "model", 1, "" if has_prefix else "text_model."),
             "text_encoder_2": component(T5EncoderModel(T5Config(**T5_XXL)), T5_XXL, "model", 2),
+            "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
+        },
+    }
+
+
+def pixart(pipeline: str, scale_vae: dict, **changes) -> dict:
+    """The models for 1024×1024 pixels."""
+    transformer = checkpoints.transformer_config(128, 28, **PIXART, **changes)
+    vae = checkpoints.vae_config(**scale_vae) | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+    # Infinity is not valid JSON.
+    scheduler = checkpoints.scheduler_config()
+    del scheduler["lambda_min_clipped"]
+    weights = "diffusion_pytorch_model"
+    return {
+        "model_index": {
+            "_class_name": pipeline,
+            "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+            "text_encoder": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "T5Tokenizer"],
+            "transformer": ["diffusers", transformer["_class_name"]],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "scheduler": scheduler,
+        "components": {
+            "transformer": component(PixArtTransformer2DModel.from_config(transformer), transformer, weights, 1),
+            "text_encoder": component(T5EncoderModel(T5Config(**T5_XXL)), T5_XXL, "model", 2),
             "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
         },
     }
@@ -175,7 +210,10 @@ def sd3(name: str) -> dict:
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     with torch.device("meta"):
-        write("flux-dev", flux_dev())
+        write("flux-dev", flux(FLUX_DEV, shift=3.0, use_dynamic_shifting=True))
+        write("flux-schnell", flux(FLUX_DEV | {"guidance_embeds": False}, shift=1.0, use_dynamic_shifting=False))
+        write("pixart-alpha", pixart("PixArtAlphaPipeline", {}))
+        write("pixart-sigma", pixart("PixArtSigmaPipeline", checkpoints.SIGMA_VAE, use_additional_conditions=False, **checkpoints.SIGMA))
         for name in SD3:
             write(name, sd3(name))
 

@@ -19,18 +19,20 @@ pub struct Picture {
 /// `[b, c, y, x]` to `[b, c, size[0], size[1]]`.
 ///
 /// # Source
-/// diffusers' `PixArtImageProcessor.resize_and_crop_tensor`: bilinear, `align_corners=False`.
+/// diffusers' `PixArtImageProcessor.resize_and_crop_tensor`: bilinear, `align_corners=False`. Where rounding makes its
+/// image a pixel smaller than `size`, such as 640×479 for 640×480, this one has the size.
 pub fn resize_and_crop(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let [b, c, height, width] = image.dims();
     if [height, width] == size {
         return image;
     }
     let ratio = (size[0] as f64 / height as f64).max(size[1] as f64 / width as f64);
-    let scaled = [(height as f64 * ratio) as usize, (width as f64 * ratio) as usize];
+    let scaled =
+        [((height as f64 * ratio) as usize).max(size[0]), ((width as f64 * ratio) as usize).max(size[1])];
     let device = image.device();
     let data = image.cast(DType::F32).into_data();
     let pixels = data.as_slice::<f32>().expect("cast to f32");
-    let offset = |i: usize| (scaled[i] - size[i].min(scaled[i])) / 2;
+    let offset = |i: usize| (scaled[i] - size[i]) / 2;
     let rows = taps(height, scaled[0], offset(0), size[0]);
     let columns = taps(width, scaled[1], offset(1), size[1]);
     let mut out = Vec::with_capacity(b * c * rows.len() * columns.len());
@@ -60,7 +62,7 @@ struct Tap {
 /// The taps of `count` targets, from `offset` on, when `from` source positions are stretched to `to`.
 fn taps(from: usize, to: usize, offset: usize, count: usize) -> Vec<Tap> {
     let scale = from as f32 / to as f32;
-    (offset..to.min(offset + count))
+    (offset..offset + count)
         .map(|target| {
             let place = ((target as f32 + 0.5) * scale - 0.5).max(0.0);
             let low = (place as usize).min(from - 1);
