@@ -1,6 +1,6 @@
 """Writes the names and shapes of all tensors of published checkpoints, at full size but without values.
 
-The output is `NAME.json` in `xdit-models/published`. It was made with torch 2.15.0, diffusers 0.42.1 and transformers 5.23.0 on their
+The output is `NAME.json` in `xdit-cli/published`. It was made with torch 2.15.0, diffusers 0.42.1 and transformers 5.23.0 on their
 meta device; as far as shapes depend on them, the configs are the published ones.
 """
 
@@ -16,7 +16,7 @@ import checkpoints
 import sd3_checkpoints
 from flux_checkpoints import flux_vae_config, scheduler_config, transformer_config
 
-OUT = Path(__file__).parent.parent.parent / "xdit-models/published"
+OUT = Path(__file__).parent.parent.parent / "xdit-cli/published"
 
 FLUX_DEV = transformer_config(
     attention_head_dim=128,

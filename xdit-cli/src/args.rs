@@ -1,5 +1,6 @@
 //! The options of the command line, parsed but not yet checked against each other.
 
+mod bench;
 mod generate;
 mod parse;
 
@@ -10,6 +11,7 @@ use clap_complete::Shell;
 
 use crate::checkpoints::built_in;
 
+pub use bench::BenchArgs;
 pub use generate::{Dtype, GenerateArgs, KeepPolicy, OutputType, ParallelArgs, ReportFormat};
 pub use parse::parse;
 
@@ -42,6 +44,8 @@ pub enum Command {
     Plan(Box<GenerateArgs>),
     /// Show the components of a checkpoint, and the memory that it needs.
     Inspect(InspectArgs),
+    /// Measure the speed of a model, by default of published size with random weights.
+    Bench(Box<BenchArgs>),
     /// Write the built-in model as a checkpoint in the diffusers layout.
     DemoCheckpoint(DemoArgs),
     /// Write a small checkpoint with random weights, for tests.

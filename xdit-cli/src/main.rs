@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod checkpoints;
 mod generate;
 mod inspect;
@@ -46,6 +47,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(*args),
         Command::DemoCheckpoint(args) => checkpoints::demo(&args),
         Command::RandomCheckpoint(args) => checkpoints::random(&args),
         Command::Completions { shell } => {

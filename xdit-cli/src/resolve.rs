@@ -78,6 +78,7 @@ impl Invocation {
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
             devices: vec![device.clone()],
             keep: keep(args.keep.unwrap_or_default()),
+            random_weights: false,
         };
         let request = Request {
             height: args.height.or(old.map(|s| s.height)),

@@ -216,7 +216,10 @@ mod tests {
     fn slices_make_up_the_whole() {
         let whole = Buffer::from_vec((0..7).collect::<Vec<i32>>());
         let parts = [whole.slice(0..3), whole.slice(3..3), whole.slice(3..7)];
-        assert_eq!(parts.map(|part| part.elements::<i32>().into_owned()).concat(), whole.elements::<i32>().as_ref());
+        assert_eq!(
+            parts.map(|part| part.elements::<i32>().into_owned()).concat(),
+            whole.elements::<i32>().as_ref()
+        );
     }
 
     #[test]

@@ -31,12 +31,14 @@ pub struct LoadOptions {
     pub variant: Option<String>,
     /// The components that stay in memory between requests.
     pub keep: Keep,
+    /// Whether weights are random numbers made on the device, for benchmarks. Of the files, only headers are read.
+    pub random_weights: bool,
 }
 
 impl LoadOptions {
     /// All ranks on `device`, the plain weight files, and [`Keep::Auto`].
     pub fn new(device: Device, dtype: DType) -> Self {
-        Self { devices: vec![device], dtype, variant: None, keep: Keep::Auto }
+        Self { devices: vec![device], dtype, variant: None, keep: Keep::Auto, random_weights: false }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Loading of weights from a checkpoint into a model.
 
 mod layers;
+mod random;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::placement::{Placement, Share, TensorShare};
 
 pub use layers::{Residency, SharedLayers};
+use random::RandomValues;
 pub use table::Table;
 use values::{mapped, read};
 
@@ -41,6 +43,8 @@ struct Source {
     device: Device,
     /// Return tensors of the right shape without data: the model is being checked, not loaded.
     check_only: bool,
+    /// Random values for all tensors, in place of those in the files.
+    random: Option<RandomValues>,
     used: Mutex<BTreeSet<String>>,
     taken: Mutex<ParameterBytes>,
     loaded: Mutex<ParameterBytes>,
@@ -99,6 +103,18 @@ impl Weights {
         self
     }
 
+    /// Returns random values of the right shapes, made on the device, instead of the values in the files: for benchmarks.
+    /// Matrices keep the variance of their inputs.
+    ///
+    /// # Panics
+    /// If the weights are in use already.
+    #[must_use]
+    pub fn with_random_values(mut self) -> Self {
+        let source = self.set_up();
+        source.random = Some(RandomValues::new(&source.device));
+        self
+    }
+
     /// Sets the residency of layers that are used [only for contexts](Self::once). By default they stay in memory.
     ///
     /// # Panics
@@ -129,6 +145,7 @@ impl Weights {
             checkpoint,
             device: device.clone(),
             check_only,
+            random: None,
             used: Mutex::new(BTreeSet::new()),
             taken: Mutex::default(),
             loaded: Mutex::default(),
@@ -253,7 +270,7 @@ impl Weights {
         shape: [usize; D],
         read: impl FnOnce() -> std::io::Result<TensorData>,
     ) -> Result<Tensor<D>> {
-        let Source { device, check_only, loaded, .. } = &*self.source;
+        let Source { device, check_only, random, loaded, .. } = &*self.source;
         let dtype = self.dtype;
         self.count(loaded, shape.iter().product());
         if *check_only {
@@ -262,6 +279,9 @@ impl Weights {
                 true => Tensor::zeros(shape, (device, dtype)),
                 false => Tensor::<1>::zeros([1], (device, dtype)).reshape([1; D]).expand(shape),
             });
+        }
+        if let Some(random) = random {
+            return Ok(random.tensor(shape, dtype));
         }
         let data = read().map_err(|error| {
             let key = self.key(name);

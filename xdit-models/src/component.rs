@@ -82,6 +82,7 @@ pub struct Component<C> {
     /// The size of the parameters in bytes.
     pub bytes: u64,
     checkpoint: Checkpoint,
+    random_weights: bool,
     layers: SharedLayers,
 }
 
@@ -106,12 +107,14 @@ impl<C> Component<C> {
         load(&config, &weights)?;
         weights.finish()?;
         let bytes = weights.taken_bytes();
-        Ok(Self { config, dtype, bytes, checkpoint, layers: SharedLayers::default() })
+        let random_weights = options.random_weights;
+        Ok(Self { config, dtype, bytes, checkpoint, random_weights, layers: SharedLayers::default() })
     }
 
     /// The weights, for loading the model onto `device`.
     pub fn weights(&self, device: &Device) -> Weights {
-        Weights::new(self.checkpoint.clone(), device, self.dtype)
+        let weights = Weights::new(self.checkpoint.clone(), device, self.dtype);
+        if self.random_weights { weights.with_random_values() } else { weights }
     }
 
     /// Loads a share of the model onto `device`, with layers sharded according to `placements`. Linear layers are

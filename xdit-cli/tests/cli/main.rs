@@ -1,6 +1,7 @@
 //! Runs the program `xdit` as a user would, on the checkpoint that it writes itself.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod built_in;
 mod errors;
 mod examples;
