@@ -52,8 +52,9 @@ impl Outputs {
                 }));
         }
         let files = if output_type == OutputType::Latent { 1 } else { images };
-        let paths: Vec<PathBuf> =
-            (0..files).map(|index| name(&path, index, files, seed.wrapping_add(index as u64))).collect();
+        let paths = (0..files)
+            .map(|index| target(&name(&path, index, files, seed.wrapping_add(index as u64))))
+            .collect::<Result<Vec<PathBuf>>>()?;
         let outputs = Self { paths };
         outputs.check()?;
         Ok(outputs)
@@ -64,9 +65,6 @@ impl Outputs {
         let _writing = interrupt::writing();
         let mut folders: Vec<&Path> = Vec::new();
         for path in &self.paths {
-            if path.is_dir() {
-                return Err(Error::usage(format!("output `{}` is a folder", path.display())));
-            }
             let folder = folder_of(path);
             if !folders.contains(&folder) {
                 temporary(path)?;
@@ -82,16 +80,45 @@ impl Outputs {
     }
 }
 
-/// Checks that `path` can be written.
+/// Checks that `path` can be written, and returns the path of the file: a link to a file stays a link.
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn check_file(path: &Path) -> Result<()> {
+pub fn check_file(path: &Path) -> Result<PathBuf> {
     let _writing = interrupt::writing();
-    if path.is_dir() {
-        return Err(Error::usage(format!("output `{}` is a folder", path.display())));
+    let path = target(path)?;
+    temporary(&path)?;
+    Ok(path)
+}
+
+/// The most bytes in the name of a file, on the common file systems.
+const MAX_NAME: usize = 255;
+
+/// The regular file that `path` names, directly or by links, or `path` if there is nothing yet.
+///
+/// A finished file is renamed to its path. That would replace a device or a pipe.
+fn target(path: &Path) -> Result<PathBuf> {
+    let shown = path.display();
+    if path.file_name().is_some_and(|name| name.len() > MAX_NAME) {
+        return Err(Error::usage(format!("the name of output `{shown}` has more than {MAX_NAME} bytes")));
     }
-    temporary(path).map(drop)
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
+    let (target, found) = if found.is_symlink() {
+        let target = fs::canonicalize(path).and_then(|target| Ok((fs::metadata(&target)?, target)));
+        let (found, target) = target.map_err(|_| {
+            Error::usage(format!("output `{shown}` is a link that leads nowhere"))
+                .hint("remove the link, or choose another path")
+        })?;
+        (target, found)
+    } else {
+        (path.to_owned(), found)
+    };
+    match (found.is_file(), found.is_dir()) {
+        (true, _) => Ok(target),
+        (_, true) => Err(Error::usage(format!("output `{shown}` is a folder"))),
+        _ => Err(Error::usage(format!("output `{shown}` is a device or a pipe"))
+            .hint("choose the path of a file: results are written beside it and renamed")),
+    }
 }
 
 /// Writes a file, which appears only when it is complete.

@@ -53,8 +53,7 @@ impl TraceFile {
                 .hint("use `.json` for trace viewers such as Perfetto, or `.svg` for a picture"));
             }
         };
-        check_file(path)?;
-        Ok(Self { path: path.to_owned(), encode })
+        Ok(Self { path: check_file(path)?, encode })
     }
 
     /// Writes `trace`, whole or not at all.

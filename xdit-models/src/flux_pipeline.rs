@@ -17,6 +17,10 @@ use crate::text_encoder::{ClipText, Desk, Folders, Padding, T5Text};
 /// The default distilled guidance.
 const DEFAULT_GUIDANCE: f32 = 3.5;
 
+/// The number of steps of models distilled for few steps, FLUX.1-schnell, if the request has none. (diffusers takes 28 for
+/// all models.)
+const DISTILLED_STEPS: usize = 4;
+
 /// The default side in latent pixels.
 const DEFAULT_SIDE: usize = 128;
 
@@ -76,7 +80,11 @@ impl Recipe for FluxRecipe {
         Ok(Choices {
             size,
             generated_size: size,
-            num_inference_steps: request.num_inference_steps.unwrap_or(28),
+            num_inference_steps: request.num_inference_steps.unwrap_or(if guided {
+                28
+            } else {
+                DISTILLED_STEPS
+            }),
             guidance_scale: request.guidance_scale.unwrap_or(default),
             max_sequence_length,
             branches: Branch::classifier_free(true_cfg(request).is_some()),
@@ -89,6 +97,11 @@ impl Recipe for FluxRecipe {
 
     fn warnings(&self, resolved: &Resolved, model: &LatentModel<Flux>) -> Vec<String> {
         let (request, mut warnings) = (&resolved.request, Vec::new());
+        if !model.transformer.config.guidance_embeds && request.num_inference_steps.is_none() {
+            warnings.push(format!(
+                "this FLUX model was distilled for few steps: {DISTILLED_STEPS} are taken, and `num_inference_steps` sets another number"
+            ));
+        }
         if !model.transformer.config.guidance_embeds && resolved.guidance_scale != 0.0 {
             warnings.push(format!(
                 "this FLUX model was not made for guidance: the guidance scale `{}` changes nothing",

@@ -22,10 +22,10 @@ Examples:
 pub struct GenerateArgs {
     /// The model: a folder in the diffusers layout, an id on the Hugging Face hub, or `built-in` [default:
     /// built-in].
-    #[arg(long, value_name = "PATH_OR_ID")]
+    #[arg(long, short_alias = 'm', value_name = "PATH_OR_ID")]
     pub model: Option<String>,
     /// Description of the picture; several prompts give several pictures.
-    #[arg(long, num_args = 1.., value_name = "TEXT")]
+    #[arg(long, short_alias = 'p', num_args = 1.., value_name = "TEXT")]
     pub prompt: Vec<String>,
     /// Text file with one prompt a line.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
@@ -37,7 +37,7 @@ pub struct GenerateArgs {
     #[arg(long = "prompt-3", num_args = 1.., value_name = "TEXT")]
     pub prompt_3: Vec<String>,
     /// Description of content to avoid [default: empty].
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short_alias = 'n', value_name = "TEXT")]
     pub negative_prompt: Option<String>,
     /// Negative prompt for the second text encoder [default: the negative prompt].
     #[arg(long = "negative-prompt-2", value_name = "TEXT")]
@@ -46,24 +46,30 @@ pub struct GenerateArgs {
     #[arg(long = "negative-prompt-3", value_name = "TEXT")]
     pub negative_prompt_3: Option<String>,
     /// Number of pictures for each prompt [default: 1].
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, alias = "num-images-per-prompt", value_name = "COUNT")]
     pub num_images: Option<usize>,
     /// Height of the picture in pixels [default: the model's].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, short_alias = 'H', value_name = "PIXELS")]
     pub height: Option<usize>,
     /// Width of the picture in pixels [default: the model's].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, short_alias = 'W', value_name = "PIXELS")]
     pub width: Option<usize>,
     /// Take the parameters from a PNG file written by this program; other options override them.
     #[arg(long, value_name = "IMAGE.png")]
     pub from: Option<PathBuf>,
 
     /// Number of denoising steps [default: the model's, see `xdit inspect`].
-    #[arg(long, value_name = "STEPS", help_heading = "Generation")]
+    #[arg(long, alias = "steps", value_name = "STEPS", help_heading = "Generation")]
     pub num_inference_steps: Option<usize>,
     /// Strength of classifier-free guidance, turned off by 1 and below; FLUX.1-dev takes it as an input instead
     /// [default: the model's, see `xdit inspect`].
-    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Generation")]
+    #[arg(
+        long,
+        alias = "cfg-scale",
+        value_name = "SCALE",
+        allow_negative_numbers = true,
+        help_heading = "Generation"
+    )]
     pub guidance_scale: Option<f32>,
     /// Strength of classifier-free guidance with the negative prompt in FLUX, turned off by 1 and below [default:
     /// 1].
@@ -83,7 +89,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Generation")]
     pub skip_layer_guidance_stop: Option<f64>,
     /// Seed of the first picture; picture `i` uses seed + `i` [default: 0].
-    #[arg(long, help_heading = "Generation")]
+    #[arg(long, short_alias = 's', help_heading = "Generation")]
     pub seed: Option<u64>,
     /// Start from these latents instead of noise: a safetensors file with the key `latents`, in f32, of shape [n,
     /// c, h, w].
@@ -112,7 +118,7 @@ pub struct GenerateArgs {
 
     /// Output path: a file, a folder, or a pattern with `{i}` or `{seed}`; several pictures from `out.png` become
     /// `out-0.png`, … [default: xdit.png or xdit.safetensors].
-    #[arg(long, value_name = "PATH", help_heading = "Output")]
+    #[arg(long, short_alias = 'o', value_name = "PATH", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Type of the output: PNG files, or one safetensors file with the final latents [default: png].
     #[arg(long, value_enum, help_heading = "Output")]
@@ -128,7 +134,7 @@ pub struct GenerateArgs {
     pub quiet: bool,
 
     /// Type of weights and activations [default: f32].
-    #[arg(long, value_enum, help_heading = "Model and device")]
+    #[arg(long, alias = "precision", value_enum, help_heading = "Model and device")]
     pub dtype: Option<Dtype>,
     /// Components that stay in memory after their use [default: auto, which is `request`].
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]

@@ -135,6 +135,20 @@ mod tests {
     }
 
     #[test]
+    fn names_of_other_programs_are_accepted() {
+        for (other, ours) in [
+            (&["-p", "a", "-o", "a.png"][..], &["--prompt", "a", "--output", "a.png"][..]),
+            (&["-H", "512", "-W", "768"], &["--height", "512", "--width", "768"]),
+            (&["--steps", "8", "-s", "3"], &["--num-inference-steps", "8", "--seed", "3"]),
+            (&["--cfg-scale", "4", "-n", "b"], &["--guidance-scale", "4", "--negative-prompt", "b"]),
+            (&["--num-images-per-prompt", "2"], &["--num-images", "2"]),
+            (&["--precision", "bf16"], &["--dtype", "bf16"]),
+        ] {
+            assert_eq!(cli(other), cli(ours), "{other:?}");
+        }
+    }
+
+    #[test]
     fn options_of_the_python_xdit_are_accepted() {
         let out = cli(&["--output_type", "pil", "--use_split_batch", "--warmup_steps", "3"]);
         assert!(

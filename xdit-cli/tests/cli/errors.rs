@@ -506,3 +506,30 @@ fn values_that_are_not_finite() {
     hint: the checkpoint may be damaged: compare its files with the original, or try a smaller guidance scale
     ");
 }
+
+/// A finished file is renamed to its path, which would replace a device.
+#[cfg(unix)]
+#[test]
+fn outputs_are_regular_files() {
+    use std::os::unix::fs::symlink;
+
+    let workspace = Workspace::with_demo();
+    symlink("/dev/null", workspace.path("null.png")).unwrap();
+    symlink("nowhere.png", workspace.path("dangling.png")).unwrap();
+    for output in ["null.png", "dangling.png"] {
+        let run = ["generate", "--model", "demo", "--prompt", "a", "--output", output];
+        let error = workspace.error(&run);
+        let reason =
+            if output == "null.png" { "is a device or a pipe" } else { "is a link that leads nowhere" };
+        assert!(error.contains(reason) && error.starts_with("2\n"), "{error}");
+    }
+    let long = format!("{}.png", "a".repeat(252));
+    let error = workspace.error(&["generate", "--model", "demo", "--prompt", "a", "--output", &long]);
+    assert!(error.contains("has more than 255 bytes"), "{error}");
+    // The results of a run go to the file that a link names.
+    std::fs::write(workspace.path("file.png"), "old").unwrap();
+    symlink("file.png", workspace.path("link.png")).unwrap();
+    workspace.generate(&["--prompt", "a", "--output", "link.png"]);
+    assert!(workspace.path("link.png").symlink_metadata().unwrap().is_symlink());
+    assert!(std::fs::read(workspace.path("file.png")).unwrap().starts_with(b"\x89PNG"));
+}
