@@ -24,10 +24,10 @@ pub trait Communicator: fmt::Debug + Send + Sync {
         self.group().size()
     }
 
-    /// A communicator of its own for each of `groups`, which are lists of world ranks of this one without a rank in
-    /// common. Returns that of this rank's group, and `None` if it is in none of them.
+    /// Creates a separate communicator for each of `groups`, which are disjoint lists of world ranks of this
+    /// communicator. Returns the communicator of this rank's group, or `None` if the rank is in no group.
     ///
-    /// Every rank of this communicator calls it with the same groups, the ranks that are in none of them included.
+    /// Every rank of this communicator must call it with the same groups, including ranks that are in no group.
     /// Operations of different communicators are ordered independently, even if they join the same ranks.
     ///
     /// # Errors
@@ -35,13 +35,13 @@ pub trait Communicator: fmt::Debug + Send + Sync {
     /// [`Overlap`](crate::Error::Overlap) if it is in two groups.
     fn split(&self, groups: &[Group]) -> Result<Option<Comm>>;
 
-    /// Sends and receives that belong together: none waits for another, whatever their order, and all buffers are
-    /// handed over as one operation. What arrives is ordered like `recvs`.
+    /// Issues sends and receives as one operation: none waits for another, whatever their order. The received buffers
+    /// are in the order of `recvs`.
     ///
     /// The k-th buffer that `a` sends to `b` is the k-th that `b` receives from `a`. Lengths may be zero. `operation`
     /// names the call in errors; both ends of a transfer must give [matching](Operation::matches) names.
     ///
-    /// The transport owns what is sent until it has arrived; a backend may complete a send earlier.
+    /// The transport owns a sent buffer until it has arrived; a backend may complete a send earlier.
     fn exchange(
         &self,
         operation: Operation,
@@ -49,8 +49,8 @@ pub trait Communicator: fmt::Debug + Send + Sync {
         recvs: Vec<(usize, BufferSpec)>,
     ) -> Pending<Vec<Buffer>>;
 
-    /// Whether the world goes on. Call it during long computations without a transfer, whose wait would notice a
-    /// failure.
+    /// Fails once a peer has failed. Call it during long computations that make no transfer, and so no wait that
+    /// would report the failure.
     ///
     /// # Errors
     /// [`PeerFailed`](crate::Error::PeerFailed) once this rank can know that another one has failed.

@@ -7,12 +7,12 @@
 use burn::tensor::Tensor;
 use xdit_kernels::attention;
 
-/// Which attention of which block is asking. Caches are keyed by it.
+/// Identifies one attention of one block. Caches are keyed by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site {
     /// Index of the block in the whole model.
     pub block: usize,
-    /// Which of the block's attentions that mix image tokens, from 0.
+    /// Index among the block's attentions that mix image tokens, from 0.
     pub layer: usize,
 }
 
@@ -30,14 +30,14 @@ pub struct Qkv {
     pub v: Tensor<4>,
 }
 
-/// How attention is computed, seen from a model.
+/// Attention as a model sees it.
 ///
 /// Softmax is over `q kᵀ / √d`.
 pub trait Attention {
     /// Every image token attends to every image token, and to every text token where the text takes part.
     ///
-    /// The image's tokens may be some of a larger image's, whose others live elsewhere; the text's are always
-    /// all there. Returns the results for the image's queries and for the text's.
+    /// The image tokens may be a part of a larger image, the rest of which lives on other ranks; the text is always
+    /// complete. Returns the results for the image's and the text's queries.
     ///
     /// # Shapes
     /// Results `[b, n, h, d]`, like the queries.
@@ -53,7 +53,7 @@ pub fn cross_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Te
     attention(q, k, v, bias, scale)
 }
 
-/// The whole image is here.
+/// Attention on a single rank, which has the whole image.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Local;
 
@@ -70,7 +70,7 @@ impl Attention for Local {
     }
 }
 
-/// What scores are multiplied by: 1 / √d.
+/// The factor of the scores: 1 / √d.
 pub(crate) fn scale(q: &Tensor<4>) -> f32 {
     1.0 / (q.dims()[3] as f32).sqrt()
 }

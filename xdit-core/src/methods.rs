@@ -1,4 +1,5 @@
-//! The parallel methods, for people: what each spreads over ranks, and the option that asks for it. Those that touch attention or rows have a file each.
+//! The parallel methods, and the list of them that is shown to users. Each method that changes attention or rows has its
+//! own file.
 
 pub mod attention;
 pub mod distrifusion;
@@ -8,20 +9,20 @@ pub mod ring;
 pub mod ulysses;
 pub mod vae;
 
-/// A way to spread one run over ranks. Methods combine freely, and none asks anything of a model.
+/// A way to spread one run over ranks. Methods combine freely and make no demands on a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
     /// Its name in the literature.
     pub name: &'static str,
-    /// The option of the program.
+    /// The command-line option that turns it on.
     pub option: &'static str,
-    /// What is spread.
+    /// The parts of the work that are spread over ranks.
     pub spreads: &'static str,
-    /// Where it comes from.
+    /// The publication that introduced it.
     pub source: &'static str,
 }
 
-/// Every method there is.
+/// All parallel methods.
 pub const METHODS: &[Method] = &[
     Method {
         name: "CFG",

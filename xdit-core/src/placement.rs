@@ -1,4 +1,4 @@
-//! How a model's layers are cut over the ranks of tensor parallelism: data beside the model.
+//! The sharding of a model's layers over the ranks of tensor parallelism, as data beside the model.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::link::Link;
 use crate::split;
 
-/// What each rank holds of a linear layer. A layer that is not placed is whole on every rank.
+/// The shard of a linear layer on each rank. A layer without a placement is whole on every rank.
 ///
 /// # Source
 /// Megatron-LM (Shoeybi et al. 2019) §3: outputs first, inputs second, one sum after the second.
@@ -35,7 +35,7 @@ pub struct Run {
     pub unit: usize,
 }
 
-/// Whether `layer` is meant by `pattern`: the end of its path, in which `*` stands for any one name.
+/// Whether `layer` matches `pattern`, which is the end of a path; `*` stands for any one name.
 pub(crate) fn matches(layer: &str, pattern: &str) -> bool {
     let mut names = layer.rsplit('.');
     pattern.rsplit('.').all(|wanted| names.next().is_some_and(|name| wanted == "*" || wanted == name))

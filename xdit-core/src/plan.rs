@@ -1,4 +1,4 @@
-//! From what was asked for to what every rank does: computed, checked and printed before anything is loaded.
+//! The plan of a run: derived from the request, checked and printable before anything is loaded.
 
 pub mod contexts;
 pub mod cost;
@@ -15,19 +15,19 @@ use crate::plan::mesh::{Axis, Mesh};
 use crate::split;
 use crate::transformer::TransformerSpec;
 
-/// What was asked for.
+/// The parallelism requested for a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParallelConfig {
     /// Ranks along each axis.
     pub mesh: Mesh,
-    /// Strips of the image that follow each other through the pipeline; as many as stages if not given.
+    /// Number of patches that go through the pipeline one after another; by default the number of stages.
     pub patches: Option<usize>,
-    /// Steps at the start in which no rank uses anything of an earlier step.
+    /// Warm-up steps: synchronous steps at the start.
     pub warmup_steps: usize,
-    /// Blocks of each stage; evenly split if not given.
+    /// Number of blocks of each stage; by default an even split.
     pub stage_blocks: Option<Vec<usize>>,
-    /// Let the ranks of the ring axis use each other's keys of the step before (DistriFusion), rather than pass
-    /// fresh ones round. On one rank with several patches it computes the same.
+    /// Whether the ranks of the ring axis use each other's stale keys (DistriFusion) instead of passing fresh ones
+    /// around. A single rank with several patches computes the same result.
     pub distrifusion: bool,
     /// Whether all ranks that denoise a picture decode it, too, some rows each.
     pub parallel_vae: bool,
@@ -47,25 +47,25 @@ impl Default for ParallelConfig {
     }
 }
 
-/// What is to be computed.
+/// The work to be planned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work {
     /// The transformer's sizes.
     pub spec: TransformerSpec,
-    /// Image tokens.
+    /// Number of image tokens.
     pub tokens: usize,
-    /// Steps of the noise scheduler.
+    /// Number of denoising steps.
     pub steps: usize,
     /// Branches of guidance.
     pub branches: Vec<Branch>,
-    /// Pictures.
+    /// Number of pictures.
     pub images: usize,
 }
 
-/// Who does what.
+/// The division of a run's work among its ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// How ranks are arranged.
+    /// The arrangement of the ranks.
     pub mesh: Mesh,
     /// Blocks of each stage.
     pub stages: Vec<Range<usize>>,
@@ -73,13 +73,13 @@ pub struct Plan {
     pub skips: Vec<[usize; 2]>,
     /// Tokens of each patch.
     pub patches: Vec<Range<usize>>,
-    /// Whether other patches' keys are all of the step before, not only those whose turn has not come yet.
+    /// Whether the keys of all other patches are stale, not only those of patches that come later in the step.
     pub distrifusion: bool,
-    /// Steps at the start in which nothing is of an earlier step.
+    /// Number of synchronous steps at the start.
     pub synchronous_steps: usize,
-    /// Steps of the noise scheduler.
+    /// Number of denoising steps.
     pub steps: usize,
-    /// Branches of guidance, none of which takes part beyond the last step.
+    /// Branches of guidance; the steps of each end at the last step of the run.
     pub branches: Vec<Branch>,
     /// Pictures of each data-parallel share.
     pub images: Vec<Range<usize>>,
@@ -88,10 +88,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Makes the plan, or says why there is none.
+    /// Plans `work` for the parallelism of `config`.
     ///
     /// # Errors
-    /// If `work` cannot be spread as `config` asks; the error names the value and a way out.
+    /// If `work` cannot be divided as `config` requests; the error names the value, and its hint a way out.
     ///
     /// # Panics
     /// If branch 0 does not take part in every step, or another one in none.
@@ -129,7 +129,7 @@ impl Plan {
                 format!("use at most `{images}`, or ask for more pictures"),
             );
         }
-        // Products saturate: whatever is asked for, too much is refused.
+        // Products saturate, so that excessive degrees are refused instead of wrapping around.
         let shards = mesh.degree(Axis::Ulysses).saturating_mul(mesh.degree(Axis::Tensor));
         if shards > spec.heads {
             return usage(
@@ -161,7 +161,7 @@ impl Plan {
         branches.iter().try_for_each(|branch| check_skipped_layers(&branch.skip_layers, spec))?;
         let first = branches.first().map(|branch| of_run(branch, *steps).steps);
         assert_eq!(first, Some(0..*steps), "branch 0 takes part in every step");
-        // Where a branch begins later than the others, it has no keys of an earlier step either.
+        // A branch that joins late has no stale keys before it has run once.
         let latest = branches.iter().map(|branch| branch.steps.start).max().unwrap_or(0);
         Ok(Self {
             mesh,
@@ -170,9 +170,9 @@ impl Plan {
             patches: split::even(*tokens, patches),
             distrifusion,
             synchronous_steps: match (distrifusion, patches) {
-                // The first step has no earlier one, warm-up or not.
+                // The first step is always synchronous: no step precedes it.
                 (true, _) => config.warmup_steps.max(latest).saturating_add(1).min(*steps),
-                // One patch is the whole image: nothing in it is ever of an earlier step.
+                // One patch is the whole image: nothing is ever stale.
                 (false, 1) => *steps,
                 (false, _) if latest > 0 => config.warmup_steps.max(latest + 1).min(*steps),
                 (false, _) => config.warmup_steps.min(*steps),
@@ -184,14 +184,15 @@ impl Plan {
         })
     }
 
-    /// Patches that see keys of an earlier step of each other: on one rank, as many compute the same.
+    /// The number of patches whose keys may be one step stale; a single rank with this many patches reproduces the
+    /// result.
     pub fn stale_patches(&self) -> usize {
         if self.distrifusion { self.patches.len() * self.mesh.degree(Axis::Ring) } else { self.patches.len() }
     }
 
-    /// Whether the text goes through the blocks beside `patches`. It goes once a step, with the first patch, and the
-    /// others see its keys and values in the cache. In DistriFusion each patch stands for a rank, which has a text of
-    /// its own.
+    /// Whether the text goes through the blocks together with `patches`. It does so once per step, with the first
+    /// patch; the other patches use its cached keys and values. In DistriFusion each patch stands for a rank, and
+    /// every rank has its own copy of the text.
     pub fn brings_text(&self, patches: &Range<usize>) -> bool {
         patches.start == 0 || self.distrifusion
     }
@@ -216,7 +217,7 @@ impl Plan {
         }
     }
 
-    /// Those of [them](Self::branches_of) that take part in `step`.
+    /// The [branches of `rank`](Self::branches_of) that take part in `step`.
     pub fn branches_at(&self, rank: usize, step: usize) -> impl Iterator<Item = usize> {
         self.branches_of(rank).filter(move |&branch| self.branches[branch].steps.contains(&step))
     }
@@ -226,7 +227,7 @@ impl Plan {
         blocks.filter(move |block| !self.branches[branch].skip_layers.contains(block))
     }
 
-    /// Whether patches of `branch` ever see keys of each other that are kept in a [cache].
+    /// Whether patches of `branch` ever use keys of other patches from a [cache].
     ///
     /// [cache]: crate::methods::pipefusion::KvCache
     pub fn caches(&self, branch: usize) -> bool {
@@ -244,25 +245,25 @@ impl Plan {
         part(&strip, ulysses, sequence_coordinate % ulysses)
     }
 
-    /// How many tokens of `patches` the rank at `sequence_coordinate` holds.
+    /// The number of tokens of `patches` that the rank at `sequence_coordinate` holds.
     pub fn tokens(&self, patches: &Range<usize>, sequence_coordinate: usize) -> usize {
         patches.clone().map(|patch| self.shard(patch, sequence_coordinate).len()).sum()
     }
 
-    /// How many tokens of `patches` each of the ulysses ranks at `ring_coordinate` holds.
+    /// The number of tokens of `patches` that each of the ulysses ranks at `ring_coordinate` holds.
     pub fn ulysses_tokens(&self, patches: &Range<usize>, ring_coordinate: usize) -> Vec<usize> {
         let degree = self.mesh.degree(Axis::Ulysses);
         let first = ring_coordinate * degree;
         (first..first + degree).map(|sequence| self.tokens(patches, sequence)).collect()
     }
 
-    /// How many tokens of `patches` the ranks at `ring_coordinate` hold together.
+    /// The number of tokens of `patches` that the ranks at `ring_coordinate` hold together.
     pub fn ring_tokens(&self, patches: &Range<usize>, ring_coordinate: usize) -> usize {
         self.ulysses_tokens(patches, ring_coordinate).iter().sum()
     }
 }
 
-/// `branch` in a run of so many steps.
+/// `branch` with its steps limited to those of the run.
 ///
 /// # Panics
 /// If it takes part in none of them.
@@ -273,10 +274,10 @@ fn of_run(branch: &Branch, steps: usize) -> Branch {
     of_run
 }
 
-/// Checks that a model of this `spec` can leave out these blocks.
+/// Checks that a model with this `spec` can skip these blocks.
 ///
 /// # Errors
-/// If it has no such block, or another one needs it.
+/// If the model has no such block, or if another block needs its output.
 pub fn check_skipped_layers(layers: &[usize], spec: &TransformerSpec) -> Result<()> {
     for &layer in layers {
         if layer >= spec.blocks {
@@ -322,7 +323,7 @@ fn count(n: usize, one: &str, many: &str) -> String {
 }
 
 impl fmt::Display for Plan {
-    /// What steps are like, and a table: one line a rank.
+    /// A summary of the steps, and a table with one line per rank.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -385,7 +386,7 @@ mod tests {
         Work { spec, tokens: 64, steps: 4, branches: Branch::classifier_free(true), images: 2 }
     }
 
-    /// Products and sums of degrees that come out legal in 64 bits if what does not fit is cut off.
+    /// Products and sums of degrees that would wrap around to legal values in 64 bits.
     #[test]
     fn degrees_that_wrap_around_are_refused() {
         const HALF: usize = 1 << (usize::BITS - 1);

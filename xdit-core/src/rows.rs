@@ -9,9 +9,9 @@ use xdit_kernels::{Affine, Conv2d, Moments, attention, conv2d, group_norm_moment
 
 use crate::attention::{Qkv, scale};
 
-/// How rows see each other, seen from a model.
+/// The operations that mix rows, as a model sees them.
 ///
-/// An image may be some rows of a larger one, whose others live elsewhere.
+/// An image may be some rows of a larger image, the rest of which lives on other ranks.
 pub trait Rows {
     /// [`conv2d`] of the whole image, of which the result's rows are those that `x`'s rows become.
     ///
@@ -38,7 +38,7 @@ pub trait Rows {
     fn attend(&self, pixels: Qkv) -> Tensor<4>;
 }
 
-/// The whole image is here.
+/// The operations on a single rank, which has the whole image.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Whole;
 

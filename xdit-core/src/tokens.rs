@@ -1,11 +1,11 @@
-//! Image tokens, and what says where in the image they are.
+//! Image tokens and their positions in the image.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-/// Where tokens are in the image they belong to. Cheap to clone.
+/// The positions of tokens in their image. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Positions {
     /// Rows and columns of the whole image, in tokens.

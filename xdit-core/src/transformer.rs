@@ -1,4 +1,4 @@
-//! What a diffusion transformer is to the executor.
+//! The interface between a diffusion transformer and the engine.
 
 use std::collections::BTreeMap;
 
@@ -20,9 +20,9 @@ pub struct TransformerSpec {
     pub heads: usize,
     /// Features of a head.
     pub head_dim: usize,
-    /// Long skip connections: `[from, to]` where block `to` also takes what block `from` gave.
+    /// Long skip connections: for each `[from, to]`, the output of block `from` is another input of block `to`.
     pub skips: Vec<[usize; 2]>,
-    /// Parameters of each block relative to the others', or nothing where all have as many.
+    /// Relative numbers of parameters of the blocks; empty if all blocks have equally many.
     pub block_parameters: Vec<usize>,
 }
 
@@ -33,7 +33,7 @@ impl TransformerSpec {
     }
 }
 
-/// What goes from block to block.
+/// The hidden state between blocks.
 #[derive(Clone, Debug)]
 pub struct Hidden {
     /// The image's tokens.
@@ -41,12 +41,12 @@ pub struct Hidden {
     /// The text's tokens `[b, n, c]`, in models whose blocks change them. Where the image goes through the blocks
     /// patch by patch, the text may go with the first patch only, and this is `None` for the others.
     pub text: Option<Tensor<3>>,
-    /// What earlier blocks gave for later ones, by the index of the block that takes it: [`TransformerSpec::skips`].
+    /// Outputs of earlier blocks for [long skip connections](TransformerSpec::skips), keyed by the receiving block.
     pub skips: BTreeMap<usize, Tensor<3>>,
 }
 
 impl Hidden {
-    /// What goes into the first block.
+    /// The input of the first block.
     pub fn new(image: Tokens, text: Option<Tensor<3>>) -> Self {
         Self { image, text, skips: BTreeMap::new() }
     }
@@ -125,18 +125,18 @@ impl<const D: usize> IntoParts for Tensor<D> {
 /// Where only some blocks were loaded, it need not hold what only other blocks' devices use: `embed` is called
 /// beside the first block, `finish` beside the last.
 pub trait Transformer {
-    /// What one guidance branch is conditioned on: text embeddings and the like.
+    /// The conditions of one guidance branch, such as text embeddings.
     type Conditions: Clone;
-    /// The conditions made ready for the blocks that were loaded, at one timestep.
+    /// The conditions of a branch, prepared for the loaded blocks at one timestep.
     type Context: Send + Sync;
 
     /// The model's sizes.
     fn spec(&self) -> &TransformerSpec;
 
-    /// The type of what goes from block to block.
+    /// The element type of the hidden state between blocks.
     fn dtype(&self) -> DType;
 
-    /// The conditions made ready for each of `timesteps`.
+    /// Prepares the conditions for each of `timesteps`.
     ///
     /// Whatever depends only on the conditions and on the timestep, above all the modulation of every block, is
     /// computed here for many steps at once: as many as memory allows, in order. Layers that are used nowhere else
@@ -154,7 +154,7 @@ pub trait Transformer {
         None
     }
 
-    /// Packed latents to what the first block takes.
+    /// Embeds packed latents as the input of the first block.
     ///
     /// # Shapes
     /// `latents`: `[b, n, channels · patch · patch]`.
@@ -169,7 +169,7 @@ pub trait Transformer {
         attention: &mut dyn Attention,
     ) -> Hidden;
 
-    /// What the last block gives to the prediction, packed as the latents were.
+    /// Turns the output of the last block into the prediction, packed like the latents.
     ///
     /// # Shapes
     /// Result `[b, n, channels · patch · patch]`.

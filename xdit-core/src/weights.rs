@@ -1,4 +1,4 @@
-//! Weights on their way from a checkpoint into a model.
+//! Loading of weights from a checkpoint into a model.
 
 mod layers;
 mod table;
@@ -25,7 +25,7 @@ use values::{mapped, read};
 /// A place in a checkpoint from which a model takes its tensors by name.
 ///
 /// Names are relative: [`at`](Self::at) goes one level down, as in `weights.at("blocks").at(3)`. Each tensor
-/// that is taken is ticked off, and [`finish`](Self::finish) reports what nobody took.
+/// that is taken is ticked off, and [`finish`](Self::finish) reports the tensors left over.
 ///
 /// A tensor for the CPU that already is of the wanted type is not copied: it lies in the mapped file.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ pub struct Weights {
 struct Source {
     checkpoint: Checkpoint,
     device: Device,
-    /// Give tensors of the right shape that hold no data: the model is being checked, not loaded.
+    /// Return tensors of the right shape without data: the model is being checked, not loaded.
     check_only: bool,
     used: Mutex<BTreeSet<String>>,
     taken: Mutex<ParameterBytes>,
@@ -165,13 +165,13 @@ impl Weights {
         self.source.checkpoint.get(&self.key(name)).is_some()
     }
 
-    /// Bytes of what was taken so far; slices count as slices. Where nothing is read because the model is only being
-    /// checked, it is what would be taken.
+    /// Bytes of the parameters taken so far; a slice counts with its own size. In a mere check, the bytes that loading
+    /// would take.
     pub fn taken(&self) -> ParameterBytes {
         *lock(&self.source.taken)
     }
 
-    /// Bytes of what was [taken](Self::taken) and is held: layers that are read at each use do not count.
+    /// Bytes of the [taken](Self::taken) parameters that stay in memory: layers read at each use do not count.
     pub fn taken_bytes(&self) -> u64 {
         let ParameterBytes { steps, once } = self.taken();
         match self.source.residency {
@@ -180,8 +180,8 @@ impl Weights {
         }
     }
 
-    /// Bytes of what was loaded so far. Layers that [others](Self::sharing) held already are left out; what was read
-    /// again counts again.
+    /// Bytes loaded so far. Layers that [other weights](Self::sharing) held already are left out; layers that are read
+    /// again count again.
     pub fn loaded(&self) -> ParameterBytes {
         *lock(&self.source.loaded)
     }
@@ -246,7 +246,7 @@ impl Weights {
         })
     }
 
-    /// What `read` gives, on the device; zeros that take no memory if the model is only being checked.
+    /// Puts the result of `read` on the device. In a mere check, returns zeros that take no memory.
     fn put<const D: usize>(
         &self,
         name: &str,
@@ -289,7 +289,7 @@ impl Weights {
         Ok(Table { weights: self.clone(), name: name.to_owned(), shape: shape.to_vec() })
     }
 
-    /// Says that the tensor called `name` is known and deliberately not used.
+    /// Marks the tensor called `name` as known and deliberately unused.
     pub fn ignore(&self, name: &str) {
         self.tick(self.key(name));
     }

@@ -15,12 +15,12 @@ use crate::plan::Plan;
 use crate::plan::mesh::Axis;
 use crate::split;
 
-/// What one pass through the blocks computes.
+/// One pass through the blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pass {
     /// Index of the step.
     pub step: usize,
-    /// Patches whose tokens go through: all of them in a synchronous step, one in any other.
+    /// The patches of the pass: all patches in a synchronous step, one in any other.
     pub patches: Range<usize>,
     /// Index of the guidance branch.
     pub branch: usize,
@@ -29,19 +29,19 @@ pub struct Pass {
 /// How the ranks of the ring axis see each other's keys and values.
 #[derive(Debug)]
 pub enum KeyExchange {
-    /// All of this step, passed round.
+    /// Keys of this step, passed around.
     Ring(Ring),
-    /// Of the step before.
+    /// Keys of the previous step.
     DistriFusion(DistriFusion),
 }
 
-/// Ulysses around PipeFusion's cache around the ring around the kernel, each where the plan has it.
+/// The kernel, wrapped from the inside out in the ring, PipeFusion's cache and Ulysses, each if the plan uses it.
 ///
 /// Keys are a set: no method here depends on the order of image tokens, as long as keys and values agree.
 #[derive(Debug)]
 pub struct ParallelAttention {
     plan: Plan,
-    /// Where this rank is along ring and ulysses.
+    /// The coordinate of this rank along the ring axis.
     ring_coordinate: usize,
     ulysses: Option<Ulysses>,
     exchange: Option<KeyExchange>,
@@ -66,7 +66,7 @@ impl ParallelAttention {
         Self { plan, ring_coordinate, ulysses, exchange, caches, pass }
     }
 
-    /// Says what the next calls compute.
+    /// Sets the pass to which the next calls belong.
     pub fn begin(&mut self, pass: Pass) {
         self.pass = pass;
     }

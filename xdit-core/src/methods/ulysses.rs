@@ -18,19 +18,19 @@ pub struct Ulysses {
 }
 
 impl Ulysses {
-    /// Over the ranks of `link`; heads that do not divide are spread as evenly as they can be.
+    /// Creates the exchange over the ranks of `link`. Heads are spread as evenly as possible.
     pub fn new(link: Arc<dyn Link>) -> Self {
         Self { link }
     }
 
-    /// The heads that this rank computes, of `heads`.
+    /// The heads of each rank.
     fn heads(&self, heads: usize) -> Vec<Range<usize>> {
         split::even(heads, self.link.size())
     }
 
-    /// All tokens of this rank's heads, from all heads of this rank's tokens.
+    /// Exchanges all heads of this rank's tokens for all tokens of this rank's heads.
     ///
-    /// Queries, keys and values travel by themselves: to put them together first would cost a copy of each.
+    /// Queries, keys and values are sent separately: concatenating them first would copy each.
     ///
     /// # Shapes
     /// `[b, tokens[rank], h, d]` to `[b, Σ tokens, h', d]`; the tokens of rank 0 come first.
@@ -39,7 +39,7 @@ impl Ulysses {
         let heads = self.heads(h);
         let mine = heads[self.link.rank()].len();
         let shapes: Vec<_> = tokens.iter().map(|&n| [b, n, mine, d]).collect();
-        // All leave before any is waited for.
+        // All three are sent before the first wait.
         let [q, k, v] = [qkv.q, qkv.k, qkv.v]
             .map(|x| {
                 let parts = heads.iter().map(|heads| x.clone().narrow(2, heads.start, heads.len()));
@@ -49,8 +49,8 @@ impl Ulysses {
         Qkv { q, k, v }
     }
 
-    /// All heads of this rank's tokens, from all tokens of this rank's heads: undoes
-    /// [`scatter_heads`](Self::scatter_heads) for a result of attention.
+    /// Exchanges all tokens of this rank's heads for all heads of this rank's tokens. It is the inverse of
+    /// [`scatter_heads`](Self::scatter_heads), for a result of attention.
     ///
     /// # Shapes
     /// `out`: `[b, Σ tokens, h', d]` to `[b, tokens[rank], heads, d]`.
@@ -63,7 +63,7 @@ impl Ulysses {
         Tensor::cat(self.link.all_to_all(parts, &shapes).wait(), 2)
     }
 
-    /// This rank's heads of a text that every rank has whole: nothing travels.
+    /// This rank's heads of a text that every rank has whole; it needs no transfer.
     pub fn own_heads(&self, text: Qkv) -> Qkv {
         let heads = self.heads(text.q.dims()[2])[self.link.rank()].clone();
         let own = |x: Tensor<4>| x.narrow(2, heads.start, heads.len());

@@ -1,4 +1,4 @@
-//! Parallel VAE: each rank has some rows of an image, from the latent to the picture.
+//! Parallel VAE: each rank holds some rows of an image, from the latents to the picture.
 //!
 //! Nothing is approximated. Convolutions take the neighbours' rows where a rank's own end, and zeros at the border of
 //! the image only; group norms merge the moments of all ranks; attention passes keys and values round.
@@ -27,14 +27,14 @@ impl SplitRows {
     /// Over the ranks of `link`, of which each has as many rows as `shares` says.
     ///
     /// # Panics
-    /// If there is not a share for each rank, or one without rows.
+    /// If the number of shares is not the number of ranks, or if a share has no rows.
     pub fn new(link: Arc<dyn Link>, shares: Vec<usize>) -> Self {
         assert_eq!(shares.len(), link.size(), "a share for each rank");
         assert!(!shares.contains(&0), "a rank without rows has none to give to its neighbours: {shares:?}");
         Self { ring: Ring::new(link.clone()), link, shares }
     }
 
-    /// How many of something each rank has, where this rank has `own` and each row as many as any other.
+    /// The number of items of each rank, if this rank has `own` and all rows have equally many.
     fn of_each(&self, own: usize) -> Vec<usize> {
         let share = self.shares[self.link.rank()];
         self.shares.iter().map(|theirs| own * theirs / share).collect()

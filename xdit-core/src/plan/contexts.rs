@@ -1,17 +1,17 @@
-//! For how many steps conditions are made ready at a time.
+//! The number of steps whose contexts are computed together.
 
 use std::ops::Range;
 
 use crate::split;
 
-/// Bytes of the contexts of a branch of guidance that are in memory together: some thirty steps of FLUX in f32.
+/// The memory budget for the contexts of a branch, in bytes: about thirty steps of FLUX in f32.
 const BUDGET_BYTES: usize = 128 << 20;
 
-/// The fewest steps that are made together, whatever their size. One product of so many rows reads the weights little
-/// more often than one of all rows, and more than a few rows are summed as any number of them is.
+/// The least number of steps computed together, whatever their size. One product of this many rows reads the weights
+/// little more often than one of all rows. It also has enough rows to be summed in the same order as any larger number.
 const MIN_STEPS: usize = 24;
 
-/// The parts of a branch's `steps`, each of which is made ready as a whole when its first step comes.
+/// Divides a branch's `steps` into chunks. The contexts of a chunk are computed together at its first step.
 pub fn chunks(steps: &Range<usize>, bytes_per_step: usize) -> Vec<Range<usize>> {
     chunks_within(BUDGET_BYTES, steps, bytes_per_step)
 }
@@ -41,7 +41,7 @@ mod tests {
                 assert!(chunks.windows(2).all(|pair| pair[0].end == pair[1].start));
                 let longest = chunks.iter().map(ExactSizeIterator::len).max().unwrap();
                 assert!(longest <= MIN_STEPS || longest * size <= budget);
-                // Otherwise some rows would go another way through the kernel of linear layers.
+                // With fewer rows, the kernel of linear layers would take another route.
                 let shortest = chunks.iter().map(ExactSizeIterator::len).min().unwrap();
                 assert!(chunks.len() == 1 || shortest >= MIN_STEPS / 2, "{chunks:?}");
             }

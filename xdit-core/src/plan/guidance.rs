@@ -1,18 +1,18 @@
-//! Guidance: what a picture is conditioned on, branch by branch, and the one prediction made of those of all branches.
+//! Guidance: the conditions of each branch, and the combination of the branches' predictions into one.
 
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-/// A branch of guidance as a plan knows it: when it is computed, and with which blocks.
+/// A branch of guidance as a plan describes it: its steps and its blocks.
 ///
 /// Branch 0 is computed in every step. With classifier-free guidance it is the negative one, and branch 1 the positive
 /// one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
-    /// Steps in which it takes part; what is beyond the last step of a run does not count.
+    /// Steps in which the branch takes part; those beyond the last step of a run are ignored.
     pub steps: Range<usize>,
-    /// Blocks that are left out: tokens pass them unchanged.
+    /// Blocks that the branch skips: tokens pass them unchanged.
     pub skip_layers: Vec<usize>,
 }
 
@@ -28,12 +28,13 @@ impl Branch {
     }
 }
 
-/// What a picture is conditioned on, and how its branches make one prediction: that of branch 0 with all terms added.
+/// The conditions of a picture's branches, and the terms that combine their predictions: the result is the prediction
+/// of branch 0 plus all terms.
 #[derive(Clone, Debug)]
 pub struct Guidance<C> {
     /// The conditions of each branch.
     pub branches: Vec<C>,
-    /// What is added to the prediction of branch 0.
+    /// The terms added to the prediction of branch 0.
     pub terms: Vec<Term>,
 }
 
@@ -44,12 +45,12 @@ pub struct Term {
     pub from: usize,
     /// The branch to go towards.
     pub to: usize,
-    /// How far.
+    /// The factor of the difference.
     pub scale: f32,
 }
 
 impl<C> Guidance<C> {
-    /// One branch.
+    /// No guidance: a single branch.
     pub fn none(conditions: C) -> Self {
         Self { branches: vec![conditions], terms: Vec::new() }
     }
@@ -67,8 +68,8 @@ impl<C> Guidance<C> {
         Guidance { branches: self.branches.iter().map(of).collect(), terms: self.terms.clone() }
     }
 
-    /// With one branch more, which has the conditions of the last one but leaves out some blocks: the prediction
-    /// moves away from it.
+    /// Adds a branch that has the conditions of the last one and skips some blocks; the prediction moves away from
+    /// it.
     ///
     /// # Source
     /// Skip-layer guidance of Stable Diffusion 3.5, as in diffusers' `StableDiffusion3Pipeline`.
@@ -83,10 +84,10 @@ impl<C> Guidance<C> {
         self
     }
 
-    /// The prediction that the step is taken from, of those of the branches that take part in it.
+    /// Combines the predictions of the branches that take part in a step.
     ///
     /// # Panics
-    /// If branch 0 does not.
+    /// If branch 0 has no prediction.
     pub fn combine(&self, predictions: &[Option<Tensor<3>>]) -> Tensor<3> {
         let first = predictions[0].clone().expect("branch 0 takes part in every step");
         let terms = self.terms.iter().filter_map(|term| {

@@ -1,10 +1,10 @@
-//! The mesh: how ranks are arranged along the axes of parallelism.
+//! The mesh: the arrangement of ranks along the axes of parallelism.
 
 use std::fmt;
 
 use xdit_comm::Group;
 
-/// A direction of the mesh, from the outermost to the innermost.
+/// An axis of the mesh; the variants are ordered from the outermost to the innermost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Axis {
     /// Pictures.
@@ -13,7 +13,7 @@ pub enum Axis {
     Cfg,
     /// Runs of blocks.
     Pipeline,
-    /// Tokens, with keys and values passed round.
+    /// Tokens, with keys and values passed around.
     Ring,
     /// Tokens, exchanged for heads around attention.
     Ulysses,
@@ -39,7 +39,7 @@ impl Axis {
     }
 }
 
-/// How many ranks there are along each axis. The tensor axis is innermost: its ranks are neighbours.
+/// The number of ranks along each axis. The tensor axis is innermost: its ranks are neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mesh {
     degrees: [usize; 6],
@@ -69,27 +69,27 @@ impl Mesh {
         self.degrees[axis as usize]
     }
 
-    /// All ranks; no more than a `usize` holds, so that absurd degrees are still too many.
+    /// The number of ranks. The product saturates, so that absurd degrees still exceed every limit.
     pub fn size(&self) -> usize {
         self.degrees.iter().fold(1, |ranks, &degree| ranks.saturating_mul(degree))
     }
 
-    /// Ranks between which an image's tokens are split: ring × ulysses, as [`size`](Self::size) counts.
+    /// The number of ranks that share an image's tokens: ring × ulysses, saturating like [`size`](Self::size).
     pub fn sequence_degree(&self) -> usize {
         self.degree(Axis::Ring).saturating_mul(self.degree(Axis::Ulysses))
     }
 
-    /// How far apart in rank neighbours along `axis` are.
+    /// The difference in rank between neighbours along `axis`.
     fn stride(&self, axis: Axis) -> usize {
         self.degrees[axis as usize + 1..].iter().product()
     }
 
-    /// Where `rank` is along `axis`.
+    /// The coordinate of `rank` along `axis`.
     pub fn coordinate(&self, rank: usize, axis: Axis) -> usize {
         rank / self.stride(axis) % self.degree(axis)
     }
 
-    /// Where `rank` is among the ranks that split an image's tokens.
+    /// The index of `rank` among the ranks that share an image's tokens.
     pub fn sequence_coordinate(&self, rank: usize) -> usize {
         self.coordinate(rank, Axis::Ring) * self.degree(Axis::Ulysses) + self.coordinate(rank, Axis::Ulysses)
     }

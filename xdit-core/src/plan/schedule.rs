@@ -1,4 +1,4 @@
-//! What one rank does, action by action: data that the executor walks, and that a test can walk without a device.
+//! The actions of one rank, as data: the executor walks them, and tests can walk them without a device.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -6,36 +6,36 @@ use std::ops::Range;
 use crate::plan::Plan;
 use crate::plan::mesh::Axis;
 
-/// One thing a rank does.
+/// One action of a rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     missing_docs,
     reason = "each action names the step, the patches, the blocks and the guidance branch it is for"
 )]
 pub enum Action {
-    /// Take from the last stage what the step before made of `patches`.
+    /// Receive the latents of `patches` after the previous step from the last stage.
     ReceiveLatents { patches: Range<usize> },
-    /// Take from the stage before what its blocks made of `patches`.
+    /// Receive the hidden states of `patches` from the previous stage.
     ReceiveHidden { patches: Range<usize>, branch: usize },
-    /// Take from another stage what block `from` made of `patches`, for block `to`.
+    /// Receive the output of block `from` for `patches` from another stage, as an input of block `to`.
     ReceiveSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
-    /// Make tokens of the latents.
+    /// Embed the latents as tokens.
     Embed { step: usize, patches: Range<usize>, branch: usize },
     /// Run the transformer's `blocks`.
     Blocks { step: usize, blocks: Range<usize>, patches: Range<usize>, branch: usize },
-    /// Hand on to the next stage what came out.
+    /// Send the hidden states to the next stage.
     SendHidden { patches: Range<usize>, branch: usize },
-    /// Hand to the stage of block `to` what block `from` gave, past the stages between.
+    /// Send the output of block `from` directly to the stage of block `to`.
     SendSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
-    /// Make a prediction of what came out.
+    /// Turn the hidden states into a prediction.
     Finish { step: usize, patches: Range<usize>, branch: usize },
     /// Combine the predictions of all guidance branches and take the noise scheduler's step.
     Advance { step: usize, patches: Range<usize> },
-    /// Hand the new latents to the first stage.
+    /// Send the new latents to the first stage.
     SendLatents { patches: Range<usize> },
 }
 
-/// What `rank` does for one picture.
+/// The actions of `rank` for one picture.
 pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
     let stages = plan.stages.len();
     let stage = plan.mesh.coordinate(rank, Axis::Pipeline);
@@ -46,7 +46,7 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
         for patches in passes(plan, step) {
             let of = || patches.clone();
             if first && stages > 1 && step > 0 {
-                // What arrives was sent as the step before cut it, which in the first asynchronous step is whole.
+                // Latents arrive in the pieces of the previous step: as a whole in the first asynchronous step.
                 match (step == plan.synchronous_steps, patches.start) {
                     (false, _) => actions.push(Action::ReceiveLatents { patches: of() }),
                     (true, 0) => actions.push(Action::ReceiveLatents { patches: 0..plan.patches.len() }),
@@ -86,8 +86,8 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
     actions
 }
 
-/// The directed edges between stages along which something travels: from each stage to the next, from the last to the
-/// first, and along long skip connections. What travels along one edge is received in the order in which it is sent.
+/// The directed edges between stages that carry transfers: from each stage to the next, from the last to the first, and
+/// along long skip connections. Transfers along one edge are received in the order in which they are sent.
 pub fn edges(plan: &Plan) -> BTreeSet<[usize; 2]> {
     let last = plan.stages.len() - 1;
     let onwards = (0..last).map(|stage| [stage, stage + 1]);
@@ -105,7 +105,7 @@ fn leaves([from, to]: &[usize; 2], blocks: &Range<usize>) -> bool {
     blocks.contains(from) && *to >= blocks.end
 }
 
-/// The patches that go through the blocks together at `step`: all of them, or one after the other.
+/// The passes through the blocks at `step`: one with all patches, or one per patch.
 fn passes(plan: &Plan, step: usize) -> Vec<Range<usize>> {
     let count = plan.patches.len();
     let together = if step < plan.synchronous_steps { count } else { 1 };
