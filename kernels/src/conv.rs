@@ -1,6 +1,8 @@
 //! Two-dimensional convolution with what surrounds it in an autoencoder folded in.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod gemm;
 mod image;
 mod patches;
@@ -84,7 +86,7 @@ pub fn conv2d(conv: &Conv2d, x: Tensor<4>, norm: Option<&Affine>, residual: Opti
 }
 
 /// Convolution on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait ConvOps: Backend {
     /// See [`conv2d()`]. `scale` and `shift` are those of `norm`, both or neither.
     fn conv2d(

@@ -1,0 +1,7 @@
+//! Convolutions on CubeCL's backends.
+
+use burn_cubecl::CubeBackend;
+
+use super::ConvOps;
+
+impl ConvOps for CubeBackend {}
