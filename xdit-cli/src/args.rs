@@ -40,6 +40,8 @@ pub enum Command {
     Plan(Box<GenerateArgs>),
     /// Show the components of a checkpoint, and the memory that it needs.
     Inspect(InspectArgs),
+    /// Show the devices of this machine, and what is missing for others.
+    Devices(DevicesArgs),
     /// Write a small checkpoint with random weights, to try the program without a download.
     ///
     /// The model is untrained: it generates coloured noise that depends on the prompt and the seed.
@@ -72,6 +74,18 @@ pub struct InspectArgs {
     /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// `xdit devices`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  xdit devices
+  xdit devices --json | jq -r '.devices[] | select(.usable) | .name'")]
+pub struct DevicesArgs {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `xdit demo-checkpoint`

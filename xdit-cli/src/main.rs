@@ -5,6 +5,7 @@
 
 mod args;
 mod demo;
+mod devices;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -46,6 +47,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Devices(args) => devices::run(&args),
         Command::DemoCheckpoint(args) => demo::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

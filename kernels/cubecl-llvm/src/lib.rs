@@ -75,7 +75,11 @@ impl Compiler for PlironCompiler {
     type Representation = PlironArtifact;
     type CompilationOptions = PlironOptions;
 
-    fn compile(&mut self, _: KernelDefinition, _: &PlironOptions) -> Result<PlironArtifact, CompilationError> {
+    fn compile(
+        &mut self,
+        _: KernelDefinition,
+        _: &PlironOptions,
+    ) -> Result<PlironArtifact, CompilationError> {
         Err(CompilationError::Generic {
             reason: "this build has no LLVM; build with cubecl's feature `cuda-cpp`".into(),
             backtrace: BackTrace::capture(),

@@ -1,8 +1,5 @@
 //! Which components stay in memory, between requests and within one.
 
-use burn::tensor::Device;
-use sysinfo::System;
-
 use crate::weights::Residency;
 
 /// A policy for the memory that components take, from one request to the next and within one.
@@ -70,20 +67,6 @@ impl Keep {
     }
 }
 
-/// The memory that programs may still take where the tensors of `device` are, if that is known: on the CPU, what is
-/// available, within the limit of the container.
-pub fn free_bytes(device: &Device) -> Option<u64> {
-    if *device != Device::flex() {
-        return None;
-    }
-    let mut system = System::new();
-    system.refresh_memory();
-    // What a container has read of files is freed when it needs the memory.
-    let of_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
-    let available = Some(system.available_memory()).filter(|&bytes| bytes > 0);
-    [available, of_container].into_iter().flatten().min()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,11 +90,5 @@ mod tests {
             let kept = asked.decide(30, free);
             assert_eq!((kept.keep, kept.once), (keep, once), "{asked:?} with {free:?} free");
         }
-    }
-
-    #[test]
-    fn this_machine_has_memory() {
-        let free = free_bytes(&Device::flex()).expect("the system tells");
-        assert!((1 << 24..1 << 50).contains(&free), "{free}");
     }
 }
