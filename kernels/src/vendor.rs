@@ -3,6 +3,7 @@
 //! A library that is missing, too old or fails to make a plan is no error: the operation runs as it does without it.
 
 pub(crate) mod cublaslt;
+pub(crate) mod cudnn;
 mod library;
 mod order;
 
@@ -10,5 +11,8 @@ use crate::device::Library;
 
 /// The libraries and what became of them. They are opened for this.
 pub(crate) fn libraries() -> Vec<Library> {
-    vec![Library { name: "cuBLASLt", purpose: "linear layers", state: cublaslt::version() }]
+    vec![
+        Library { name: "cuBLASLt", purpose: "linear layers", state: cublaslt::version() },
+        Library { name: "cuDNN", purpose: "attention and convolutions in 16 bits", state: cudnn::version() },
+    ]
 }

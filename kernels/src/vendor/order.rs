@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::Device;
 use cubecl::cuda::CudaRuntime;
 use cubecl::device::RuntimeId;
 use cubecl::device_handle::DeviceHandle;
@@ -102,6 +103,13 @@ impl Lane {
     }
 }
 
+/// Runs `work` on the runner of `device`, after all that was submitted to it, and waits for it. `None`, if the runner
+/// fails.
+pub(super) fn on_runner<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> Option<R> {
+    let runner = DeviceHandle::<Server>::new(RuntimeId::strip(device.to_id()));
+    runner.submit_blocking(move |_: &mut Server| work()).ok()
+}
+
 /// Puts `work` in line with the launches that this thread submits to the device. It gets the addresses of `tensors`,
 /// then of `scratch`, and the stream. `work` writes the whole of the last tensor: if it fails, that is filled with
 /// values that are not numbers, and [`Lane::failure`] says why.
@@ -136,8 +144,7 @@ pub(super) fn submit(
             lane.in_order(|stream| {
                 work(&addresses, stream).inspect_err(|_| {
                     // SAFETY: the tensor has so many bytes, and `held` keeps its memory.
-                    let filled = unsafe { result::memset_d8_async(addresses[written], 0xff, bytes, stream) };
-                    drop(filled);
+                    let _ = unsafe { result::memset_d8_async(addresses[written], 0xff, bytes, stream) };
                 })
             })
         });

@@ -46,6 +46,7 @@ fn the_first_page() {
       plan             Show the work of each rank for `xdit generate` with the same options, without
                        loading weights
       inspect          Show the components of a checkpoint, and the memory that it needs
+      devices          Show the devices of this machine, and what is missing for others
       demo-checkpoint  Write a small checkpoint with random weights, to try the program without a
                        download
       completions      Print a completion script, to be sourced by the shell
