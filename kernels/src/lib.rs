@@ -44,6 +44,7 @@ mod activation;
 mod attention;
 mod conv;
 mod cpu;
+pub mod device;
 mod group_norm;
 mod linear;
 mod norm;
@@ -54,6 +55,8 @@ mod residual;
 mod rotary;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "cuda")]
+mod vendor;
 
 pub use activation::{Activation, ActivationOps, activate, gated_activate};
 pub use attention::{AttentionOps, attention, attention_lse, merge_lse};
