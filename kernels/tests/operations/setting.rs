@@ -29,7 +29,13 @@ struct Known {
     device: fn() -> Device,
 }
 
-const DEVICES: [Known; 1] = [Known { name: "flex", device: Device::flex }];
+const DEVICES: &[Known] = &[
+    Known { name: "flex", device: Device::flex },
+    #[cfg(feature = "cuda")]
+    Known { name: "cuda", device: || Device::cuda(0) },
+    #[cfg(feature = "wgpu")]
+    Known { name: "wgpu", device: || Device::wgpu(burn::tensor::DeviceKind::DefaultDevice) },
+];
 
 fn device_name() -> String {
     std::env::var("XDIT_TEST_DEVICE").unwrap_or_else(|_| "flex".into())
@@ -38,7 +44,7 @@ fn device_name() -> String {
 fn device() -> Device {
     let wanted = device_name();
     let Some(known) = DEVICES.iter().find(|known| known.name == wanted) else {
-        let names = DEVICES.map(|known| known.name).join(", ");
+        let names = DEVICES.iter().map(|known| known.name).collect::<Vec<_>>().join(", ");
         panic!("XDIT_TEST_DEVICE is `{wanted}`; this build has: {names}");
     };
     (known.device)()
