@@ -69,6 +69,26 @@ pub(crate) fn buffer(tensor: &CubeTensor) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), length) }
 }
 
+/// Where a kernel of one input and one output of its type and shape writes: to the input, if it is contiguous and
+/// nobody else holds it, else to new memory.
+pub(crate) struct InPlace {
+    pub(crate) out: CubeTensor,
+    is_input: bool,
+}
+
+impl InPlace {
+    pub(crate) fn new(x: &CubeTensor) -> Self {
+        let is_input = x.is_contiguous() && x.can_mut();
+        let out = if is_input { x.clone() } else { empty(x, x.shape(), x.dtype) };
+        Self { out, is_input }
+    }
+
+    /// The output as an argument of a kernel whose first buffer is the input.
+    pub(crate) fn buffer(&self) -> BufferArg {
+        if self.is_input { BufferArg::alias(0, self.out.meta.num_elements()) } else { buffer(&self.out) }
+    }
+}
+
 /// The integers that index all of `tensors`.
 pub(crate) fn addresses<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>) -> AddressType {
     tensors.into_iter().map(CubeTensor::required_address_type).max().unwrap_or_default()
