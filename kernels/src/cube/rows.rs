@@ -26,6 +26,16 @@ impl Rows {
         rows
     }
 
+    /// All elements as one row if they are contiguous, else as [`new`](Self::new).
+    pub(crate) fn flat(tensor: CubeTensor) -> Self {
+        if tensor.is_contiguous() {
+            let len = tensor.meta.num_elements();
+            Self { tensor, outer: vec![], len }
+        } else {
+            Self::new(tensor)
+        }
+    }
+
     fn of(tensor: CubeTensor) -> Self {
         let sizes = tensor.meta.shape().iter().copied();
         let mut dims: Vec<_> = sizes.zip(tensor.meta.strides().iter().copied()).collect();
