@@ -35,6 +35,11 @@ impl Plan {
             .min_by_key(|plan| (plan.each.div_ceil(8), plan.each * plan.units - vectors, UNITS - plan.units))
     }
 
+    /// A plan for one row a cube, whose vectors the kernel counts itself.
+    pub(crate) fn whole(client: &Client) -> Self {
+        Self { units: UNITS, vectors: 0, each: 0, plane: plane(client) }
+    }
+
     /// Rows of a cube.
     pub(crate) fn rows(&self) -> usize {
         UNITS / self.units
