@@ -1,14 +1,33 @@
 //! Attention on CubeCL's backends.
 
+mod flash;
 mod merge;
 
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{AttentionOps, reference_merge_lse};
+use super::{AttentionOps, reference_attention_lse, reference_merge_lse};
 use crate::cube::takes;
+use crate::optional::Optional;
 
 impl AttentionOps for CubeBackend {
+    fn attention_lse(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        bias: Optional<Self>,
+        scale: f32,
+    ) -> (CubeTensor, CubeTensor) {
+        let of_bias = bias.clone().into_option();
+        if takes([&q, &k, &v].into_iter().chain(&of_bias))
+            && let Some(tile) = flash::Tile::new(&q)
+        {
+            flash::attention_lse(tile, [q, k, v], of_bias, scale)
+        } else {
+            reference_attention_lse::<Self>(q, k, v, bias, scale)
+        }
+    }
+
     fn merge_lse(
         out_a: CubeTensor,
         lse_a: CubeTensor,
