@@ -5,7 +5,8 @@
 //! - a function over [`Tensor`](burn::tensor::Tensor), which models call and whose docs define the contract;
 //! - an extension trait generic over Burn's [`Backend`](burn::backend::Backend), such as [`AttentionOps`]. Its default
 //!   body is the reference, which uses only operations that every backend has, so it runs on all of them;
-//! - the backends' own versions, such as `impl AttentionOps for Flex` in `attention/cpu.rs`.
+//! - the backends' own versions, such as `impl AttentionOps for Flex` in `attention/cpu.rs`, and `for CubeBackend` in
+//!   `attention/cube.rs`.
 //!
 //! `tests/operations` compares every version in every type with sums in f64. `XDIT_TEST_DEVICE` selects the device.
 //!
@@ -44,6 +45,8 @@ mod activation;
 mod attention;
 mod conv;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod device;
 mod group_norm;
 mod linear;
