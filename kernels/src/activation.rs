@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +15,7 @@ use burn::tensor::Tensor;
 use crate::plain::Plain;
 
 /// The activations of the supported models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x Φ(x)`, with the exact error function (`gelu`).
     Gelu,

@@ -5,7 +5,8 @@
 //! - a function over [`Tensor`](burn::tensor::Tensor), which models call and which states the contract;
 //! - an extension trait generic over Burn's [`Backend`](burn::backend::Backend), such as [`AttentionOps`]. Its default
 //!   body is the reference, written in operations that every backend has, so the operation runs on each of them;
-//! - the backends' own versions, such as `impl AttentionOps for Flex` in `attention/cpu.rs`.
+//! - the backends' own versions, such as `impl AttentionOps for Flex` in `attention/cpu.rs`, and `for CubeBackend` in
+//!   `attention/cube.rs`.
 //!
 //! `tests/operations` holds every version in every type to sums in f64. `XDIT_TEST_DEVICE` names the device.
 //!
@@ -44,6 +45,8 @@ mod activation;
 mod attention;
 mod conv;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod device;
 mod group_norm;
 mod linear;

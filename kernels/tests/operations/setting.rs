@@ -85,6 +85,11 @@ impl Setting {
         if self.version == Version::Own { own } else { reference }
     }
 
+    /// Whether the device's own version is put together of kernels that round between them, as Flex's are not.
+    pub fn composed(&self) -> bool {
+        device_name() != "flex"
+    }
+
     /// How often the reference's product of matrices rounds: once, but Flex sums f16 in f16 where the processor can,
     /// which for the hundreds of terms here amounts to a few roundings more.
     pub fn of_product(&self) -> u32 {
