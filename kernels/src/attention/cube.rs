@@ -1,6 +1,7 @@
 //! Attention on CubeCL's backends.
 
 mod flash;
+mod inputs;
 mod merge;
 
 use burn_cubecl::CubeBackend;
@@ -25,12 +26,12 @@ impl AttentionOps for CubeBackend {
         {
             return result;
         }
-        if takes([&q, &k, &v].into_iter().chain(&of_bias))
-            && let Some(tile) = flash::Tile::new(&q)
-        {
-            flash::attention_lse(tile, [q, k, v], of_bias, scale)
-        } else {
-            reference_attention_lse::<Self>(q, k, v, bias, scale)
+        if !takes([&q, &k, &v].into_iter().chain(&of_bias)) {
+            return reference_attention_lse::<Self>(q, k, v, bias, scale);
+        }
+        match flash::Tile::new(&q) {
+            Some(tile) => flash::attention_lse(tile, [q, k, v], of_bias, scale),
+            None => reference_attention_lse::<Self>(q, k, v, bias, scale),
         }
     }
 

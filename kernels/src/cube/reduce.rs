@@ -58,6 +58,12 @@ pub(crate) fn plane(client: &Client) -> usize {
     }
 }
 
+/// Whether `at` is below `total`, which is not asked where it `always` is.
+#[cube]
+pub(crate) fn is_below(at: usize, total: usize, #[comptime] always: bool) -> bool {
+    if always { true.runtime() } else { at < total }
+}
+
 /// The sum of `value` over the units of a row, for each of them. All units of the cube take part.
 #[cube]
 pub(crate) fn row_sum<K: Size>(value: Vector<f32, K>, #[comptime] plan: Plan) -> Vector<f32, K> {
@@ -72,7 +78,7 @@ pub(crate) fn row_sum<K: Size>(value: Vector<f32, K>, #[comptime] plan: Plan) ->
         if comptime![plan.units > plan.plane] {
             let planes = comptime![plan.units / plan.plane];
             let mut parts = Shared::<[Vector<f32, K>]>::new_slice(comptime![UNITS / plan.plane]);
-            if UNIT_POS as usize % plan.plane == 0 {
+            if UNIT_POS_PLANE == 0 {
                 parts[UNIT_POS as usize / plan.plane] = sum;
             }
             sync_cube();

@@ -147,7 +147,7 @@ impl Layout {
     pub(crate) fn start(&self, row: usize) -> usize {
         let dims = comptime![self.dims];
         if comptime![dims == 0] {
-            row * 0
+            0usize.runtime()
         } else if comptime![dims == 1] {
             row * self.of_inner
         } else if comptime![dims == 2] {

@@ -110,7 +110,7 @@ mod kernel {
 
     use cubecl::prelude::*;
 
-    use crate::cube::reduce::{Plan, row_sum};
+    use crate::cube::reduce::{Plan, is_below, row_sum};
     use crate::cube::rows::Layout;
 
     #[cube(launch_unchecked, address_type = "dynamic")]
@@ -144,9 +144,7 @@ mod kernel {
         for i in 0..plan.each {
             let at = i * plan.units + unit;
             let mut value = Vector::<f32, N>::new(0.0f32);
-            if comptime![(i + 1) * plan.units <= plan.vectors] {
-                value = Vector::cast_from(x[start + at]);
-            } else if at < plan.vectors {
+            if is_below(at, plan.vectors, comptime![(i + 1) * plan.units <= plan.vectors]) {
                 value = Vector::cast_from(x[start + at]);
             }
             kept[i] = value;
@@ -162,10 +160,9 @@ mod kernel {
             #[unroll]
             for i in 0..plan.each {
                 let mut value = kept[i] - Vector::new(mean);
-                if comptime![(i + 1) * plan.units > plan.vectors] {
-                    if i * plan.units + unit >= plan.vectors {
-                        value = Vector::new(0.0f32);
-                    }
+                let at = i * plan.units + unit;
+                if !is_below(at, plan.vectors, comptime![(i + 1) * plan.units <= plan.vectors]) {
+                    value = Vector::new(0.0f32);
                 }
                 kept[i] = value;
                 first += value;
@@ -186,12 +183,12 @@ mod kernel {
         };
         let inverse = 1.0f32 / (max(square, 0.0f32) + eps).sqrt();
 
-        let image = if modulate { row / rows_of_image } else { row * 0 };
+        let image = if modulate { row / rows_of_image } else { 0usize.runtime() };
         if wanted < rows {
             #[unroll]
             for i in 0..plan.each {
                 let at = i * plan.units + unit;
-                if at < plan.vectors {
+                if is_below(at, plan.vectors, comptime![(i + 1) * plan.units <= plan.vectors]) {
                     let mut value = (kept[i] - Vector::new(rest)) * Vector::new(inverse);
                     #[comptime]
                     if let ComptimeOption::Some(scale) = scale {

@@ -5,12 +5,11 @@ mod kernel;
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::inputs::{Bias, heads, strides};
 use crate::attention::sizes;
 use crate::cube::{UNITS, addresses, buffer, cubes, dims, elem, empty, reduce, wide, width};
-use kernel::StridesLaunch;
 
 /// Units that share the scores of a query.
 const ACROSS: usize = 16;
@@ -135,11 +134,7 @@ pub(super) fn attention_lse(
     scale: f32,
 ) -> (CubeTensor, CubeTensor) {
     let [b, nq, nk, h, d] = sizes(&q.shape(), &k.shape(), &v.shape());
-    if let Some(bias) = &bias {
-        let dims = dims::<4>(bias);
-        let fits = dims.iter().zip([b, h, nq, nk]).all(|(&dim, size)| dim == 1 || dim == size);
-        assert!(fits, "a bias of {dims:?} for scores of {:?}", [b, h, nq, nk]);
-    }
+    let bias = Bias::new(bias, [b, h, nq, nk]);
     let dtype = q.dtype;
     if b * nq * h == 0 {
         return (empty(&q, [b, nq, h, d], dtype), empty(&q, [b, nq, h], DType::F32));
@@ -152,13 +147,6 @@ pub(super) fn attention_lse(
     let divisors = inputs.iter().flat_map(|x| x.meta.strides()[..3].iter().copied()).chain([d]);
     let width_in = if width(&inputs, divisors) >= 4 { 4 } else { 1 };
     let width_out = if d.is_multiple_of(4) { 4 } else { 1 };
-    let strides = |x: &CubeTensor| {
-        let of = |dim: usize| if x.meta.shape()[dim] == 1 { 0 } else { x.meta.strides()[dim] / width_in };
-        StridesLaunch::new(of(0), of(1), of(2))
-    };
-    let of_bias: [usize; 4] = std::array::from_fn(|dim| {
-        bias.as_ref().map_or(0, |bias| if bias.meta.shape()[dim] == 1 { 0 } else { bias.meta.strides()[dim] })
-    });
     let tiles = nq.div_ceil(tile.queries());
     let (count, dim) = cubes(&q.client, b * h * tiles * UNITS);
     // SAFETY: units read queries below `nq`, and keys and values below `nk`, of `d` features at the tensors' strides,
@@ -168,20 +156,20 @@ pub(super) fn attention_lse(
             &q.client,
             count,
             dim,
-            addresses(inputs.iter().chain(&bias).chain([&out])),
+            addresses(inputs.iter().chain(&bias.tensor).chain([&out])),
             width_in,
             width_out,
             buffer(q),
             buffer(k),
             buffer(v),
-            bias.as_ref().map(buffer).into(),
+            bias.buffer().into(),
             buffer(&out),
             buffer(&lse),
-            strides(q),
-            strides(k),
-            strides(v),
-            StridesLaunch::new(of_bias[0], of_bias[2], of_bias[1]),
-            of_bias[3],
+            strides(q, width_in),
+            strides(k, width_in),
+            strides(v, width_in),
+            bias.strides(),
+            bias.of_key(),
             b * h * tiles,
             tiles,
             h,
@@ -191,13 +179,8 @@ pub(super) fn attention_lse(
             scale,
             f32::NEG_INFINITY,
             tile,
-            [elem(q.dtype), elem(dtype), elem(bias.as_ref().map_or(DType::F32, |bias| bias.dtype))],
+            [elem(q.dtype), elem(dtype), elem(bias.dtype())],
         );
     }
     (out, lse)
-}
-
-/// `x` with the features of each head together.
-fn heads(x: CubeTensor) -> CubeTensor {
-    if x.meta.strides()[3] == 1 || x.meta.shape()[3] == 1 { x } else { into_contiguous(x) }
 }

@@ -3,18 +3,12 @@
 use cubecl::prelude::*;
 
 use super::{ACROSS, KEYS, Load, Tile};
+use crate::attention::cube::inputs::Strides;
 use crate::cube::UNITS;
+use crate::cube::reduce::is_below;
 
 /// Four neighbouring features of a query, key or value, or the weights of four neighbouring keys.
 type Four = Vector<f32, Const<4>>;
-
-/// Where rows of a tensor lie: in vectors for queries, keys and values, in elements for the bias.
-#[derive(CubeType, CubeLaunch, Clone)]
-pub(super) struct Strides {
-    of_image: usize,
-    of_row: usize,
-    of_head: usize,
-}
 
 /// See [`attention_lse`](crate::attention::attention_lse). `nothing` is -inf, which WGSL has no literal for.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -281,9 +275,7 @@ fn load<F: Float, N: Size>(x: &[Vector<F, N>], to: &mut Shared<[Four]>, rows: Ro
     #[unroll]
     for step in 0..comptime![total.div_ceil(UNITS)] {
         let at = step * UNITS + UNIT_POS as usize;
-        if comptime![(step + 1) * UNITS <= total] {
-            load_four::<F, N>(x, to, &rows, at, load);
-        } else if at < total {
+        if is_below(at, total, comptime![(step + 1) * UNITS <= total]) {
             load_four::<F, N>(x, to, &rows, at, load);
         }
     }
