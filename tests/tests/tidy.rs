@@ -264,7 +264,9 @@ fn libraries_neither_print_nor_read_the_environment() {
     let bad = |file: &File, line: &str| {
         let library = file.path.contains("/src/")
             && !file.path.starts_with("xdit-cli/")
-            && !file.path.starts_with("tests/");
+            && !file.path.starts_with("tests/")
+            // NVIDIA's libraries are looked for where the system's loader and Python look.
+            && file.path != "kernels/src/vendor/library.rs";
         let code = line.split("//").next().unwrap_or_default();
         library && file.is_rust() && !file.is_test() && taboo.iter().any(|call| code.contains(call))
     };

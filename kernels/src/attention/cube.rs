@@ -20,6 +20,12 @@ impl AttentionOps for CubeBackend {
         scale: f32,
     ) -> (CubeTensor, CubeTensor) {
         let of_bias = bias.clone().into_option();
+        #[cfg(feature = "cuda")]
+        if of_bias.is_none()
+            && let Some(result) = crate::vendor::cudnn::attention_lse(&q, &k, &v, scale)
+        {
+            return result;
+        }
         if !takes([&q, &k, &v].into_iter().chain(&of_bias)) {
             return reference_attention_lse::<Self>(q, k, v, bias, scale);
         }

@@ -55,7 +55,7 @@ enum Operation {
 fn layout(tensor: &CubeTensor, order: [usize; 4]) -> Option<Layout> {
     let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
     // The library reads 16 bytes at once.
-    let aligned = tensor.handle.offset_start.unwrap_or(0) % 16 == 0;
+    let aligned = tensor.handle.offset_start.unwrap_or(0).is_multiple_of(16);
     let four = aligned && shape.len() == 4;
     four.then(|| (tensor.dtype, order.map(|dim| shape[dim]), order.map(|dim| strides[dim])))
 }
@@ -87,7 +87,7 @@ const SCALE: i64 = 100;
 
 /// Queries, keys, values, output and log-sum-exp, each as batch, heads, tokens, features.
 fn attention_operation(api: &'static Api, tensors: &[Layout]) -> Result<Descriptor, String> {
-    let operation = api.new(graph::ATTENTION)?;
+    let operation = api.describe(graph::ATTENTION)?;
     for ((id, slot), tensor) in IDS.into_iter().zip(graph::ATTENTION_TENSORS).zip(tensors) {
         operation.refer(slot, &api.tensor(id, tensor, false)?)?;
     }
@@ -99,7 +99,7 @@ fn attention_operation(api: &'static Api, tensors: &[Layout]) -> Result<Descript
 /// Image, weight and output.
 fn convolution_operation(api: &'static Api, stride: usize, tensors: &[Layout]) -> Result<Descriptor, String> {
     let convolution = api.convolution(stride)?;
-    let operation = api.new(graph::CONVOLUTION_FORWARD)?;
+    let operation = api.describe(graph::CONVOLUTION_FORWARD)?;
     for ((id, slot), tensor) in IDS.into_iter().zip(graph::CONVOLUTION_TENSORS).zip(tensors) {
         operation.refer(slot, &api.tensor(id, tensor, false)?)?;
     }

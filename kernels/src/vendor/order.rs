@@ -40,7 +40,8 @@ struct Address(usize);
 /// # Errors
 /// If the driver cannot make it.
 pub(super) fn lane(index: usize) -> Result<Arc<Lane>, String> {
-    static LANES: OnceLock<Mutex<HashMap<usize, Result<Arc<Lane>, String>>>> = OnceLock::new();
+    type Made = Result<Arc<Lane>, String>;
+    static LANES: OnceLock<Mutex<HashMap<usize, Made>>> = OnceLock::new();
     let mut lanes = LANES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     lanes.entry(index).or_insert_with(|| Lane::new(index).map(Arc::new)).clone()
 }

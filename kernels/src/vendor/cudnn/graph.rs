@@ -149,7 +149,7 @@ impl Api {
     }
 
     /// An empty descriptor.
-    pub(super) fn new(&'static self, kind: i32) -> Result<Descriptor, String> {
+    pub(super) fn describe(&'static self, kind: i32) -> Result<Descriptor, String> {
         let mut pointer = null_mut();
         // SAFETY: the library writes a pointer to a variable of ours.
         self.check("creates a descriptor", unsafe { (self.create)(kind, &raw mut pointer) })?;
@@ -169,7 +169,7 @@ impl Api {
             DType::BF16 => 9,
             other => return Err(format!("cuDNN does not take {other:?}")),
         };
-        let tensor = self.new(TENSOR)?;
+        let tensor = self.describe(TENSOR)?;
         let signed = |sizes: &[usize; 4]| sizes.map(|size| size as i64);
         tensor.set(900, INT64, &[16_i64])?;
         tensor.set(901, DATA_TYPE, &[number])?;
@@ -184,7 +184,7 @@ impl Api {
 
     /// How images are convolved: without padding, in f32.
     pub(super) fn convolution(&'static self, stride: usize) -> Result<Descriptor, String> {
-        let convolution = self.new(CONVOLUTION)?;
+        let convolution = self.describe(CONVOLUTION)?;
         convolution.set(100, DATA_TYPE, &[0_i32])?;
         convolution.set(101, CONVOLUTION_MODE, &[1_i32])?;
         convolution.set(102, INT64, &[1_i64, 1])?;
@@ -197,15 +197,15 @@ impl Api {
 
     /// The first plan that the library proposes for `operation` and can make.
     pub(super) fn plan(&'static self, handle: usize, operation: Descriptor) -> Result<Plan, String> {
-        let graph = self.new(GRAPH)?;
+        let graph = self.describe(GRAPH)?;
         graph.set(800, HANDLE, &[handle])?;
         graph.refer(801, &operation)?;
         let graph = graph.finish()?;
-        let heuristics = self.new(HEURISTICS)?;
+        let heuristics = self.describe(HEURISTICS)?;
         heuristics.refer(201, &graph)?;
         heuristics.set(200, HEURISTICS_MODE, &[3_i32])?;
         let heuristics = heuristics.finish()?;
-        let configs = [(); 4].map(|()| self.new(ENGINE_CONFIG));
+        let configs = [(); 4].map(|()| self.describe(ENGINE_CONFIG));
         let configs = configs.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut pointers: Vec<Opaque> = configs.iter().map(|config| config.pointer).collect();
         let mut count = 0;
@@ -224,7 +224,7 @@ impl Api {
         let mut refusal = "cuDNN proposes no engine".to_owned();
         for config in configs.iter().take(usize::try_from(count).unwrap_or(0)) {
             let make = || {
-                let plan = self.new(EXECUTION_PLAN)?;
+                let plan = self.describe(EXECUTION_PLAN)?;
                 plan.set(400, HANDLE, &[handle])?;
                 plan.refer(401, config)?;
                 plan.finish()
@@ -260,7 +260,7 @@ impl Api {
         // SAFETY: only the device's runner uses the handle.
         self.check("takes a stream", unsafe { (self.set_stream)(handle, stream) })?;
         let (ids, addresses): (Vec<i64>, Vec<u64>) = slots.iter().copied().unzip();
-        let pack = self.new(VARIANT_PACK)?;
+        let pack = self.describe(VARIANT_PACK)?;
         pack.set(1001, POINTER, &addresses)?;
         pack.set(1000, INT64, &ids)?;
         pack.set(1003, POINTER, &[workspace])?;
