@@ -28,7 +28,7 @@ if [ "$command" = pack ]; then
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] in ("xdit", "operations", "devices", "ordering"):
+    if message.get("executable") and message["target"]["name"] in ("xdit", "xdit_kernels", "operations", "devices"):
         if message["target"]["name"] != "xdit" or not message["profile"]["test"]:
             print(message["target"]["name"], message["executable"])
 ' | while read -r name path; do
@@ -65,7 +65,9 @@ for type in f32 bf16 f16; do
         check "operations $type $version" "$folder/operations" --test-threads 4 --nocapture "$type::$version"
     done
 done
-[ -x "$folder/ordering" ] && check "order of foreign calls" "$folder/ordering" --ignored --nocapture --test-threads 1
+if [ "$device" = cuda ]; then
+    check "order of library calls" "$folder/xdit_kernels" --ignored --nocapture vendor::
+fi
 check "goldens f32, brief" "$folder/devices" --ignored --nocapture a_call_of_each_family
 check "goldens f32" "$folder/devices" --ignored --nocapture every_recorded_call
 check "pictures in bf16" "$folder/devices" --ignored --nocapture pictures_in_bf16
