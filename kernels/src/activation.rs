@@ -1,6 +1,8 @@
 //! Activations: alone, and as the gate of a gated feed-forward.
 
 mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +15,7 @@ use burn::tensor::Tensor;
 use crate::plain::Plain;
 
 /// The activations of the supported models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x Φ(x)`, with the exact error function (`gelu`).
     Gelu,
@@ -40,7 +42,7 @@ pub fn gated_activate<const D: usize>(activation: Activation, gate: Tensor<D>, x
 }
 
 /// Activations on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait ActivationOps: Backend {
     /// See [`activate`].
     fn activate(activation: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -1,6 +1,8 @@
 //! Scaled dot-product attention, with the log-sum-exp that is needed to merge partial results.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod half;
 mod merge;
 #[cfg(test)]
@@ -73,7 +75,7 @@ pub fn merge_lse(
 }
 
 /// Attention on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait AttentionOps: Backend {
     /// See [`attention_lse`].
     fn attention_lse(

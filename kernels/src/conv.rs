@@ -1,6 +1,8 @@
 //! Two-dimensional convolution, fused with the surrounding operations of an autoencoder.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod gemm;
 mod image;
 mod patches;
@@ -84,7 +86,7 @@ pub fn conv2d(conv: &Conv2d, x: Tensor<4>, norm: Option<&Affine>, residual: Opti
 }
 
 /// Convolution on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait ConvOps: Backend {
     /// See [`conv2d()`]. `scale` and `shift` are those of `norm`: both are present or neither.
     fn conv2d(
@@ -112,10 +114,30 @@ pub(crate) fn reference_conv2d<B: Backend>(
     shift: Optional<B>,
     residual: Optional<B>,
 ) -> FloatTensor<B> {
+    let norm_act = |x, scale, shift| reference_norm_act::<B>(x, scale, shift, true);
+    let product = |x, weight, stride: usize| {
+        B::conv2d(x, weight, None, ConvOptions::new([stride; 2], [0, 0], [1, 1], 1))
+    };
+    compose::<B>(geometry, x, weight, bias, scale, shift, residual, norm_act, product)
+}
+
+/// [`conv2d()`] of parts: `norm_act` applies the norm with SiLU, and `product` convolves with a stride and without
+/// padding. The latter's result may be wider than its input.
+fn compose<B: Backend>(
+    geometry: Geometry,
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Optional<B>,
+    scale: Optional<B>,
+    shift: Optional<B>,
+    residual: Optional<B>,
+    norm_act: impl FnOnce(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+    product: impl FnOnce(FloatTensor<B>, FloatTensor<B>, usize) -> FloatTensor<B>,
+) -> FloatTensor<B> {
     let dtype = x.dtype();
     let shape @ [_, c_out, ..] = geometry.result(dims(&x.shape()), dims(&weight.shape()));
     let x = match (scale.into_option(), shift.into_option()) {
-        (Some(scale), Some(shift)) => reference_norm_act::<B>(x, scale, shift, true),
+        (Some(scale), Some(shift)) => norm_act(x, scale, shift),
         _ => x,
     };
     let mut x = Plain::<B>::new(x);
@@ -131,9 +153,7 @@ pub(crate) fn reference_conv2d<B: Backend>(
     if geometry.padding != [0; 4] {
         x = x.pad(&[(0, 0), (0, 0), (top, bottom), (left, right)]);
     }
-    let options = ConvOptions::new([geometry.stride; 2], [0, 0], [1, 1], 1);
-    let y = B::conv2d(x.into_inner(), weight, None, options);
-    let mut y = Plain::<B>::wide(y);
+    let mut y = Plain::<B>::wide(product(x.into_inner(), weight, geometry.stride));
     if let Some(bias) = bias.into_option() {
         y = y + Plain::wide(bias).reshape([1, c_out, 1, 1]);
     }

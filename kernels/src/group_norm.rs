@@ -4,6 +4,8 @@
 //! because the second half is cheap to fuse into the operation that reads the result.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(test)]
 mod tests;
 
@@ -104,7 +106,7 @@ pub fn norm_act(x: Tensor<4>, affine: &Affine, act: bool) -> Tensor<4> {
 }
 
 /// The two halves of group norm on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait GroupNormOps: Backend {
     /// The mean and the sum of squared deviations, each `[b, groups]`: see [`group_norm_moments`].
     fn group_norm_moments(x: FloatTensor<Self>, groups: usize) -> (FloatTensor<Self>, FloatTensor<Self>) {

@@ -5,7 +5,8 @@
 //! - a function over [`Tensor`](burn::tensor::Tensor), which models call and whose docs define the contract;
 //! - an extension trait generic over Burn's [`Backend`](burn::backend::Backend), such as [`AttentionOps`]. Its default
 //!   body is the reference, which uses only operations that every backend has, so it runs on all of them;
-//! - the backends' own versions, such as `impl AttentionOps for Flex` in `attention/cpu.rs`.
+//! - the backends' own versions, such as `impl AttentionOps for Flex` in `attention/cpu.rs`, and `for CubeBackend` in
+//!   `attention/cube.rs`.
 //!
 //! `tests/operations` compares every version in every type with sums in f64. `XDIT_TEST_DEVICE` selects the device.
 //!
@@ -44,6 +45,9 @@ mod activation;
 mod attention;
 mod conv;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
+pub mod device;
 mod group_norm;
 mod linear;
 mod norm;
@@ -54,6 +58,8 @@ mod residual;
 mod rotary;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "cuda")]
+mod vendor;
 
 pub use activation::{Activation, ActivationOps, activate, gated_activate};
 pub use attention::{AttentionOps, attention, attention_lse, merge_lse};

@@ -1,6 +1,8 @@
 //! `x Wᵀ + b` with the weight as PyTorch stores it.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(target_arch = "x86_64")]
 mod half;
 #[cfg(test)]
@@ -22,7 +24,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
 }
 
 /// Linear layers on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait LinearOps: Backend {
     /// See [`linear`].
     fn linear(

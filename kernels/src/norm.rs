@@ -4,6 +4,8 @@
 //! the range of f16.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(test)]
 mod tests;
 
@@ -43,7 +45,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Option<Tensor<1>>, eps: f6
 }
 
 /// Norms over features on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait NormOps: Backend {
     /// See [`layer_norm`].
     fn layer_norm(

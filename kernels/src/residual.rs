@@ -1,6 +1,8 @@
 //! The gated residual connection of adaptive layer norm blocks.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +24,7 @@ pub fn gated_residual(x: Tensor<3>, gate: Tensor<3>, y: Tensor<3>) -> Tensor<3> 
 }
 
 /// The gated residual on the tensors of a backend.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait ResidualOps: Backend {
     /// See [`gated_residual`].
     fn gated_residual(

@@ -24,9 +24,10 @@ pub mod watchdog;
 pub mod world;
 pub mod wrapped;
 
-/// The folder of the golden data.
+/// The folder of the golden data: `$XDIT_GOLDENS`, where the tests were compiled on another machine, or the project's.
 pub fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
+    let folder = std::env::var_os("XDIT_GOLDENS").map(PathBuf::from);
+    folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens"))
 }
 
 /// A copy of the golden checkpoint `name` with `change` applied to the JSON in `file`.
@@ -67,6 +68,15 @@ pub fn outside_reference() -> PathBuf {
 /// The device that tests run on.
 pub fn device() -> Device {
     Device::flex()
+}
+
+/// The device that `$XDIT_TEST_DEVICE` names, for tests of devices beside the CPU.
+///
+/// # Panics
+/// If the variable is not set, or the device cannot be used.
+pub fn device_under_test() -> Device {
+    let name = std::env::var("XDIT_TEST_DEVICE").expect("XDIT_TEST_DEVICE names a device, such as `cuda`");
+    xdit_core::device::find(&name).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A recorded run of the reference implementation.

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use serde_json::Value;
-use xdit_core::pipeline::{LoadOptions, Request, SkipLayerGuidance};
+use xdit_core::pipeline::{Generated, LoadOptions, Request, SkipLayerGuidance};
 
 use crate::verified::{Counts, SERIAL, add, check, model_of};
 use crate::{Case, assert_close, device, goldens};
@@ -95,6 +95,12 @@ pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
     check(&counts);
 }
 
+/// The names of all recorded calls, which are many steps of many pipelines.
+pub fn calls() -> Vec<String> {
+    let is_call = |name: &String| !Case::load(name).json["call"].is_null();
+    names(&["alpha-", "flux-", "sd3", "sigma-"]).into_iter().filter(is_call).collect()
+}
+
 fn names(prefixes: &[&str]) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(goldens().join("cases"))
         .unwrap()
@@ -108,15 +114,23 @@ fn names(prefixes: &[&str]) -> Vec<String> {
     names
 }
 
-fn check_call(name: &str, case: &Case, tolerance: f64) {
+/// What we generate in place of the recorded call `name`.
+///
+/// # Panics
+/// If it fails.
+pub fn made(name: &str, case: &Case, device: &Device, dtype: DType) -> Generated {
     let scratch = tempfile::tempdir().unwrap();
     let options = LoadOptions {
         variant: case.json["checkpoint"].as_str().unwrap().contains("2k").then(|| "fp16".to_owned()),
-        ..LoadOptions::new(device(), DType::F32)
+        ..LoadOptions::new(device.clone(), dtype)
     };
     let mut pipeline = xdit_models::open(&checkpoint(case, scratch.path()), &options)
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    let made = pipeline.generate(&request(case), &mut ()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    pipeline.generate(&request(case), &mut ()).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn check_call(name: &str, case: &Case, tolerance: f64) {
+    let made = made(name, case, &device(), DType::F32);
     assert_close(name, &made.latents, &case.tensor("latents"), tolerance);
     let expected = case.integers("image");
     let actual: Vec<i64> =

@@ -253,7 +253,7 @@ where
     for method in methods {
         let plan = planned(method, &work);
         let placements = component.config.placements();
-        let costs = costs(&plan, &sizes, component.scales(&device(), placements.clone(), T::load));
+        let costs = costs(&plan, &sizes, component.scales(placements.clone(), T::load));
         let component = component.clone();
         let job = Job {
             plan: plan.clone(),

@@ -54,7 +54,7 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
     let ranks = launch(mesh.size(), &LaunchOptions::default(), move |world: Comm| -> Result<u64> {
         let groups = Groups::new(&HostLink::new(world.clone()), &plan)?;
         let share = Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() };
-        let weights = Weights::check_only(checkpoint.clone(), &device(), DType::F32);
+        let weights = Weights::check_only(checkpoint.clone(), DType::F32);
         let weights = weights.of_share(share, config.placements()).with_residency(Residency::Reread);
         PixArt::load(&config, &weights)?;
         Ok(weights.taken_bytes())

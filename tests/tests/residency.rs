@@ -223,7 +223,7 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         exchanges: component.config.exchanges(),
     };
     let device = device();
-    let scales = component.scales(&device, component.config.placements(), PixArt::load);
+    let scales = component.scales(component.config.placements(), PixArt::load);
     let planned = costs(&plan, &sizes, scales).unwrap();
     let planned = planned.iter().map(|cost| cost.added.parameters);
     let planned: u64 = planned.map(|ParameterBytes { steps, once }| steps + once).sum();

@@ -44,6 +44,8 @@ pub enum Command {
     Plan(Box<GenerateArgs>),
     /// Show the components of a checkpoint, and the memory that it needs.
     Inspect(InspectArgs),
+    /// Show the devices of this machine, and what is missing for others.
+    Devices(DevicesArgs),
     /// Measure the speed of a model, by default of published size with random weights.
     Bench(Box<BenchArgs>),
     /// Write the built-in model as a checkpoint in the diffusers layout.
@@ -81,6 +83,18 @@ pub struct InspectArgs {
     /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// `xdit devices`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  xdit devices
+  xdit devices --json | jq -r '.devices[] | select(.usable) | .name'")]
+pub struct DevicesArgs {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `xdit demo-checkpoint`

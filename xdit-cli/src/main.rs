@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod checkpoints;
+mod devices;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -47,6 +48,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(*args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Devices(args) => devices::run(&args),
         Command::Bench(args) => bench::run(*args),
         Command::DemoCheckpoint(args) => checkpoints::demo(&args),
         Command::RandomCheckpoint(args) => checkpoints::random(&args),

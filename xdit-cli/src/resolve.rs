@@ -8,7 +8,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use burn::tensor::{DType, Device};
+use xdit_core::device::{check_dtype, default_dtype, find};
 use xdit_core::pipeline::{Keep, LoadOptions, Request, Resolved, check};
 use xdit_core::{Error, Result};
 
@@ -47,7 +47,7 @@ impl Invocation {
     /// If an option is not valid, a file cannot be read, or an output cannot be written.
     pub fn resolve(args: &GenerateArgs) -> Result<Self> {
         let mut parallel = parallel::parallel(&args.parallel)?;
-        let device = device(&args.device)?;
+        let device = find(&args.device)?;
         let stored = args.from.as_deref().map(read_parameters).transpose()?;
         let texts = prompts::texts(args, stored.as_ref())?;
         let (seed, settings) = match stored {
@@ -70,11 +70,12 @@ impl Invocation {
             parallel.warmup_steps = steps;
         }
         parallel.distrifusion |= old.is_some_and(|s| s.distrifusion);
-        let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_default();
+        let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_else(|| Dtype::of(default_dtype(&device)));
+        check_dtype(&device, &args.device, dtype.burn())?;
         // Revision and variant belong to a model, so another model does not inherit them.
         let same_model = old.filter(|_| args.model.is_none());
         let load = LoadOptions {
-            dtype: burn_dtype(dtype),
+            dtype: dtype.burn(),
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
             devices: vec![device.clone()],
             keep: keep(args.keep.unwrap_or_default()),
@@ -183,22 +184,6 @@ impl Invocation {
     }
 }
 
-fn device(name: &str) -> Result<Device> {
-    match name {
-        "cpu" => Ok(Device::flex()),
-        _ => {
-            let backend = name.split(':').next().unwrap_or_default();
-            let known =
-                ["cuda", "gpu", "metal", "mps", "rocm", "vulkan", "webgpu", "wgpu", "xpu"].contains(&backend);
-            let message = match known {
-                true => format!("this build has no backend for device `{name}`"),
-                false => format!("unknown device `{name}`"),
-            };
-            Err(Error::usage(message).hint("this build computes on `--device cpu`"))
-        }
-    }
-}
-
 /// The policy for a process with a single request.
 fn keep(policy: KeepPolicy) -> Keep {
     match policy {
@@ -206,13 +191,5 @@ fn keep(policy: KeepPolicy) -> Keep {
         KeepPolicy::All => Keep::All,
         KeepPolicy::Transformer => Keep::Transformer,
         KeepPolicy::None => Keep::None,
-    }
-}
-
-fn burn_dtype(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
     }
 }

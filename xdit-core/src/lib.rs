@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod error;
 pub mod finite;
 #[cfg(feature = "hub")]

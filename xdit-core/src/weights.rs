@@ -135,9 +135,9 @@ impl Weights {
     }
 
     /// Checks names, shapes and types as [`new`](Self::new) would, but reads nothing: every tensor is zeros
-    /// that take no memory.
-    pub fn check_only(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Self {
-        Self::with(checkpoint, device, dtype, true)
+    /// that take no memory. They are on the CPU, so no other device is opened for a check.
+    pub fn check_only(checkpoint: Checkpoint, dtype: DType) -> Self {
+        Self::with(checkpoint, &Device::flex(), dtype, true)
     }
 
     fn with(checkpoint: Checkpoint, device: &Device, dtype: DType, check_only: bool) -> Self {

@@ -103,7 +103,7 @@ impl<C> Component<C> {
         let config = read(Config::read(&folder.join("config.json"))?)?;
         let checkpoint = Checkpoint::open(folder, stem, options.variant.as_deref())?;
         let dtype = dtype(&config);
-        let weights = Weights::check_only(checkpoint.clone(), &options.devices[0], dtype);
+        let weights = Weights::check_only(checkpoint.clone(), dtype);
         load(&config, &weights)?;
         weights.finish()?;
         let bytes = weights.taken_bytes();
@@ -142,13 +142,12 @@ impl<C> Component<C> {
     /// The returned function fails if `load` rejects a share.
     pub fn scales<M: Transformer>(
         &self,
-        device: &Device,
         placements: Vec<(&'static str, Placement)>,
         load: impl Fn(&C, &Weights) -> Result<M>,
     ) -> impl FnMut(Share) -> Result<Weighed> {
         let (layers, mut models) = (SharedLayers::default(), Vec::new());
         move |share| {
-            let weights = Weights::check_only(self.checkpoint.clone(), device, self.dtype);
+            let weights = Weights::check_only(self.checkpoint.clone(), self.dtype);
             let weights = weights.of_share(share, placements.clone()).sharing(&layers);
             let model = load(&self.config, &weights)?;
             let context_bytes = model.context_bytes();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde_json::Value;
 use xdit_core::config::Config;
+use xdit_core::device::free_bytes;
 use xdit_core::json::read_json;
 use xdit_core::noise;
 use xdit_core::pipeline::{
@@ -17,7 +18,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
 use xdit_core::rows::Rows;
 use xdit_core::run::ranks::{Ranks, check_devices};
-use xdit_core::run::residency::{Kept, free_bytes};
+use xdit_core::run::residency::Kept;
 use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model, Noise};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
 use xdit_core::shared::Shared;
@@ -346,7 +347,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             text_tokens: vec![text_tokens; plan.branches.len()],
             exchanges: component.config.exchanges(),
         };
-        let scales = component.scales(self.device(), component.config.placements(), R::Transformer::load);
+        let scales = component.scales(component.config.placements(), R::Transformer::load);
         costs(plan, &sizes, scales)
     }
 

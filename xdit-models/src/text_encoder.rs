@@ -91,6 +91,8 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
                 let known = self.encode_new(texts, &before, desk, encode);
                 if !desk.keep.keeps_text_encoders() {
                     self.held = None;
+                    // The device keeps freed memory for this thread, and ranks are others.
+                    desk.device.memory_cleanup();
                 }
                 known?
             }

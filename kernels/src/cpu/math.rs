@@ -8,6 +8,27 @@ mod tests;
 
 use super::lanes::Lanes;
 
+/// 2 √(2/π), and 0.044715 times that: see [`gelu_tanh`].
+pub(crate) const GELU_TANH: [f32; 2] = [1.595_769, 0.071_354_814];
+
+/// The `p` of [`gelu`].
+pub(crate) const GELU_TAIL_SLOPE: f32 = 0.3;
+
+/// The polynomial of [`gelu`].
+pub(crate) const GELU_TAIL: [f32; 11] = [
+    0.5,
+    -1.329_807_2,
+    1.447_952_4,
+    -0.699_165_5,
+    -0.058_708_12,
+    0.163_076_33,
+    -0.013_194_664,
+    0.060_969_93,
+    -0.144_262_83,
+    0.093_752_51,
+    -0.020_612_828,
+];
+
 /// `c[0] + c[1] x + c[2] x² + …`
 #[inline(always)]
 fn polynomial<V: Lanes, const N: usize>(x: V, coefficients: [f32; N]) -> V {
@@ -71,9 +92,7 @@ pub(crate) fn quick_gelu<V: Lanes>(x: V) -> V {
 /// hyperbolic tangent is near -1.
 #[inline(always)]
 pub(crate) fn gelu_tanh<V: Lanes>(x: V) -> V {
-    // 2 √(2/π), and 0.044715 times that.
-    const SLOPE: [f32; 2] = [1.595_769, 0.071_354_814];
-    swish(x, (x * x).mul_add(V::splat(SLOPE[1]), V::splat(SLOPE[0])))
+    swish(x, (x * x).mul_add(V::splat(GELU_TANH[1]), V::splat(GELU_TANH[0])))
 }
 
 /// `x Φ(x)`, computed as `max(x, 0) - |x| Φ(-|x|)`, which avoids cancellation for negative `x`.
@@ -83,24 +102,10 @@ pub(crate) fn gelu_tanh<V: Lanes>(x: V) -> V {
 /// more terms and uses `1 - 1 / (1 + p a)`, which is exact near 0; it fits to 4e-9.
 #[inline(always)]
 pub(crate) fn gelu<V: Lanes>(x: V) -> V {
-    const P: f32 = 0.3;
-    const FIT: [f32; 11] = [
-        0.5,
-        -1.329_807_2,
-        1.447_952_4,
-        -0.699_165_5,
-        -0.058_708_12,
-        0.163_076_33,
-        -0.013_194_664,
-        0.060_969_93,
-        -0.144_262_83,
-        0.093_752_51,
-        -0.020_612_828,
-    ];
     let zero = V::splat(0.0);
     // Beyond 16 the tail is 0, which must not be multiplied by infinity.
     let a = x.max(zero - x).clamp(0.0, 16.0);
-    let scaled = a * V::splat(P);
-    let tail = polynomial(scaled.div(scaled + V::splat(1.0)), FIT) * exp(a * a * V::splat(-0.5));
+    let scaled = a * V::splat(GELU_TAIL_SLOPE);
+    let tail = polynomial(scaled.div(scaled + V::splat(1.0)), GELU_TAIL) * exp(a * a * V::splat(-0.5));
     (zero - a).mul_add(tail, zero.max(x))
 }

@@ -45,7 +45,7 @@ pub struct BenchArgs {
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
 
-    /// Type of weights and activations [default: f32].
+    /// Type of weights and activations [default: bf16 on a GPU that computes in it, f32 elsewhere].
     #[arg(long, value_enum, help_heading = "Model and device")]
     pub dtype: Option<Dtype>,
     /// Components that stay in memory between pictures [default: all].

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::DType;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -133,14 +134,15 @@ pub struct GenerateArgs {
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
 
-    /// Type of weights and activations [default: f32].
+    /// Type of weights and activations [default: bf16 on a GPU that computes in it, f32 elsewhere].
     #[arg(long, alias = "precision", value_enum, help_heading = "Model and device")]
     pub dtype: Option<Dtype>,
     /// Components that stay in memory after their use [default: auto, which is `request`].
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
     pub keep: Option<KeepPolicy>,
-    /// Device to compute on; `cpu` is the only one.
-    #[arg(long, default_value = "cpu", help_heading = "Model and device")]
+    /// Device to compute on: `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`; `auto` is the best of
+    /// those that `xdit devices` lists.
+    #[arg(long, default_value = "auto", help_heading = "Model and device")]
     pub device: String,
     /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
     #[arg(long, help_heading = "Model and device")]
@@ -216,11 +218,10 @@ pub enum ReportFormat {
 }
 
 /// The type of weights and activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits; the fastest type on a CPU.
-    #[default]
     #[value(alias = "float32", alias = "fp32")]
     F32,
     /// 16 bits with the range of f32.
@@ -229,6 +230,26 @@ pub enum Dtype {
     /// 16 bits with more precision and less range.
     #[value(alias = "float16", alias = "fp16")]
     F16,
+}
+
+impl Dtype {
+    /// The same as Burn calls it.
+    pub fn burn(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    /// The type that Burn calls `dtype`.
+    pub fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::Bf16,
+            DType::F16 => Self::F16,
+            _ => Self::F32,
+        }
+    }
 }
 
 /// The components that stay in memory after their use.

@@ -151,16 +151,48 @@ fn options_of_other_models() {
 #[test]
 fn devices() {
     let workspace = Workspace::with_demo();
-    insta::assert_snapshot!(error(&workspace, &["--device", "cuda:1"]), @r"
-    2
-    error: this build has no backend for device `cuda:1`
-    hint: this build computes on `--device cpu`
-    ");
     insta::assert_snapshot!(error(&workspace, &["--device", "abacus"]), @r"
     2
     error: unknown device `abacus`
-    hint: this build computes on `--device cpu`
+    hint: possible values: `auto`, `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`
     ");
+    insta::assert_snapshot!(error(&workspace, &["--device", "cuda:one"]), @r"
+    2
+    error: unknown device `cuda:one`
+    hint: devices are counted from `cuda:0`; `xdit devices` lists them
+    ");
+    #[cfg(not(feature = "vulkan"))]
+    insta::assert_snapshot!(error(&workspace, &["--device", "vulkan:1"]), @r"
+    2
+    error: device `vulkan:1` cannot be used: this build has no backend for vulkan
+    hint: build xDiT with `--features vulkan`, or use `--device cpu`
+    ");
+}
+
+/// Every line of the list is a device that `--device` takes, or says what is missing.
+#[test]
+fn the_list_of_devices() {
+    let workspace = Workspace::with_demo();
+    let listed: serde_json::Value = serde_json::from_str(&workspace.ok(&["devices", "--json"])).unwrap();
+    let devices = listed["devices"].as_array().unwrap();
+    assert!(devices.len() >= 4 && devices.last().unwrap()["name"] == "cpu", "{listed}");
+    let table = workspace.ok(&["devices"]);
+    for device in devices {
+        let name = device["name"].as_str().unwrap();
+        assert!(table.lines().any(|line| line.starts_with(name)), "{name} is not in {table}");
+        let plan = ["plan", "--model", "demo", "--device", name];
+        if device["usable"] == true {
+            workspace.ok(&plan);
+        } else {
+            let reason = device["reason"].as_str().unwrap();
+            let hint = device["hint"].as_str().unwrap();
+            assert_eq!(
+                workspace.error(&plan),
+                format!("2\nerror: device `{name}` cannot be used: {reason}\nhint: {hint}\n")
+            );
+            assert!(table.contains(&format!("not usable: {reason}\n")) && table.contains(hint), "{table}");
+        }
+    }
 }
 
 #[test]

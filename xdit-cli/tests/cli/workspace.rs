@@ -43,7 +43,9 @@ impl Workspace {
             .env_clear()
             .env("HF_HUB_OFFLINE", "1")
             .env("HF_HOME", "hub")
-            .env("XDG_CACHE_HOME", self.0.path().join("cache"));
+            .env("XDG_CACHE_HOME", self.0.path().join("cache"))
+            // Libraries of graphics drivers print an error without this variable.
+            .env("XDG_RUNTIME_DIR", self.0.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

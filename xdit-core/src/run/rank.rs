@@ -164,6 +164,7 @@ impl<M: Model> Rank<M> {
             if image + 1 == images.end && !self.keeps {
                 self.held().transformer = None;
                 loaded = None;
+                self.device.memory_cleanup();
             }
             cancel.check()?;
             let picture = match (job.decoding, &decoders) {

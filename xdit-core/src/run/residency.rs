@@ -1,8 +1,5 @@
 //! The policy that decides which components stay in memory, between requests and within one.
 
-use burn::tensor::Device;
-use sysinfo::System;
-
 use crate::weights::Residency;
 
 /// A policy for components in memory, between requests and within one.
@@ -71,20 +68,6 @@ impl Keep {
     }
 }
 
-/// The memory that is still available for tensors of `device`, if known. On the CPU, it is the available memory within
-/// the limit of the container.
-pub fn free_bytes(device: &Device) -> Option<u64> {
-    if *device != Device::flex() {
-        return None;
-    }
-    let mut system = System::new();
-    system.refresh_memory();
-    // Only resident memory counts against the limit: the container's file cache is freed when memory is needed.
-    let of_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
-    let available = Some(system.available_memory()).filter(|&bytes| bytes > 0);
-    [available, of_container].into_iter().flatten().min()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,11 +91,5 @@ mod tests {
             let kept = asked.decide(30, free);
             assert_eq!((kept.keep, kept.once), (keep, once), "{asked:?} with {free:?} free");
         }
-    }
-
-    #[test]
-    fn this_machine_has_memory() {
-        let free = free_bytes(&Device::flex()).expect("the system tells");
-        assert!((1 << 24..1 << 50).contains(&free), "{free}");
     }
 }

@@ -49,7 +49,7 @@ fn a_layer_without_inputs_is_cut_like_any_other() {
     let checkpoint = zeros(dir.path(), &[("out.weight", vec![3, 0]), ("out.bias", vec![3])]);
     let share = |link| Share { blocks: 0..1, tensor: Some(TensorShare { link }) };
     for link in HostLink::ends(2) {
-        let weights = Weights::check_only(checkpoint.clone(), &Device::flex(), DType::F32)
+        let weights = Weights::check_only(checkpoint.clone(), DType::F32)
             .of_share(share(link), vec![("out", Placement::Inputs { unit: 1 })]);
         assert!(weights.linear("out", 0, 3).is_ok());
     }

@@ -1,0 +1,100 @@
+//! Rotary embedding on CubeCL's backends: one pass, in place where the memory is free.
+
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::{RotaryOps, reference_rotary};
+use crate::cube::rows::Rows;
+use crate::cube::{InPlace, addresses, buffer, cubes, dims, elem, takes, wide, width};
+
+impl RotaryOps for CubeBackend {
+    fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+        if takes([&x, &cos, &sin]) { rotary(x, cos, sin) } else { reference_rotary::<Self>(x, cos, sin) }
+    }
+}
+
+fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+    let [_, n, h, d] = dims(&x);
+    assert!(d % 2 == 0, "{d} features are no pairs");
+    for table in [&cos, &sin] {
+        assert_eq!(dims(table), [n, d / 2], "an angle for each token and pair");
+    }
+    if x.meta.num_elements() == 0 {
+        return x;
+    }
+    let [cos, sin] = [cos, sin].map(|table| into_contiguous(wide(table)));
+    let in_place = InPlace::new(&x);
+    let mut x = Rows::new(x);
+    if x.divisors().any(|divisor| divisor % 2 == 1) {
+        // Pairs must begin at even places.
+        x = Rows::new(into_contiguous(x.tensor));
+    }
+    let width = width([&x.tensor], x.divisors()).max(2);
+    let vectors = x.tensor.meta.num_elements() / width;
+    let (count, dim) = cubes(&x.tensor.client, vectors);
+    // SAFETY: units below the number of vectors read one vector at the tensor's strides and the angles of its pairs,
+    // and write that of the result, which is new or lies where `x` does.
+    unsafe {
+        kernel::rotary::launch_unchecked(
+            &x.tensor.client,
+            count,
+            dim,
+            addresses([&x.tensor]),
+            width,
+            width / 2,
+            buffer(&x.tensor),
+            buffer(&cos),
+            buffer(&sin),
+            in_place.buffer(),
+            x.layout(width),
+            vectors,
+            d / width,
+            h,
+            n,
+            elem(x.tensor.dtype),
+        );
+    }
+    in_place.out
+}
+
+mod kernel {
+    //! CubeCL's prelude has names that Burn has, too.
+
+    use cubecl::prelude::*;
+
+    use crate::cube::rows::Layout;
+
+    /// `M` is half of `N`.
+    #[cube(launch_unchecked, address_type = "dynamic")]
+    pub(super) fn rotary<F: Float, N: Size, M: Size>(
+        x: &[Vector<F, N>],
+        cos: &[Vector<f32, M>],
+        sin: &[Vector<f32, M>],
+        out: &mut [Vector<F, N>],
+        layout: Layout,
+        vectors: usize,
+        vectors_of_row: usize,
+        heads: usize,
+        tokens: usize,
+        #[define(F)] _type: ElemType,
+    ) {
+        if ABSOLUTE_POS >= vectors {
+            terminate!();
+        }
+        let row = ABSOLUTE_POS / vectors_of_row;
+        let at = ABSOLUTE_POS % vectors_of_row;
+        let of_token = row / heads % tokens * vectors_of_row + at;
+        let (cos, sin) = (cos[of_token], sin[of_token]);
+        let x = Vector::<f32, N>::cast_from(x[layout.start(row) + at]);
+        let mut turned = Vector::<f32, N>::empty();
+        #[unroll]
+        for pair in 0..M::value() {
+            let (first, second) = (x.extract(2 * pair), x.extract(2 * pair + 1));
+            let (cos, sin) = (cos.extract(pair), sin.extract(pair));
+            turned.insert(2 * pair, first * cos - second * sin);
+            turned.insert(2 * pair + 1, second * cos + first * sin);
+        }
+        out[ABSOLUTE_POS] = Vector::cast_from(turned);
+    }
+}
