@@ -2,6 +2,8 @@
 
 mod cpu;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod half;
 mod image;
 mod patches;
 #[cfg(test)]

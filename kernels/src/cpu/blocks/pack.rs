@@ -55,7 +55,7 @@ pub(crate) unsafe fn weights(
 /// # Safety
 /// The processor must have AVX-512 F; rows must be valid for reading 64 bytes, and `to` for writing 1 KiB.
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose(rows: [*const u8; 16], to: *mut f32) {
+pub(crate) unsafe fn transpose(rows: [*const u8; 16], to: *mut f32) {
     for quarter in 0..4 {
         // SAFETY: the caller's promise; 16 bytes of each row in each quarter.
         unsafe {
