@@ -23,14 +23,14 @@ use super::image::Source;
 use crate::cpu::blocks::TileBlock;
 use crate::cpu::{
     amx::Dots,
-    blocks::{Block, DotBlock, Inputs, Matrix, Pending, SIDE, TILE, TILE_ROW, TILE_TERMS, pack},
+    blocks::{Block, DotBlock, Inputs, Matrix, SIDE, TILE, TILE_ROW, TILE_TERMS, pack},
     contiguous, dims,
     memory::{Scratch, room},
     slice, tensor_of,
     workers::{PerTask, for_each},
 };
 use lines::Lines;
-use planes::Planes;
+use planes::{Planes, Row};
 
 /// Pixels of a tile.
 const GROUP: usize = 16;
@@ -177,9 +177,10 @@ impl Sizes {
         lines * pixels * TILE_ROW
     }
 
-    /// f32 of lines, of two blocks of finished sums, and of a line before it is put in order.
-    fn scratch(&self) -> [usize; 3] {
-        [self.chunks() * self.chunk(), 2 * SIDE * SIDE, Lines::scratch(self.lines()[1])]
+    /// f32 of lines, of two blocks of finished sums, of two rows of sums in order, and of a line before it is in order.
+    fn scratch(&self) -> [usize; 4] {
+        let ordered = Planes::scratch(self.task[1]);
+        [self.chunks() * self.chunk(), 2 * SIDE * SIDE, ordered, Lines::scratch(self.lines()[1])]
     }
 
     /// Packs `[c_out, c_in, ky, kx]`: for each 16 outputs the tiles of all steps.
@@ -280,9 +281,10 @@ impl Work<'_> {
         let rows = rows.min(rows_out - y);
         let groups = groups.min((cols_out - x).div_ceil(GROUP));
 
-        let [lines_len, finished_len, _] = self.sizes.scratch();
+        let [lines_len, finished_len, ordered_len, _] = self.sizes.scratch();
         let (lines, scratch) = scratch.split_at_mut(lines_len);
         let (finished, scratch) = scratch.split_at_mut(finished_len);
+        let (ordered, scratch) = scratch.split_at_mut(ordered_len);
         let [_, pixels] = self.sizes.lines();
         let chunk = self.sizes.chunk();
         let fill = Lines { source: self.source, image, channels: self.sizes.c_in, pixels };
@@ -295,38 +297,37 @@ impl Work<'_> {
         let offsets: Vec<usize> = (0..self.sizes.chunks())
             .flat_map(|c| (0..ky * kx).map(move |tap| c * chunk + (tap / kx * pixels + tap % kx) * TILE_ROW))
             .collect();
-        let group = |index: usize| {
-            let (row, column) = (index / groups, index % groups * GROUP);
-            let start = &lines[(row * stride * pixels + column * stride) * TILE_ROW..];
-            let len = GROUP.min(cols_out - x - column);
-            (start.as_ptr(), ((y + row) * cols_out + x + column, len))
-        };
         let finished = finished.as_mut_ptr();
         let plane = rows_out * cols_out;
-        let mut pending = Planes::none(self.y.get(), self.residual.get(), plane);
+        let len = (groups * GROUP).min(cols_out - x);
+        let mut pending = Planes::new(self.y.get(), self.residual.get(), plane, self.sizes.task[1], ordered);
         let mut flip = 0;
         for (pair, weights) in self.weights.chunks_exact(2 * offsets.len() * TILE).enumerate() {
             let b = [0, 1].map(|half| weights[half * offsets.len() * TILE..].as_ptr());
-            let first = image * c_out + pair * SIDE;
-            for index in (0..rows * groups).step_by(2) {
-                let (left, place) = group(index);
-                let (right, next) = if index + 1 < rows * groups { group(index + 1) } else { (left, (0, 0)) };
-                flip = SIDE * SIDE - flip;
-                let to = finished.wrapping_add(flip);
-                let taps = Taps { groups: [left, right], offsets: &offsets, stride: stride * TILE_ROW };
-                // SAFETY: the lines have a pixel under each tap of all groups, `b` as many tiles as there are offsets,
-                // and `pending` is of the other half of `finished`.
-                unsafe { block.run(taps, b, offsets.len(), std::ptr::null(), to, &mut pending) };
-                pending.set(
-                    to,
-                    &self.bias[pair * SIDE..],
-                    [place, next],
-                    first,
-                    SIDE.min(c_out - pair * SIDE),
-                );
+            let bias = &self.bias[pair * SIDE..][..SIDE];
+            for row in 0..rows {
+                let group = |index: usize| {
+                    // The last block of a row may lack a group; it repeats the one before.
+                    let column = index.min(groups - 1) * GROUP;
+                    lines[(row * pixels + column) * stride * TILE_ROW..].as_ptr()
+                };
+                for index in (0..groups).step_by(2) {
+                    flip = SIDE * SIDE - flip;
+                    let to = finished.wrapping_add(flip);
+                    let groups = [group(index), group(index + 1)];
+                    let taps = Taps { groups, offsets: &offsets, stride: stride * TILE_ROW };
+                    // SAFETY: the lines have a pixel under each tap of all groups, `b` as many tiles as there are
+                    // offsets, and `pending` is of the other half of `finished`.
+                    unsafe { block.run(taps, b, offsets.len(), std::ptr::null(), to, &mut pending) };
+                    pending.block(to, index * GROUP);
+                }
+                let start = (image * c_out + pair * SIDE) * plane + (y + row) * cols_out + x;
+                let channels = SIDE.min(c_out - pair * SIDE);
+                // SAFETY: these pixels belong to this task alone.
+                unsafe { pending.row(Row { start, len, channels, bias }) };
             }
         }
         // SAFETY: as above.
-        unsafe { pending.finish() };
+        unsafe { pending.flush() };
     }
 }

@@ -11,6 +11,9 @@ use crate::cpu::element::Element;
 use crate::cpu::lanes::{Lanes as Vector, Level, Vectorized};
 use crate::cpu::math::silu;
 
+/// bf16 of a line of the cache.
+const CACHE_LINE: usize = 32;
+
 /// Lines of one image.
 #[derive(Clone, Copy)]
 pub(super) struct Lines<'a> {
@@ -61,17 +64,24 @@ impl Lines<'_> {
         let columns = span.end - span.start;
         let scratch: &mut [bf16] = bytemuck::cast_slice_mut(scratch);
         let mut rows: [&[bf16]; TILE_TERMS] = [&[]; TILE_TERMS];
-        for ((c, slot), normed) in (first..channels).zip(&mut rows).zip(scratch.chunks_exact_mut(columns)) {
+        for ((c, slot), to) in (first..channels).zip(&mut rows).zip(scratch.chunks_exact_mut(columns)) {
             let plane = image * channels + c;
-            let from = &source.data[(plane * source.rows + row) * source.cols..][span.start..span.end];
-            *slot = match source.norm {
+            let start = (plane * source.rows + row) * source.cols + span.start;
+            let from = &source.data[start..start + columns];
+            // The next line of this channel is far from the next channel's: the processor does not expect it.
+            for ahead in (0..columns).step_by(CACHE_LINE) {
+                let at = source.data.as_ptr().wrapping_add(start + source.cols + ahead);
+                _mm_prefetch::<_MM_HINT_T1>(at.cast());
+            }
+            match source.norm {
                 Some((scale, shift)) => {
                     let (scale, shift) = (scale[plane], shift[plane]);
-                    Level::detect().run(NormAct { from, to: normed, scale, shift });
-                    normed
+                    Level::detect().run(NormAct { from, to, scale, shift });
                 }
-                None => from,
-            };
+                // Planes often lie at the same places of the cache, so each line of it is read once.
+                None => to.copy_from_slice(from),
+            }
+            *slot = to;
         }
         to[..span.before * TILE_ROW].fill(0.0);
         to[(span.before + span.count) * TILE_ROW..].fill(0.0);
@@ -123,7 +133,7 @@ unsafe fn transpose(channels: &[&[bf16]; TILE_TERMS], at: usize, len: usize, to:
     }
     let rows = std::array::from_fn(|row| pairs[row * TILE_ROW..].as_ptr().cast());
     // SAFETY: the caller's promise; `pairs` has 16 rows of 64 bytes, and `to` a tile.
-    unsafe { pack::transpose(rows, to.as_mut_ptr()) };
+    unsafe { pack::transpose(rows, to.as_mut_ptr(), TILE_ROW) };
 }
 
 /// `silu(from · scale + shift)`, rounded.
@@ -140,7 +150,10 @@ impl Vectorized for NormAct<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let (scale, shift) = (V::splat(self.scale), V::splat(self.shift));
-        for at in (0..self.from.len()).step_by(V::N) {
+        let len = self.from.len();
+        for at in (0..len).step_by(V::N) {
+            // The last vector overlaps the one before.
+            let at = at.min(len.saturating_sub(V::N));
             let x = bf16::load_or::<V>(&self.from[at..], 0.0);
             bf16::store_some(silu(x.mul_add(scale, shift)), &mut self.to[at..]);
         }

@@ -1,95 +1,180 @@
-//! Sums of a block, on their way into the planes of the result.
+//! Sums of blocks, on their way into the planes of the result.
+//!
+//! Planes lie far apart, often at the same places of the cache. So the pixels of a row are put together for 32 channels,
+//! and then written channel by channel in long runs.
 
 use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
 use super::GROUP;
-use crate::cpu::blocks::{Pending, TILE, TILE_ROW, pack};
+use crate::cpu::blocks::{Pending, SIDE, TILE, TILE_ROW, pack};
 
-/// A block of sums that is not in the result yet: two groups of pixels of 32 channels.
-pub(super) struct Planes {
+/// Channels that are written at a time, beside a tile that is put in order.
+const CHANNELS: usize = 2;
+
+/// A part of a row of the result, for 32 channels.
+#[derive(Clone, Copy)]
+pub(super) struct Row<'a> {
+    /// The first pixel, in the plane of the first channel.
+    pub start: usize,
+    /// The number of pixels.
+    pub len: usize,
+    /// Channels that exist.
+    pub channels: usize,
+    /// 32 numbers.
+    pub bias: &'a [f32],
+}
+
+/// The block that is not put in order yet, and the row that is not written yet.
+pub(super) struct Planes<'a> {
     y: *mut bf16,
     /// Null, `y`, or what is added to it.
     residual: *const bf16,
     /// Elements of a plane.
     plane: usize,
+    /// Two rows of 32 channels: that of the block, and the one before.
+    rows: [*mut f32; 2],
+    /// f32 of a channel in them.
+    stride: usize,
     sums: *const f32,
-    /// 32 numbers.
-    bias: *const f32,
-    /// The first pixel of each group in its plane, and how many pixels of it exist.
-    groups: [(usize, usize); 2],
-    /// The plane of the first channel.
-    first: usize,
-    /// Channels that exist.
-    channels: usize,
-    /// The next tile to write, of four.
+    /// The first pixel of the block within its row.
+    column: usize,
+    /// The next tile of the block, of four.
     tile: usize,
+    done: Row<'a>,
+    /// The next channel of the row that is done.
+    channel: usize,
 }
 
-impl Planes {
-    /// No block yet, for the result `y` with planes of `plane` elements.
-    pub(super) fn none(y: *mut bf16, residual: *const bf16, plane: usize) -> Self {
-        let (sums, bias) = (std::ptr::null(), std::ptr::null());
-        Self { y, residual, plane, sums, bias, groups: [(0, 0); 2], first: 0, channels: 0, tile: 4 }
+impl<'a> Planes<'a> {
+    /// f32 of scratch memory for rows of `groups` groups of pixels.
+    pub(super) fn scratch(groups: usize) -> usize {
+        2 * SIDE * Self::stride(groups)
     }
 
-    /// Makes it the block `sums`, after the one before is finished.
-    pub(super) fn set(
-        &mut self,
-        sums: *const f32,
-        bias: &[f32],
-        groups: [(usize, usize); 2],
-        first: usize,
-        channels: usize,
-    ) {
-        assert!(self.tile == 4 && bias.len() >= 2 * TILE_ROW);
-        let bias = bias.as_ptr();
-        *self = Self { sums, bias, groups, first, channels, tile: 0, ..*self };
+    /// An even number of groups, and a vector to keep channels off the same places of the cache.
+    fn stride(groups: usize) -> usize {
+        groups.next_multiple_of(2) * GROUP + TILE_ROW
     }
-}
 
-impl Pending for Planes {
-    /// Writes a tile.
-    #[inline(always)]
-    unsafe fn advance(&mut self) {
-        if self.tile == 4 {
-            return;
+    /// Nothing yet, for the result `y` with planes of `plane` elements and rows of `groups` groups of pixels.
+    pub(super) fn new(
+        y: *mut bf16,
+        residual: *const bf16,
+        plane: usize,
+        groups: usize,
+        scratch: &mut [f32],
+    ) -> Self {
+        assert_eq!(scratch.len(), Self::scratch(groups));
+        let (row, before) = scratch.split_at_mut(scratch.len() / 2);
+        Self {
+            y,
+            residual,
+            plane,
+            rows: [row.as_mut_ptr(), before.as_mut_ptr()],
+            stride: Self::stride(groups),
+            sums: std::ptr::null(),
+            column: 0,
+            tile: 4,
+            done: Row { start: 0, len: 0, channels: 0, bias: &[] },
+            channel: 0,
         }
-        let (start, len) = self.groups[self.tile / 2];
+    }
+
+    /// The block after one that is finished: `sums` of 32 pixels from `column` on.
+    pub(super) fn block(&mut self, sums: *const f32, column: usize) {
+        assert!(self.tile == 4 && column + SIDE <= self.stride);
+        (self.sums, self.column, self.tile) = (sums, column, 0);
+    }
+
+    /// Takes the row as done.
+    ///
+    /// # Safety
+    /// As [`Pending::finish`]; pixels and channels of `row` must exist, and nobody else may write them.
+    #[inline(always)]
+    pub(super) unsafe fn row(&mut self, row: Row<'a>) {
+        assert!(row.len <= self.stride && row.channels <= SIDE && row.bias.len() >= row.channels);
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.finish();
+            self.write(SIDE);
+        }
+        self.rows.swap(0, 1);
+        (self.done, self.channel) = (row, 0);
+    }
+
+    /// Writes what is left of everything.
+    ///
+    /// # Safety
+    /// As [`Pending::finish`].
+    #[inline(always)]
+    pub(super) unsafe fn flush(&mut self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.write(SIDE) }
+    }
+
+    /// Puts a tile in order.
+    #[inline(always)]
+    unsafe fn order(&mut self) {
         let first = self.tile % 2 * TILE_ROW;
-        let channels = self.channels.saturating_sub(first).min(TILE_ROW);
-        if len > 0 && channels > 0 {
-            let mask = (!0u16) >> (GROUP - len);
-            let mut pixels = [0.0f32; TILE];
-            // SAFETY: the caller's promise; `pixels` has a tile, and the mask leaves out pixels that do not exist.
-            unsafe {
-                let sums = self.sums.add(self.tile * TILE).cast::<u8>();
-                let rows = std::array::from_fn(|row| sums.wrapping_add(row * size_of::<[f32; TILE_ROW]>()));
-                pack::transpose(rows, pixels.as_mut_ptr());
-                for channel in 0..channels {
-                    let at = (self.first + first + channel) * self.plane + start;
-                    let bias = _mm512_set1_ps(*self.bias.add(first + channel));
-                    let mut sum =
-                        _mm512_add_ps(_mm512_loadu_ps(pixels.as_ptr().add(channel * TILE_ROW)), bias);
-                    if !self.residual.is_null() {
-                        let residual = _mm256_maskz_loadu_epi16(mask, self.residual.add(at).cast());
-                        let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(residual));
-                        sum = _mm512_add_ps(sum, _mm512_castsi512_ps(wide));
-                    }
-                    let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sum));
-                    _mm256_mask_storeu_epi16(self.y.add(at).cast(), mask, rounded);
-                }
-            }
+        let column = self.column + self.tile / 2 * GROUP;
+        // SAFETY: the caller's promise for the sums; `block` checked that the pixels are within the row.
+        unsafe {
+            let sums = self.sums.add(self.tile * TILE).cast::<u8>();
+            let rows = std::array::from_fn(|row| sums.wrapping_add(row * size_of::<[f32; TILE_ROW]>()));
+            pack::transpose(rows, self.rows[0].add(first * self.stride + column), self.stride);
         }
         self.tile += 1;
     }
 
+    /// Writes up to `count` more channels of the row that is done.
+    #[inline(always)]
+    unsafe fn write(&mut self, count: usize) {
+        let Row { start, len, channels, bias } = self.done;
+        let end = channels.min(self.channel + count);
+        while self.channel < end {
+            // SAFETY: the caller's promise.
+            let bias = unsafe { _mm512_set1_ps(bias[self.channel]) };
+            let at = self.channel * self.plane + start;
+            for x in (0..len).step_by(GROUP) {
+                let mask = if len - x >= GROUP { !0 } else { (1 << (len - x)) - 1 };
+                // SAFETY: the caller's promise; the mask leaves out pixels beyond the row.
+                unsafe {
+                    let sum = _mm512_loadu_ps(self.rows[1].add(self.channel * self.stride + x));
+                    let mut sum = _mm512_add_ps(sum, bias);
+                    if !self.residual.is_null() {
+                        let residual = _mm256_maskz_loadu_epi16(mask, self.residual.add(at + x).cast());
+                        let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(residual));
+                        sum = _mm512_add_ps(sum, _mm512_castsi512_ps(wide));
+                    }
+                    let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sum));
+                    _mm256_mask_storeu_epi16(self.y.add(at + x).cast(), mask, rounded);
+                }
+            }
+            self.channel += 1;
+        }
+    }
+}
+
+impl Pending for Planes<'_> {
+    #[inline(always)]
+    unsafe fn advance(&mut self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.tile < 4 {
+                self.order();
+            }
+            self.write(CHANNELS);
+        }
+    }
+
+    /// Puts the whole block in order.
     #[inline(always)]
     unsafe fn finish(&mut self) {
         while self.tile < 4 {
             // SAFETY: the caller's promise.
-            unsafe { self.advance() };
+            unsafe { self.order() };
         }
     }
 }

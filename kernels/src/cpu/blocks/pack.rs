@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Matrix, TILE, TILE_TERMS};
+use super::{Matrix, TILE, TILE_ROW, TILE_TERMS};
 
 /// The first of 32 elements that `from` has, as a mask.
 #[inline(always)]
@@ -31,7 +31,7 @@ pub(crate) unsafe fn weights(
             let at = (tile + i) * TILE_TERMS;
             if rows[15].len() >= at + TILE_TERMS {
                 // SAFETY: all rows have the length of the last, and `to` has a tile.
-                unsafe { transpose(rows.map(|row| row.as_ptr().add(at).cast()), to.as_mut_ptr()) };
+                unsafe { transpose(rows.map(|row| row.as_ptr().add(at).cast()), to.as_mut_ptr(), TILE_ROW) };
                 continue;
             }
             let mut edge = [0u32; TILE];
@@ -45,17 +45,17 @@ pub(crate) unsafe fn weights(
             }
             let rows = std::array::from_fn(|row| edge[row * 16..].as_ptr().cast());
             // SAFETY: each row of `edge` has 16 pairs, and `to` has a tile.
-            unsafe { transpose(rows, to.as_mut_ptr()) };
+            unsafe { transpose(rows, to.as_mut_ptr(), TILE_ROW) };
         }
     }
 }
 
-/// Writes pair `k` of each of 16 rows to row `k` of `to`.
+/// Writes pair `k` of each of 16 rows to row `k` of `to`, whose rows are `stride` apart.
 ///
 /// # Safety
-/// The processor must have AVX-512 F; rows must be valid for reading 64 bytes, and `to` for writing 1 KiB.
+/// The processor must have AVX-512 F; rows must be valid for reading, and those of `to` for writing, 64 bytes.
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn transpose(rows: [*const u8; 16], to: *mut f32) {
+pub(crate) unsafe fn transpose(rows: [*const u8; 16], to: *mut f32, stride: usize) {
     for quarter in 0..4 {
         // SAFETY: the caller's promise; 16 bytes of each row in each quarter.
         unsafe {
@@ -77,7 +77,7 @@ pub(crate) unsafe fn transpose(rows: [*const u8; 16], to: *mut f32) {
                 _mm512_unpackhi_epi64(ab_high, cd_high),
             ];
             for i in 0..4 {
-                _mm512_storeu_si512(to.add((4 * quarter + i) * 16).cast(), columns[i]);
+                _mm512_storeu_si512(to.add((4 * quarter + i) * stride).cast(), columns[i]);
             }
         }
     }
