@@ -9,7 +9,7 @@ use super::GROUP;
 use crate::cpu::blocks::{TILE, TILE_ROW, TILE_TERMS, pack};
 use crate::cpu::element::Element;
 use crate::cpu::lanes::{Lanes as Vector, Level, Vectorized};
-use crate::cpu::math::silu;
+use crate::cpu::math::silu_by_reciprocal;
 
 /// bf16 of a line of the cache.
 const CACHE_LINE: usize = 32;
@@ -155,7 +155,8 @@ impl Vectorized for NormAct<'_> {
             // The last vector overlaps the one before.
             let at = at.min(len.saturating_sub(V::N));
             let x = bf16::load_or::<V>(&self.from[at..], 0.0);
-            bf16::store_some(silu(x.mul_add(scale, shift)), &mut self.to[at..]);
+            let y = silu_by_reciprocal(x.mul_add(scale, shift));
+            bf16::store_some(y, &mut self.to[at..]);
         }
     }
 }
