@@ -1,4 +1,4 @@
-//! Convolution on the CPU.
+//! Convolution on the CPU: bf16 in the processor's own products where it has fast ones, everything else in f32.
 
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
