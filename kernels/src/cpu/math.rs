@@ -62,6 +62,7 @@ pub(crate) fn silu<V: Lanes>(x: V) -> V {
 }
 
 /// [`silu`] without a division. Below -80, where it is within 1e-32 of zero, it stays as it is there.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[inline(always)]
 pub(crate) fn silu_by_reciprocal<V: Lanes>(x: V) -> V {
     let x = V::splat(-80.0).max(x);

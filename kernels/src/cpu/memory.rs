@@ -11,6 +11,7 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
 }
 
 /// An empty vector with room for `len` elements, in huge pages if it is large.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn room<T>(len: usize) -> Vec<T> {
     let mut data = Vec::with_capacity(len);
     request_huge_pages(data.as_mut_ptr(), len);
@@ -27,7 +28,7 @@ fn request_huge_pages<T>(data: *mut T, len: usize) {
         let start = data.cast::<u8>();
         let skip = start.align_offset(PAGE);
         if bytes >= HUGE && skip < bytes {
-            // SAFETY: both callers own that many elements. The advice affects how their pages are mapped, not their
+            // SAFETY: the callers own that many elements. The advice affects how their pages are mapped, not their
             // contents, and ignoring it is harmless.
             unsafe {
                 let whole_pages = (bytes - skip) / PAGE * PAGE;
