@@ -4,6 +4,8 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod half;
 mod image;
 mod patches;
 #[cfg(test)]
@@ -68,6 +70,9 @@ impl Geometry {
 ///
 /// `norm` is applied to `x` first, followed by SiLU. `residual` is added to the result, and its memory is reused if it
 /// is not shared.
+///
+/// Sums are f32 for all types, and the result is rounded once. The image after norm and SiLU may be rounded to the type
+/// of `x`: it is where bf16 is multiplied in hardware.
 ///
 /// # Shapes
 /// `x`: `[b, c_in, y, x]`; result and `residual`: `[b, c_out, y', x']`.

@@ -9,6 +9,8 @@ use burn::tensor::{Bytes, DType, Element, FloatDType, Tensor};
 use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod blocks;
 pub(crate) mod element;
 pub(crate) mod lanes;
 pub(crate) mod math;

@@ -168,7 +168,11 @@ impl<T: Published> LatentModel<T> {
                 "diffusion_pytorch_model",
                 options,
                 AutoencoderKlConfig::read,
-                |config| if config.force_upcast { DType::F32 } else { options.dtype },
+                // bf16 has the range of f32.
+                |config| match options.dtype {
+                    DType::F16 if config.force_upcast => DType::F32,
+                    dtype => dtype,
+                },
                 AutoencoderKl::load,
             )?,
         };

@@ -1,12 +1,16 @@
-//! Convolution on the CPU.
+//! Convolution on the CPU: bf16 in the processor's own products where it has fast ones, everything else in f32.
 
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
 
+#[cfg(target_arch = "x86_64")]
+use super::half;
 use super::image::{Source, Target};
 use super::patches::{self, Patches};
 use super::winograd::{self, Winograd};
 use super::{ConvOps, Geometry, reference_conv2d};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx::Dots;
 use crate::cpu::lanes::Level;
 use crate::cpu::memory::{Scratch, zeros};
 use crate::cpu::workers::for_each;
@@ -25,19 +29,26 @@ impl ConvOps for Flex {
     ) -> FlexTensor {
         match x.dtype() {
             dtype @ (DType::F32 | DType::F16 | DType::BF16) => {
-                let algorithm = Algorithm::choose(&geometry, dims(&x), dims(&weight));
-                let [bias, scale, shift, residual] =
-                    [bias, scale, shift, residual].map(|optional| optional.into_option().map(wide));
-                let inputs =
-                    Inputs { x: wide(x), weight: wide(weight), bias, norm: scale.zip(shift), residual };
-                round_to(conv2d(Level::detect(), algorithm, geometry, inputs), dtype)
+                let [bias, scale, shift] =
+                    [bias, scale, shift].map(|optional| optional.into_option().map(wide));
+                let (norm, residual) = (scale.zip(shift), residual.into_option());
+                let inputs = Inputs { x, weight, bias, norm, residual };
+                #[cfg(target_arch = "x86_64")]
+                if let dots = Dots::detect()
+                    && dots != Dots::Widen
+                    && inputs.are_bf16()
+                {
+                    return half::conv2d(dots, geometry, inputs);
+                }
+                let algorithm = Algorithm::choose(&geometry, dims(&inputs.x), dims(&inputs.weight));
+                round_to(conv2d(Level::detect(), algorithm, geometry, inputs.widen()), dtype)
             }
             _ => reference_conv2d::<Self>(geometry, x, weight, bias, scale, shift, residual),
         }
     }
 }
 
-/// The tensors of a convolution; `scale` and `shift` are those of the norm.
+/// The tensors of a convolution. The bias and the norm's scale and shift are f32.
 pub(super) struct Inputs {
     pub x: FlexTensor,
     pub weight: FlexTensor,
@@ -46,7 +57,22 @@ pub(super) struct Inputs {
     pub residual: Option<FlexTensor>,
 }
 
-/// The algorithms.
+impl Inputs {
+    /// Whether the image, the weight and the residual are bf16.
+    #[cfg(target_arch = "x86_64")]
+    fn are_bf16(&self) -> bool {
+        let all = [Some(&self.x), Some(&self.weight), self.residual.as_ref()];
+        all.into_iter().flatten().all(|tensor| tensor.dtype() == DType::BF16)
+    }
+
+    /// All in f32.
+    fn widen(self) -> Self {
+        let Self { x, weight, bias, norm, residual } = self;
+        Self { x: wide(x), weight: wide(weight), bias, norm, residual: residual.map(wide) }
+    }
+}
+
+/// The algorithms for f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
     /// Any kernel and stride.
@@ -71,7 +97,7 @@ impl Algorithm {
     }
 }
 
-/// [`conv2d`](super::conv2d()) at `level` by `algorithm`.
+/// [`conv2d`](super::conv2d()) of f32 at `level` by `algorithm`.
 pub(super) fn conv2d(level: Level, algorithm: Algorithm, geometry: Geometry, inputs: Inputs) -> FlexTensor {
     let Inputs { x, weight, bias, norm, residual } = inputs;
     let Geometry { stride, padding: [top, _, left, _], upsample } = geometry;

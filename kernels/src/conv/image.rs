@@ -4,9 +4,9 @@ use crate::cpu::{lanes::Lanes, silu::norm_act};
 
 /// The input under the sliding kernel: normalised, activated, upsampled and padded, without a copy in memory.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct Source<'a, E = f32> {
     /// `[b, c, rows, cols]`
-    pub data: &'a [f32],
+    pub data: &'a [E],
     pub rows: usize,
     pub cols: usize,
     /// Scale and shift, each `[b, c]`; SiLU follows them.
@@ -18,7 +18,21 @@ pub(super) struct Source<'a> {
     pub left: usize,
 }
 
-impl Source<'_> {
+/// A part of a row under the kernel.
+pub(super) struct Span {
+    /// Pixels of padding before the image.
+    pub before: usize,
+    /// The first pixel of the upsampled image.
+    pub first: usize,
+    /// The number of pixels of the upsampled image; padding follows.
+    pub count: usize,
+    /// The first column of `data`.
+    pub start: usize,
+    /// The column of `data` after the last, `start` if there is none.
+    pub end: usize,
+}
+
+impl<E> Source<'_, E> {
     /// The row of `data` for padded row `y`, or `None` in the padding.
     #[inline(always)]
     pub(super) fn row(&self, y: usize) -> Option<usize> {
@@ -26,22 +40,31 @@ impl Source<'_> {
         (row < self.rows).then_some(row)
     }
 
+    /// `len` pixels of a row from `x` on.
+    #[inline(always)]
+    pub(super) fn span(&self, x: usize, len: usize) -> Span {
+        let doubled = u32::from(self.upsample);
+        let before = self.left.saturating_sub(x).min(len);
+        let first = (x + before).saturating_sub(self.left);
+        let count = (self.cols << doubled).saturating_sub(first).min(len - before);
+        let start = first >> doubled;
+        let end = if count == 0 { start } else { ((first + count - 1) >> doubled) + 1 };
+        Span { before, first, count, start, end }
+    }
+}
+
+impl Source<'_> {
     /// Writes the pixels from `x` on of a row (of `data`, by [`row`](Self::row)) of plane `b · channels + c`.
     #[inline(always)]
     pub(super) fn read<V: Lanes>(&self, plane: usize, row: Option<usize>, x: usize, to: &mut [f32]) {
         let Some(row) = row else { return to.fill(0.0) };
-        let doubled = u32::from(self.upsample);
-        let before = self.left.saturating_sub(x).min(to.len());
-        let first = (x + before).saturating_sub(self.left);
-        let count = (self.cols << doubled).saturating_sub(first).min(to.len() - before);
+        let Span { before, first, count, start, end } = self.span(x, to.len());
         to[..before].fill(0.0);
         to[before + count..].fill(0.0);
         if count == 0 {
             return;
         }
         let to = &mut to[before..before + count];
-        let start = first >> doubled;
-        let end = ((first + count - 1) >> doubled) + 1;
         let from = &self.data[(plane * self.rows + row) * self.cols..][start..end];
         let part = &mut to[..from.len()];
         match self.norm {

@@ -12,20 +12,20 @@ use crate::testing::{back, flex, tensor};
 
 /// A convolution to test.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    batch: usize,
-    channels: [usize; 2],
-    size: [usize; 2],
-    kernel: [usize; 2],
-    stride: usize,
-    padding: [usize; 4],
-    upsample: bool,
-    norm: bool,
-    bias: bool,
-    residual: bool,
+pub(super) struct Case {
+    pub batch: usize,
+    pub channels: [usize; 2],
+    pub size: [usize; 2],
+    pub kernel: [usize; 2],
+    pub stride: usize,
+    pub padding: [usize; 4],
+    pub upsample: bool,
+    pub norm: bool,
+    pub bias: bool,
+    pub residual: bool,
 }
 
-const PLAIN: Case = Case {
+pub(super) const PLAIN: Case = Case {
     batch: 1,
     channels: [3, 5],
     size: [9, 11],
@@ -38,9 +38,9 @@ const PLAIN: Case = Case {
     residual: false,
 };
 
-const FULL: Case = Case { norm: true, bias: true, residual: true, ..PLAIN };
+pub(super) const FULL: Case = Case { norm: true, bias: true, residual: true, ..PLAIN };
 
-const CASES: [Case; 19] = [
+pub(super) const CASES: [Case; 19] = [
     PLAIN,
     FULL,
     Case { size: [1, 1], ..FULL },
@@ -75,15 +75,15 @@ fn numbers(len: usize, seed: u32, centre: f32) -> Vec<f32> {
 }
 
 /// A case's tensors.
-struct Inputs {
-    conv: Conv2d,
-    x: Tensor<4>,
-    norm: Option<Affine>,
-    residual: Option<Tensor<4>>,
+pub(super) struct Inputs {
+    pub conv: Conv2d,
+    pub x: Tensor<4>,
+    pub norm: Option<Affine>,
+    pub residual: Option<Tensor<4>>,
 }
 
 impl Case {
-    fn result_shape(&self) -> [usize; 4] {
+    pub(super) fn result_shape(&self) -> [usize; 4] {
         let Self { batch, channels: [_, c_out], size, kernel, stride, padding, upsample, .. } = *self;
         let doubled = usize::from(upsample) + 1;
         let rows = (size[0] * doubled + padding[0] + padding[1] - kernel[0]) / stride + 1;
@@ -91,7 +91,7 @@ impl Case {
         [batch, c_out, rows, cols]
     }
 
-    fn inputs(&self) -> Inputs {
+    pub(super) fn inputs(&self) -> Inputs {
         let Self { batch, channels: [c_in, c_out], size: [rows, cols], kernel: [ky, kx], .. } = *self;
         let shape = self.result_shape();
         Inputs {
@@ -138,7 +138,7 @@ fn at_level(level: Level, algorithm: Algorithm, inputs: Inputs) -> Tensor<4> {
 }
 
 /// The definition, in f64.
-fn by_definition(case: &Case, inputs: &Inputs) -> Vec<f64> {
+pub(super) fn by_definition(case: &Case, inputs: &Inputs) -> Vec<f64> {
     let Case { channels: [c_in, c_out], size: [rows, cols], kernel: [ky, kx], stride, .. } = *case;
     let doubled = usize::from(case.upsample) + 1;
     let (x, weight) = (values(&inputs.x), values(&inputs.conv.weight));

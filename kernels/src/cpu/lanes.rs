@@ -46,6 +46,11 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     unsafe fn store_f16(self, to: *mut f16);
     fn splat(value: f32) -> Self;
     fn div(self, by: Self) -> Self;
+    /// `1 / self`, accurate to 2 ulp if both are normal numbers.
+    #[inline(always)]
+    fn reciprocal(self) -> Self {
+        Self::splat(1.0).div(self)
+    }
     /// `self · a + b`, rounded once if the processor supports it.
     fn mul_add(self, a: Self, b: Self) -> Self;
     /// The larger element of each pair; that of `other` if either is NaN.

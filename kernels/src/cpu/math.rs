@@ -82,6 +82,14 @@ pub(crate) fn silu<V: Lanes>(x: V) -> V {
     swish(x, V::splat(1.0))
 }
 
+/// [`silu`] without a division. Below -80, where it is within 1e-32 of zero, it stays as it is there.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[inline(always)]
+pub(crate) fn silu_by_reciprocal<V: Lanes>(x: V) -> V {
+    let x = V::splat(-80.0).max(x);
+    x * (V::splat(1.0) + exp(V::splat(0.0) - x)).reciprocal()
+}
+
 /// `x σ(1.702 x)`.
 #[inline(always)]
 pub(crate) fn quick_gelu<V: Lanes>(x: V) -> V {

@@ -1,10 +1,11 @@
 //! Group norm on the CPU: each operation makes one pass over the image.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, bf16, f16};
 use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
 use super::{GroupNormOps, reference_group_norm_moments, reference_norm_act};
+use crate::cpu::element::Element;
 use crate::cpu::lanes::{Lanes, Level, Vectorized};
 use crate::cpu::memory::zeros;
 use crate::cpu::{contiguous, dims, round_to, silu, slice, tensor, wide};
@@ -12,7 +13,9 @@ use crate::cpu::{contiguous, dims, round_to, silu, slice, tensor, wide};
 impl GroupNormOps for Flex {
     fn group_norm_moments(x: FlexTensor, groups: usize) -> (FlexTensor, FlexTensor) {
         match x.dtype() {
-            DType::F32 | DType::F16 | DType::BF16 => moments(Level::detect(), wide(x), groups),
+            DType::F32 => moments::<f32>(Level::detect(), x, groups),
+            DType::F16 => moments::<f16>(Level::detect(), x, groups),
+            DType::BF16 => moments::<bf16>(Level::detect(), x, groups),
             _ => reference_group_norm_moments::<Self>(x, groups),
         }
     }
@@ -32,7 +35,7 @@ impl GroupNormOps for Flex {
 /// Sums are f64, in which the difference of Σx² and (Σx)²/n keeps enough digits even if the mean is 10⁴ times the
 /// deviation; two passes over the image would take twice as long. The order of summation is that of memory, so the
 /// result is bitwise the same at every level and for any number of threads.
-pub(super) fn moments(level: Level, x: FlexTensor, groups: usize) -> (FlexTensor, FlexTensor) {
+pub(super) fn moments<E: Element>(level: Level, x: FlexTensor, groups: usize) -> (FlexTensor, FlexTensor) {
     let [b, c, rows, cols] = dims(&x);
     assert_eq!(c % groups, 0, "{groups} groups of {c} channels");
     let count = c / groups * rows * cols;
@@ -40,7 +43,8 @@ pub(super) fn moments(level: Level, x: FlexTensor, groups: usize) -> (FlexTensor
         return (tensor(vec![0.0; b * groups], [b, groups]), tensor(vec![0.0; b * groups], [b, groups]));
     }
     let x = contiguous(x);
-    let of_planes = slice(&x)
+    let elements = x.as_slice::<E>().expect("made contiguous");
+    let of_planes = elements
         .par_chunks_exact(rows * cols)
         .map(|plane| level.run(PlaneSums { plane }))
         .collect::<Vec<_>>();
@@ -87,11 +91,11 @@ pub(super) fn norm_act(
 }
 
 /// Computes Σx and Σx² of a plane.
-struct PlaneSums<'a> {
-    plane: &'a [f32],
+struct PlaneSums<'a, E> {
+    plane: &'a [E],
 }
 
-impl Vectorized for PlaneSums<'_> {
+impl<E: Element> Vectorized for PlaneSums<'_, E> {
     type Output = (f64, f64);
 
     #[inline(always)]
@@ -99,15 +103,19 @@ impl Vectorized for PlaneSums<'_> {
         const N: usize = 16;
         let (mut sums, mut squares) = ([0.0f64; N], [0.0f64; N]);
         let (whole, rest) = self.plane.as_chunks::<N>();
+        let mut wide = [0.0f32; N];
         for chunk in whole {
+            for at in (0..N).step_by(V::N) {
+                E::load_or::<V>(&chunk[at..], 0.0).store_some(&mut wide[at..]);
+            }
             for i in 0..N {
-                let x = f64::from(chunk[i]);
+                let x = f64::from(wide[i]);
                 sums[i] += x;
                 squares[i] += x * x;
             }
         }
         for (i, &x) in rest.iter().enumerate() {
-            let x = f64::from(x);
+            let x = x.elem::<f64>();
             sums[i] += x;
             squares[i] += x * x;
         }

@@ -55,7 +55,7 @@ fn moments_agree_with_f64_even_far_from_zero() {
             let x = image(shape, centre);
             let (mean, deviation) = moments_in_f64(&x, groups);
             for &level in Level::available() {
-                let (got_mean, got_deviation) = cpu::moments(level, flex(x.clone()), groups);
+                let (got_mean, got_deviation) = cpu::moments::<f32>(level, flex(x.clone()), groups);
                 let apart = error(slice(&got_mean), &mean);
                 assert!(apart <= 1e-7, "{apart:e} of the mean at {level:?} of {shape:?}");
                 if shape[1] / groups * shape[2] * shape[3] > 1 {

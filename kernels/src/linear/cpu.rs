@@ -12,14 +12,14 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::half;
 use super::{LinearOps, reference_linear};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::amx::Dots;
 use crate::cpu::{
     TensorRows, contiguous, dims,
     element::Element,
     lanes::{Lanes, Level, Vectorized},
     round_to, slice, tensor, wide,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::{amx::Dots, blocks::Matrix};
 use crate::optional::Optional;
 
 /// The most rows for which streaming the weight wins.
@@ -90,10 +90,10 @@ pub(super) fn linear_bf16(
 
 /// `rows` as a matrix, if they lie evenly.
 #[cfg(target_arch = "x86_64")]
-fn matrix(rows: &TensorRows<bf16>) -> Option<half::Matrix<'_>> {
+fn matrix(rows: &TensorRows<bf16>) -> Option<Matrix<'_>> {
     let stride = usize::try_from(rows.stride()?).ok()?;
     let data = if rows.count() == 0 { &[] } else { rows.memory() };
-    Some(half::Matrix::new(data, rows.count(), rows.len(), stride))
+    Some(Matrix::new(data, rows.count(), rows.len(), stride))
 }
 
 /// [`linear`](super::linear) of f32 inputs and bias at `level`; the weight may have 16 bits.

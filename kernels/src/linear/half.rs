@@ -4,29 +4,25 @@
 //! packs their weights for its second-level cache and goes over all inputs, 32 rows at a time. Long sums are cut into
 //! parts of equal length, between which they lie in memory as f32.
 
-mod block;
 mod pack;
+mod pending;
 #[cfg(test)]
 mod tests;
 
 use burn::tensor::bf16;
 use rayon::prelude::*;
 
+#[cfg(target_os = "linux")]
+use crate::cpu::blocks::TileBlock;
 use crate::cpu::{
     amx::Dots,
+    blocks::{
+        Block, DotBlock, Matrix, Packed, Pending, SIDE, TILE, TILE_TERMS, pack::weights as pack_weights,
+    },
     memory::Scratch,
     workers::{PerTask, for_each},
 };
-use block::{Block, DotBlock, Pending};
-
-/// Rows of inputs, and outputs, of a block.
-const SIDE: usize = 32;
-
-/// Terms of a sum that a tile holds.
-const TILE_TERMS: usize = 32;
-
-/// f32 that take as much memory as a tile: 16 rows of 32 bf16, or of 16 f32.
-const TILE: usize = 256;
+use pending::Rows;
 
 /// The most terms that are summed before the sum is put into memory.
 const TERMS: usize = 1536;
@@ -36,31 +32,6 @@ const PANEL: usize = 192 << 10;
 
 /// The most rows of inputs that are packed at a time.
 const SLAB: usize = 2048;
-
-/// Rows of bf16 that lie `stride` apart.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    data: &'a [bf16],
-    rows: usize,
-    len: usize,
-    stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// `rows` rows of `len`, the first at the start of `data`.
-    ///
-    /// # Panics
-    /// If the last row is not within `data`.
-    pub(super) fn new(data: &'a [bf16], rows: usize, len: usize, stride: usize) -> Self {
-        assert!(rows == 0 || (rows - 1) * stride + len <= data.len(), "rows within the memory of the tensor");
-        Self { data, rows, len, stride }
-    }
-
-    /// Elements from column `at` to the end of row `row`: none if there is no such row.
-    fn rest(&self, row: usize, at: usize) -> &'a [bf16] {
-        if row < self.rows { &self.data[row * self.stride..][at..self.len] } else { &[] }
-    }
-}
 
 /// `x · weightᵀ + bias` with `dots`.
 ///
@@ -177,7 +148,7 @@ impl Slab<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn run_tiles(&self, first: usize, scratch: &mut [f32]) {
         // SAFETY: the caller's promise.
-        unsafe { self.run_with(&block::TileBlock::new(), first, scratch) }
+        unsafe { self.run_with(&TileBlock::new(), first, scratch) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -197,12 +168,12 @@ impl Slab<'_> {
         assert!(finished.len() >= 2 * SIDE * SIDE);
         let (sums, finished) = (sums.as_mut_ptr(), finished.as_mut_ptr());
         let pairs = outputs.div_ceil(SIDE);
-        let mut pending = Pending::none(self.weight.rows);
+        let mut pending = Rows::none(self.weight.rows);
         let mut flip = 0;
         for p in 0..parts {
             let is_last = p + 1 == parts;
             // SAFETY: the caller's promise.
-            unsafe { pack::weights(self.weight, first, pairs, p * part, part, weights) };
+            unsafe { pack_weights(self.weight, first, pairs, p * part, part, weights) };
             for group in 0..self.rows.div_ceil(SIDE) {
                 let inputs = &self.inputs[group * 2 * self.sizes.tiles() * TILE..];
                 let a = [0, 1].map(|half| inputs[(half * self.sizes.tiles() + p * part) * TILE..].as_ptr());
@@ -218,10 +189,10 @@ impl Slab<'_> {
                     };
                     // SAFETY: `a` and `b` have `part` tiles each, `from` and `to` a block, and `pending` is of the other
                     // half of `finished`.
-                    unsafe { block.run(a, b, part, from, to, &mut pending) };
+                    unsafe { block.run(Packed(a), b, part, from, to, &mut pending) };
                     if is_last {
                         let (row, output) = (group * SIDE, first + pair * SIDE);
-                        pending = Pending {
+                        pending = Rows {
                             sums: to,
                             bias: self.bias[output..][..SIDE].as_ptr(),
                             y: self.y.get().wrapping_add(row * self.weight.rows + output),
@@ -235,6 +206,6 @@ impl Slab<'_> {
             }
         }
         // SAFETY: as above.
-        unsafe { pending.finish(SIDE) };
+        unsafe { pending.finish() };
     }
 }

@@ -24,6 +24,7 @@ functions! {
     Exp = math::exp;
     Exp2 = math::exp2;
     Silu = math::silu;
+    SiluByReciprocal = math::silu_by_reciprocal;
     QuickGelu = math::quick_gelu;
     GeluTanh = math::gelu_tanh;
     Gelu = math::gelu;
@@ -146,5 +147,18 @@ fn activations_at_the_ends() {
         assert_eq!(evaluate(level, Gelu, &x), y, "{level:?}");
         assert!(evaluate(level, Gelu, &[f32::NAN])[0].is_nan(), "{level:?}");
         assert!(evaluate(level, GeluTanh, &[f32::NAN])[0].is_nan(), "{level:?}");
+    }
+}
+
+#[test]
+fn silu_by_reciprocal_is_right_to_one_part_in_four_million_and_at_the_ends() {
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    assert!(worst(SiluByReciprocal, &arguments(80.0), silu, of_argument) < 2.5e-7);
+    for &level in Level::available() {
+        let y = evaluate(level, SiluByReciprocal, &[f32::NEG_INFINITY, -1e30, -200.0, -0.0]);
+        assert!(y.iter().all(|y| y.abs() < 1e-32), "{y:?} at {level:?}");
+        let large = [80.0, 1e30, f32::INFINITY];
+        assert_eq!(evaluate(level, SiluByReciprocal, &large), large, "{level:?}");
+        assert!(evaluate(level, SiluByReciprocal, &[f32::NAN])[0].is_nan(), "{level:?}");
     }
 }

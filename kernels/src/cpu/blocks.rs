@@ -1,62 +1,97 @@
-//! Blocks of 32 inputs and 32 outputs, each way to multiply bf16.
+//! Products of bf16 in hardware: blocks of 32 inputs and 32 outputs, each way to multiply bf16.
 //!
-//! A block of sums is four tiles of 16 × 16 f32, left to right and top to bottom.
+//! Both sides are packed into tiles of 1 KiB. A block of sums is four tiles of 16 × 16 f32, left to right and top to
+//! bottom.
+
+pub(crate) mod pack;
 
 use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-use super::TILE;
 #[cfg(target_os = "linux")]
-use crate::cpu::amx::{ROW_BYTES, Tiles};
+use super::amx::{ROW_BYTES, Tiles};
 
-/// A block of sums that is not in the result yet.
-pub(super) struct Pending {
-    pub sums: *const f32,
-    /// 32 numbers, added to each row.
-    pub bias: *const f32,
-    pub y: *mut bf16,
-    /// Elements from a row of `y` to the next.
-    pub stride: usize,
-    /// The next row to write.
-    pub row: usize,
-    /// Rows and outputs of the block that exist.
+/// Rows of inputs, and outputs, of a block.
+pub(crate) const SIDE: usize = 32;
+
+/// Terms of a sum that a tile holds.
+pub(crate) const TILE_TERMS: usize = 32;
+
+/// f32 that take as much memory as a tile: 16 rows of 32 bf16, or of 16 f32.
+pub(crate) const TILE: usize = 256;
+
+/// f32 that take as much memory as a row of a tile.
+pub(crate) const TILE_ROW: usize = 16;
+
+/// Rows of bf16 that lie `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub data: &'a [bf16],
     pub rows: usize,
-    pub outputs: usize,
+    pub len: usize,
+    pub stride: usize,
 }
 
-impl Pending {
-    /// No block, for a result with rows that are `stride` apart.
-    pub(super) fn none(stride: usize) -> Self {
-        let (sums, bias, y) = (std::ptr::null(), std::ptr::null(), std::ptr::null_mut());
-        Self { sums, bias, y, stride, row: 0, rows: 0, outputs: 0 }
+impl<'a> Matrix<'a> {
+    /// `rows` rows of `len`, the first at the start of `data`.
+    ///
+    /// # Panics
+    /// If the last row is not within `data`.
+    pub(crate) fn new(data: &'a [bf16], rows: usize, len: usize, stride: usize) -> Self {
+        assert!(rows == 0 || (rows - 1) * stride + len <= data.len(), "rows within the memory of the tensor");
+        Self { data, rows, len, stride }
     }
 
-    /// Writes up to `count` more rows.
+    /// Elements from column `at` to the end of row `row`: none if there is no such row.
+    pub(crate) fn rest(&self, row: usize, at: usize) -> &'a [bf16] {
+        if row < self.rows { &self.data[row * self.stride..][at..self.len] } else { &[] }
+    }
+}
+
+/// The inputs of a block: two times 16 rows, in tiles.
+pub(crate) trait Inputs: Copy {
+    /// f32 from a row of a tile to the next.
+    fn row_stride(&self) -> usize;
+
+    /// The tiles of step `step`.
+    fn tiles(&self, step: usize) -> [*const f32; 2];
+}
+
+/// Inputs whose tiles lie one after another.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed(pub [*const f32; 2]);
+
+impl Inputs for Packed {
+    #[inline(always)]
+    fn row_stride(&self) -> usize {
+        TILE_ROW
+    }
+
+    #[inline(always)]
+    fn tiles(&self, step: usize) -> [*const f32; 2] {
+        self.0.map(|tiles| tiles.wrapping_add(step * TILE))
+    }
+}
+
+/// A block of sums that is not in the result yet.
+pub(crate) trait Pending {
+    /// Writes a part of it, if there is any left.
     ///
     /// # Safety
-    /// The processor must have AVX-512 F, BW and BF16; the pointers must be valid for rows and outputs that exist.
-    #[inline(always)]
-    pub(super) unsafe fn finish(&mut self, count: usize) {
-        let end = self.rows.min(self.row + count);
-        while self.row < end {
-            // SAFETY: the caller's promise; the mask leaves out outputs that do not exist.
-            unsafe {
-                let mask = if self.outputs == 32 { !0 } else { (1 << self.outputs) - 1 };
-                let sums = self.sums.add(self.row / 16 * 2 * TILE + self.row % 16 * 16);
-                let low = _mm512_add_ps(_mm512_loadu_ps(sums), _mm512_loadu_ps(self.bias));
-                let high = _mm512_add_ps(_mm512_loadu_ps(sums.add(TILE)), _mm512_loadu_ps(self.bias.add(16)));
-                let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_mask_storeu_epi16(self.y.add(self.row * self.stride).cast(), mask, rounded);
-            }
-            self.row += 1;
-        }
-    }
+    /// The processor must have AVX-512 F, BW, DQ, VL and BF16, and pointers in `self` must be valid.
+    unsafe fn advance(&mut self);
+
+    /// Writes all that is left.
+    ///
+    /// # Safety
+    /// As [`advance`](Self::advance).
+    unsafe fn finish(&mut self);
 }
 
 /// A way to multiply blocks.
-pub(super) trait Block {
-    /// Multiplies two times `count` tiles of inputs, `a`, by two times `count` of weights, `b`. Adds the sums in `from`,
+pub(crate) trait Block {
+    /// Multiplies `count` steps of inputs, `a`, by two times `count` tiles of weights, `b`. Adds the sums in `from`,
     /// unless it is null, and writes them to `to`. Finishes `pending`.
     ///
     /// # Safety
@@ -64,22 +99,22 @@ pub(super) trait Block {
     /// [`Pending::finish`].
     unsafe fn run(
         &self,
-        a: [*const f32; 2],
+        a: impl Inputs,
         b: [*const f32; 2],
         count: usize,
         from: *const f32,
         to: *mut f32,
-        pending: &mut Pending,
+        pending: &mut impl Pending,
     );
 }
 
 /// In AMX tiles.
 #[cfg(target_os = "linux")]
-pub(super) struct TileBlock(Tiles);
+pub(crate) struct TileBlock(Tiles);
 
 #[cfg(target_os = "linux")]
 impl TileBlock {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Tiles::full())
     }
 
@@ -88,13 +123,14 @@ impl TileBlock {
     /// # Safety
     /// The pointers must be valid for reading tile `at`.
     #[inline(always)]
-    unsafe fn step(&self, a: [*const f32; 2], b: [*const f32; 2], at: usize) {
-        let tiles = &self.0;
+    unsafe fn step(&self, a: impl Inputs, b: [*const f32; 2], at: usize) {
+        let (tiles, stride) = (&self.0, size_of::<f32>() * a.row_stride());
+        let a = a.tiles(at);
         // SAFETY: the caller's promise.
         unsafe {
-            tiles.load::<4>(a[0].add(at * TILE).cast(), ROW_BYTES);
+            tiles.load::<4>(a[0].cast(), stride);
             tiles.load::<6>(b[0].add(at * TILE).cast(), ROW_BYTES);
-            tiles.load::<5>(a[1].add(at * TILE).cast(), ROW_BYTES);
+            tiles.load::<5>(a[1].cast(), stride);
             tiles.load::<7>(b[1].add(at * TILE).cast(), ROW_BYTES);
         }
         tiles.dot::<0, 4, 6>();
@@ -109,12 +145,12 @@ impl Block for TileBlock {
     #[inline(always)]
     unsafe fn run(
         &self,
-        a: [*const f32; 2],
+        a: impl Inputs,
         b: [*const f32; 2],
         count: usize,
         from: *const f32,
         to: *mut f32,
-        pending: &mut Pending,
+        pending: &mut impl Pending,
     ) {
         let tiles = &self.0;
         let mut unused = [0.0f32; TILE];
@@ -138,7 +174,7 @@ impl Block for TileBlock {
             unsafe {
                 self.step(a, b, at);
                 // Vector instructions run beside the tiles'.
-                pending.finish(4);
+                pending.advance();
                 self.step(a, b, at + 1);
                 self.step(a, b, at + 2);
                 self.step(a, b, at + 3);
@@ -157,7 +193,7 @@ impl Block for TileBlock {
         }
         // SAFETY: the caller's promise.
         unsafe {
-            pending.finish(32);
+            pending.finish();
             tiles.store::<0>(to.cast(), ROW_BYTES);
             tiles.store::<1>(to.add(TILE).cast(), ROW_BYTES);
             tiles.store::<2>(to.add(2 * TILE).cast(), ROW_BYTES);
@@ -167,27 +203,27 @@ impl Block for TileBlock {
 }
 
 /// In vectors, by `_mm512_dpbf16_ps`.
-pub(super) struct DotBlock;
+pub(crate) struct DotBlock;
 
 impl Block for DotBlock {
     #[inline(always)]
     unsafe fn run(
         &self,
-        a: [*const f32; 2],
+        a: impl Inputs,
         b: [*const f32; 2],
         count: usize,
         from: *const f32,
         to: *mut f32,
-        pending: &mut Pending,
+        pending: &mut impl Pending,
     ) {
         /// Rows whose sums the registers hold, with two vectors of outputs.
         const ROWS: usize = 8;
         // SAFETY: the caller's promise.
-        unsafe { pending.finish(32) };
+        unsafe { pending.finish() };
         for rows in 0..32 / ROWS {
             let first = rows * ROWS % 16;
             let start = rows * ROWS / 16 * 2 * TILE + first * 16;
-            let a = a[rows * ROWS / 16].wrapping_add(first * 16);
+            let stride = a.row_stride();
             let mut sums = [[zero(); 2]; ROWS];
             if !from.is_null() {
                 for row in 0..ROWS {
@@ -199,6 +235,7 @@ impl Block for DotBlock {
                 }
             }
             for tile in 0..count {
+                let a = a.tiles(tile)[rows * ROWS / 16].wrapping_add(first * stride);
                 for pair in 0..16 {
                     // SAFETY: the caller's promise; a pair is as large as an f32.
                     unsafe {
@@ -208,7 +245,7 @@ impl Block for DotBlock {
                             std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(b[1].add(at))),
                         ];
                         for row in 0..ROWS {
-                            let input = a.add(tile * TILE + row * 16 + pair).cast::<i32>().read();
+                            let input = a.add(row * stride + pair).cast::<i32>().read();
                             let input = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(input));
                             sums[row][0] = _mm512_dpbf16_ps(sums[row][0], input, weights[0]);
                             sums[row][1] = _mm512_dpbf16_ps(sums[row][1], input, weights[1]);
