@@ -1,6 +1,6 @@
 """Draws the same pictures by every parallel method, compares them with those of one rank, and writes `docs/methods.md`.
 
-    python methods.py CLASSIFIER [--prompts 16] [--folder FOLDER] [--xdit FILE] [--docs FOLDER]
+    python methods.py CLASSIFIER [--prompts 12] [--folder FOLDER] [--xdit FILE] [--docs FOLDER]
 
 CLASSIFIER is the file that `evaluate.py classifier` writes; `../../xdit-cli/demo/training/README.md` has the command.
 The pictures are those of the built-in model. With FOLDER, they are kept, and a second run draws only what is missing.
@@ -38,9 +38,13 @@ GUIDANCE = 3
 RANKS = (2, 4, 8)
 PATCHES = (2, 4, 8)
 WARMUPS = (0, 1, 2, 4)
+# For one prompt.
+MORE_WARMUPS = (0, 1, 2, 4, 8)
+# In dB; the tables count the pictures below it.
+FAR = 20
 DEFAULT_WARMUP = 1
 # On one core, the whole script takes about half an hour with as many.
-PROMPTS = 16
+PROMPTS = 12
 # Prompts of each group that all rows draw before any row goes on.
 ROUND = 4
 
@@ -80,6 +84,13 @@ class Program:
             sys.exit(f"`{' '.join(map(str, command))}` failed:\n{errors}")
         self.seconds[name] = self.seconds.get(name, 0) + usage.ru_utime + usage.ru_stime
         self.record.write_text(json.dumps(self.seconds, indent=1) + "\n")
+
+    def count(self, name: str) -> int:
+        return len(list((self.folder / name).glob("*.png")))
+
+    def each(self, name: str) -> float:
+        """Seconds a picture."""
+        return self.seconds[name] / self.count(name)
 
     def draw(self, name: str, texts: dict[int, str], options: str, steps: int = STEPS) -> list[np.ndarray]:
         """The pictures of texts by seed; those that the folder has are not drawn again."""
@@ -226,6 +237,7 @@ class Setting:
         self.psnr: list[float] = []
         self.object: list[bool] = []
         self.colour: list[bool] = []
+        self.number: list[bool] = []
 
     @property
     def mean(self) -> float:
@@ -237,7 +249,7 @@ class Setting:
         return min(self.psnr)
 
     def shares(self) -> list[str]:
-        return [f"{100 * np.mean(hits):.1f} %" for hits in (self.object, self.colour)]
+        return [f"{100 * np.mean(hits):.1f} %" for hits in (self.object, self.colour, self.number)]
 
 
 def all_settings() -> list[Setting]:
@@ -267,8 +279,9 @@ def measure(program: Program, classifier_path: str, count: int) -> tuple[list[Se
         if setting.method == "serial":
             serial[setting.steps] = setting.pictures
         guesses = classify(classifier, torch.from_numpy(np.stack(setting.pictures)).permute(0, 3, 1, 2) / 127.5 - 1)
-        setting.object = [guess == prompt["labels"]["first"] for guess, prompt in zip(guesses["first"], prompts, strict=True)]
-        setting.colour = [guess == prompt["labels"]["colour"] for guess, prompt in zip(guesses["colour"], prompts, strict=True)]
+        for attribute, label in (("object", "first"), ("colour", "colour"), ("number", "count")):
+            pairs = zip(guesses[label], prompts, strict=True)
+            setattr(setting, attribute, [guess == prompt["labels"][label] for guess, prompt in pairs])
     for setting in settings:
         # The serial pictures of fewer steps are compared with those of all steps, the others with those of as many.
         wanted = serial[STEPS if setting.method == "serial" else setting.steps]
@@ -276,20 +289,31 @@ def measure(program: Program, classifier_path: str, count: int) -> tuple[list[Se
     return settings, prompts
 
 
-def warmup_grid(settings: list[Setting], prompts: list[dict], path: Path) -> str:
-    """The prompt that the most patches with the default warm-up change most, by the larger numbers of patches."""
-    find = {(s.method, s.patches, s.warmup, s.steps): s for s in settings}
-    hardest = find["PipeFusion", PATCHES[-1], DEFAULT_WARMUP, STEPS]
-    number = int(np.argmin(hardest.psnr))
-    cells = {}
+def far(values: list[float]) -> int:
+    return sum(value < FAR for value in values)
+
+
+def one_prompt(program: Program, serial: list[np.ndarray], path: Path) -> dict[tuple[str, int], list[float]]:
+    """Draws the prompt of the first part with more warm-up steps.
+
+    The grid shows the first seed with the larger numbers of patches. Returns the PSNR of all seeds with the smaller one of
+    these, by method and warm-up steps.
+    """
+    cells, found = {}, {}
     for row, (method, patches) in enumerate((method, patches) for method in STALE for patches in PATCHES[1:]):
-        cells[row, 0] = ("one rank,\nno stale keys", settings[0].pictures[number])
-        for column, warmup in enumerate(WARMUPS):
-            setting = find[method, patches, warmup, STEPS]
-            label = f"{method}, {patches} patches,\nwarm-up {warmup}: {decibels(setting.psnr[number])}"
-            cells[row, 1 + column] = (label, setting.pictures[number])
+        cells[row, 0] = ("one rank,\nno stale keys", serial[0])
+        for column, warmup in enumerate(MORE_WARMUPS):
+            options = STALE[method].format(patches=patches, warmup=warmup)
+            seeds = range(SEED, SEED + (len(serial) if patches == PATCHES[1] else 1))
+            name = f"warm-up-{method.lower()}-{patches}-{warmup}"
+            pictures = program.draw(name, dict.fromkeys(seeds, PROMPT), options)
+            values = list(map(psnr, pictures, serial))
+            if patches == PATCHES[1]:
+                found[method, warmup] = values
+            label = f"{method}, {patches} patches,\nwarm-up {warmup}: {decibels(values[0])}"
+            cells[row, 1 + column] = (label, pictures[0])
     grid(cells, 128, path)
-    return prompts[number]["prompt"]
+    return found
 
 
 # --- The page --------------------------------------------------------------------------------------------------------
@@ -304,59 +328,65 @@ def between(values: list[float], unit: str, digits: int = 1) -> str:
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
 
 
-def advice(settings: list[Setting]) -> str:
+def advice(settings: list[Setting], example: dict[tuple[str, int], list[float]]) -> str:
     """What the figures say about the options. All figures and the best warm-up are computed."""
     find = {(s.method, s.patches, s.warmup, s.steps): s for s in settings}
-    serial, fewer = (find["serial", 1, 0, steps] for steps in (STEPS, FEWER_STEPS))
     stale = [s for s in settings if s.method in STALE]
-    full = [s for s in stale if s.steps == STEPS]
     low, middle, high = PATCHES
 
     def default(method: str, patches: int, steps: int = STEPS) -> float:
         return find[method, patches, DEFAULT_WARMUP, steps].mean
 
     falls = {method: default(method, low) - default(method, high) for method in STALE}
-    halved = {method: default(method, middle) - default(method, middle, FEWER_STEPS) for method in STALE}
+    fewer = {method: default(method, middle) - default(method, middle, FEWER_STEPS) for method in STALE}
     spans = [span([find[m, p, w, STEPS].mean for w in WARMUPS]) for m in STALE for p in PATCHES]
-    worst = [span([find[m, p, w, STEPS].worst for w in WARMUPS]) for m in STALE for p in PATCHES]
-    overall = {w: float(np.mean([s.mean for s in full if s.warmup == w])) for w in WARMUPS}
-    best = max(WARMUPS, key=lambda w: round(overall[w], 1))
-    gain = overall[best] - overall[DEFAULT_WARMUP]
-    pairs = [
-        (few, many)
-        for m in STALE
-        for p in PATCHES
-        for few, many in zip(find[m, p, DEFAULT_WARMUP, STEPS].psnr, find[m, p, WARMUPS[-1], STEPS].psnr, strict=True)
-    ]
-    better = 100 * float(np.mean([many > few for few, many in pairs]))
-    objects, colours = ([100 * float(np.mean(getattr(s, name))) for s in stale] for name in ("object", "colour"))
-    right = [100 * float(np.mean(hits)) for hits in (serial.object, serial.colour)]
-    numbers = ", ".join(f"{overall[w]:.1f} dB with {w}" for w in WARMUPS)
-    verdict = f"{WARMUPS[-1]} warm-up steps instead of {DEFAULT_WARMUP} bring the picture closer to the serial one in {better:.0f} % of the pairs of pictures"
-    if round(gain, 1) <= 0:
-        choice = f"No other number has a higher mean than the default of {DEFAULT_WARMUP}."
-    else:
-        choice = f"The highest mean, with {best}, is {gain:.1f} dB above that of the default of {DEFAULT_WARMUP}."
-    return "\n\n".join(
-        [
-            f"**Patches and steps.** The mean PSNR falls by {falls['PipeFusion']:.1f} dB in PipeFusion and by"
-            f" {falls['DistriFusion']:.1f} dB in DistriFusion from {low} patches to {high}, with {DEFAULT_WARMUP} warm-up step."
-            f" It falls by {halved['PipeFusion']:.1f} dB and {halved['DistriFusion']:.1f} dB from {STEPS} steps to"
-            f" {FEWER_STEPS}, with {middle} patches, because a stale key is older in fewer, larger steps. For scale: the serial"
-            f" pictures of {FEWER_STEPS} steps have {fewer.mean:.1f} dB to those of {STEPS}. The fewest patches that keep all"
-            " ranks busy are therefore the best choice: one for each stage, which is the default of `--num-pipeline-patch`.",
-            f"**Warm-up steps.** With an equal number of patches, the means of {WARMUPS[0]} to {WARMUPS[-1]} warm-up steps lie"
-            f" within {between(spans, 'dB')}, and the worst pictures within {between(worst, 'dB')}. The mean over both methods"
-            f" and all numbers of patches is {numbers}. {choice} {verdict}. More warm-up steps are not free: the stages of"
-            " PipeFusion [wait for each other](../README.md#many-ranks) in each of them.",
-            f"**What is shown.** The classifier finds the right object in {between(objects, '%')} of the pictures with stale"
-            f" keys, and the right background colour in {between(colours, '%')}; in the serial pictures, in {right[0]:.1f} %"
-            f" and {right[1]:.1f} %.",
-        ]
-    )
+    overall = {w: float(np.mean([s.mean for s in stale if s.warmup == w and s.steps == STEPS])) for w in WARMUPS}
+    lowest = {w: min(s.worst for s in stale if s.warmup == w and s.steps == STEPS) for w in WARMUPS}
+    shares = [[100 * float(np.mean(hits)) for hits in (s.object, s.colour, s.number)] for s in stale]
+    objects, colours, numbers = ([share[i] for share in shares] for i in range(3))
+    serial = settings[0].shares()
+    last = MORE_WARMUPS[-1]
+    seeds = len(example["PipeFusion", DEFAULT_WARMUP])
+    lost = {m: ", ".join(f"{far(example[m, w])} with {w}" for w in MORE_WARMUPS) for m in STALE}
+    gains = {m: float(np.mean(example[m, last]) - np.mean(example[m, DEFAULT_WARMUP])) for m in STALE}
+    means = ", ".join(f"{overall[w]:.1f} dB with {w}" for w in WARMUPS)
+    worst = ", ".join(f"{lowest[w]:.1f} dB with {w}" for w in WARMUPS)
+    return f"""**Patches and steps.** With {DEFAULT_WARMUP} warm-up step, the mean PSNR of {high} patches is {falls["PipeFusion"]:.1f} dB below that of {low}
+patches in PipeFusion, and {falls["DistriFusion"]:.1f} dB in DistriFusion. With {middle} patches, the mean PSNR of {FEWER_STEPS} steps is {fewer["PipeFusion"]:.1f} dB
+below that of {STEPS} steps in PipeFusion, and {fewer["DistriFusion"]:.1f} dB in DistriFusion. So fewer patches are
+closer to the serial picture. The default of `--num-pipeline-patch`, one for each stage, is the smallest number that gives
+every stage a patch to work on.
+
+**Warm-up steps, all prompts.** With an equal number of patches, the means of {WARMUPS[0]} to {WARMUPS[-1]} warm-up steps are
+within {between(spans, "dB")} of each other. The mean of both methods and all numbers of patches is
+{means}. The worst picture of all has
+{worst}.
+
+**Warm-up steps, one prompt.** The red apples show what these means hide: stale keys in the first steps can change where
+objects stand. Of {seeds} pictures with {middle} patches, the number below {FAR} dB depends on the warm-up steps. In PipeFusion it is
+{lost["PipeFusion"]}.
+In DistriFusion it is
+{lost["DistriFusion"]}.
+
+**The default.** These figures do not separate the default of {DEFAULT_WARMUP} from its neighbours. For a picture close to the serial one,
+many more warm-up steps are needed: with {last} of {STEPS} steps, the mean PSNR of the red apples is {gains["PipeFusion"]:.1f} dB above that of
+the default in PipeFusion, and {gains["DistriFusion"]:.1f} dB in DistriFusion. They are not free, because the stages of PipeFusion
+[wait for each other](../README.md#many-ranks) in each of them.
+
+**What is shown.** With stale keys, the classifier finds the right object in {between(objects, "%")} of the pictures,
+the right background colour in {between(colours, "%")}, and the right number in {between(numbers, "%")}. The shares of the
+serial pictures are {serial[0]}, {serial[1]} and {serial[2]}."""
 
 
-def page(program: Program, rows: list[Row], refusals: list[str], settings: list[Setting], prompts: list[dict], hardest: str, command: str) -> str:
+def page(
+    program: Program,
+    rows: list[Row],
+    refusals: list[str],
+    settings: list[Setting],
+    prompts: list[dict],
+    example: dict[tuple[str, int], list[float]],
+    command: str,
+) -> str:
     serial = settings[0]
     first = table(
         ["method", "ranks", "options", "PSNR to one rank", "greatest difference", "PSNR to one rank with the same patches"],
@@ -365,22 +395,32 @@ def page(program: Program, rows: list[Row], refusals: list[str], settings: list[
             for row in rows
         ],
     )
-    head = ["steps", "patches", "warm-up steps", "mean PSNR", "worst PSNR", "object", "background colour"]
+    head = ["steps", "patches", "warm-up steps", "mean PSNR", "worst PSNR", f"below {FAR} dB", "object", "background colour", "number"]
 
     def lines(method: str) -> str:
         some = [s for s in settings if s.method in ("serial", method)]
         cells = []
         for s in some:
             plain = s.method == "serial"
-            values = ["–", "–"] if s is serial else [decibels(s.mean), decibels(s.worst)]
+            values = ["–"] * 3 if s is serial else [decibels(s.mean), decibels(s.worst), f"{far(s.psnr)} of {len(prompts)}"]
             if plain and s is not serial:
                 values = [f"{value} *" for value in values]
             cells.append([s.steps, "serial" if plain else s.patches, "–" if plain else s.warmup, *values, *s.shares()])
         return f"### {method}\n\n{table(head, cells)}"
 
+    seeds = table(
+        ["method", "warm-up steps", "mean PSNR", "worst PSNR", f"below {FAR} dB"],
+        [
+            [method, warmup, decibels(float(np.mean(values))), decibels(min(values)), f"{far(values)} of {len(values)}"]
+            for (method, warmup), values in example.items()
+        ],
+    )
     exact = [row for row in rows if row.same is None]
-    minutes = sum(program.seconds.values()) / 60
-    each = program.seconds[serial.name] / len(prompts)
+    # The folder may hold pictures of more prompts.
+    of_prompts = {s.name for s in settings}
+    drawn = {name: max(RANKS) if name not in of_prompts else len(prompts) for name in program.seconds}
+    minutes = sum(program.each(name) * min(count, program.count(name)) for name, count in drawn.items()) / 60
+    each = program.each(serial.name)
     refused = "".join(f"- {line}\n" for line in refusals)
     half = len(prompts) // 2
     return f"""# What the parallel methods do to a picture
@@ -388,7 +428,8 @@ def page(program: Program, rows: list[Row], refusals: list[str], settings: list[
 This page compares the pictures of all parallel methods with those of one rank. The small trained model that is built into
 the program draws them. The exact methods (CFG, data, Ulysses, ring, tensor, parallel VAE) give the picture of one rank: no
 value differs by more than {max(row.greatest for row in exact)} of 255. PipeFusion and DistriFusion use stale keys and values, which change the picture. The
-second part measures how much, for several numbers of patches and warm-up steps.
+second part measures how much, for several numbers of patches and warm-up steps, and whether the pictures still show what
+their prompts say. The last part draws the conclusions for `--warmup-steps` and the number of patches.
 
 A script measures all figures and writes this page. `classifier.safetensors` is the classifier that judges the small model;
 [its README](../xdit-cli/demo/training/README.md#again) has the command that trains it.
@@ -420,10 +461,11 @@ degrees, and the next smaller degree that it accepts takes their place:
 These are the first {half} prompts of seen and the first {half} of unseen combinations in the evaluation set of
 [`evaluate.py`](../xdit-cli/demo/training/evaluate.py), with the seeds of that set and guidance {GUIDANCE}. One rank with the same patches gives the
 picture of many ranks, as the table above shows, so one rank draws them all. For DistriFusion, a patch stands for a rank
-(`--distrifusion --ring-degree PATCHES`).
+(`--ring-degree`).
 
 PSNR compares with the serial picture of as many steps; * compares the serial pictures of {FEWER_STEPS} steps with those of
-{STEPS}. The last two columns are the shares of pictures in which the classifier finds the right object and background colour.
+{STEPS}. The last three columns are the shares of pictures in which the classifier finds the right object, background colour
+and number.
 The first step of DistriFusion is synchronous even without a warm-up step. In PipeFusion without one, a patch in the first
 step sees only itself and the patches before it.
 
@@ -431,13 +473,19 @@ step sees only itself and the patches before it.
 
 {lines("DistriFusion")}
 
-The picture shows the prompt that {PATCHES[-1]} patches of PipeFusion with {DEFAULT_WARMUP} warm-up step change most, "{hardest}":
+### One prompt
 
-![one prompt with 0, 1, 2 and 4 warm-up steps](methods-warm-up.png)
+These are the picture of the first part with {PATCHES[1]} and {PATCHES[2]} patches, and up to {MORE_WARMUPS[-1]} warm-up steps:
+
+![two red apples with 0 to {MORE_WARMUPS[-1]} warm-up steps](methods-warm-up.png)
+
+The table has the pictures of seeds {SEED} to {SEED + max(RANKS) - 1} with {PATCHES[1]} patches:
+
+{seeds}
 
 ## Choosing `--warmup-steps` and the number of patches
 
-{advice(settings)}
+{advice(settings, example)}
 
 The figures are those of one small model with {STEPS} steps and {len(prompts)} prompts. They do not say that a large model behaves alike.
 """
@@ -462,8 +510,8 @@ def main() -> None:
         serial, rows, refusals = every_method(program)
         settings, prompts = measure(program, options.classifier, options.prompts)
         methods_grid(serial, rows, options.docs / "methods.png")
-        hardest = warmup_grid(settings, prompts, options.docs / "methods-warm-up.png")
-        text = page(program, rows, refusals, settings, prompts, hardest, command)
+        example = one_prompt(program, serial, options.docs / "methods-warm-up.png")
+        text = page(program, rows, refusals, settings, prompts, example, command)
         (options.docs / "methods.md").write_text(text)
 
 
