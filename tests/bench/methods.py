@@ -14,7 +14,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import cache
+import textwrap
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,7 @@ def methods_grid(serial: list[np.ndarray], rows: list[Row], path: Path) -> None:
     for row in rows:
         label = f"{row.method.removesuffix(' (with ring)')}, {row.ranks} ranks\n{decibels(row.psnr)}"
         if row.method.startswith("hybrid"):
-            label = f"hybrid, {row.ranks} ranks\n{decibels(row.psnr)}"
+            label = f"hybrid, {row.ranks} ranks\n{decibels(row.psnr)}{row.method.removeprefix('hybrid').replace(' with', ',')}"
             place = (1 + (row.method != "hybrid"), 0)
         else:
             place = (RANKS.index(min(n for n in RANKS if n >= row.ranks)), 1 + methods.index(row.method))
@@ -319,6 +320,13 @@ def one_prompt(program: Program, serial: list[np.ndarray], path: Path) -> dict[t
 # --- The page --------------------------------------------------------------------------------------------------------
 
 
+def wrapped(text: str) -> str:
+    """Breaks the lines of paragraphs anew; tables, lists, headings, pictures and commands stay."""
+    blocks = text.rstrip().split("\n\n")
+    fill = partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False)
+    return "\n\n".join(block if block.startswith(("|", "#", "- ", "!", "`")) else fill(block) for block in blocks) + "\n"
+
+
 def span(values: list[float]) -> float:
     return max(values) - min(values)
 
@@ -391,7 +399,10 @@ def page(
     first = table(
         ["method", "ranks", "options", "PSNR to one rank", "greatest difference", "PSNR to one rank with the same patches"],
         [
-            [row.method, row.ranks, f"`{row.options}`", decibels(row.psnr), row.greatest, "" if row.same is None else decibels(row.same)]
+            [
+                *(row.method, row.ranks, f"`{row.options}`", decibels(row.psnr), row.greatest),
+                "" if row.same is None else decibels(row.same),
+            ]
             for row in rows
         ],
     )
@@ -427,8 +438,8 @@ def page(
 
 This page compares the pictures of all parallel methods with those of one rank. The small trained model that is built into
 the program draws them. The exact methods (CFG, data, Ulysses, ring, tensor, parallel VAE) give the picture of one rank: no
-value differs by more than {max(row.greatest for row in exact)} of 255. PipeFusion and DistriFusion use stale keys and values, which change the picture. The
-second part measures how much, for several numbers of patches and warm-up steps, and whether the pictures still show what
+value differs by more than {max(row.greatest for row in exact)} of 255. PipeFusion and DistriFusion use stale keys and values, which change the
+picture, and sometimes where the objects stand. The second part measures how much, for several numbers of patches and warm-up steps, and whether the pictures still show what
 their prompts say. The last part draws the conclusions for `--warmup-steps` and the number of patches.
 
 A script measures all figures and writes this page. `classifier.safetensors` is the classifier that judges the small model;
@@ -444,27 +455,27 @@ The run took {minutes:.0f} minutes of one core; a serial picture takes {each:.1f
 
 The prompt is "{PROMPT}", with seed {SEED}, {STEPS} steps, guidance {GUIDANCE} and f32. Each rank is a thread. PSNR
 compares the 8-bit pictures. The greatest difference is that of a colour value, in levels of 255. The data method draws
-{max(RANKS)} pictures, with the seeds {SEED} to {SEED + max(RANKS) - 1}; its row has the worst of them. The parallel VAE needs ranks, which ring gives it here. The
-last column compares PipeFusion and DistriFusion with one rank that uses the same patches and warm-up steps
+{max(RANKS)} pictures, with the seeds {SEED} to {SEED + max(RANKS) - 1}; its row has the worst of them. The parallel VAE needs
+ranks, which ring gives it here. The last column compares PipeFusion and DistriFusion with one rank that uses the same patches and warm-up steps
 (`--num-pipeline-patch`).
 
 ![one picture by every method on 1, 2, 4 and 8 ranks](methods.png)
 
 {first}
 
-Guidance has two branches, so CFG by itself has two ranks. The model has 6 heads and 8 blocks. The program refused these
-degrees, and the next smaller degree that it accepts takes their place:
+Guidance has two branches, so CFG by itself has two ranks. The program refused these degrees, and the next smaller
+degree that it accepts takes their place:
 
 {refused}
 ## Patches and warm-up steps
 
 These are the first {half} prompts of seen and the first {half} of unseen combinations in the evaluation set of
-[`evaluate.py`](../xdit-cli/demo/training/evaluate.py), with the seeds of that set and guidance {GUIDANCE}. One rank with the same patches gives the
-picture of many ranks, as the table above shows, so one rank draws them all. For DistriFusion, a patch stands for a rank
+[`evaluate.py`](../xdit-cli/demo/training/evaluate.py), with the seeds of that set and guidance {GUIDANCE}. One
+rank with the same patches gives the picture of many ranks, as the table above shows, so one rank draws them all. For DistriFusion, a patch stands for a rank
 (`--ring-degree`).
 
-PSNR compares with the serial picture of as many steps; * compares the serial pictures of {FEWER_STEPS} steps with those of
-{STEPS}. The last three columns are the shares of pictures in which the classifier finds the right object, background colour
+PSNR compares with the serial picture of as many steps. A star marks the serial pictures of {FEWER_STEPS} steps, compared with
+those of {STEPS}. The last three columns are the shares of pictures in which the classifier finds the right object, background colour
 and number.
 The first step of DistriFusion is synchronous even without a warm-up step. In PipeFusion without one, a patch in the first
 step sees only itself and the patches before it.
@@ -512,7 +523,7 @@ def main() -> None:
         methods_grid(serial, rows, options.docs / "methods.png")
         example = one_prompt(program, serial, options.docs / "methods-warm-up.png")
         text = page(program, rows, refusals, settings, prompts, example, command)
-        (options.docs / "methods.md").write_text(text)
+        (options.docs / "methods.md").write_text(wrapped(text))
 
 
 if __name__ == "__main__":
