@@ -19,7 +19,7 @@ use crate::progress::say;
 /// If the program has no built-in model, the folder is not empty and `--force` is absent, or it cannot be written.
 pub fn demo(args: &DemoArgs) -> Result<()> {
     let shown = args.dir.display();
-    write(&args.dir, args.force, &built_in::files()?)?;
+    write(&args.dir, args.force, built_in::files()?)?;
     if !args.quiet {
         say(&format!("`{shown}` holds the built-in model in the diffusers layout."));
         say(&format!("Try it: xdit generate --model {shown} --prompt \"a small cactus\""));

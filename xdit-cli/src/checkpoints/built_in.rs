@@ -8,16 +8,13 @@ use xdit_core::Result;
 /// The name of the model on the command line and in the metadata of pictures.
 pub const NAME: &str = "built-in";
 
-/// The model's files, by their paths in its folder.
-///
-/// # Errors
-/// If the program was built without them.
+/// The model's files, by their paths in its folder. One static: a constant would be copied to each use.
 #[cfg(feature = "built-in-model")]
-pub fn files() -> Result<[(&'static str, &'static [u8]); 11]> {
+static FILES: [(&str, &[u8]); 11] = {
     macro_rules! embedded {
         ($($path:literal),*) => { [$(($path, include_bytes!(concat!("../../demo/model/", $path)).as_slice())),*] };
     }
-    Ok(embedded![
+    embedded![
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
@@ -29,17 +26,21 @@ pub fn files() -> Result<[(&'static str, &'static [u8]); 11]> {
         "transformer/diffusion_pytorch_model.safetensors",
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors"
-    ])
-}
+    ]
+};
+#[cfg(not(feature = "built-in-model"))]
+static FILES: [(&str, &[u8]); 0] = [];
 
 /// The model's files, by their paths in its folder.
 ///
 /// # Errors
-/// Always: the program was built without them.
-#[cfg(not(feature = "built-in-model"))]
-pub fn files() -> Result<[(&'static str, &'static [u8]); 0]> {
-    Err(xdit_core::Error::usage("this program was built without the built-in model")
-        .hint("name a model with `--model`, or build with the feature `built-in-model`"))
+/// If the program was built without them.
+pub fn files() -> Result<&'static [(&'static str, &'static [u8])]> {
+    if FILES.is_empty() {
+        return Err(xdit_core::Error::usage("this program was built without the built-in model")
+            .hint("name a model with `--model`, or build with the feature `built-in-model`"));
+    }
+    Ok(&FILES)
 }
 
 /// The folder of the model, in the user's cache. Files that are absent or differ from the program's are written.
