@@ -45,14 +45,15 @@ pub struct BenchArgs {
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
 
-    /// Type of weights and activations [default: f32].
+    /// Type of weights and activations [default: bf16 on a GPU that computes in it, f32 elsewhere].
     #[arg(long, value_enum, help_heading = "Model and device")]
     pub dtype: Option<Dtype>,
     /// Components that stay in memory between pictures [default: all].
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
     pub keep: Option<KeepPolicy>,
-    /// Device to compute on; `cpu` is the only one.
-    #[arg(long, default_value = "cpu", help_heading = "Model and device")]
+    /// Device to compute on: `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`; `auto` is the best of
+    /// those that `xdit devices` lists.
+    #[arg(long, default_value = "auto", help_heading = "Model and device")]
     pub device: String,
     /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
     #[arg(long, help_heading = "Model and device")]
