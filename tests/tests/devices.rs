@@ -4,9 +4,11 @@
 use std::time::Instant;
 
 use burn::tensor::{DType, Device};
-use xdit_core::pipeline::Generated;
-use xdit_tests::recorded::{calls, made};
-use xdit_tests::{Case, device_under_test, relative_l2};
+use xdit_core::pipeline::{Generated, LoadOptions, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_tests::recorded::{calls, made, request};
+use xdit_tests::{Case, assert_close, device_under_test, goldens, relative_l2};
 
 /// Of the final latents, relative to their norm, as on the CPU.
 const TOLERANCE: f64 = 1e-4;
@@ -57,6 +59,25 @@ fn every_recorded_call() {
     let names = calls();
     assert!(names.len() > 40, "{names:?}");
     compare_all(&names.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Ranks that share a device exchange tensors by way of the host's memory.
+#[test]
+#[ignore = "takes a device beside the CPU: XDIT_TEST_DEVICE=cuda"]
+fn ranks_of_one_device() {
+    let options = LoadOptions::new(device_under_test(), DType::F32);
+    let case = Case::load("sd3-medium-negative");
+    let mut pipeline = xdit_models::open(&goldens().join("sd3-medium"), &options).unwrap();
+    let mut latents = |mesh: Mesh| {
+        let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
+        let request = Request { parallel, decode: false, ..request(&case) };
+        pipeline.generate(&request, &mut ()).unwrap_or_else(|error| panic!("{mesh}: {error}")).latents
+    };
+    let expected = latents(Mesh::default());
+    for axis in [Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor] {
+        let mesh = Mesh::default().with(axis, 2);
+        assert_close(&mesh.to_string(), &latents(mesh), &expected, 1e-5);
+    }
 }
 
 /// bf16 has eight binary digits, and all layers of an untrained model count alike: a trained one errs less.

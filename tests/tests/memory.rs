@@ -27,7 +27,6 @@ use xdit_kernels::shared_memory;
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{PixArt, PixArtConfig};
 use xdit_models::sharding::Sharded;
-use xdit_tests::device;
 use xdit_tests::sparse::SparsePixArt;
 use xdit_tests::toy::{Kind, Subject, random};
 use xdit_tests::world::{Reports, run};

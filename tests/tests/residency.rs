@@ -222,7 +222,6 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         text_tokens: vec![0; 2],
         exchanges: component.config.exchanges(),
     };
-    let device = device();
     let scales = component.scales(component.config.placements(), PixArt::load);
     let planned = costs(&plan, &sizes, scales).unwrap();
     let planned = planned.iter().map(|cost| cost.added.parameters);

@@ -51,7 +51,8 @@ pub struct BenchArgs {
     /// Components that stay in memory between pictures [default: all].
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
     pub keep: Option<KeepPolicy>,
-    /// Device to compute on: `auto`, `cpu`, `cuda:0` and others that `xdit devices` lists.
+    /// Device to compute on: `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`; `auto` is the best of
+    /// those that `xdit devices` lists.
     #[arg(long, default_value = "auto", help_heading = "Model and device")]
     pub device: String,
     /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
