@@ -86,6 +86,11 @@ impl Setting {
         F32 + f64::from(roundings) * rounding
     }
 
+    /// The distance allowed to a result that is f32 whatever the type of the test is.
+    pub fn f32_tolerance(&self) -> f64 {
+        F32 + if self.dtype == DType::F32 { self.tf32() } else { 0.0 }
+    }
+
     /// The rounding of Burn's own products in f32 on CUDA, which only references use: TF32 has 11 binary digits.
     fn tf32(&self) -> f64 {
         if self.version == Version::Reference && device_name() == "cuda" { 1.0 / 2048.0 } else { 0.0 }
@@ -186,12 +191,7 @@ impl Setting {
         (expected, shape): (&[f64], [usize; D]),
     ) {
         assert_eq!(actual.dtype(), DType::F32, "{case}");
-        self.near(
-            case,
-            actual,
-            (expected, shape),
-            F32 + if self.dtype == DType::F32 { self.tf32() } else { 0.0 },
-        );
+        self.near(case, actual, (expected, shape), self.f32_tolerance());
     }
 
     #[track_caller]

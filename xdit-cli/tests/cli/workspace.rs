@@ -44,8 +44,9 @@ impl Workspace {
             .env("HF_HUB_OFFLINE", "1")
             .env("HF_HOME", "hub")
             .env("XDG_CACHE_HOME", self.0.path().join("cache"))
-            // Libraries of graphics drivers print an error without this variable.
-            .env("XDG_RUNTIME_DIR", self.0.path());
+            // Libraries of graphics drivers print an error without the first, and write files without the second.
+            .env("XDG_RUNTIME_DIR", self.0.path())
+            .env("MESA_SHADER_CACHE_DISABLE", "true");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
