@@ -2,6 +2,7 @@
 
 mod flash;
 mod inputs;
+mod matrix;
 mod merge;
 
 use burn_cubecl::CubeBackend;
@@ -22,6 +23,9 @@ impl AttentionOps for CubeBackend {
         let of_bias = bias.clone().into_option();
         if !takes([&q, &k, &v].into_iter().chain(&of_bias)) {
             return reference_attention_lse::<Self>(q, k, v, bias, scale);
+        }
+        if let Some(tile) = matrix::Tile::new([&q, &k, &v]) {
+            return matrix::attention_lse(tile, [q, k, v], of_bias, scale);
         }
         match flash::Tile::new(&q) {
             Some(tile) => flash::attention_lse(tile, [q, k, v], of_bias, scale),
