@@ -1,7 +1,9 @@
-//! Attention on CubeCL's backends: on an NVIDIA GPU by cuDNN in 16 bits without a bias, otherwise by our kernel.
+//! Attention on CubeCL's backends: on an NVIDIA GPU by cuDNN in 16 bits without a bias; by tensor cores in
+//! 16 bits elsewhere on CUDA; otherwise by multiply-adds.
 
 mod flash;
 mod inputs;
+mod matrix;
 mod merge;
 
 use burn_cubecl::CubeBackend;
@@ -29,11 +31,8 @@ impl AttentionOps for CubeBackend {
         if !takes([&q, &k, &v].into_iter().chain(&of_bias)) {
             return reference_attention_lse::<Self>(q, k, v, bias, scale);
         }
-        #[cfg(feature = "cuda")]
-        if of_bias.is_none()
-            && let Some(results) = crate::vendor::cudnn::attention_lse(&q, &k, &v, scale)
-        {
-            return results;
+        if let Some(tile) = matrix::Tile::new([&q, &k, &v]) {
+            return matrix::attention_lse(tile, [q, k, v], of_bias, scale);
         }
         match flash::Tile::new(&q) {
             Some(tile) => flash::attention_lse(tile, [q, k, v], of_bias, scale),
