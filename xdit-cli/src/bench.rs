@@ -2,8 +2,6 @@
 
 mod published;
 
-use std::fs;
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -13,11 +11,11 @@ use xdit_core::pipeline::{Cancel, Observer, Phase, Step};
 use xdit_core::{Error, Result};
 
 use crate::args::BenchArgs;
-use crate::checkpoints::built_in;
+use crate::checkpoints::{built_in, put};
 use crate::model::locate;
 use crate::parameters::Settings;
 use crate::print;
-use crate::progress::{Progress, say};
+use crate::progress::Progress;
 use crate::report::{Stopwatch, peak_rss_bytes};
 use crate::resolve::Invocation;
 
@@ -164,8 +162,8 @@ fn table(report: &Report) -> String {
 
 /// Writes the model `name` of published size, with small tokenizers.
 fn write(name: &str, folder: &TempDir) -> Result<()> {
-    let failed = |error: std::io::Error| Error::failure(format!("cannot write the model `{name}`: {error}"));
-    published::write(name, folder.path()).map_err(failed)?;
+    published::write(name, folder.path())
+        .map_err(|error| Error::failure(format!("cannot write the model `{name}`: {error}")))?;
     let built_in = built_in::files()?;
     let t5: Vec<_> = built_in
         .iter()
@@ -178,14 +176,9 @@ fn write(name: &str, folder: &TempDir) -> Result<()> {
             Some("T5Tokenizer" | "T5TokenizerFast") => &t5[..],
             _ => continue,
         };
-        put(&folder.path().join(component), files).map_err(failed)?;
+        put(&folder.path().join(component), files)?;
     }
     Ok(())
-}
-
-fn put(folder: &Path, files: &[(&str, &[u8])]) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
-    files.iter().try_for_each(|(name, bytes)| fs::write(folder.join(name), bytes))
 }
 
 /// Shows progress and measures times.
@@ -211,7 +204,7 @@ impl Observer for Watched<'_> {
     }
 
     fn warn(&mut self, message: &str) {
-        say(&format!("warning: {message}"));
+        self.progress.warn(message);
     }
 }
 

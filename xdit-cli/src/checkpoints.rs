@@ -58,7 +58,10 @@ fn write(dir: &Path, force: bool, files: &[(&str, &[u8])]) -> Result<()> {
 }
 
 /// Writes files and the folders that they are in. A file appears only when it is complete.
-fn put(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+///
+/// # Errors
+/// If a folder or a file cannot be written.
+pub fn put(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let files: Vec<(PathBuf, &[u8])> = files.iter().map(|(path, bytes)| (dir.join(path), *bytes)).collect();
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
         fs::create_dir_all(folder).map_err(|error| {
