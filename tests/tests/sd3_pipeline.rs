@@ -97,7 +97,7 @@ fn refusals_read_well() {
     hint: use at most 2
 
     Stable Diffusion 3 does not take `clean_caption`
-    hint: leave it out; of the options that not all models have, it takes `prompt_2`, `prompt_3`, `negative_prompt_2`, `negative_prompt_3`, `skip_guidance_layers`, `clip_skip`
+    hint: leave it out; of the options that not all models have, it takes `negative_prompt`, `max_sequence_length`, `prompt_2`, `prompt_3`, `negative_prompt_2`, `negative_prompt_3`, `skip_guidance_layers`, `clip_skip`
 
     block `4` cannot be skipped: the model has 4
     hint: they are counted from 0; the last one is `3`
@@ -108,7 +108,7 @@ fn refusals_read_well() {
     skip-layer guidance has no layers to skip
 
     Stable Diffusion 3 does not take `prompt_3`
-    hint: leave it out; of the options that not all models have, it takes `prompt_2`, `negative_prompt_2`, `skip_guidance_layers`, `clip_skip`
+    hint: leave it out; of the options that not all models have, it takes `negative_prompt`, `max_sequence_length`, `prompt_2`, `negative_prompt_2`, `skip_guidance_layers`, `clip_skip`
     ");
 }
 

@@ -66,7 +66,13 @@ impl Recipe for FluxRecipe {
     };
 
     fn extras(&self) -> Vec<Extra> {
-        vec![Extra::Prompt2, Extra::NegativePrompt2, Extra::TrueCfgScale]
+        vec![
+            Extra::NegativePrompt,
+            Extra::MaxSequenceLength,
+            Extra::Prompt2,
+            Extra::NegativePrompt2,
+            Extra::TrueCfgScale,
+        ]
     }
 
     fn choose(&self, request: &Request, model: &LatentModel<Flux>) -> Result<Choices> {

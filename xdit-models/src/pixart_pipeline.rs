@@ -63,7 +63,7 @@ impl Recipe for PixArtRecipe {
     };
 
     fn extras(&self) -> Vec<Extra> {
-        vec![Extra::CleanCaption]
+        vec![Extra::NegativePrompt, Extra::MaxSequenceLength, Extra::CleanCaption]
     }
 
     fn choose(&self, request: &Request, model: &LatentModel<PixArt>) -> Result<Choices> {

@@ -111,6 +111,8 @@ impl Recipe for Sd3Recipe {
 
     fn extras(&self) -> Vec<Extra> {
         let extras = [
+            Extra::NegativePrompt,
+            Extra::MaxSequenceLength,
             Extra::Prompt2,
             Extra::Prompt3,
             Extra::NegativePrompt2,

@@ -122,7 +122,8 @@ fn options_of_other_models() {
             error(&workspace, &[&format!("--{option}"), value]),
             format!(
                 "2\nerror: PixArt does not take `{option}`\n\
-                 hint: leave it out; of the options that not all models have, it takes `clean_caption`\n"
+                 hint: leave it out; of the options that not all models have, it takes \
+                 `negative_prompt`, `max_sequence_length`, `clean_caption`\n"
             )
         );
     }
@@ -464,7 +465,7 @@ fn broken_checkpoints() {
     insta::assert_snapshot!(broken("model_index.json", &replace("PixArtAlphaPipeline", "CubismPipeline")), @r"
     1
     error: pipelines of class `CubismPipeline` are not supported
-    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `FluxPipeline`
+    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `FluxPipeline`, `DiTPipeline`
     ");
     insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3")), @r"
     1

@@ -161,6 +161,10 @@ impl SkipLayerGuidance {
 /// An option of a [`Request`] that only some pipelines support, named as in diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extra {
+    /// [`Request::negative_prompt`]
+    NegativePrompt,
+    /// [`Request::max_sequence_length`]
+    MaxSequenceLength,
     /// [`Request::prompts_2`]
     Prompt2,
     /// [`Request::prompts_3`]
@@ -181,7 +185,9 @@ pub enum Extra {
 
 impl Extra {
     /// All of them, in the order in which they are checked.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
+        Self::NegativePrompt,
+        Self::MaxSequenceLength,
         Self::Prompt2,
         Self::Prompt3,
         Self::NegativePrompt2,
@@ -195,6 +201,8 @@ impl Extra {
     /// The name of the option.
     pub fn name(self) -> &'static str {
         match self {
+            Self::NegativePrompt => "negative_prompt",
+            Self::MaxSequenceLength => "max_sequence_length",
             Self::Prompt2 => "prompt_2",
             Self::Prompt3 => "prompt_3",
             Self::NegativePrompt2 => "negative_prompt_2",
@@ -210,6 +218,8 @@ impl Extra {
     /// absent.
     fn is_in(self, request: &Request) -> bool {
         match self {
+            Self::NegativePrompt => !request.negative_prompt.is_empty(),
+            Self::MaxSequenceLength => request.max_sequence_length.is_some_and(|length| length != 0),
             Self::Prompt2 => !request.prompts_2.is_empty() && request.prompts_2 != [""],
             Self::Prompt3 => !request.prompts_3.is_empty() && request.prompts_3 != [""],
             Self::NegativePrompt2 => request.negative_prompt_2.as_ref().is_some_and(|text| !text.is_empty()),
@@ -353,6 +363,8 @@ mod tests {
     #[test]
     fn each_extra_is_refused_by_a_pipeline_that_does_not_take_it() {
         let request = Request {
+            negative_prompt: "x".into(),
+            max_sequence_length: Some(7),
             prompts_2: texts(&["x"]),
             prompts_3: texts(&["x"]),
             negative_prompt_2: Some("x".into()),
@@ -371,6 +383,8 @@ mod tests {
         assert!(check_extras(&request, "Toy", &Extra::ALL).is_ok());
         let skip = SkipLayerGuidance { scale: 0.0, ..SkipLayerGuidance::new(vec![1]) };
         let off = Request {
+            negative_prompt: String::new(),
+            max_sequence_length: Some(0),
             prompts_2: texts(&[""]),
             prompts_3: texts(&[""]),
             negative_prompt_2: Some(String::new()),
