@@ -9,10 +9,17 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import checkpoints
+import make_dit
 import sd3_checkpoints
 from flux_checkpoints import flux_vae_config, scheduler_config, transformer_config
 
@@ -148,6 +155,27 @@ def flux(config: dict, **scheduler) -> dict:
     }
 
 
+def dit() -> dict:
+    """The model for 512×512 pixels, without the names of its classes."""
+    transformer = make_dit.dit_config(64, 28, attention_head_dim=72, num_attention_heads=16)
+    vae = checkpoints.vae_config() | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+    vae |= {"layers_per_block": 2}
+    weights = "diffusion_pytorch_model"
+    return {
+        "model_index": {
+            "_class_name": "DiTPipeline",
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "transformer": ["diffusers", transformer["_class_name"]],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "scheduler": make_dit.scheduler_config(),
+        "components": {
+            "transformer": component(DiTTransformer2DModel.from_config(transformer), transformer, weights, 1),
+            "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
+        },
+    }
+
+
 def pixart(pipeline: str, scale_vae: dict, **changes) -> dict:
     """The models for 1024×1024 pixels."""
     transformer = checkpoints.transformer_config(128, 28, **PIXART, **changes)
@@ -210,6 +238,7 @@ def sd3(name: str) -> dict:
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     with torch.device("meta"):
+        write("dit-xl", dit())
         write("flux-dev", flux(FLUX_DEV, shift=3.0, use_dynamic_shifting=True))
         write("flux-schnell", flux(FLUX_DEV | {"guidance_embeds": False}, shift=1.0, use_dynamic_shifting=False))
         write("pixart-alpha", pixart("PixArtAlphaPipeline", {}))

@@ -98,7 +98,7 @@ pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
 /// The names of all recorded calls, which are many steps of many pipelines.
 pub fn calls() -> Vec<String> {
     let is_call = |name: &String| !Case::load(name).json["call"].is_null();
-    names(&["alpha-", "flux-", "sd3", "sigma-"]).into_iter().filter(is_call).collect()
+    names(&["alpha-", "dit-", "flux-", "sd3", "sigma-"]).into_iter().filter(is_call).collect()
 }
 
 fn names(prefixes: &[&str]) -> Vec<String> {

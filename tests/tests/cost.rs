@@ -12,6 +12,7 @@ use xdit_core::run::record::{Activity, RankReport};
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::weights::Residency;
 use xdit_models::component::Component;
+use xdit_models::dit::{self, Dit};
 use xdit_models::flux::{self, Flux};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{self, PixArt};
@@ -288,6 +289,9 @@ fn models_know_their_seams() {
     let pooled = |features| random("pooled", [1, features]);
     let conditions = pixart::Conditions { text: text(32), bias: None, size: None };
     check_model::<PixArt>("pixart-alpha-256", &conditions, 0);
+    for checkpoint in ["dit-256", "dit-512"] {
+        check_model::<Dit>(checkpoint, &dit::Conditions { class: 207 }, 0);
+    }
     for checkpoint in ["sd3-medium", "sd35-medium", "sd35-large"] {
         let conditions = sd3::Conditions { text: text(32), pooled: pooled(28) };
         check_model::<Sd3>(checkpoint, &conditions, 6);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use xdit_core::checkpoint::Checkpoint;
 use xdit_core::config::Config;
 use xdit_core::json::read_json;
@@ -25,6 +25,8 @@ pub struct ModelIndex {
     pub class_name: String,
     /// The class of each component that is present, by the name of its folder.
     pub components: BTreeMap<String, String>,
+    /// The names of a class-conditional model's classes, by number: `id2label`. Empty if there is none.
+    pub id2label: Map<String, Value>,
 }
 
 impl ModelIndex {
@@ -45,7 +47,8 @@ impl ModelIndex {
                 components.insert(name.clone(), class.clone());
             }
         }
-        Ok(Self { dir: dir.to_owned(), class_name: class_name.to_owned(), components })
+        let id2label = json.get("id2label").and_then(Value::as_object).cloned().unwrap_or_default();
+        Ok(Self { dir: dir.to_owned(), class_name: class_name.to_owned(), components, id2label })
     }
 
     /// The folder of the component `name`, which must be of one of `classes`.

@@ -2,7 +2,7 @@
 
 use xdit_core::transformer::{IntoParts, Part, Parts};
 
-use crate::{flux, pixart, sd3};
+use crate::{dit, flux, pixart, sd3};
 
 impl IntoParts for pixart::Conditions {
     fn into_parts(self) -> Parts {
@@ -20,6 +20,16 @@ impl IntoParts for pixart::Conditions {
             bias: tensors.next().map(Part::tensor),
             size: size.map(|size| size.map(|side| side as usize)),
         }
+    }
+}
+
+impl IntoParts for dit::Conditions {
+    fn into_parts(self) -> Parts {
+        Parts { tensors: Vec::new(), numbers: vec![self.class as f64] }
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        Self { class: parts.numbers[0] as usize }
     }
 }
 
@@ -73,6 +83,7 @@ mod tests {
         for (bias, size) in [(None, None), (Some(tensor([1, 1, 1, 3])), Some([512, 768]))] {
             survives(&pixart::Conditions { text: tensor([1, 3, 4]), bias, size });
         }
+        survives(&dit::Conditions { class: 1000 });
         survives(&sd3::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]) });
         survives(&flux::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]), guidance: 3.7 });
     }

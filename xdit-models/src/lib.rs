@@ -6,8 +6,11 @@ pub mod caption;
 pub mod clip;
 pub mod component;
 mod conditions;
+pub mod dit;
+pub mod dit_pipeline;
 pub mod flux;
 pub mod flux_pipeline;
+pub mod labels;
 pub mod latent_diffusion;
 pub mod layers;
 pub mod pixart;
@@ -59,6 +62,7 @@ pub const MODELS: &[Model] = &[
         open: sd3_pipeline::open,
     },
     Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: flux_pipeline::open },
+    Model { name: "DiT-XL/2 (256, 512)", class_name: "DiTPipeline", open: dit_pipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.

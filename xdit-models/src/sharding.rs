@@ -1,6 +1,7 @@
 //! The sharding of each transformer's layers over the ranks of tensor parallelism: a table beside each model, so that
 //! the model itself stays single-device code.
 
+mod dit;
 mod flux;
 mod pixart;
 mod sd3;

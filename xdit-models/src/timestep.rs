@@ -23,13 +23,29 @@ const ROUNDED_UP: [usize; 2] = [12, 106];
 /// angles are rounded to f32 in the same places as in PyTorch, because the rounding is visible for angles near
 /// 1000.
 pub fn sinusoids(values: &[f32], device: &Device) -> Tensor<2> {
-    let half = SINUSOID_WIDTH / 2;
-    let step = -(10000f64.ln()) as f32;
     let frequency = |i| {
-        let frequency = ((step * i as f32 / half as f32) as f64).exp() as f32;
+        let frequency = frequency(i, SINUSOID_WIDTH / 2);
         if ROUNDED_UP.contains(&i) { frequency.next_up() } else { frequency }
     };
-    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+    of_frequencies(values, frequency, device)
+}
+
+/// As [`sinusoids`], with frequencies that end at exactly 1/10000: `f_i = 10000^(-i/127)`.
+///
+/// # Source
+/// diffusers' `get_timestep_embedding` with `flip_sin_to_cos` and `downscale_freq_shift = 1`.
+pub fn sinusoids_inclusive(values: &[f32], device: &Device) -> Tensor<2> {
+    of_frequencies(values, |i| frequency(i, SINUSOID_WIDTH / 2 - 1), device)
+}
+
+/// `10000^(-i/steps)`
+fn frequency(i: usize, steps: usize) -> f32 {
+    let step = -(10000f64.ln()) as f32;
+    ((step * i as f32 / steps as f32) as f64).exp() as f32
+}
+
+fn of_frequencies(values: &[f32], frequency: impl Fn(usize) -> f32, device: &Device) -> Tensor<2> {
+    let frequencies: Vec<f32> = (0..SINUSOID_WIDTH / 2).map(frequency).collect();
     let mut data = Vec::with_capacity(values.len() * SINUSOID_WIDTH);
     for value in values {
         let angles = || frequencies.iter().map(|frequency| (value * frequency) as f64);

@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 const BF16: u64 = 2;
 
 /// The names of the described checkpoints, and their descriptions.
-const DESCRIPTIONS: [(&str, &str); 7] = [
+const DESCRIPTIONS: [(&str, &str); 8] = [
+    ("dit-xl", include_str!("../../published/dit-xl.json")),
     ("flux-dev", include_str!("../../published/flux-dev.json")),
     ("flux-schnell", include_str!("../../published/flux-schnell.json")),
     ("pixart-alpha", include_str!("../../published/pixart-alpha.json")),

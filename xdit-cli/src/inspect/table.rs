@@ -37,12 +37,15 @@ pub fn render(inspection: &Inspection) -> String {
     if let Some(defaults) = &inspection.defaults {
         let _ = writeln!(
             out,
-            "defaults     {}x{} pixels, {} steps, guidance {}, {} tokens",
+            "defaults     {}x{} pixels, {} steps, guidance {}{}",
             defaults.width,
             defaults.height,
             defaults.num_inference_steps,
             defaults.guidance_scale,
-            defaults.max_sequence_length,
+            match defaults.max_sequence_length {
+                0 => String::new(),
+                tokens => format!(", {tokens} tokens"),
+            },
         );
     }
     if let Some(problem) = &inspection.problem {

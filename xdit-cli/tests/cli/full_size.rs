@@ -115,3 +115,38 @@ fn stable_diffusion_3_5_medium() {
      all    5.45 GiB    2.91 GiB  106.64 MiB         3.65 GiB
     ");
 }
+
+/// There are neither texts nor tokenizers. Without a prompt, the plan is that of a picture of no class.
+#[test]
+fn dit() {
+    let workspace = Workspace::new();
+    full_size_files::write("dit-xl", &workspace.path("dit"));
+    insta::assert_snapshot!(workspace.ok(&["inspect", "dit"]), @r"
+    DiTPipeline in dit
+
+    component    class               parameters  type     on disk
+    scheduler    DDIMScheduler
+    transformer  Transformer2DModel       750 M  bf16    1.40 GiB
+    vae          AutoencoderKL           83.7 M  bf16  159.56 MiB
+
+    parameters   833 M on disk as 1.55 GiB
+    memory       2.79 GiB as f32, 1.40 GiB as bf16 (the largest component)
+    defaults     512x512 pixels, 50 steps, guidance 4
+    ");
+    let degrees = ["--use-cfg-parallel", "--pipefusion-parallel-degree", "2"];
+    insta::assert_snapshot!(workspace.plan(&[&["--model", "dit"], &degrees[..]].concat()), @r"
+    cfg 2 × pp 2: 2 patches, 1 of 50 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1     0..14      1024
+       1    0   0   1    0       0   0      0..1    14..28      1024
+       2    0   1   0    0       0   0      0..1     0..14      1024
+       3    0   1   1    0       0   0      0..1    14..28      1024
+
+    rank  parameters   used once    contexts  keys and values  sent a step
+       0  851.13 MiB  512.37 MiB   18.46 MiB       126.00 MiB  pp 4.50 MiB
+       1  851.19 MiB  528.70 MiB   18.90 MiB       126.00 MiB  cfg 64.00 KiB, pp 64.00 KiB
+       2  851.13 MiB  512.37 MiB   18.46 MiB       126.00 MiB  pp 4.50 MiB
+       3  851.19 MiB  528.70 MiB   18.90 MiB       126.00 MiB  cfg 64.00 KiB, pp 64.00 KiB
+     all    1.66 GiB    1.01 GiB   74.71 MiB       504.00 MiB
+    ");
+}
