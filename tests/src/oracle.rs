@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
-use xdit_core::attention::{Attention, Qkv, Site};
+use xdit_core::attention::{Attention, Qkv, Site, Span};
 use xdit_core::plan::guidance::{Branch, Guidance, Term};
 use xdit_core::scheduler::{History, Scheduler};
 use xdit_core::split;
@@ -28,6 +28,10 @@ pub enum Fault {
     TextLost,
     /// Every patch has the positions of the first one.
     PositionsLost,
+    /// Tokens attend to those of the next frame in place of their own.
+    FramesMoved,
+    /// Attention within a place is attention to the next place.
+    PlacesMixed,
 }
 
 /// The order in which the patches of a picture are computed.
@@ -75,6 +79,44 @@ impl Remembering {
 
 impl Attention for Remembering {
     fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
+        let moved = |kv: [Tensor<4>; 2], fault| if self.has(fault) { kv.map(next_first) } else { kv };
+        let Qkv { q, k, v } = image;
+        match site.span {
+            Span::All => self.attend_all(site, Qkv { q, k, v }, text),
+            // Frame by frame, each with its places as tokens.
+            Span::Frame { frames } => {
+                let [b, n, h, d] = q.dims();
+                let by_frame = |x: Tensor<4>| {
+                    let x = x.reshape([b, n / frames, frames, h, d]).permute([0, 2, 1, 3, 4]);
+                    x.reshape([b * frames, n / frames, h, d])
+                };
+                let [k, v] = moved([k, v].map(by_frame), Fault::FramesMoved);
+                let tokens = self.tokens.clone();
+                self.tokens = tokens.start / frames..tokens.end / frames;
+                let (out, _) = self.attend_all(site, Qkv { q: by_frame(q), k, v }, None);
+                self.tokens = tokens;
+                let out = out.reshape([b, frames, n / frames, h, d]).permute([0, 2, 1, 3, 4]);
+                (out.reshape([b, n, h, d]), None)
+            }
+            // Place by place, with nothing to remember: a patch has all frames of its places.
+            Span::Place { frames } => {
+                let [b, n, h, d] = q.dims();
+                let by_place = |x: Tensor<4>| x.reshape([b * n / frames, frames, h, d]);
+                let kv = moved([k, v].map(by_place), Fault::PlacesMixed);
+                (attention(by_place(q), kv).reshape([b, n, h, d]), None)
+            }
+        }
+    }
+}
+
+/// The second element of the batch first, and the first one last.
+fn next_first(x: Tensor<4>) -> Tensor<4> {
+    let b = x.dims()[0];
+    Tensor::cat(vec![x.clone().narrow(0, 1, b - 1), x.narrow(0, 0, 1)], 0)
+}
+
+impl Remembering {
+    fn attend_all(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
         let fresh = [image.k, image.v];
         let beside = |others: &HashMap<Site, [Tensor<4>; 2]>| match others.get(&site) {
             Some([k, v]) if !self.has(Fault::CacheLost) => {
@@ -137,7 +179,10 @@ pub fn denoise<T: Transformer>(
     Turns { patches, warmup_steps, displaced }: Turns,
     fault: Option<Fault>,
 ) -> Tensor<3> {
-    let spans = split::even(noise.x.dims()[1], patches);
+    let [frames, ..] = noise.positions.extent();
+    // Patches have all frames of their places.
+    let in_frames = |places: Range<usize>| places.start * frames..places.end * frames;
+    let spans: Vec<_> = split::even(noise.x.dims()[1] / frames, patches).into_iter().map(in_frames).collect();
     let whole = |span: &Range<usize>| noise.x.clone().narrow(1, span.start, span.len());
     let mut samples: Vec<_> = spans.iter().map(whole).collect();
     let mut histories = vec![History::default(); patches];

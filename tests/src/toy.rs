@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::json;
-use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
+use xdit_core::attention::{Attention, Qkv, Site, Span, cross_attention};
 use xdit_core::linear::Linear;
 use xdit_core::placement::Share;
 use xdit_core::placement::{Placement, TensorShare};
@@ -34,6 +34,8 @@ pub enum Kind {
     /// There is no text, and each block of the second half also takes the output of its mirror image in the first
     /// half.
     UShaped,
+    /// There is no text, and the picture is a clip: in turn, blocks attend within frames and within places.
+    Clip,
 }
 
 /// A toy transformer and the parameters of its run.
@@ -45,6 +47,8 @@ pub struct Subject {
     pub spec: TransformerSpec,
     /// The rows and columns of the picture, in tokens.
     pub grid: [usize; 2],
+    /// The number of frames.
+    pub frames: usize,
     /// The number of text tokens of each guidance branch.
     pub text_tokens: Vec<usize>,
     /// The number of steps of the noise scheduler.
@@ -61,6 +65,7 @@ impl Subject {
             Kind::Cross => (7, 3, [3, 9]),
             Kind::Joint => (6, 5, [1, 37]),
             Kind::UShaped => (3, 5, [4, 6]),
+            Kind::Clip => (5, 4, [5, 7]),
         };
         let skips = match kind {
             Kind::UShaped => (0..blocks / 2).map(|block| [block, blocks - 1 - block]).collect(),
@@ -75,12 +80,13 @@ impl Subject {
             skips,
             block_parameters: Vec::new(),
         };
-        Self { kind, spec, grid, text_tokens: vec![3, 5], steps: 3, skipping: None }
+        let frames = if kind == Kind::Clip { 3 } else { 1 };
+        Self { kind, spec, grid, frames, text_tokens: vec![3, 5], steps: 3, skipping: None }
     }
 
     /// The number of image tokens.
     pub fn tokens(&self) -> usize {
-        self.grid[0] * self.grid[1]
+        self.grid[0] * self.grid[1] * self.frames
     }
 
     /// The guidance branches.
@@ -93,7 +99,7 @@ impl Subject {
     /// The work that plans are made for.
     pub fn work(&self) -> Work {
         let (spec, branches) = (self.spec.clone(), self.branches());
-        Work { spec, tokens: self.tokens(), steps: self.steps, branches, images: 1 }
+        Work { spec, tokens: self.tokens(), grain: self.frames, steps: self.steps, branches, images: 1 }
     }
 
     /// The conditions of the picture.
@@ -109,8 +115,11 @@ impl Subject {
     /// The initial latents.
     pub fn noise(&self) -> Tokens {
         let [rows, columns] = self.grid;
-        let x = random("noise", [1, rows * columns, self.spec.channels]);
-        Tokens { x, positions: Positions::grid(rows, columns) }
+        let positions = match self.kind {
+            Kind::Clip => Positions::clip(self.frames, rows, columns),
+            _ => Positions::grid(rows, columns),
+        };
+        Tokens { x: random("noise", [1, self.tokens(), self.spec.channels]), positions }
     }
 
     /// A scheduler that keeps earlier predictions, so that mistakes in their order have an effect.
@@ -248,8 +257,9 @@ impl Transformer for Toy {
 
     fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
         let (dim, ids) = (self.spec.dim(), latents.positions.ids());
-        let wave =
-            |[row, column]: [u32; 2], index| ((0.9 * row as f32 + 0.4 * column as f32) * index as f32).sin();
+        let wave = |[frame, row, column]: [u32; 3], index| {
+            ((0.9 * row as f32 + 0.4 * column as f32 + 0.7 * frame as f32) * index as f32).sin()
+        };
         let waves = ids.iter().flat_map(|&id| (0..dim).map(move |index| wave(id, index + 1))).collect();
         let x = self.image_in.forward(latents.x.clone()) + tensor(waves, [1, ids.len(), dim]);
         Hidden::new(latents.with(x), (self.kind == Kind::Joint).then(|| context.text.clone()))
@@ -272,8 +282,14 @@ impl Transformer for Toy {
             stream.attention.qkv(norm(x.clone() + context.timestep.clone()), self.spec.head_dim)
         };
         let text_qkv = text.as_ref().zip(block.text.as_ref()).map(|(x, of)| stream(of, x));
-        let (y, text_y) =
-            attention.attend(Site { block: index, layer: 0 }, stream(&block.image, &image.x), text_qkv);
+        let [frames, ..] = image.positions.extent();
+        let span = match (self.kind, index % 2) {
+            (Kind::Clip, 0) => Span::Frame { frames },
+            (Kind::Clip, _) => Span::Place { frames },
+            _ => Span::All,
+        };
+        let site = Site::new(index, 0).within(span);
+        let (y, text_y) = attention.attend(site, stream(&block.image, &image.x), text_qkv);
 
         let mut x = image.x.clone() + block.image.attention.join(y);
         if let Some(cross) = &block.cross {

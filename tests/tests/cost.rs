@@ -27,11 +27,15 @@ use Axis::{Cfg, Pipeline, Ring, Tensor, Ulysses};
 fn sizes(subject: &Subject) -> Sizes {
     let blocks = subject.spec.blocks;
     let (joint, image_sums, text_sums) = match subject.kind {
-        Kind::Alone | Kind::UShaped => (0, 2, 0),
+        Kind::Alone | Kind::UShaped | Kind::Clip => (0, 2, 0),
         Kind::Cross => (0, 3, 0),
         Kind::Joint => (1, 2, 2),
     };
     let mut exchanges = vec![BlockExchanges { attentions: 1, image_sums, text_sums }; blocks];
+    if subject.kind == Kind::Clip {
+        // Attention within places needs no other rank.
+        exchanges.iter_mut().skip(1).step_by(2).for_each(|block| block.attentions = 0);
+    }
     // The last block's text is not used.
     exchanges[blocks - 1].text_sums = 0;
     let skipping = subject.text_tokens.last().filter(|_| subject.skipping.is_some());
@@ -41,6 +45,7 @@ fn sizes(subject: &Subject) -> Sizes {
         dtype: DType::F32,
         text_tokens: texts.map(|tokens| joint * tokens).collect(),
         exchanges,
+        frames: subject.frames,
     }
 }
 
@@ -87,7 +92,8 @@ fn reports(subject: &Subject, plan: &Plan, details: bool) -> Vec<RankReport> {
 
 #[test]
 fn ranks_send_and_keep_what_the_plan_says() {
-    let mut subjects = [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped].map(Subject::new).to_vec();
+    let kinds = [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped, Kind::Clip];
+    let mut subjects = kinds.map(Subject::new).to_vec();
     // Makes the last step not the only asynchronous one.
     subjects.iter_mut().for_each(|subject| subject.steps = 4);
     subjects[3].spec.heads = 4;
@@ -239,12 +245,13 @@ where
     let noise = Tokens { x: noise, positions: Positions::grid(rows, columns) };
     let skipping = Branch { steps: 1..2, skip_layers: vec![0, spec.blocks - 1] };
     let branches = [Branch::classifier_free(true), vec![skipping]].concat();
-    let work = Work { spec: spec.clone(), tokens: rows * columns, steps: 3, branches, images: 1 };
+    let work = Work { spec: spec.clone(), tokens: rows * columns, grain: 1, steps: 3, branches, images: 1 };
     let sizes = Sizes {
         spec,
         dtype: DType::F32,
         text_tokens: vec![text_tokens; 3],
         exchanges: component.config.exchanges(),
+        frames: 1,
     };
     let methods: [Method; 3] = [
         (&[(Cfg, 2), (Tensor, 2)], 1, 1, false),

@@ -62,7 +62,7 @@ fn check_all(subject: &Subject) {
     let mut wrong = Vec::new();
     let mut check = |strips: usize, warmup_steps, oracles: &[Tensor<3>], mesh: Mesh, patches| {
         let legal = mesh.degree(Axis::Ulysses) * mesh.degree(Axis::Tensor) <= subject.spec.heads
-            && strips * mesh.degree(Axis::Ulysses) <= subject.tokens();
+            && strips * mesh.degree(Axis::Ulysses) <= subject.tokens() / subject.frames;
         let plan = plan(subject, mesh, patches, warmup_steps);
         assert_eq!(plan.is_ok(), legal, "{mesh}, M = {patches}: {plan:?}");
         let Ok(plan) = plan else {
@@ -127,6 +127,11 @@ fn skip_connections_on_every_mesh() {
     check_all(&subject(Kind::UShaped));
 }
 
+#[test]
+fn attention_within_frames_and_places_on_every_mesh() {
+    check_all(&subject(Kind::Clip));
+}
+
 /// A third branch begins in the first step that would be asynchronous without it.
 #[test]
 fn a_branch_of_some_steps_on_every_mesh() {
@@ -137,7 +142,7 @@ fn a_branch_of_some_steps_on_every_mesh() {
 /// Stale keys have an effect, which differs from that of PipeFusion and disappears with enough warm-up.
 #[test]
 fn keys_of_the_step_before_show() {
-    for kind in [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped] {
+    for kind in [Kind::Alone, Kind::Cross, Kind::Joint, Kind::UShaped, Kind::Clip] {
         let subject = subject(kind);
         let serial = expected(&subject, 0, Turns { patches: 1, warmup_steps: 0, displaced: false });
         for patches in 2..=MAX_RANKS {

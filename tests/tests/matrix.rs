@@ -82,7 +82,7 @@ fn check_all(subject: &Subject) {
                 let plan = Plan::new(&config, &subject.work());
                 let legal = pipeline <= blocks
                     && ulysses * tensor <= subject.spec.heads
-                    && patches * mesh.sequence_degree() <= subject.tokens();
+                    && patches * mesh.sequence_degree() <= subject.tokens() / subject.frames;
                 assert_eq!(plan.is_ok(), legal, "{mesh}, M = {patches}: {plan:?}");
                 let Ok(plan) = plan else {
                     refused += 1;
@@ -132,6 +132,11 @@ fn long_skip_connections_on_every_mesh() {
     check_all(&Subject::new(Kind::UShaped));
 }
 
+#[test]
+fn attention_within_frames_and_places_on_every_mesh() {
+    check_all(&Subject::new(Kind::Clip));
+}
+
 /// A third branch begins later and ends earlier than the others, and skips blocks.
 #[test]
 fn a_branch_of_some_steps_on_every_mesh() {
@@ -176,10 +181,12 @@ fn mistakes_would_show() {
     let faults = [
         (Fault::TextTwice, vec![Kind::Joint]),
         (Fault::TextLost, vec![Kind::Joint]),
-        (Fault::KeysMoved, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
+        (Fault::KeysMoved, vec![Kind::Alone, Kind::Cross, Kind::Joint, Kind::Clip]),
         (Fault::PaddingSeen, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
-        (Fault::CacheLost, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
-        (Fault::PositionsLost, vec![Kind::Alone, Kind::Cross, Kind::Joint]),
+        (Fault::CacheLost, vec![Kind::Alone, Kind::Cross, Kind::Joint, Kind::Clip]),
+        (Fault::PositionsLost, vec![Kind::Alone, Kind::Cross, Kind::Joint, Kind::Clip]),
+        (Fault::FramesMoved, vec![Kind::Clip]),
+        (Fault::PlacesMixed, vec![Kind::Clip]),
     ];
     for (fault, kinds) in faults {
         for kind in kinds {

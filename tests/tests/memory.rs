@@ -44,6 +44,7 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
     let work = Work {
         spec: config.spec.clone(),
         tokens: 1024,
+        grain: 1,
         steps: 20,
         branches: Branch::classifier_free(true),
         images: 1,
@@ -157,7 +158,7 @@ fn most_cached(subject: &Subject, plan: &Plan, world: &Arc<dyn Link>) -> u64 {
         let text = (subject.kind == Kind::Joint && plan.brings_text(&patches))
             .then(|| qkv(spec, subject.text_tokens[branch]));
         for block in plan.blocks_of(branch, blocks) {
-            drop(attention.attend(Site { block, layer: 0 }, qkv(spec, tokens), text.clone()));
+            drop(attention.attend(Site::new(block, 0), qkv(spec, tokens), text.clone()));
         }
         let now = allocations(attention.cached());
         assert_eq!(now.values().sum::<u64>(), attention.kv_bytes(), "step {step}, {patches:?}");
@@ -195,6 +196,7 @@ fn caches_take_the_memory_that_the_plan_says() {
                     dtype: DType::F32,
                     text_tokens: subject.text_tokens.iter().map(|tokens| joint * tokens).collect(),
                     exchanges: vec![exchange; subject.spec.blocks],
+                    frames: 1,
                 };
                 let planned: Vec<_> =
                     (0..mesh.size()).map(|rank| peak_kv_bytes(&plan, &sizes, rank)).collect();

@@ -48,13 +48,18 @@ impl Run {
 
     /// The distance of the final latents from the oracle's, with the given mistakes in messages and keys.
     fn error(&self, wire: Option<(&'static str, Wire)>, keys: Option<Keys>) -> f64 {
+        self.error_at(wire, keys, 1)
+    }
+
+    /// As [`error`](Self::error), with wrong keys in another block than the second one.
+    fn error_at(&self, wire: Option<(&'static str, Wire)>, keys: Option<Keys>, block: usize) -> f64 {
         let Self { subject, plan } = self;
         let turns = Turns { patches: plan.stale_patches(), warmup_steps: 0, displaced: plan.distrifusion };
         let (toy, noise) = (Toy::whole(subject), subject.noise());
         let (guidance, branches) = (subject.guidance(), subject.branches());
         let expected =
             oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &noise, turns, None);
-        let job = with_keys(subject.job(plan.clone()), keys);
+        let job = with_keys(subject.job(plan.clone()), keys, block);
         let seen = move |world: Arc<dyn Link>| match wire {
             Some((group, wire)) => Tampered::new(world, group, wire),
             None => world,
@@ -114,6 +119,27 @@ fn wrong_keys_at_one_site_show() {
             let error = run.error(None, Some(keys));
             println!("{axis:?}, distrifusion: {distrifusion}, {keys:?}: {error:.1e} ({sound:.0e} without)");
             assert!(error > VISIBLE, "{axis:?}: {keys:?} makes {error:.1e} only");
+        }
+    }
+}
+
+/// In a clip, a block attends to another frame, or to another place.
+#[test]
+fn wrong_frames_and_places_show() {
+    for (axis, patches, distrifusion) in [
+        (Axis::Pipeline, 3, false),
+        (Axis::Ring, 1, false),
+        (Axis::Ring, 1, true),
+        (Axis::Ulysses, 2, false),
+        (Axis::Tensor, 1, false),
+    ] {
+        let run = Run::new(Kind::Clip, axis, patches, distrifusion);
+        let sound = run.error(None, None);
+        assert!(sound <= TOLERANCE, "{}{sound:.1e} without a mistake", run.plan);
+        for (block, what) in [(0, "frames"), (1, "places")] {
+            let error = run.error_at(None, Some(Keys::SpanMoved), block);
+            println!("{axis:?}, distrifusion: {distrifusion}, {what}: {error:.1e} ({sound:.0e} without)");
+            assert!(error > VISIBLE, "{axis:?}: other {what} make {error:.1e} only");
         }
     }
 }

@@ -77,7 +77,7 @@ fn transformer_block_by_block() {
             }
             let positions = hidden.image.clone();
             let packed = model.finish(hidden, context);
-            let output = unpack(positions.with(packed), config.spec.patch);
+            let output: Tensor<4> = unpack(positions.with(packed), config.spec.patch);
             let expected = case.tensor::<4>("transformer.output").narrow(0, row, 1);
             // The recorded output still contains the learned variance after the prediction.
             let expected = expected.narrow(1, 0, config.spec.channels);
@@ -100,10 +100,10 @@ fn transformer_with_padding_and_mask() {
             bias: Some(Tensor::from_data(bias, (&device(), DType::F32))),
             size: size(&case, &config),
         };
-        let tokens = pack(case.tensor("transformer.hidden_states"), config.spec.patch);
+        let tokens = pack(case.tensor::<4>("transformer.hidden_states"), config.spec.patch);
         let timestep = case.integers("transformer.timestep")[0] as f32;
         let packed = model.forward(tokens.clone(), &conditions, timestep, &mut Local);
-        let output = unpack(tokens.with(packed), config.spec.patch);
+        let output: Tensor<4> = unpack(tokens.with(packed), config.spec.patch);
         let expected = case.tensor::<4>("transformer.output").narrow(1, 0, config.spec.channels);
         assert_close(name, &output, &expected, TOLERANCE);
     }

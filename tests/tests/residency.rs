@@ -110,7 +110,7 @@ fn flow_matching(steps: usize) -> Box<dyn Scheduler> {
 /// A plan for one picture of `tokens` tokens with two branches of guidance.
 fn plan(spec: &TransformerSpec, tokens: usize, steps: usize, mesh: Mesh) -> Plan {
     let branches = Branch::classifier_free(true);
-    let work = Work { spec: spec.clone(), tokens, steps, branches, images: 1 };
+    let work = Work { spec: spec.clone(), tokens, grain: 1, steps, branches, images: 1 };
     Plan::new(&ParallelConfig { mesh, ..ParallelConfig::default() }, &work).unwrap()
 }
 
@@ -221,6 +221,7 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         dtype: DType::F32,
         text_tokens: vec![0; 2],
         exchanges: component.config.exchanges(),
+        frames: 1,
     };
     let scales = component.scales(component.config.placements(), PixArt::load);
     let planned = costs(&plan, &sizes, scales).unwrap();
@@ -355,6 +356,7 @@ fn wide(steps: usize, ranks: usize) -> [f64; 2] {
         dtype: DType::F32,
         text_tokens: vec![0; 2],
         exchanges: vec![BlockExchanges { attentions: 0, image_sums: 0, text_sums: 0 }; spec.blocks],
+        frames: 1,
     };
     let weighed = Weighed { context_bytes: WIDE_BYTES, ..Weighed::default() };
     let planned =

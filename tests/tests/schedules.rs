@@ -228,7 +228,7 @@ fn plans() -> Vec<Plan> {
                         ..Default::default()
                     };
                     let branches = Branch::classifier_free(guided).into_iter().chain(late.clone()).collect();
-                    let work = Work { spec: spec.clone(), tokens: 23, steps, branches, images: 1 };
+                    let work = Work { spec: spec.clone(), tokens: 23, grain: 1, steps, branches, images: 1 };
                     plans.push(Plan::new(&config, &work).unwrap());
                 }
             }

@@ -38,7 +38,7 @@ fn transformer_block_by_block() {
         let [context] = &model.contexts(&conditions(&case), &[timestep(&case)])[..] else {
             panic!("one timestep has one context")
         };
-        let latents: Tokens = pack(case.tensor("hidden_states"), config.spec.patch);
+        let latents: Tokens = pack(case.tensor::<4>("hidden_states"), config.spec.patch);
         let mut hidden = model.embed(latents, context);
         check("patches and positions", &hidden.image.x, "pos_embed");
         check("text", hidden.text.as_ref().unwrap(), "context_embedder");
@@ -53,7 +53,7 @@ fn transformer_block_by_block() {
             }
         }
         let positions = hidden.image.clone();
-        let output = unpack(positions.with(model.finish(hidden, context)), config.spec.patch);
+        let output: Tensor<4> = unpack(positions.with(model.finish(hidden, context)), config.spec.patch);
         assert_close(&format!("{name}: output"), &output, &case.tensor("output"), TOLERANCE);
     }
 }

@@ -13,6 +13,51 @@ pub struct Site {
     pub block: usize,
     /// Index among the block's attentions that mix image tokens, from 0.
     pub layer: usize,
+    /// The tokens that attend to each other.
+    pub span: Span,
+}
+
+impl Site {
+    /// An attention of all tokens to each other.
+    pub fn new(block: usize, layer: usize) -> Self {
+        Self { block, layer, span: Span::All }
+    }
+
+    /// The same attention among fewer tokens.
+    pub fn within(self, span: Span) -> Self {
+        Self { span, ..self }
+    }
+}
+
+/// The image tokens that attend to each other. A clip's tokens are [ordered](crate::tokens::Positions::clip) by place,
+/// then by frame, and each rank has all frames of its places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Span {
+    /// All tokens.
+    #[default]
+    All,
+    /// The tokens of each of these frames. No text takes part.
+    Frame {
+        /// The number of frames.
+        frames: usize,
+    },
+    /// The tokens of each place, one in each of these frames. No text takes part, and no other rank.
+    Place {
+        /// The number of frames.
+        frames: usize,
+    },
+}
+
+impl Span {
+    /// The number of consecutive tokens that are one token for the kernel, each with heads of its own. Since a place's
+    /// frames are consecutive, attention within frames *is* attention of places that have `frames` times as many
+    /// heads: no value moves.
+    pub(crate) fn fold(self) -> usize {
+        match self {
+            Self::All | Self::Place { .. } => 1,
+            Self::Frame { frames } => frames,
+        }
+    }
 }
 
 /// Queries, keys and values of one stream of tokens.
@@ -29,12 +74,40 @@ pub struct Qkv {
     pub v: Tensor<4>,
 }
 
+impl Qkv {
+    /// The same values with each `count` consecutive tokens as one token of `count` times as many heads.
+    ///
+    /// # Shapes
+    /// `[b, n, h, d]` to `[b, n / count, count · h, d]`.
+    pub(crate) fn folded(self, count: usize) -> Self {
+        self.map(|x| {
+            let [b, n, h, d] = x.dims();
+            x.reshape([b, n / count, count * h, d])
+        })
+    }
+
+    /// The same values with each place as an element of the batch.
+    ///
+    /// # Shapes
+    /// `[b, n, h, d]` to `[b · n / frames, frames, h, d]`.
+    fn by_place(self, frames: usize) -> Self {
+        self.map(|x| {
+            let [b, n, h, d] = x.dims();
+            x.reshape([b * n / frames, frames, h, d])
+        })
+    }
+
+    fn map(self, change: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
+        Self { q: change(self.q), k: change(self.k), v: change(self.v) }
+    }
+}
+
 /// Attention, as a model calls it.
 ///
 /// Softmax is over `q kᵀ / √d`.
 pub trait Attention {
-    /// Computes attention of every image token to every image token and, if the text takes part, of all image and text
-    /// tokens to each other. Returns the results for the image's and the text's queries.
+    /// Computes attention of every image token to every image token in the [span](Site::span) and, if the text takes
+    /// part, of all image and text tokens to each other. Returns the results for the image's and the text's queries.
     ///
     /// The image tokens may be part of a larger image, the rest of which is on other ranks. The text is always whole.
     ///
@@ -57,10 +130,19 @@ pub fn cross_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, bias: Option<Te
 pub struct Local;
 
 impl Attention for Local {
-    fn attend(&mut self, _: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
+    fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
         let scale = scale(&image.q);
+        assert!(
+            text.is_none() || site.span == Span::All,
+            "a text takes part in attention of all tokens only"
+        );
         let Some(text) = text else {
-            return (attention(image.q, image.k, image.v, None, scale), None);
+            let shape = image.q.dims();
+            let Qkv { q, k, v } = match site.span {
+                Span::Place { frames } => image.by_place(frames),
+                span => image.folded(span.fold()),
+            };
+            return (attention(q, k, v, None, scale).reshape(shape), None);
         };
         let (n_text, n_image) = (text.q.dims()[1], image.q.dims()[1]);
         let join = |text, image| Tensor::cat(vec![text, image], 1);

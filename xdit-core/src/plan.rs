@@ -54,6 +54,9 @@ pub struct Work {
     pub spec: TransformerSpec,
     /// Number of image tokens.
     pub tokens: usize,
+    /// Number of consecutive image tokens that stay together on a rank: 1, or the frames of a clip, so that each rank
+    /// has all frames of its places.
+    pub grain: usize,
     /// Number of denoising steps.
     pub steps: usize,
     /// Branches of guidance.
@@ -73,6 +76,8 @@ pub struct Plan {
     pub skips: Vec<[usize; 2]>,
     /// Tokens of each patch.
     pub patches: Vec<Range<usize>>,
+    /// Number of consecutive tokens that stay together.
+    pub grain: usize,
     /// Whether the keys of all other patches are stale, not only those of patches that come later in the step.
     pub distrifusion: bool,
     /// Number of synchronous steps at the start.
@@ -97,7 +102,9 @@ impl Plan {
     /// If branch 0 does not take part in every step, or another one in none.
     pub fn new(config: &ParallelConfig, work: &Work) -> Result<Self> {
         let mesh = config.mesh;
-        let Work { spec, tokens, steps, branches, images } = work;
+        let Work { spec, tokens, grain, steps, branches, images } = work;
+        assert!(tokens.is_multiple_of(*grain), "{tokens} tokens in pieces of {grain}");
+        let pieces = tokens / grain;
         let pipeline = mesh.degree(Axis::Pipeline);
         let distrifusion = config.distrifusion;
         let patches = config.patches.unwrap_or(pipeline);
@@ -152,9 +159,12 @@ impl Plan {
         if patches == 0 {
             return usage("`0` pipeline patches leave nothing to compute".into(), "use at least 1".into());
         }
-        if patches.saturating_mul(sequence) > *tokens {
+        if patches.saturating_mul(sequence) > pieces {
+            let frames = if *grain > 1 { format!(" in {grain} frames") } else { String::new() };
             return usage(
-                format!("{tokens} tokens cannot be cut into {patches} patches × {sequence} sequence ranks"),
+                format!(
+                    "{pieces} tokens{frames} cannot be cut into {patches} patches × {sequence} sequence ranks"
+                ),
                 "make the picture larger, or the degrees smaller".into(),
             );
         }
@@ -167,7 +177,8 @@ impl Plan {
             mesh,
             stages: stages(config, spec)?,
             skips: spec.skips.clone(),
-            patches: split::even(*tokens, patches),
+            patches: split_at(0..*tokens, *grain, patches),
+            grain: *grain,
             distrifusion,
             synchronous_steps: match (distrifusion, patches) {
                 // The first step is always synchronous: no step precedes it.
@@ -237,10 +248,8 @@ impl Plan {
     /// The tokens of `patch` that the rank at `sequence_coordinate` holds: a part of its ring rank's strip.
     pub fn shard(&self, patch: usize, sequence_coordinate: usize) -> Range<usize> {
         let ulysses = self.mesh.degree(Axis::Ulysses);
-        let part = |of: &Range<usize>, parts, index: usize| {
-            let part = split::even(of.len(), parts)[index].clone();
-            of.start + part.start..of.start + part.end
-        };
+        let part =
+            |of: &Range<usize>, parts, index: usize| split_at(of.clone(), self.grain, parts)[index].clone();
         let strip = part(&self.patches[patch], self.mesh.degree(Axis::Ring), sequence_coordinate / ulysses);
         part(&strip, ulysses, sequence_coordinate % ulysses)
     }
@@ -261,6 +270,12 @@ impl Plan {
     pub fn ring_tokens(&self, patches: &Range<usize>, ring_coordinate: usize) -> usize {
         self.ulysses_tokens(patches, ring_coordinate).iter().sum()
     }
+}
+
+/// Divides `range` into `parts` as evenly as possible, at multiples of `grain`.
+fn split_at(range: Range<usize>, grain: usize, parts: usize) -> Vec<Range<usize>> {
+    let at = |piece: usize| range.start + piece * grain;
+    split::even(range.len() / grain, parts).into_iter().map(|part| at(part.start)..at(part.end)).collect()
 }
 
 /// `branch` with its steps limited to those of the run.
@@ -383,7 +398,7 @@ mod tests {
             skips: Vec::new(),
             block_parameters: Vec::new(),
         };
-        Work { spec, tokens: 64, steps: 4, branches: Branch::classifier_free(true), images: 2 }
+        Work { spec, tokens: 64, grain: 1, steps: 4, branches: Branch::classifier_free(true), images: 2 }
     }
 
     /// Products and sums of degrees that would wrap around to legal values in 64 bits.

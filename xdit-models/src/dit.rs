@@ -218,7 +218,7 @@ impl Transformer for Dit {
         attention: &mut dyn Attention,
     ) -> Hidden {
         let Tokens { x, positions } = hidden.image;
-        let (site, place) = (Site { block: index, layer: 0 }, index - self.first_block);
+        let (site, place) = (Site::new(index, 0), index - self.first_block);
         let x = self.blocks[place].forward(site, x, &context.blocks[place], attention);
         Hidden::new(Tokens { x, positions }, None)
     }

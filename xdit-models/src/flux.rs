@@ -287,7 +287,7 @@ impl Transformer for Flux {
         let Tokens { x, positions } = &hidden.image;
         let rotary = self.rotary_cache.get(positions, || self.rotary.rotary(positions, &x.device()));
         let given = Given {
-            site: Site { block: index, layer: 0 },
+            site: Site::new(index, 0),
             modulation: &context.modulations[local],
             rotary: &rotary,
             is_last: index + 1 == self.spec.blocks,

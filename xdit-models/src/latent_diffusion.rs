@@ -316,6 +316,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         let work = Work {
             spec: self.model.spec().clone(),
             tokens: self.model.tokens(generated_size),
+            grain: 1,
             steps: self.scheduler(generated_size, num_inference_steps)?.timesteps().len(),
             branches,
             images: request.images(),
@@ -350,6 +351,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             dtype: component.dtype,
             text_tokens: vec![text_tokens; plan.branches.len()],
             exchanges: component.config.exchanges(),
+            frames: 1,
         };
         let scales = component.scales(component.config.placements(), R::Transformer::load);
         costs(plan, &sizes, scales)

@@ -260,7 +260,7 @@ impl Transformer for PixArt {
         attention: &mut dyn Attention,
     ) -> Hidden {
         let Tokens { x, positions } = hidden.image;
-        let site = Site { block: index, layer: 0 };
+        let site = Site::new(index, 0);
         let x = self.blocks[index - self.first_block].forward(site, x, context, attention);
         Hidden::new(Tokens { x, positions }, None)
     }

@@ -66,11 +66,11 @@ impl SinCos2d {
     /// # Shapes
     /// Result `[1, n, dim]`, f32.
     pub fn embed(&self, positions: &Positions, device: &Device) -> Tensor<3> {
-        let [rows, columns] = positions.extent();
+        let [_, rows, columns] = positions.extent();
         let (by_row, by_column) = (self.table(rows), self.table(columns));
         let half = self.dim / 2;
         let mut data = Vec::with_capacity(positions.ids().len() * self.dim);
-        for &[row, column] in positions.ids() {
+        for &[_, row, column] in positions.ids() {
             data.extend_from_slice(&by_column[column as usize * half..][..half]);
             data.extend_from_slice(&by_row[row as usize * half..][..half]);
         }

@@ -7,8 +7,8 @@ use xdit_core::tokens::Positions;
 /// direction is rotated by `position / theta^(2i/dim)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RotaryEmbedding {
-    /// The number of features of a head for each direction: a direction in which all tokens of a picture have position
-    /// 0, the rows, and the columns. Each number is even.
+    /// The number of features of a head for each direction: frames (a picture has one), rows, and columns. Each number
+    /// is even.
     pub dims: [usize; 3],
     /// The base of the frequencies.
     pub theta: f64,
@@ -39,14 +39,13 @@ impl RotaryEmbedding {
     /// # Source
     /// diffusers' `get_1d_rotary_pos_embed` with frequencies in f64, for each direction.
     pub fn rotary(&self, positions: &Positions, device: &Device) -> Rotary {
-        let [rows, columns] = positions.extent();
-        let [still, by_row, by_column] = self.dims;
+        let extent = positions.extent();
         let table = |of: fn(f64) -> f64| {
-            let directions = [(still, 1), (by_row, rows), (by_column, columns)];
-            let [still, by_row, by_column] = directions.map(|(dim, places)| self.table(dim, places, of));
+            let tables = [0, 1, 2].map(|direction| self.table(self.dims[direction], extent[direction], of));
             let ids = positions.ids().iter();
-            let values = ids.flat_map(|&[row, column]| {
-                [&still[0], &by_row[row as usize], &by_column[column as usize]].into_iter().flatten().copied()
+            let values = ids.flat_map(|id| {
+                let rows = tables.iter().zip(id).map(|(table, &place)| &table[place as usize]);
+                rows.flatten().copied()
             });
             let shape = [positions.ids().len(), self.dims.iter().sum::<usize>() / 2];
             Tensor::from_data(TensorData::new(values.collect(), shape), (device, DType::F32))

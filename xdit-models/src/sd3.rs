@@ -320,8 +320,9 @@ impl PositionTable {
     /// # Shapes
     /// Result `[1, n, dim]`.
     fn embed(&self, positions: &Positions) -> Tensor<3> {
-        let [top, left] = positions.extent().map(|extent| (self.side - extent) / 2);
-        let place = |&[row, column]: &[u32; 2]| (top + row as usize) * self.side + left + column as usize;
+        let [_, rows, columns] = positions.extent();
+        let [top, left] = [rows, columns].map(|extent| (self.side - extent) / 2);
+        let place = |&[_, row, column]: &[u32; 3]| (top + row as usize) * self.side + left + column as usize;
         self.cache.get(positions, || self.table.rows(positions.ids().iter().map(place)).unsqueeze())
     }
 }
@@ -378,12 +379,12 @@ impl Block {
             let [shift, scale] = self.text_attention_modulation(modulation);
             self.attn_context.qkv(layer_norm_modulate(text.clone(), shift, scale, EPS))
         });
-        let (y, text_y) = attention.attend(Site { block: index, layer: 0 }, self.attn.qkv(y), text_qkv);
+        let (y, text_y) = attention.attend(Site::new(index, 0), self.attn.qkv(y), text_qkv);
         // Both attentions have the same input.
         let second = self.attn2.as_ref().map(|attn2| {
             let [shift, scale, gate] = modulation_rows(&modulation.image, 6);
             let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
-            let (y, _) = attention.attend(Site { block: index, layer: 1 }, attn2.qkv(y), None);
+            let (y, _) = attention.attend(Site::new(index, 1), attn2.qkv(y), None);
             (gate, attn2.out(y))
         });
         let mut x = gated_residual(image, gate, self.attn.out(y));

@@ -1,14 +1,11 @@
 //! A toy that hands wrong keys to one attention.
 
 use burn::tensor::Tensor;
-use xdit_core::attention::{Attention, Qkv, Site};
+use xdit_core::attention::{Attention, Qkv, Site, Span};
 use xdit_core::transformer::Transformer;
 use xdit_tests::toy::Toy;
 use xdit_tests::world::Job;
 use xdit_tests::wrapped::{Wrapped, wrapped};
-
-/// The block whose keys are wrong.
-const BLOCK: usize = 1;
 
 /// What is wrong with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +18,14 @@ pub enum Keys {
     TextTwice,
     /// A key of zeros pads the text and is attended to.
     PaddingSeen,
+    /// Attention within frames is to another frame's tokens, or attention within places to another place's.
+    SpanMoved,
 }
 
-/// The run of `job` with the mistake `keys`, if any.
-pub fn with_keys(job: Job<Toy>, keys: Option<Keys>) -> Job<Wrapped> {
+/// The run of `job` with the mistake `keys`, if any, in the block `wrong`.
+pub fn with_keys(job: Job<Toy>, keys: Option<Keys>, wrong: usize) -> Job<Wrapped> {
     wrapped(job, move || {
-        Box::new(move |toy, index, hidden, context, attention| match keys.filter(|_| index == BLOCK) {
+        Box::new(move |toy, index, hidden, context, attention| match keys.filter(|_| index == wrong) {
             Some(keys) => toy.block(index, hidden, context, &mut MutantAttention { attention, keys }),
             None => toy.block(index, hidden, context, attention),
         })
@@ -50,11 +49,21 @@ impl Attention for MutantAttention<'_> {
             Keys::Moved => image.k = moved(image.k, 1),
             Keys::HeadsMoved => image.v = moved(image.v, 2),
             Keys::TextTwice | Keys::PaddingSeen => {}
+            Keys::SpanMoved => {
+                let [b, n, h, d] = image.k.dims();
+                let other = |x: Tensor<4>| match site.span {
+                    Span::All => panic!("all tokens attend to each other"),
+                    Span::Frame { frames } => moved(x.reshape([b * n / frames, frames, h, d]), 1),
+                    Span::Place { frames } => moved(x.reshape([b, n / frames, frames * h, d]), 1),
+                };
+                let other = |x| other(x).reshape([b, n, h, d]);
+                (image.k, image.v) = (other(image.k), other(image.v));
+            }
         }
         let longer = |x: Tensor<4>| match self.keys {
             Keys::TextTwice => Tensor::cat(vec![x.clone(), x], 1),
             Keys::PaddingSeen => Tensor::cat(vec![x.clone(), x.narrow(1, 0, 1).zeros_like()], 1),
-            Keys::Moved | Keys::HeadsMoved => x,
+            Keys::Moved | Keys::HeadsMoved | Keys::SpanMoved => x,
         };
         let text = text.map(|text| Qkv { q: text.q, k: longer(text.k), v: longer(text.v) });
         self.attention.attend(site, image, text)

@@ -33,6 +33,7 @@ fn write(job: &Invocation, index: usize, path: &Path) {
     let work = Work {
         spec,
         tokens: 64,
+        grain: 1,
         steps: 4,
         branches: Branch::classifier_free(true),
         images: job.request.images(),

@@ -1,11 +1,12 @@
 //! The attention of a rank: the parallel methods around the kernel, outermost first.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 use xdit_kernels::attention;
 
-use crate::attention::{Attention, Qkv, Site, scale};
+use crate::attention::{Attention, Local, Qkv, Site, Span, scale};
 use crate::methods::distrifusion::{DistriFusion, Exchange};
 use crate::methods::keys::{Keys, Kv};
 use crate::methods::pipefusion::KvCache;
@@ -37,7 +38,8 @@ pub enum KeyExchange {
 
 /// The kernel, wrapped from the inside out in the ring, PipeFusion's cache and Ulysses, each if the plan uses it.
 ///
-/// Keys are a set: no method here depends on the order of image tokens, as long as keys and values agree.
+/// Keys are a set: no method here depends on the order of image tokens, as long as keys and values agree. In attention
+/// within frames, the methods see places as tokens, each with the heads of all frames (see [`Span`]).
 #[derive(Debug)]
 pub struct ParallelAttention {
     plan: Plan,
@@ -45,8 +47,9 @@ pub struct ParallelAttention {
     ring_coordinate: usize,
     ulysses: Option<Ulysses>,
     exchange: Option<KeyExchange>,
-    /// The cache of each guidance branch that has asynchronous steps with several patches.
-    caches: Vec<Option<KvCache>>,
+    /// For each guidance branch that has asynchronous steps with several patches, the cache of each number of tokens that
+    /// are one token for the methods.
+    caches: Vec<Option<BTreeMap<usize, KvCache>>>,
     pass: Pass,
 }
 
@@ -58,10 +61,7 @@ impl ParallelAttention {
         ulysses: Option<Ulysses>,
         exchange: Option<KeyExchange>,
     ) -> Self {
-        let tokens = |patch| plan.ring_tokens(&(patch..patch + 1), ring_coordinate);
-        let patches = split::consecutive(&(0..plan.patches.len()).map(tokens).collect::<Vec<_>>());
-        let cache = |branch| plan.caches(branch).then(|| KvCache::new(patches.clone()));
-        let caches = (0..plan.branches.len()).map(cache).collect();
+        let caches = (0..plan.branches.len()).map(|branch| plan.caches(branch).then(BTreeMap::new)).collect();
         let pass = Pass { step: 0, patches: 0..plan.patches.len(), branch: 0 };
         Self { plan, ring_coordinate, ulysses, exchange, caches, pass }
     }
@@ -77,36 +77,57 @@ impl ParallelAttention {
             Some(KeyExchange::DistriFusion(strips)) => strips.bytes(),
             Some(KeyExchange::Ring(_)) | None => 0,
         };
-        self.caches.iter().flatten().map(KvCache::bytes).sum::<u64>() + exchanged
+        self.caches().map(KvCache::bytes).sum::<u64>() + exchanged
     }
 
     /// The tensors in the caches.
     pub fn cached(&self) -> impl Iterator<Item = &Tensor<3>> {
-        self.caches.iter().flatten().flat_map(KvCache::tensors)
+        self.caches().flat_map(KvCache::tensors)
     }
 
-    /// The runs of each patch of this pass in the tokens that Ulysses has gathered. These are ordered by rank, and
-    /// within a rank's share by patch.
-    fn runs(&self) -> Vec<Vec<Range<usize>>> {
+    fn caches(&self) -> impl Iterator<Item = &KvCache> {
+        self.caches.iter().flatten().flat_map(BTreeMap::values)
+    }
+
+    /// An empty cache for attention that sees `fold` tokens as one.
+    fn cache(plan: &Plan, ring_coordinate: usize, fold: usize) -> KvCache {
+        let tokens = |patch| plan.ring_tokens(&(patch..patch + 1), ring_coordinate) / fold;
+        KvCache::new(split::consecutive(&(0..plan.patches.len()).map(tokens).collect::<Vec<_>>()))
+    }
+
+    /// The runs of each patch of this pass in the tokens that Ulysses has gathered, if `fold` tokens are one. These are
+    /// ordered by rank, and within a rank's share by patch.
+    fn runs(&self, fold: usize) -> Vec<Vec<Range<usize>>> {
         let patches = self.pass.patches.len();
         let first = self.ring_coordinate * self.plan.mesh.degree(Axis::Ulysses);
         let ranks = first..first + self.plan.mesh.degree(Axis::Ulysses);
-        let of_rank = |rank| self.pass.patches.clone().map(move |patch| self.plan.shard(patch, rank).len());
+        let of_rank =
+            |rank| self.pass.patches.clone().map(move |patch| self.plan.shard(patch, rank).len() / fold);
         let runs = split::consecutive(&ranks.flat_map(of_rank).collect::<Vec<_>>());
         (0..patches).map(|patch| runs.iter().skip(patch).step_by(patches).cloned().collect()).collect()
     }
 
-    /// The number of tokens of `patches` on each ring rank.
-    fn ring_tokens(&self, patches: &Range<usize>) -> Vec<usize> {
-        (0..self.plan.mesh.degree(Axis::Ring)).map(|ring| self.plan.ring_tokens(patches, ring)).collect()
+    /// The number of tokens of `patches` on each ring rank, if `fold` tokens are one.
+    fn ring_tokens(&self, patches: &Range<usize>, fold: usize) -> Vec<usize> {
+        let tokens = |ring| self.plan.ring_tokens(patches, ring) / fold;
+        (0..self.plan.mesh.degree(Axis::Ring)).map(tokens).collect()
     }
 }
 
 impl Attention for ParallelAttention {
     fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>) {
+        if let Span::Place { frames } = site.span {
+            assert_eq!(self.plan.grain % frames, 0, "every rank has all frames of its places");
+            return Local.attend(site, image, text);
+        }
+        let (shape, fold) = (image.q.dims(), site.span.fold());
+        assert!(self.plan.grain.is_multiple_of(fold), "every rank has all frames of its places");
+        assert!(text.is_none() || fold == 1, "a text takes part in attention of all tokens only");
+        let image = image.folded(fold);
         let heads = image.q.dims()[2];
         let scale = scale(&image.q);
         let tokens = self.plan.ulysses_tokens(&self.pass.patches, self.ring_coordinate);
+        let tokens: Vec<_> = tokens.into_iter().map(|tokens| tokens / fold).collect();
         let (image, text) = match &self.ulysses {
             Some(ulysses) => {
                 (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text)))
@@ -120,9 +141,11 @@ impl Attention for ParallelAttention {
         };
         let fresh = Kv { k: image.k, v: image.v };
         let Pass { step, patches, branch } = self.pass.clone();
-        let runs = self.runs();
+        let runs = self.runs(fold);
         let mut known = patches.clone();
-        let keys = match &mut self.caches[branch] {
+        let (plan, ring) = (&self.plan, self.ring_coordinate);
+        let new = || Self::cache(plan, ring, fold);
+        let keys = match self.caches[branch].as_mut().map(|caches| caches.entry(fold).or_insert_with(new)) {
             None => Keys::new(text_kv, fresh),
             Some(cache) if step < self.plan.synchronous_steps => {
                 // The first asynchronous step needs the keys of the last synchronous one only.
@@ -142,7 +165,7 @@ impl Attention for ParallelAttention {
             }
         };
 
-        let tokens_of_keys = self.ring_tokens(&known);
+        let tokens_of_keys = self.ring_tokens(&known, fold);
         let (image_out, text_out) = match &mut self.exchange {
             Some(KeyExchange::Ring(ring)) => ring.attend(image.q, text_q, keys, &tokens_of_keys, scale),
             Some(KeyExchange::DistriFusion(strips)) => {
@@ -155,13 +178,14 @@ impl Attention for ParallelAttention {
             }
             None => attend(image.q, text_q, keys.both(), scale),
         };
-        match &self.ulysses {
+        let (image_out, text_out) = match &self.ulysses {
             Some(ulysses) => (
                 ulysses.gather_heads(image_out, &tokens, heads),
                 text_out.map(|text| ulysses.gather_text(text, heads)),
             ),
             None => (image_out, text_out),
-        }
+        };
+        (image_out.reshape(shape), text_out)
     }
 }
 

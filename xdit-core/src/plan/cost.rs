@@ -28,12 +28,14 @@ pub struct Sizes {
     pub text_tokens: Vec<usize>,
     /// The exchanges of each block.
     pub exchanges: Vec<BlockExchanges>,
+    /// The number of frames, if tokens attend to those of their own frame only, otherwise 1.
+    pub frames: usize,
 }
 
 /// The number of times that a block mixes tokens and sums features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockExchanges {
-    /// Attentions among image tokens. A text that passes through the blocks takes part in the first.
+    /// Attentions among image tokens of several ranks. A text that passes through the blocks takes part in the first.
     pub attentions: usize,
     /// Layers with [cut inputs](crate::placement::Placement::Inputs) that image tokens pass through.
     pub image_sums: usize,
@@ -170,7 +172,8 @@ pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
     let keeps_text = |branch| plan.caches(branch) && !plan.distrifusion;
     let text = |branch| if keeps_text(branch) { sizes.text_tokens[branch] } else { 0 };
     let of_branch = |branch| {
-        let tokens = |block: usize| sizes.exchanges[block].attentions * image(branch) + text(branch);
+        let tokens =
+            |block: usize| sizes.exchanges[block].attentions * image(branch) / sizes.frames + text(branch);
         plan.blocks_of(branch, plan.stage(rank)).map(tokens).sum::<usize>()
     };
     let tokens: usize = plan.branches_of(rank).map(of_branch).sum();
@@ -204,10 +207,12 @@ impl Rank<'_> {
         if self.plan.brings_text(patches) { self.sizes.text_tokens[branch] } else { 0 }
     }
 
-    /// The number of heads of each ulysses rank, out of those of this tensor rank.
+    /// The number of heads of each ulysses rank, out of those of this tensor rank. In attention within frames, a place
+    /// is one token with the heads of all frames.
     fn heads(&self) -> Vec<usize> {
         let mesh = &self.plan.mesh;
         let own = split::even(self.sizes.spec.heads, mesh.degree(Axis::Tensor))[self.at(Axis::Tensor)].len();
+        let own = own * self.sizes.frames;
         split::even(own, mesh.degree(Axis::Ulysses)).iter().map(Range::len).collect()
     }
 
@@ -252,7 +257,10 @@ impl Rank<'_> {
         [
             (Axis::Tensor, summed * size * self.others(Axis::Tensor)),
             (Axis::Ulysses, self.ulysses(patches, attentions, text) * spec.head_dim * size),
-            (Axis::Ring, self.ring(step, patches, branch) * attentions * self.kv_width() * size),
+            (
+                Axis::Ring,
+                self.ring(step, patches, branch) / self.sizes.frames * attentions * self.kv_width() * size,
+            ),
         ]
     }
 
@@ -261,6 +269,7 @@ impl Rank<'_> {
     fn ulysses(&self, patches: &Range<usize>, attentions: usize, text: usize) -> usize {
         let (me, heads) = (self.at(Axis::Ulysses), self.heads());
         let tokens = self.plan.ulysses_tokens(patches, self.at(Axis::Ring));
+        let tokens: Vec<_> = tokens.into_iter().map(|tokens| tokens / self.sizes.frames).collect();
         let others = (0..heads.len()).filter(|&other| other != me);
         let image = |other: usize| 3 * tokens[me] * heads[other] + tokens[other] * heads[me];
         others.map(|other| attentions * image(other) + text * heads[me]).sum()
