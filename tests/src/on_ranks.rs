@@ -117,7 +117,7 @@ impl OnRanks {
     pub fn latents(&mut self, parallel: ParallelConfig, images: usize) -> Tensor<4> {
         let request = Request { parallel, images_per_prompt: images, ..self.request.clone() };
         let made = self.pipeline.generate(&request, &mut ());
-        made.unwrap_or_else(|error| panic!("{}: {error}", self.name)).latents
+        made.unwrap_or_else(|error| panic!("{}: {error}", self.name)).latents()
     }
 
     fn meshes(&self) -> Vec<Mesh> {

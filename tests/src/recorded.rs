@@ -131,7 +131,7 @@ pub fn made(name: &str, case: &Case, device: &Device, dtype: DType) -> Generated
 
 fn check_call(name: &str, case: &Case, tolerance: f64) {
     let made = made(name, case, &device(), DType::F32);
-    assert_close(name, &made.latents, &case.tensor("latents"), tolerance);
+    assert_close(name, &made.latents::<4>(), &case.tensor("latents"), tolerance);
     let expected = case.integers("image");
     let actual: Vec<i64> =
         made.pictures.iter().flat_map(|picture| &picture.rgb).map(|&byte| i64::from(byte)).collect();

@@ -125,8 +125,12 @@ impl Observer for Latents<'_> {
     }
 
     fn completed(&mut self, Completed { image, latents, .. }: Completed) {
-        let latents = Tensor::from_data(latents, (&device(), DType::F32));
-        self.latents.push((image, pack(latents, 1)));
+        let place = (&device(), DType::F32);
+        let latents = match latents.shape().num_dims() {
+            4 => pack(Tensor::<4>::from_data(latents, place), 1),
+            _ => pack(Tensor::<5>::from_data(latents, place), 1),
+        };
+        self.latents.push((image, latents));
     }
 
     fn rank(&mut self, report: RankReport) {

@@ -28,7 +28,7 @@ fn pixels(made: &Generated) -> Vec<i64> {
 fn compare(name: &str, device: &Device) -> Option<String> {
     let (case, start) = (Case::load(name), Instant::now());
     let made = made(name, &case, device, DType::F32);
-    let error = relative_l2(&made.latents, &case.tensor("latents"));
+    let error = relative_l2(&made.latents::<4>(), &case.tensor("latents"));
     let (actual, expected) = (pixels(&made), case.integers("image"));
     assert_eq!(actual.len(), expected.len(), "{name}: the pictures' size");
     let worst = actual.iter().zip(&expected).map(|(a, e)| (a - e).abs()).max().unwrap_or(0);
@@ -71,7 +71,7 @@ fn ranks_of_one_device() {
     let mut latents = |mesh: Mesh| {
         let parallel = ParallelConfig { mesh, patches: Some(1), ..ParallelConfig::default() };
         let request = Request { parallel, decode: false, ..request(&case) };
-        pipeline.generate(&request, &mut ()).unwrap_or_else(|error| panic!("{mesh}: {error}")).latents
+        pipeline.generate(&request, &mut ()).unwrap_or_else(|error| panic!("{mesh}: {error}")).latents::<4>()
     };
     let expected = latents(Mesh::default());
     for axis in [Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor] {
@@ -104,7 +104,7 @@ fn pictures_in_bf16() {
         let psnr = 10.0 * (255.0 * 255.0 / mean.max(1e-9)).log10();
         let report = format!(
             "{name}: bf16 is {psnr:.1} dB from f32, latents off by {:.1e}",
-            relative_l2(&half.latents, &exact.latents)
+            relative_l2(&half.latents::<4>(), &exact.latents())
         );
         println!("{report}");
         if psnr < PSNR {

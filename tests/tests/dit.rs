@@ -117,7 +117,7 @@ fn a_name_is_a_number() {
             decode: false,
             ..Request::new(label)
         };
-        pipeline.generate(&request, &mut ()).unwrap().latents.into_data()
+        pipeline.generate(&request, &mut ()).unwrap().latents::<4>().into_data()
     };
     assert_eq!(made("Labrador retriever"), made("208"));
     assert_eq!(made(""), made("1000"));

@@ -46,7 +46,7 @@ impl Observer for Loads {
 
 fn pictures(running: Running) -> xdit_core::Result<Vec<Picture>> {
     let pictures = running.filter_map(|event| match event {
-        Ok(Event::Completed(completed)) => completed.picture.map(Ok),
+        Ok(Event::Completed(completed)) => completed.frames.into_iter().next().map(Ok),
         Ok(_) => None,
         Err(error) => Some(Err(error)),
     });

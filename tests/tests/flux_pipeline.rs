@@ -27,7 +27,7 @@ fn half_precision() {
     let made = |dtype, parallel| {
         let options = LoadOptions::new(device(), dtype);
         let mut pipeline = xdit_models::open(&goldens().join("flux-dev"), &options).unwrap();
-        pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap().latents
+        pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap().latents::<4>()
     };
     let expected = made(DType::F32, ParallelConfig::default());
     for (dtype, tolerance) in [(DType::BF16, 2e-2), (DType::F16, 3e-3)] {
@@ -59,7 +59,7 @@ fn true_guidance() {
     let case = Case::load("flux-dev-true-cfg");
     let mut pipeline = pipeline("flux-dev");
     let asked = Request { decode: false, ..request(&case) };
-    let mut latents = |request: Request| pipeline.generate(&request, &mut ()).unwrap().latents;
+    let mut latents = |request: Request| pipeline.generate(&request, &mut ()).unwrap().latents::<4>();
     let plain = latents(Request { true_cfg_scale: None, ..asked.clone() });
     assert_eq!(relative_l2(&latents(Request { true_cfg_scale: Some(1.0), ..asked.clone() }), &plain), 0.0);
     let guided = latents(asked.clone());

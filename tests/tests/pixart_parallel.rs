@@ -87,6 +87,6 @@ fn outside_reference() {
     ] {
         let parallel = ParallelConfig { mesh, patches: Some(patches), ..ParallelConfig::default() };
         let actual = pipeline.generate(&Request { parallel, ..request.clone() }, &mut ()).unwrap();
-        assert_close(name, &actual.latents, &case.tensor(name), 1e-4);
+        assert_close(name, &actual.latents::<4>(), &case.tensor(name), 1e-4);
     }
 }

@@ -85,12 +85,12 @@ struct Saver<'a> {
 }
 
 impl Saver<'_> {
-    fn save(&mut self, Completed { image, latents, picture }: Completed) -> Result<()> {
+    fn save(&mut self, Completed { image, latents, frames }: Completed) -> Result<()> {
         let path = self.job.outputs.path(image);
-        match picture {
+        match frames.first() {
             Some(picture) => {
                 let parameters = self.job.parameters(self.settings, image);
-                write_file(path, &encode_png(&picture, &parameters))?;
+                write_file(path, &encode_png(picture, &parameters))?;
                 self.announce(path)
             }
             None => put_latents(path, &latents, image, self.job.request.images()),

@@ -98,11 +98,7 @@ impl Invocation {
                 None => old.is_none_or(|s| s.use_resolution_binning),
             },
             vae_tiling: args.vae_tiling.or(old.map(|s| s.vae_tiling)).unwrap_or(false),
-            init_latents: args
-                .init_latents
-                .as_deref()
-                .map(|path| decode_latents(path, &device))
-                .transpose()?,
+            init_latents: args.init_latents.as_deref().map(decode_latents).transpose()?,
             decode: args.output_type.unwrap_or_default() == OutputType::Png,
             parallel,
             ..texts

@@ -95,14 +95,14 @@ impl Generator {
 /// not depend on the others.
 ///
 /// # Shapes
-/// - `shape`, and the result: `[images, channels, height, width]`, with height and width in latent pixels
+/// - `shape`, and the result: `[images, channels, height, width]`, with height and width in latent pixels, or with
+///   further dimensions between them for clips
 ///
 /// # Source
 /// `randn_tensor` of diffusers with a list of generators.
-pub fn latents(seed: u64, shape: [usize; 4], device: &Device) -> Tensor<4> {
-    let [images, values_per_image @ ..] = shape;
-    let count = values_per_image.iter().product();
-    let values: Vec<f32> = (0..images as u64)
+pub fn latents<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+    let count = shape[1..].iter().product();
+    let values: Vec<f32> = (0..shape[0] as u64)
         .flat_map(|image| Generator::from_seed(seed.wrapping_add(image)).randn(count))
         .collect();
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))

@@ -19,6 +19,7 @@ pub use crate::run::cancel::Cancel;
 pub use crate::run::observer::{Completed, Event, Observer, Phase, Step};
 use crate::run::record::RankReport;
 pub use crate::run::residency::{Keep, Kept};
+use crate::transformer::Part;
 
 /// The devices, types and files of a pipeline.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ pub struct Resolved {
     pub guidance_scale: f32,
     /// The largest number of text tokens, including the end of the text.
     pub max_sequence_length: usize,
+    /// The number of frames of each clip, or `None` for pictures.
+    pub frames: Option<usize>,
     /// The division of the work among the ranks.
     pub plan: Plan,
 }
@@ -64,10 +67,19 @@ pub struct Resolved {
 /// All pictures of a request. Picture `i` belongs to prompt `i / images_per_prompt`.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// Final latents `[n, c, y, x]` in f32, scaled as in the diffusion model.
-    pub latents: Tensor<4>,
-    /// The pictures, unless only latents were requested.
+    /// The pictures, or the frames of all clips one after another, unless only latents were requested.
     pub pictures: Vec<Picture>,
+    latents: Part,
+}
+
+impl Generated {
+    /// Final latents `[n, c, y, x]`, or `[n, c, frames, y, x]` of clips, in f32, scaled as in the diffusion model.
+    ///
+    /// # Panics
+    /// If they have another number of dimensions.
+    pub fn latents<const D: usize>(&self) -> Tensor<D> {
+        self.latents.clone().tensor()
+    }
 }
 
 /// A checkpoint that turns prompts into pictures. The ranks stay between requests, and so do the components that
@@ -112,12 +124,14 @@ pub trait Pipeline: Send {
         let mut collected = Collected { observer, completed: BTreeMap::new() };
         self.run(&resolved, &Cancel::new(), &mut collected)?;
         let (latents, pictures): (Vec<_>, Vec<_>) =
-            collected.completed.into_values().map(|done| (done.latents, done.picture)).unzip();
-        let on_device = |latents: TensorData| Tensor::from_data(latents, (self.device(), DType::F32));
-        Ok(Generated {
-            latents: Tensor::cat(latents.into_iter().map(on_device).collect(), 0),
-            pictures: pictures.into_iter().flatten().collect(),
-        })
+            collected.completed.into_values().map(|done| (done.latents, done.frames)).unzip();
+        let mut shape = latents[0].shape().to_vec();
+        shape[0] = latents.len();
+        let values = |latents: TensorData| latents.try_to_vec::<f32>().expect("latents are f32");
+        let values: Vec<f32> = latents.into_iter().flat_map(values).collect();
+        let values = TensorData::new(values, [shape.iter().product::<usize>()]);
+        let x = Tensor::from_data(values, (self.device(), DType::F32));
+        Ok(Generated { pictures: pictures.into_iter().flatten().collect(), latents: Part { x, shape } })
     }
 }
 

@@ -58,22 +58,25 @@ pub trait Model: Send + Sync + 'static {
 
 /// The half of an autoencoder that decodes latents into pictures.
 pub trait Decoder: Send + Sync {
-    /// Decodes `latents`, which are all rows of a picture or the rows of one rank.
+    /// Decodes `latents`, which are all rows of pictures or the rows of one rank. The pictures of a batch may be consecutive
+    /// frames of a clip.
     ///
     /// # Shapes
     /// `latents`: `[b, c, y, x]`, scaled as in the diffusion model; result `[b, 3, y · scale, x · scale]`, values about
     /// -1 to 1.
     fn decode(&self, latents: Tensor<4>, rows: &dyn Rows) -> Tensor<4>;
 
-    /// Decodes the latents of a whole picture tile by tile.
+    /// Decodes the latents of whole pictures tile by tile.
     fn decode_tiled(&self, latents: Tensor<4>) -> Tensor<4>;
 }
 
 /// The decoding of latents into pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoding {
-    /// The shape `[b, c, y, x]` of the latents of a picture.
-    pub latents: [usize; 4],
+    /// The shape `[1, c, frames, y, x]` of the latents; a picture has one frame.
+    pub latents: [usize; 5],
+    /// The number of frames that are decoded together.
+    pub chunk: usize,
     /// Height and width to which pictures are resized and cropped.
     pub size: [usize; 2],
     /// Whether latents are decoded tile by tile, on one rank.

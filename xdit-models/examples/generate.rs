@@ -36,7 +36,7 @@ pub fn run(checkpoint: &Path) -> Result<(Tensor<4>, Tensor<3>)> {
     let picture = &generated.pictures[0];
     let values: Vec<f32> = picture.rgb.iter().map(|&byte| f32::from(byte)).collect();
     let pixels = Tensor::<1>::from_floats(values.as_slice(), &device);
-    Ok((generated.latents, pixels.reshape([picture.height, picture.width, 3])))
+    Ok((generated.latents(), pixels.reshape([picture.height, picture.width, 3])))
 }
 
 fn main() -> Result<()> {

@@ -64,6 +64,7 @@ impl Recipe for DitRecipe {
             guidance_scale,
             max_sequence_length: 0,
             branches: Branch::classifier_free(guidance_scale > 1.0),
+            frames: None,
         })
     }
 

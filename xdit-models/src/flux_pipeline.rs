@@ -94,6 +94,7 @@ impl Recipe for FluxRecipe {
             guidance_scale: request.guidance_scale.unwrap_or(default),
             max_sequence_length,
             branches: Branch::classifier_free(true_cfg(request).is_some()),
+            frames: None,
         })
     }
 

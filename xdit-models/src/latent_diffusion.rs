@@ -129,6 +129,8 @@ pub struct Choices {
     pub max_sequence_length: usize,
     /// The guidance branches.
     pub branches: Vec<Branch>,
+    /// The number of frames of a clip, or `None` for a picture.
+    pub frames: Option<usize>,
 }
 
 /// The transformer and the autoencoder of a checkpoint, checked but not loaded.
@@ -203,7 +205,13 @@ impl<T: Published> LatentModel<T> {
         [1, self.spec().channels, height, width]
     }
 
-    /// The number of tokens of a picture of `size`.
+    /// The shape of the latents of `images` pictures or, with `frames`, clips.
+    fn shape_of_latents(&self, images: usize, size: [usize; 2], frames: Option<usize>) -> Vec<usize> {
+        let [_, c, height, width] = self.latent_shape(size);
+        [images, c].into_iter().chain(frames).chain([height, width]).collect()
+    }
+
+    /// The number of tokens of a picture of `size`, or of a frame.
     fn tokens(&self, size: [usize; 2]) -> usize {
         let [_, _, height, width] = self.latent_shape(size);
         (height / self.spec().patch) * (width / self.spec().patch)
@@ -280,23 +288,25 @@ impl<R: Recipe> LatentPipeline<R> {
 
     /// Makes the initial latents of each picture: the request's own, or noise from its seed.
     fn noise(&self, resolved: &Resolved, sigma: f32) -> Noise {
-        let (shape, patch) = (self.model.latent_shape(resolved.generated_size), self.model.spec().patch);
-        let seed = resolved.request.seed;
-        let init: Option<Vec<f32>> = resolved
-            .request
-            .init_latents
-            .clone()
-            .map(|latents| latents.cast(DType::F32).into_data().try_to_vec().expect("cast to f32"));
+        let shape = self.model.shape_of_latents(1, resolved.generated_size, resolved.frames);
+        let (patch, seed) = (self.model.spec().patch, resolved.request.seed);
+        let init = resolved.request.init_latents.clone();
+        let init: Option<Vec<f32>> = init.map(|latents| latents.try_to_vec().expect("checked to be f32"));
         let len: usize = shape.iter().product();
         Box::new(move |image, device| {
             let latents = match &init {
                 Some(init) => {
-                    let latents = TensorData::new(init[image * len..][..len].to_vec(), shape);
+                    let latents = TensorData::new(init[image * len..][..len].to_vec(), [len]);
                     Tensor::from_data(latents, (device, DType::F32))
                 }
-                None => noise::latents(seed.wrapping_add(image as u64), shape, device),
+                None => noise::latents(seed.wrapping_add(image as u64), [1, len], device).reshape([len]),
             };
-            pack(latents.mul_scalar(sigma), patch)
+            let latents: Tensor<1> = latents.mul_scalar(sigma);
+            match shape[..] {
+                [b, c, y, x] => pack(latents.reshape([b, c, y, x]), patch),
+                [b, c, frames, y, x] => pack(latents.reshape([b, c, frames, y, x]), patch),
+                _ => unreachable!("latents have four dimensions, or five with frames"),
+            }
         })
     }
 }
@@ -312,25 +322,29 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             guidance_scale,
             max_sequence_length,
             branches,
+            frames,
         } = self.recipe.choose(request, &self.model)?;
+        let grain = frames.unwrap_or(1);
         let work = Work {
             spec: self.model.spec().clone(),
-            tokens: self.model.tokens(generated_size),
-            grain: 1,
+            tokens: self.model.tokens(generated_size) * grain,
+            grain,
             steps: self.scheduler(generated_size, num_inference_steps)?.timesteps().len(),
             branches,
             images: request.images(),
         };
         let plan = Plan::new(&request.parallel, &work)?;
         check_devices(&plan.mesh, &self.options.devices)?;
-        let [_, channels, height, width] = self.model.latent_shape(generated_size);
-        let expected = [request.images(), channels, height, width];
-        if let Some(latents) = request.init_latents.as_ref().filter(|latents| latents.dims() != expected) {
-            return Err(Error::usage(format!(
-                "initial latents have shape {:?}, expected {expected:?}",
-                latents.dims()
-            ))
-            .hint("one latent for each picture, in the size at which it is generated"));
+        let expected = self.model.shape_of_latents(request.images(), generated_size, frames);
+        if let Some(latents) = &request.init_latents {
+            let (found, dtype) = (latents.shape(), latents.dtype());
+            if found[..] != expected[..] || dtype != DType::F32 {
+                return Err(Error::usage(format!(
+                    "initial latents have shape {:?} and type {dtype:?}, expected {expected:?} and F32",
+                    found.to_vec()
+                ))
+                .hint("one latent for each picture, in the size at which it is generated"));
+            }
         }
         Ok(Resolved {
             request: request.clone(),
@@ -339,6 +353,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             num_inference_steps,
             guidance_scale,
             max_sequence_length,
+            frames,
             plan,
         })
     }
@@ -351,7 +366,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             dtype: component.dtype,
             text_tokens: vec![text_tokens; plan.branches.len()],
             exchanges: component.config.exchanges(),
-            frames: 1,
+            frames: resolved.frames.unwrap_or(1),
         };
         let scales = component.scales(component.config.placements(), R::Transformer::load);
         costs(plan, &sizes, scales)
@@ -373,13 +388,15 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             let (prompt, negative) = (image / request.images_per_prompt, request.prompts.len());
             self.recipe.guidance(resolved, prompt, negative)
         };
+        let [_, c, height, width] = self.model.latent_shape(resolved.generated_size);
         let job = Job {
             plan: plan.clone(),
             conditions: Some(conditions),
             guidance: (0..request.images()).map(guidance).collect(),
             noise: self.noise(resolved, scheduler.init_noise_sigma()),
             decoding: request.decode.then_some(Decoding {
-                latents: self.model.latent_shape(resolved.generated_size),
+                latents: [1, c, resolved.frames.unwrap_or(1), height, width],
+                chunk: 1,
                 size: resolved.size,
                 tiled: request.vae_tiling,
             }),

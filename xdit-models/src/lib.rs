@@ -75,7 +75,7 @@ pub const MODELS: &[Model] = &[
 /// let mut pipeline = xdit_models::open("pixart".as_ref(), &options)?;
 /// let request = Request { seed: 7, num_inference_steps: Some(14), ..Request::new("a small cactus") };
 /// let generated = pipeline.generate(&request, &mut ())?;
-/// println!("{:?}, {} pixels", generated.latents.dims(), generated.pictures[0].rgb.len() / 3);
+/// println!("{:?}, {} pixels", generated.latents::<4>().dims(), generated.pictures[0].rgb.len() / 3);
 /// # Ok::<(), xdit_core::Error>(())
 /// ```
 ///

@@ -87,6 +87,7 @@ impl Recipe for PixArtRecipe {
             guidance_scale,
             max_sequence_length: sequence_length(request, self.default_sequence_length, None)?,
             branches: Branch::classifier_free(guidance_scale > 1.0),
+            frames: None,
         })
     }
 

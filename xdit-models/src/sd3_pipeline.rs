@@ -156,6 +156,7 @@ impl Recipe for Sd3Recipe {
                 Some(MAX_SEQUENCE_LENGTH),
             )?,
             branches: branches(request, num_inference_steps, guidance_scale),
+            frames: None,
         })
     }
 

@@ -1,10 +1,10 @@
-//! Latents as a safetensors file with the key `latents`, `[n, c, h, w]` in f32.
+//! Latents as a safetensors file with the key `latents`, `[n, c, h, w]` in f32, or `[n, c, frames, h, w]` for clips.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::TensorData;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use tempfile::NamedTempFile;
@@ -23,7 +23,7 @@ struct LatentsFile {
     path: PathBuf,
     file: NamedTempFile,
     /// The shape of the latents of all pictures.
-    shape: [usize; 4],
+    shape: Vec<usize>,
     /// For each picture, whether the file contains its latents.
     done: Vec<bool>,
 }
@@ -31,22 +31,22 @@ struct LatentsFile {
 impl LatentsFile {
     /// Creates the file for `images` pictures with latents of the shape of `latents`.
     fn create(path: &Path, latents: &TensorData, images: usize) -> Result<Self> {
-        let [_, c, h, w] = <[usize; 4]>::try_from(latents.shape().to_vec()).expect("latents of a picture");
-        let shape = [images, c, h, w];
+        let mut shape = latents.shape().to_vec();
+        shape[0] = images;
         Ok(Self { path: path.to_owned(), file: temporary(path)?, shape, done: vec![false; images] })
     }
 
     /// The header for the first `images` pictures. Its length is the same for any number of pictures.
     fn header(&self, images: usize) -> Vec<u8> {
-        let header = |[n, c, h, w]: [usize; 4]| {
-            let entry =
-                json!({ "dtype": "F32", "shape": [n, c, h, w], "data_offsets": [0, 4 * n * c * h * w] });
-            json!({ KEY: entry }).to_string()
+        let header = |images| {
+            let shape = [&[images], &self.shape[1..]].concat();
+            let bytes = 4 * shape.iter().product::<usize>();
+            json!({ KEY: { "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] } }).to_string()
         };
-        let [all, c, h, w] = self.shape;
+        let all = self.shape[0];
         // Values begin at a multiple of 8 bytes.
-        let len = header(self.shape).len().next_multiple_of(8);
-        let text = format!("{:len$}", header([images.min(all), c, h, w]));
+        let len = header(all).len().next_multiple_of(8);
+        let text = format!("{:len$}", header(images.min(all)));
         [&(len as u64).to_le_bytes()[..], text.as_bytes()].concat()
     }
 
@@ -85,7 +85,7 @@ fn unfinished() -> MutexGuard<'static, Option<LatentsFile>> {
 /// Writes the `latents` of picture `image` of `images` to the file that will be named `path`.
 ///
 /// # Shapes
-/// `latents`: `[1, c, h, w]`, the same for all pictures.
+/// `latents`: `[1, c, h, w]` or `[1, c, frames, h, w]`, the same for all pictures.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -112,9 +112,10 @@ pub fn finish_latents() -> Result<usize> {
 ///
 /// # Errors
 /// If the file cannot be read or does not contain latents in this format.
-pub fn decode_latents(path: &Path, device: &Device) -> Result<Tensor<4>> {
+pub fn decode_latents(path: &Path) -> Result<TensorData> {
     let shown = path.display();
-    let expected = "give a safetensors file with the key `latents`, [n, c, h, w] in f32";
+    let expected =
+        "give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32";
     let bytes = std::fs::read(path)
         .map_err(|error| Error::failure(format!("cannot read `{shown}`: {error}")).hint(expected))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| {
@@ -125,10 +126,11 @@ pub fn decode_latents(path: &Path, device: &Device) -> Result<Tensor<4>> {
         let only = if keys.is_empty() { String::new() } else { format!(", only {}", keys.join(", ")) };
         Error::usage(format!("`{shown}` has no tensor `{KEY}`{only}")).hint(expected)
     })?;
-    let &[n, c, h, w] = latents.shape() else {
-        let message = format!("`{KEY}` in `{shown}` has shape `{:?}`, not four dimensions", latents.shape());
+    if !matches!(latents.shape().len(), 4 | 5) {
+        let message =
+            format!("`{KEY}` in `{shown}` has shape `{:?}`, not four or five dimensions", latents.shape());
         return Err(Error::usage(message).hint(expected));
-    };
+    }
     if latents.dtype() != Dtype::F32 {
         let message = format!("`{KEY}` in `{shown}` has type `{:?}`, not `F32`", latents.dtype());
         return Err(Error::usage(message).hint(expected));
@@ -138,7 +140,7 @@ pub fn decode_latents(path: &Path, device: &Device) -> Result<Tensor<4>> {
     if values.iter().any(|value| !value.is_finite()) {
         return Err(Error::usage(format!("`{KEY}` in `{shown}` contains values that are not finite")));
     }
-    Ok(Tensor::from_data(TensorData::new(values, [n, c, h, w]), (device, DType::F32)))
+    Ok(TensorData::new(values, latents.shape().to_vec()))
 }
 
 #[cfg(test)]
@@ -165,9 +167,9 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         assert!(header.is_multiple_of(8), "values are aligned");
-        let stored = decode_latents(&path, &Device::flex()).unwrap();
-        assert_eq!(stored.dims(), [count, 1, 2, 3]);
-        let stored: Vec<f32> = stored.into_data().try_to_vec().unwrap();
+        let stored = decode_latents(&path).unwrap();
+        assert_eq!(stored.shape()[..], [count, 1, 2, 3]);
+        let stored: Vec<f32> = stored.try_to_vec().unwrap();
         stored.chunks_exact(6).map(|picture| picture[0]).collect()
     }
 

@@ -45,6 +45,7 @@ fn write(job: &Invocation, index: usize, path: &Path) {
         num_inference_steps: 4,
         guidance_scale: 3.0,
         max_sequence_length: 77,
+        frames: None,
         plan: Plan::new(&ParallelConfig::default(), &work).unwrap(),
     };
     let parameters = job.parameters(&job.settings(&resolved), index);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::TensorData;
 
 use crate::error::{Error, Result};
 use crate::plan::ParallelConfig;
@@ -54,8 +54,9 @@ pub struct Request {
     pub use_resolution_binning: bool,
     /// Whether to decode large pictures tile by tile, which takes less memory and blends tiles where they overlap.
     pub vae_tiling: bool,
-    /// Initial latents `[n, c, y, x]`, one for each picture, in place of noise from the seed.
-    pub init_latents: Option<Tensor<4>>,
+    /// Initial latents `[n, c, y, x]`, or `[n, c, frames, y, x]` for clips, in f32: one for each picture, in place of noise
+    /// from the seed.
+    pub init_latents: Option<TensorData>,
     /// Whether to decode latents into pictures.
     pub decode: bool,
     /// The parallelism of the run.

@@ -37,15 +37,15 @@ pub struct Step {
     pub of: usize,
 }
 
-/// A finished picture.
+/// A finished picture or clip.
 #[derive(Clone, Debug)]
 pub struct Completed {
     /// Index of the picture.
     pub image: usize,
-    /// Final latents `[1, c, y, x]` in f32, scaled as in the diffusion model.
+    /// Final latents `[1, c, y, x]`, or `[1, c, frames, y, x]` of a clip, in f32, scaled as in the diffusion model.
     pub latents: TensorData,
-    /// The picture, unless only latents were requested.
-    pub picture: Option<Picture>,
+    /// The picture, or the frames of the clip. There is none if only latents were requested.
+    pub frames: Vec<Picture>,
 }
 
 /// An event of a run.

@@ -159,7 +159,9 @@ impl<M: Model> Rank<M> {
                 }
             });
             let patch = transformer.spec().patch;
-            let latents = end.filter(|_| seat.leads).map(|latents| unpack(latents, patch));
+            let end = end.filter(|_| seat.leads);
+            let is_clip = end.as_ref().is_some_and(|latents| latents.positions.frames().is_some());
+            let latents: Option<Tensor<5>> = end.map(|latents| unpack(latents, patch));
             seat.lead(|| tell(Event::End(phase, Instant::now())));
             if image + 1 == images.end && !self.keeps {
                 self.held().transformer = None;
@@ -167,15 +169,19 @@ impl<M: Model> Rank<M> {
                 self.device.memory_cleanup();
             }
             cancel.check()?;
-            let picture = match (job.decoding, &decoders) {
+            let frames = match (job.decoding, &decoders) {
                 (Some(decoding), Some(ranks)) => {
                     self.decode((image, latents.clone()), decoding, ranks, &seat, &mut recorder, tell)?
                 }
-                _ => None,
+                _ => Vec::new(),
             };
             if let Some(latents) = latents {
-                let latents = latents.cast(DType::F32).into_data();
-                tell(Event::Completed(Completed { image, latents, picture }));
+                let latents = latents.cast(DType::F32);
+                let latents = match is_clip {
+                    true => latents.into_data(),
+                    false => latents.squeeze_dim::<4>(2).into_data(),
+                };
+                tell(Event::Completed(Completed { image, latents, frames }));
             }
         }
         tell(Event::Rank(Box::new(recorder.report())));
@@ -187,7 +193,9 @@ impl<M: Model> Rank<M> {
     fn links(&mut self, job: &Job<Conditions<M>>) -> Result<(Groups, Option<Arc<dyn Link>>)> {
         let plan = &job.plan;
         let decoding_ranks = match job.decoding {
-            Some(Decoding { tiled: false, latents: [_, _, rows, _], .. }) => plan.decoding_shares.min(rows),
+            Some(Decoding { tiled: false, latents: [_, _, _, rows, _], .. }) => {
+                plan.decoding_shares.min(rows)
+            }
             _ => 1,
         };
         let known = self.links.take().filter(|known| known.mesh == plan.mesh);
@@ -258,35 +266,45 @@ impl<M: Model> Rank<M> {
         Ok(decoder)
     }
 
-    /// Decodes `latents`, and returns the picture on the rank that has them. The other `ranks` decode some of its rows.
+    /// Decodes `latents`, and returns the picture, or the frames of the clip, on the rank that has them. The other
+    /// `ranks` decode some of its rows.
     fn decode(
         &self,
-        (image, latents): (usize, Option<Tensor<4>>),
+        (image, latents): (usize, Option<Tensor<5>>),
         decoding: Decoding,
         ranks: &Arc<dyn Link>,
         seat: &Seat,
         recorder: &mut Recorder,
         tell: &mut dyn FnMut(Event),
-    ) -> Result<Option<Picture>> {
+    ) -> Result<Vec<Picture>> {
         let decoder = self.decoder(seat, recorder, tell)?;
         let phase = Phase::Decode { image };
         seat.lead(|| tell(Event::Begin(phase, Instant::now())));
-        let picture = recorder.time(Activity::Decode, || {
-            let decoded = match latents {
-                Some(latents) if decoding.tiled => Some(decoder.decode_tiled(latents)),
-                latents => split_rows(ranks, latents, decoding.latents, &self.device, |z, rows| {
-                    decoder.decode(z, rows)
-                }),
-            };
-            let picture = |decoded: Tensor<4>| {
-                let what = || format!("the values of picture {} after decoding", image + 1);
-                finite::check(&decoded, decoded.dtype(), what)?;
-                Ok(to_picture(&resize_and_crop(decoded, decoding.size), 0))
-            };
-            decoded.map(picture).transpose()
-        })?;
+        let [_, c, count, rows, columns] = decoding.latents;
+        let mut frames = Vec::new();
+        for start in (0..count).step_by(decoding.chunk) {
+            let shape = [decoding.chunk.min(count - start), c, rows, columns];
+            let latents =
+                latents.as_ref().map(|z| z.clone().narrow(2, start, shape[0]).swap_dims(1, 2).reshape(shape));
+            let decoded = recorder.time(Activity::Decode, || {
+                let decoded = match latents {
+                    Some(latents) if decoding.tiled => Some(decoder.decode_tiled(latents)),
+                    latents => {
+                        split_rows(ranks, latents, shape, &self.device, |z, rows| decoder.decode(z, rows))
+                    }
+                };
+                let pictures = |decoded: Tensor<4>| {
+                    let what = || format!("the values of picture {} after decoding", image + 1);
+                    finite::check(&decoded, decoded.dtype(), what)?;
+                    let decoded = resize_and_crop(decoded, decoding.size);
+                    Ok((0..shape[0]).map(|index| to_picture(&decoded, index)).collect::<Vec<_>>())
+                };
+                decoded.map(pictures).transpose()
+            })?;
+            frames.extend(decoded.into_iter().flatten());
+        }
         seat.lead(|| tell(Event::End(phase, Instant::now())));
-        Ok(picture)
+        Ok(frames)
     }
 }
 
