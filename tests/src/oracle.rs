@@ -13,6 +13,8 @@ use xdit_core::split;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::Transformer;
 
+use crate::world::picture_noise;
+
 /// A known mistake of other implementations, to show that tests would detect it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -186,6 +188,8 @@ pub fn denoise<T: Transformer>(
     let whole = |span: &Range<usize>| noise.x.clone().narrow(1, span.start, span.len());
     let mut samples: Vec<_> = spans.iter().map(whole).collect();
     let mut histories = vec![History::default(); patches];
+    let mut step_noise = picture_noise(noise, 0);
+    let mut noise_of = |step, span: &_| scheduler.adds_noise(step).then(|| step_noise.of_step(step, span));
     let new = |_: &_| Remembering { fault, ..Remembering::default() };
     let mut attentions: Vec<_> = guidance.branches.iter().map(new).collect();
     let contexts: Vec<_> = guidance
@@ -237,7 +241,8 @@ pub fn denoise<T: Transformer>(
                 let span = &spans[patch];
                 let prediction = prediction.clone().narrow(1, span.start - tokens.start, span.len());
                 let sample = samples[patch].clone();
-                samples[patch] = scheduler.step(step, &mut histories[patch], prediction, sample);
+                samples[patch] =
+                    scheduler.step(step, &mut histories[patch], prediction, sample, noise_of(step, span));
             }
         }
     }

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use xdit_comm::{LaunchOptions, Report, launch};
 use xdit_core::error::{Error, Result};
 use xdit_core::link::{HostLink, Link};
+use xdit_core::noise::Generator;
 use xdit_core::pipeline::{Cancel, Completed, Keep, Observer, Phase, Step};
 use xdit_core::placement::Share;
 use xdit_core::plan::Plan;
 use xdit_core::plan::guidance::Guidance;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::rows::Rows;
+use xdit_core::run::noise::PictureNoise;
 use xdit_core::run::rank::Rank;
 use xdit_core::run::ranks::Ranks;
 use xdit_core::run::record::RankReport;
@@ -90,11 +92,20 @@ where
             scheduler: self.scheduler,
             guidance,
             conditions: Some(conditions),
-            noise: Box::new(move |image, _| noise[image].clone()),
+            noise: Box::new(move |image, _| picture_noise(&noise[image], image)),
             decoding: None,
         };
         (Arc::new(Loader(self.load)), job)
     }
+}
+
+/// The random numbers of a picture: its initial latents, and noise by its number for the steps.
+pub fn picture_noise(latents: &Tokens, image: usize) -> PictureNoise {
+    let (shape, mut generator) = (latents.x.dims(), Generator::from_seed(image as u64));
+    PictureNoise::new(latents.clone(), move || {
+        let values = generator.randn(shape.iter().product());
+        Tensor::from_data(TensorData::new(values, shape), (&device(), DType::F32))
+    })
 }
 
 /// Collects the latents of each picture, with one token for each latent pixel, and forwards everything else.

@@ -17,7 +17,7 @@ use xdit_core::tokens::Tokens;
 use xdit_tests::probe::{BeforeBlock, job};
 use xdit_tests::toy::{Kind, Subject};
 use xdit_tests::watchdog::Watchdog;
-use xdit_tests::world::{run, run_on, run_rank};
+use xdit_tests::world::{picture_noise, run, run_on, run_rank};
 use xdit_tests::{bits, device};
 
 /// The time limit for a test that hangs.
@@ -337,9 +337,11 @@ fn latents_that_are_not_finite_are_an_error() {
         let noise = job.noise;
         job.noise = Box::new(move |image, device| {
             let noise = noise(image, device);
-            let mut values = noise.x.to_data().try_to_vec::<f32>().unwrap();
+            let mut values = noise.latents().x.to_data().try_to_vec::<f32>().unwrap();
             values[7] = f32::NAN;
-            noise.with(Tensor::from_data(TensorData::new(values, noise.x.dims()), device))
+            let latents = noise.latents();
+            let x = Tensor::from_data(TensorData::new(values, latents.x.dims()), device);
+            picture_noise(&latents.with(x), image)
         });
         let mut ranks = Ranks::new(model, vec![device()], Keep::None);
         let error = run_on(&mut ranks, job, &Cancel::new(), &mut ()).unwrap_err();

@@ -5,6 +5,7 @@ mod conditions;
 pub mod contexts;
 pub mod decode;
 pub mod execute;
+pub mod noise;
 pub mod observer;
 pub mod rank;
 pub mod ranks;
@@ -20,8 +21,8 @@ use crate::placement::Share;
 use crate::plan::Plan;
 use crate::plan::guidance::Guidance;
 use crate::rows::Rows;
+use crate::run::noise::Noise;
 use crate::scheduler::Scheduler;
-use crate::tokens::Tokens;
 use crate::transformer::{IntoParts, Transformer};
 
 /// A loaded share.
@@ -83,9 +84,6 @@ pub struct Decoding {
     pub tiled: bool,
 }
 
-/// Makes the initial latents of a picture: whole and packed, on the device of the calling rank.
-pub type Noise = Box<dyn Fn(usize, &Device) -> Tokens + Send + Sync>;
-
 /// The pictures of one request. Apart from the conditions, a job has no data on a device.
 pub struct Job<C> {
     /// The division of the work among the ranks.
@@ -97,7 +95,7 @@ pub struct Job<C> {
     pub conditions: Option<Vec<C>>,
     /// The guidance of each picture, with its branches as indices into `conditions`.
     pub guidance: Vec<Guidance<usize>>,
-    /// Makes the initial latents of a picture when its turn comes.
+    /// Starts the random numbers of a picture when its turn comes.
     pub noise: Noise,
     /// The decoding of latents, unless only latents were requested.
     pub decoding: Option<Decoding>,

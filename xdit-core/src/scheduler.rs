@@ -2,7 +2,7 @@
 //!
 //! A scheduler is an immutable value. Its changing state is a [`History`] owned by the caller, because a sample may
 //! be denoised patch by patch: each patch has its own history, all patches share the scheduler, and the caller
-//! passes the step index. A step is element-wise, so a patch may be any range of tokens.
+//! passes the step index and the noise of a step. A step is element-wise, so a patch may be any range of tokens.
 //!
 //! The arithmetic follows diffusers operation by operation in f32, and its tables dtype by dtype. Square roots,
 //! logarithms and exponentials are correctly rounded here, whereas PyTorch's vector library is off by up to 0.9
@@ -10,10 +10,10 @@
 //! for bit. Otherwise they agree to 1e-6, except with `rescale_betas_zero_snr`, where the noisiest levels are
 //! differences of nearly equal roots.
 //!
-//! Options that need more than a patch and its history are refused: stochastic solvers (`sde-…`), which draw noise
-//! in every step, and dynamic thresholding, which needs a quantile of the whole sample.
+//! Dynamic thresholding is refused, because it needs a quantile of the whole sample.
 
 mod ddim;
+mod ddpm;
 mod dpm_solver_multistep;
 mod euler_discrete;
 mod flow_match_euler_discrete;
@@ -35,6 +35,7 @@ pub use history::History;
 pub use steps::Steps;
 
 use ddim::Ddim;
+use ddpm::Ddpm;
 use dpm_solver_multistep::DpmSolverMultistep;
 use euler_discrete::EulerDiscrete;
 use flow_match_euler_discrete::FlowMatchEulerDiscrete;
@@ -59,7 +60,13 @@ pub trait Scheduler: Send + Sync {
         sample
     }
 
-    /// Returns the sample at the end of `step`, given the sample at its beginning and the model's output.
+    /// Whether `step` adds noise to the sample.
+    fn adds_noise(&self, _step: usize) -> bool {
+        false
+    }
+
+    /// Returns the sample at the end of `step`, given the sample at its beginning and the model's output. `noise` is
+    /// standard normal, and present if the step [adds noise](Self::adds_noise).
     ///
     /// `history` belongs to these tokens: it is empty before their first step, and is passed to each of their steps
     /// in order.
@@ -72,6 +79,7 @@ pub trait Scheduler: Send + Sync {
         history: &mut History,
         model_output: Tensor<3>,
         sample: Tensor<3>,
+        noise: Option<Tensor<3>>,
     ) -> Tensor<3>;
 }
 
@@ -79,10 +87,14 @@ pub trait Scheduler: Send + Sync {
 type Build = fn(&mut SchedulerOptions<'_>, &Steps) -> Result<Box<dyn Scheduler>>;
 
 /// The schedulers, by their class names in diffusers (`_class_name`).
-const SCHEDULERS: [(&str, Build); 4] = [
+const SCHEDULERS: [(&str, Build); 5] = [
     ("DDIMScheduler", |options, steps| {
         let steps = steps.without_sigmas("DDIMScheduler")?;
         Ok(Box::new(Ddim::new(options, steps)?))
+    }),
+    ("DDPMScheduler", |options, steps| {
+        let steps = steps.without_sigmas("DDPMScheduler")?;
+        Ok(Box::new(Ddpm::new(options, steps)?))
     }),
     ("DPMSolverMultistepScheduler", |options, steps| {
         let steps = steps.without_sigmas("DPMSolverMultistepScheduler")?;

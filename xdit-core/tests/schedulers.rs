@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use xdit_core::json::read_json;
+use xdit_core::noise::Generator;
 use xdit_core::scheduler::{History, Scheduler, Steps, scheduler};
 
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
@@ -72,6 +73,7 @@ struct Run {
     scheduler: Box<dyn Scheduler>,
     outputs: Vec<Tensor<3>>,
     start: Tensor<3>,
+    generator: Generator,
 }
 
 impl Run {
@@ -82,8 +84,16 @@ impl Run {
         Self {
             start: tensor(&noise, &shape) * scheduler.init_noise_sigma(),
             outputs: outputs.chunks(noise.len()).map(|output| tensor(output, &shape)).collect(),
+            generator: Generator::from_seed(count as u64),
             scheduler,
         }
+    }
+
+    /// The next step's noise, if `step` adds some.
+    fn noise(&mut self, step: usize) -> Option<Tensor<3>> {
+        let shape = self.start.dims();
+        let mut noise = || tensor(&self.generator.randn(shape.iter().product()), &shape);
+        self.scheduler.adds_noise(step).then(&mut noise)
     }
 }
 
@@ -103,7 +113,7 @@ fn compare(kind: &str, tolerance: f64, wanted: impl Fn(&Value) -> bool) {
         for count in case["steps"].as_array().unwrap() {
             let name = |part| format!("{i}/{count}/{kind}/{part}");
             let golden = |part| values(&file, &name(part));
-            let run = Run::new(&file, case, count.as_u64().unwrap() as usize);
+            let mut run = Run::new(&file, case, count.as_u64().unwrap() as usize);
             check(name("timesteps"), run.scheduler.timesteps(), &golden("timesteps").1);
             check(
                 name("init_noise_sigma"),
@@ -113,13 +123,14 @@ fn compare(kind: &str, tolerance: f64, wanted: impl Fn(&Value) -> bool) {
 
             let (shape, samples) = golden("samples");
             let inputs = file.tensor(&name("inputs")).ok().map(|_| golden("inputs").1);
-            let (mut sample, mut history) = (run.start, History::default());
+            let (mut sample, mut history) = (run.start.clone(), History::default());
             for step in 0..shape[0] {
                 let at_step = |all: &[f32]| all.chunks(all.len() / shape[0]).nth(step).unwrap().to_vec();
                 let input = to_vec(run.scheduler.scale_model_input(sample.clone(), step));
                 let expected = inputs.as_deref().map_or_else(|| to_vec(sample.clone()), at_step);
                 check(format!("{}/{step}", name("inputs")), &input, &expected);
-                sample = run.scheduler.step(step, &mut history, run.outputs[step].clone(), sample);
+                let noise = run.noise(step);
+                sample = run.scheduler.step(step, &mut history, run.outputs[step].clone(), sample, noise);
                 check(format!("{}/{step}", name("samples")), &to_vec(sample.clone()), &at_step(&samples));
             }
         }
@@ -164,7 +175,7 @@ fn patches_give_the_same_result_as_the_whole() {
         let Some(count) = case["steps"].as_array().unwrap().iter().filter_map(Value::as_u64).max() else {
             continue;
         };
-        let run = Run::new(&file, &case, count as usize);
+        let mut run = Run::new(&file, &case, count as usize);
         let (mut whole, mut history) = (run.start.clone(), History::default());
         // Two steps of the whole image, then the same steps patch by patch; one patch has a single token.
         let spans = [0..2, 2..3, 3..5];
@@ -177,11 +188,13 @@ fn patches_give_the_same_result_as_the_whole() {
                 };
                 patches = spans.iter().map(cut).collect();
             }
+            let noise = run.noise(step);
             for (sample, history, span) in &mut patches {
-                let output = run.outputs[step].clone().narrow(1, span.start, span.len());
-                *sample = run.scheduler.step(step, history, output, sample.clone());
+                let of_patch = |whole: &Tensor<3>| whole.clone().narrow(1, span.start, span.len());
+                let (output, noise) = (of_patch(&run.outputs[step]), noise.as_ref().map(of_patch));
+                *sample = run.scheduler.step(step, history, output, sample.clone(), noise);
             }
-            whole = run.scheduler.step(step, &mut history, run.outputs[step].clone(), whole);
+            whole = run.scheduler.step(step, &mut history, run.outputs[step].clone(), whole, noise);
         }
         let joined = Tensor::cat(patches.into_iter().map(|(sample, ..)| sample).collect(), 1);
         assert_eq!(to_vec(joined), to_vec(whole), "{case}");
@@ -249,6 +262,8 @@ fn refusal_messages() {
         refusal(dpm(json!({"num_train_timesteps": 4})), 4),
         refusal(dpm(json!({"variance_type": "learned_range"})), 4),
         refusal(ddim(json!({})), Steps::new(4).with_even_sigmas()),
+        refusal(config("DDPMScheduler", json!({"variance_type": "learned_range"})), 4),
+        refusal(config("DDPMScheduler", json!({"variance_type": "fixed_large_log"})), 4),
         refusal(flow_match(json!({"use_dynamic_shifting": true})), 4),
         refusal(flow_match(json!({"stochastic_sampling": true})), 4),
         refusal(flow_match(json!({"use_beta_sigmas": true})), 4),
@@ -257,10 +272,10 @@ fn refusal_messages() {
     ];
     insta::assert_snapshot!(refusals.join("\n\n"), @r"
     the scheduler config has no `_class_name`
-    hint: set it to one of `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
+    hint: set it to one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
 
     the scheduler `PNDMScheduler` is not supported
-    hint: choose one of `DDIMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
+    hint: choose one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
 
     option `timestep_spacing` of `DDIMScheduler` is `random`
     hint: expected one of `linspace`, `leading`, `trailing`
@@ -298,6 +313,12 @@ fn refusal_messages() {
     `DDIMScheduler` does not accept noise levels from the model
     hint: use `FlowMatchEulerDiscreteScheduler` with a model that sets its own noise levels
 
+    option `variance_type` of `DDPMScheduler` is a learned variance
+    hint: set `variance_type` to `fixed_small`: models here return their prediction only
+
+    option `variance_type` of `DDPMScheduler` is `fixed_large_log`
+    hint: expected one of `fixed_small`, `fixed_small_log`, `fixed_large`, `learned`, `learned_range`
+
     option `use_dynamic_shifting` is `true`, but the size of the image is unknown
     hint: set `use_dynamic_shifting` to `false` in the scheduler config
 
@@ -322,6 +343,6 @@ fn a_history_belongs_to_one_request() {
     let mut history = History::default();
     let sample = || tensor(&[1.0], &[1, 1, 1]);
     for _ in 0..2 {
-        scheduler.step(0, &mut history, sample(), sample());
+        scheduler.step(0, &mut history, sample(), sample(), None);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use xdit_core::config::Config;
 use xdit_core::device::free_bytes;
 use xdit_core::json::read_json;
-use xdit_core::noise;
+use xdit_core::noise::Generator;
 use xdit_core::pipeline::{
     Cancel, Extra, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
 };
@@ -17,9 +17,10 @@ use xdit_core::plan::cost::{Cost, Sizes, costs};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
 use xdit_core::rows::Rows;
+use xdit_core::run::noise::{Noise, PictureNoise};
 use xdit_core::run::ranks::{Ranks, check_devices};
 use xdit_core::run::residency::Kept;
-use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model, Noise};
+use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
 use xdit_core::shared::Shared;
 use xdit_core::tokens::pack;
@@ -286,7 +287,7 @@ impl<R: Recipe> LatentPipeline<R> {
         scheduler(&self.scheduler, (R::FAMILY.steps)(steps).of_image(self.model.tokens(size)))
     }
 
-    /// Makes the initial latents of each picture: the request's own, or noise from its seed.
+    /// Starts the random numbers of each picture, from its seed. Initial latents of the request replace the first ones.
     fn noise(&self, resolved: &Resolved, sigma: f32) -> Noise {
         let shape = self.model.shape_of_latents(1, resolved.generated_size, resolved.frames);
         let (patch, seed) = (self.model.spec().patch, resolved.request.seed);
@@ -294,19 +295,23 @@ impl<R: Recipe> LatentPipeline<R> {
         let init: Option<Vec<f32>> = init.map(|latents| latents.try_to_vec().expect("checked to be f32"));
         let len: usize = shape.iter().product();
         Box::new(move |image, device| {
-            let latents = match &init {
-                Some(init) => {
-                    let latents = TensorData::new(init[image * len..][..len].to_vec(), [len]);
-                    Tensor::from_data(latents, (device, DType::F32))
+            let (device, mut generator) =
+                (device.clone(), Generator::from_seed(seed.wrapping_add(image as u64)));
+            let shape = shape.clone();
+            let packed = move |values: Vec<f32>, scale| {
+                let latents = TensorData::new(values, [len]);
+                let latents = Tensor::<1>::from_data(latents, (&device, DType::F32)).mul_scalar(scale);
+                match shape[..] {
+                    [b, c, y, x] => pack(latents.reshape([b, c, y, x]), patch),
+                    [b, c, frames, y, x] => pack(latents.reshape([b, c, frames, y, x]), patch),
+                    _ => unreachable!("latents have four dimensions, or five with frames"),
                 }
-                None => noise::latents(seed.wrapping_add(image as u64), [1, len], device).reshape([len]),
             };
-            let latents: Tensor<1> = latents.mul_scalar(sigma);
-            match shape[..] {
-                [b, c, y, x] => pack(latents.reshape([b, c, y, x]), patch),
-                [b, c, frames, y, x] => pack(latents.reshape([b, c, frames, y, x]), patch),
-                _ => unreachable!("latents have four dimensions, or five with frames"),
-            }
+            let latents = match &init {
+                Some(init) => init[image * len..][..len].to_vec(),
+                None => generator.randn(len),
+            };
+            PictureNoise::new(packed(latents, sigma), move || packed(generator.randn(len), 1.0).x)
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::plan::guidance::Guidance;
 use crate::plan::mesh::Axis;
 use crate::plan::schedule::{Action, edges, schedule};
 use crate::run::contexts::{Contexts, PictureContexts};
+use crate::run::noise::PictureNoise;
 use crate::run::record::{Activity, Recorder};
 use crate::scheduler::{History, Scheduler};
 use crate::split;
@@ -101,8 +102,8 @@ pub struct Denoising<'a, T: Transformer> {
     pub scheduler: &'a dyn Scheduler,
     /// The conditions of the picture.
     pub guidance: &'a Guidance<T::Conditions>,
-    /// The packed noise of the whole picture, the same on every rank.
-    pub noise: &'a Tokens,
+    /// The random numbers of the picture, the same on every rank.
+    pub noise: PictureNoise,
     /// The contexts of the picture.
     pub contexts: PictureContexts<'a, T::Context>,
     /// Fails once the job must end. It is called before each action and each block.
@@ -161,6 +162,7 @@ struct Walker<'a, T: Transformer> {
     /// The sample at those tokens, for each patch. The first stage embeds it, and the last stage advances it.
     samples: Vec<Tensor<3>>,
     histories: Vec<History>,
+    noise: PictureNoise,
     contexts: Contexts<'a, T>,
     hidden: Option<Hidden>,
     /// Skip connections from the last pass to blocks of other stages, by receiving block.
@@ -178,7 +180,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
         let Denoising { plan, groups, transformer, scheduler, guidance, noise, contexts, check } = denoising;
         let sequence = plan.mesh.sequence_coordinate(groups.rank);
         let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence)).collect();
-        let [b, _, c] = noise.x.dims();
+        let Tokens { x: latents, positions } = noise.latents().clone();
+        let [b, _, c] = latents.dims();
         Self {
             attention: ParallelAttention::new(
                 plan.clone(),
@@ -189,10 +192,10 @@ impl<'a, T: Transformer> Walker<'a, T> {
                     false => KeyExchange::Ring(Ring::new(link)),
                 }),
             ),
-            hidden_place: Place { dtype: transformer.dtype(), ..Place::of(&noise.x) },
-            positions: noise.positions.clone(),
-            latents: ([b, c], Place::of(&noise.x)),
-            samples: shards.iter().map(|shard| noise.x.clone().narrow(1, shard.start, shard.len())).collect(),
+            hidden_place: Place { dtype: transformer.dtype(), ..Place::of(&latents) },
+            positions,
+            latents: ([b, c], Place::of(&latents)),
+            samples: shards.iter().map(|shard| latents.clone().narrow(1, shard.start, shard.len())).collect(),
             histories: vec![History::default(); shards.len()],
             contexts: Contexts::new(
                 plan,
@@ -201,8 +204,9 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 scheduler.timesteps(),
                 guidance,
                 contexts,
-                noise.x.device(),
+                latents.device(),
             ),
+            noise,
             hidden: None,
             skips: BTreeMap::new(),
             predictions: vec![None; plan.branches.len()],
@@ -379,7 +383,9 @@ impl<'a, T: Transformer> Walker<'a, T> {
         for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
             let prediction = prediction.clone().narrow(1, run.start, run.len());
             let sample = self.samples[patch].clone();
-            let sample = self.scheduler.step(step, &mut self.histories[patch], prediction, sample);
+            let adds_noise = self.scheduler.adds_noise(step);
+            let noise = adds_noise.then(|| self.noise.of_step(step, &self.shards[patch]));
+            let sample = self.scheduler.step(step, &mut self.histories[patch], prediction, sample, noise);
             let what = || format!("the latents after step {} of {}", step + 1, self.plan.steps);
             finite::check(&sample, self.transformer.dtype(), what).unwrap_or_else(|error| fail(error));
             self.samples[patch] = sample;

@@ -149,7 +149,7 @@ impl<M: Model> Rank<M> {
                 transformer,
                 scheduler: &*job.scheduler,
                 guidance: &guidance,
-                noise: &noise,
+                noise,
                 contexts: contexts.of_picture(image),
                 check: &|| cancel.check(),
             };

@@ -58,7 +58,14 @@ impl Scheduler for Ddim {
         &self.timesteps
     }
 
-    fn step(&self, step: usize, _: &mut History, model_output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+    fn step(
+        &self,
+        step: usize,
+        _: &mut History,
+        model_output: Tensor<3>,
+        sample: Tensor<3>,
+        _: Option<Tensor<3>>,
+    ) -> Tensor<3> {
         let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (start, end) = self.alphas_cumprod[step];
         let (alpha, sigma) = (start.sqrt(), (1.0 - start).sqrt());

@@ -212,6 +212,7 @@ impl Scheduler for DpmSolverMultistep {
         history: &mut History,
         model_output: Tensor<3>,
         sample: Tensor<3>,
+        _: Option<Tensor<3>>,
     ) -> Tensor<3> {
         let (model_output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let Level { alpha, sigma, .. } = self.level(step);

@@ -92,7 +92,14 @@ impl Scheduler for EulerDiscrete {
         sample / (sigma * sigma + 1.0).sqrt()
     }
 
-    fn step(&self, step: usize, _: &mut History, model_output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+    fn step(
+        &self,
+        step: usize,
+        _: &mut History,
+        model_output: Tensor<3>,
+        sample: Tensor<3>,
+        _: Option<Tensor<3>>,
+    ) -> Tensor<3> {
         let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
         let data = match self.prediction {

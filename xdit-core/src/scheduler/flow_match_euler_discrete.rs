@@ -134,7 +134,14 @@ impl Scheduler for FlowMatchEulerDiscrete {
         &self.timesteps
     }
 
-    fn step(&self, step: usize, _: &mut History, model_output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+    fn step(
+        &self,
+        step: usize,
+        _: &mut History,
+        model_output: Tensor<3>,
+        sample: Tensor<3>,
+        _: Option<Tensor<3>>,
+    ) -> Tensor<3> {
         let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         sample + output * (self.sigmas[step + 1] - self.sigmas[step])
     }

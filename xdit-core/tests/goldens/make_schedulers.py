@@ -9,7 +9,8 @@ Numbers of steps for which diffusers gives no finite values are listed under `un
 
 `schedulers.safetensors` contains `noise` and the model's `outputs` of each step, which all cases share. For case `i`
 with `n` steps it contains, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs`
-(if scaling changes them), and `init_noise_sigma`.
+(if scaling changes them), and `init_noise_sigma`. Noise in steps
+comes from a generator with the seed `n`.
 
 PyTorch uses a vector library for square roots, logarithms and exponentials. Its results are off by up to 0.9 units in
 the last place and depend on the processor. Every case is therefore recorded twice: with unmodified diffusers
@@ -32,6 +33,7 @@ SHAPE = (2, 5, 3)
 
 DPM = {"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1"}
 DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.42.1"}
+DDPM = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.42.1"}
 EULER = {"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.42.1"}
 FLOW_MATCH = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.42.1"}
 
@@ -53,6 +55,14 @@ DIT = DDIM | {
     "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001, "clip_sample": False,
     "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": True, "steps_offset": 0,
     "trained_betas": None,
+}
+# HunyuanDiT 1.1
+HUNYUAN = DDPM | {
+    "beta_end": 0.03, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
+    "clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction", "rescale_betas_zero_snr": False, "sample_max_value": 1.0,
+    "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "thresholding": False,
+    "timestep_spacing": "leading", "trained_betas": None, "variance_type": "fixed_small",
 }
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
@@ -196,14 +206,32 @@ def run(case, steps, noise, outputs):
     sigma = torch.tensor(float(getattr(scheduler, "init_noise_sigma", 1.0)), dtype=torch.float32)
     scale_model_input = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     sample = noise * sigma
+    # One stream for all steps.
+    generator = torch.Generator().manual_seed(steps)
+    stochastic = {"generator": generator} if config["_class_name"] == "DDPMScheduler" else {}
     samples, inputs, scaled = [], [], False
     for timestep, output in zip(scheduler.timesteps, outputs):
         inputs.append(scale_model_input(sample, timestep))
         scaled |= inputs[-1] is not sample
-        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+        sample = scheduler.step(output, timestep, sample, return_dict=False, **stochastic)[0]
         samples.append(sample)
     result = {"timesteps": scheduler.timesteps.float(), "samples": torch.stack(samples), "init_noise_sigma": sigma}
     return result | ({"inputs": torch.stack(inputs)} if scaled else {})
+
+
+# After all others, so that these keep their numbers.
+STOCHASTIC_CASES = [
+    HUNYUAN,
+    DDPM,
+    HUNYUAN | {"beta_end": 0.018, "variance_type": "fixed_small_log"},
+    HUNYUAN | {"variance_type": "fixed_large"},
+    HUNYUAN | {"prediction_type": "epsilon", "timestep_spacing": "trailing"},
+    HUNYUAN | {"prediction_type": "sample", "timestep_spacing": "linspace", "variance_type": "fixed_small_log"},
+    DDPM | {"clip_sample_range": 2.5, "steps_offset": 1},
+    HUNYUAN | COSINE,
+    HUNYUAN | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    HUNYUAN | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "epsilon"},
+]
 
 
 def main():
@@ -214,6 +242,7 @@ def main():
     configs = [{"config": config} for config in CASES]
     for config, tokens, even_sigmas in FLOW_MATCH_CASES:
         configs.append({"config": config, "image_tokens": tokens, "even_sigmas": even_sigmas})
+    configs += [{"config": config} for config in STOCHASTIC_CASES]
     for i, case in enumerate(configs):
         case |= {"steps": [], "undefined_steps": []}
         for steps in STEPS:
