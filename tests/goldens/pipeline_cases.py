@@ -1,11 +1,15 @@
 """Runs of the reference PixArt pipelines, with intermediate tensors."""
 
+import contextlib
+import functools
 import json
 from pathlib import Path
+from unittest import mock
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers.schedulers import scheduling_ddpm
 from safetensors.torch import save_file
 
 PROMPT = "A photo of a fox, sitting on the red sofa beside a broken teapot"
@@ -93,6 +97,13 @@ CASES = {
         {"scheduler": {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "clip_sample": False}},
     ),
     "alpha-256-euler": ("pixart-alpha-256", 34, size(64, 64), {"scheduler": {"_class_name": "EulerDiscreteScheduler"}}),
+    # Each step draws noise; each picture has a stream of its own.
+    "alpha-256-ddpm": (
+        "pixart-alpha-256",
+        35,
+        size(64, 96) | {"num_inference_steps": 6, "num_images_per_prompt": 2},
+        {"scheduler": {"_class_name": "DDPMScheduler", "clip_sample": False, "steps_offset": 1}},
+    ),
     "sigma-512-long-prompt": ("pixart-sigma-512", 41, size(64, 64) | {"prompt": LONG_PROMPT + ", " + LONG_PROMPT}, {}),
     # `PixArtAlphaPipeline` cannot take a single step with this scheduler, but `PixArtSigmaPipeline` can.
     "sigma-512-one-step": ("pixart-sigma-512", 42, size(64, 64) | {"num_inference_steps": 1}, {}),
@@ -216,6 +227,8 @@ def run_pipeline(pipe: DiffusionPipeline, call: dict, **inputs) -> dict[str, tor
     predictions, samples = [], []
     original_step = pipe.scheduler.step
 
+    # The pipeline looks for parameters of the original.
+    @functools.wraps(original_step)
     def step(prediction, timestep, sample, **kwargs):
         output = original_step(prediction, timestep, sample, **kwargs)
         predictions.append(prediction)
@@ -236,6 +249,21 @@ def run_pipeline(pipe: DiffusionPipeline, call: dict, **inputs) -> dict[str, tor
 
 def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
     return ((value.double() - reference).norm() / reference.norm()).item()
+
+
+@contextlib.contextmanager
+def noise_of_f32(seeds: list[int], shape: tuple):
+    """The generators of pictures after their initial latents; from them, a scheduler draws f32 in an f64 run, too."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for generator in generators:
+        torch.randn(shape, generator=generator)
+    randn_tensor = scheduling_ddpm.randn_tensor
+
+    def drawn(*args, dtype, **kwargs):
+        return randn_tensor(*args, dtype=torch.float32, **kwargs).to(dtype)
+
+    with mock.patch.object(scheduling_ddpm, "randn_tensor", drawn):
+        yield generators
 
 
 def run_both(
@@ -261,7 +289,9 @@ def run_both(
     recorder.close()
 
     # The distance between single and double precision in this case: no tolerance can be below it.
-    double = run_pipeline(pipe64, call, latents=recorder.tensors["init_latents"].double())
+    with noise_of_f32(seeds, recorder.tensors["init_latents"][:1].shape) as generators:
+        stochastic = {"generator": generators} if isinstance(pipe64.scheduler, DDPMScheduler) else {}
+        double = run_pipeline(pipe64, call, latents=recorder.tensors["init_latents"].double(), **stochastic)
     rounding = {key: relative_distance(tensors[key], double[key]) for key in ["steps.noise_pred", "latents"]}
     rounding["image"] = (tensors["image"].int() - double["image"].int()).abs().max().item()
     return recorder.tensors | tensors, seeds, rounding

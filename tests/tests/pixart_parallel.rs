@@ -6,7 +6,7 @@ use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::Axis::{Pipeline as Pp, Ulysses};
 use xdit_tests::on_ranks::{OnRanks, mesh};
 use xdit_tests::verified::{Counts, check};
-use xdit_tests::{Case, assert_close, device};
+use xdit_tests::{Case, assert_close, changed, device};
 
 fn open(checkpoint: &str) -> OnRanks {
     let request = Request {
@@ -58,6 +58,21 @@ fn distrifusion_equals_one_rank_with_its_patches() {
         subject.add_to(&mut counts);
     }
     check(&counts);
+}
+
+/// A scheduler that adds noise in each step: the noise is that of the whole picture, so the mesh and the patches that
+/// divide it do not matter.
+#[test]
+fn noise_in_steps_does_not_depend_on_the_mesh() {
+    let index = |index: &mut serde_json::Value| index["scheduler"][1] = "DDPMScheduler".into();
+    let copy = changed("pixart-alpha-256", "model_index.json", index);
+    let config = serde_json::json!({"_class_name": "DDPMScheduler", "clip_sample": false, "steps_offset": 1});
+    std::fs::write(copy.path().join("scheduler/scheduler_config.json"), config.to_string()).unwrap();
+    let mut subject = open(copy.path().to_str().unwrap());
+    assert_eq!(subject.exact_methods_equal_serial(), 41);
+    subject.pipefusion_depends_on_patches_and_warmup_only();
+    subject.synchronous_pipefusion_equals_serial(vec![1, 3]);
+    subject.distrifusion_equals_one_rank_with_its_patches();
 }
 
 /// Compares with the real xDiT, in the cases where its results are right.

@@ -58,7 +58,12 @@ impl Recipe for PixArtRecipe {
     const FAMILY: Family = Family {
         name: "PixArt",
         transformer: &["Transformer2DModel", "PixArtTransformer2DModel"],
-        scheduler: &["DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler"],
+        scheduler: &[
+            "DPMSolverMultistepScheduler",
+            "DDIMScheduler",
+            "DDPMScheduler",
+            "EulerDiscreteScheduler",
+        ],
         steps: Steps::new,
     };
 
