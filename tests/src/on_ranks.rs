@@ -113,18 +113,22 @@ impl OnRanks {
         add(&mut self.counts, self.model, method, 1);
     }
 
-    /// The final latents of `images` pictures.
-    pub fn latents(&mut self, parallel: ParallelConfig, images: usize) -> Tensor<4> {
+    /// The final latents of `images` pictures, with one row for each.
+    pub fn latents(&mut self, parallel: ParallelConfig, images: usize) -> Tensor<2> {
         let request = Request { parallel, images_per_prompt: images, ..self.request.clone() };
         let made = self.pipeline.generate(&request, &mut ());
-        made.unwrap_or_else(|error| panic!("{}: {error}", self.name)).latents()
+        let made = made.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        match self.pipeline.resolve(&request).expect("it has run").frames {
+            Some(_) => made.latents::<5>().flatten(1, 4),
+            None => made.latents::<4>().flatten(1, 3),
+        }
     }
 
     fn meshes(&self) -> Vec<Mesh> {
         meshes().into_iter().filter(|mesh| self.guided || mesh.degree(Cfg) == 1).collect()
     }
 
-    fn check(&mut self, parallel: ParallelConfig, expected: &Tensor<4>) {
+    fn check(&mut self, parallel: ParallelConfig, expected: &Tensor<2>) {
         let what = format!(
             "{}, {}, {:?} patches, {} warm-up steps",
             self.name, parallel.mesh, parallel.patches, parallel.warmup_steps
@@ -217,7 +221,7 @@ impl OnRanks {
         self.check(with(mesh(&[(Ring, 3)]), 1, 9), &serial);
     }
 
-    fn must_differ(&self, one: &Tensor<4>, other: &Tensor<4>, what: &str) {
+    fn must_differ(&self, one: &Tensor<2>, other: &Tensor<2>, what: &str) {
         let distance = relative_l2(one, other);
         println!("{}, {what}: {distance:.1e} apart", self.name);
         assert!(distance > VISIBLE, "keys of an earlier step must show");

@@ -15,6 +15,7 @@ use xdit_models::component::Component;
 use xdit_models::dit::{self, Dit};
 use xdit_models::flux::{self, Flux};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
+use xdit_models::latte::Latte;
 use xdit_models::pixart::{self, PixArt};
 use xdit_models::sd3::{self, Sd3};
 use xdit_models::sharding::Sharded;
@@ -293,6 +294,7 @@ where
 #[test]
 fn models_know_their_seams() {
     let text = |features| random("text", [1, 6, features]);
+    check_model::<Latte>("latte", &text(32), 0);
     let pooled = |features| random("pooled", [1, features]);
     let conditions = pixart::Conditions { text: text(32), bias: None, size: None };
     check_model::<PixArt>("pixart-alpha-256", &conditions, 0);

@@ -87,14 +87,12 @@ struct Saver<'a> {
 impl Saver<'_> {
     fn save(&mut self, Completed { image, latents, frames }: Completed) -> Result<()> {
         let path = self.job.outputs.path(image);
-        match frames.first() {
-            Some(picture) => {
-                let parameters = self.job.parameters(self.settings, image);
-                write_file(path, &encode_png(picture, &parameters))?;
-                self.announce(path)
-            }
-            None => put_latents(path, &latents, image, self.job.request.images()),
+        if frames.is_empty() {
+            return put_latents(path, &latents, image, self.job.request.images());
         }
+        let parameters = self.job.parameters(self.settings, image);
+        write_file(path, &encode_png(&frames, &parameters))?;
+        self.announce(path)
     }
 
     fn announce(&self, path: &Path) -> Result<()> {

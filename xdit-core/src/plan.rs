@@ -348,13 +348,18 @@ impl fmt::Display for Plan {
             self.synchronous_steps,
             self.steps
         )?;
-        for branch in self.branches.iter().filter(|branch| !branch.skip_layers.is_empty()) {
-            let layers: Vec<_> = branch.skip_layers.iter().map(usize::to_string).collect();
+        // Blocks that branch 0 skips are of no use to any branch.
+        let first = self.branches.first().map_or(&[][..], |branch| &branch.skip_layers);
+        let listed = |layers: &[usize]| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        if !first.is_empty() {
+            writeln!(f, "without blocks {}", listed(first))?;
+        }
+        for branch in self.branches.iter().filter(|branch| branch.skip_layers != first) {
+            let layers = listed(&branch.skip_layers);
             let Range { start, end } = branch.steps;
             writeln!(
                 f,
-                "one more branch of guidance in steps {start}..{end}, without blocks {}",
-                layers.join(", ")
+                "one more branch of guidance in steps {start}..{end}, without blocks {layers}"
             )?;
         }
         writeln!(

@@ -401,7 +401,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             noise: self.noise(resolved, scheduler.init_noise_sigma()),
             decoding: request.decode.then_some(Decoding {
                 latents: [1, c, resolved.frames.unwrap_or(1), height, width],
-                chunk: 1,
+                chunk: request.decode_chunk_size.unwrap_or(1),
                 size: resolved.size,
                 tiled: request.vae_tiling,
             }),

@@ -12,6 +12,8 @@ pub mod flux;
 pub mod flux_pipeline;
 pub mod labels;
 pub mod latent_diffusion;
+pub mod latte;
+pub mod latte_pipeline;
 pub mod layers;
 pub mod pixart;
 pub mod pixart_pipeline;
@@ -61,6 +63,7 @@ pub const MODELS: &[Model] = &[
         class_name: "StableDiffusion3Pipeline",
         open: sd3_pipeline::open,
     },
+    Model { name: "Latte", class_name: "LattePipeline", open: latte_pipeline::open },
     Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: flux_pipeline::open },
     Model { name: "DiT-XL/2 (256, 512)", class_name: "DiTPipeline", open: dit_pipeline::open },
 ];

@@ -128,6 +128,15 @@ impl T5Encoder {
     /// # Panics
     /// If an id is not in the vocabulary.
     pub fn forward(&self, ids: &[u32]) -> Tensor<3> {
+        self.forward_masked(ids, ids.len())
+    }
+
+    /// As [`forward`](Self::forward), but only the first `visible` tokens are attended to. The others, which are padding,
+    /// have states, too.
+    ///
+    /// # Panics
+    /// If no token is visible, or an id is not in the vocabulary.
+    pub fn forward_masked(&self, ids: &[u32], visible: usize) -> Tensor<3> {
         let device = self.embedding.device();
         let n = ids.len();
         assert!(
@@ -139,7 +148,13 @@ impl T5Encoder {
         let dtype = self.embedding.dtype();
         let x = self.embedding.clone().select(0, indices).unsqueeze::<3>();
         let mut x = x.cast(self.final_norm.dtype());
-        let bias = self.position_bias(n, &device);
+        let mut bias = self.position_bias(n, &device);
+        assert!((1..=n).contains(&visible), "{visible} of {n} tokens are visible");
+        if visible < n {
+            let mask = (0..n).map(|key| if key < visible { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<_>>();
+            let mask = Tensor::<4>::from_data(TensorData::new(mask, [1, 1, 1, n]), (&device, DType::F32));
+            bias = bias + mask.cast(dtype);
+        }
         for block in &self.blocks {
             x = block.forward(&self.config, x, bias.clone(), dtype);
         }

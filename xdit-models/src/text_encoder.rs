@@ -44,6 +44,11 @@ pub enum Padding {
     None,
     /// Padding up to the maximum length, to which the model attends.
     Seen,
+    /// Padding up to a number of tokens, which is masked, and whose states are used nevertheless.
+    Masked {
+        /// The number of tokens. A longer text stays as it is.
+        tokens: usize,
+    },
 }
 
 /// The context in which the texts of a request are encoded.
@@ -68,7 +73,7 @@ struct Encoder<C, M, E> {
     known: HashMap<Ids, E>,
 }
 
-/// The ids of a text, and the number of the encoder's layers to skip.
+/// The ids of a text, and the number of the encoder's layers to skip (CLIP) or of the tokens attended to (T5).
 type Ids = (Vec<u32>, usize);
 
 impl<C, M, E: Clone> Encoder<C, M, E> {
@@ -223,18 +228,47 @@ impl T5Text {
         (max_length, padding): (usize, Padding),
         desk: &mut Desk<'_>,
     ) -> Result<Vec<Tensor<3>>> {
-        let texts: Vec<_> = texts.iter().map(|text| (*text, 0)).collect();
-        let texts = ids(&texts, self.encoder.folders, max_length, desk.observer, |text| {
+        let texts: Vec<_> = texts.iter().map(|text| (*text, padding)).collect();
+        self.encode_each(&texts, max_length, desk)
+    }
+
+    /// As [`encode`](Self::encode), with padding of its own for each text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_each(
+        &mut self,
+        texts: &[(&str, Padding)],
+        max_length: usize,
+        desk: &mut Desk<'_>,
+    ) -> Result<Vec<Tensor<3>>> {
+        let plain: Vec<_> = texts.iter().map(|(text, _)| (*text, 0)).collect();
+        let plain = ids(&plain, self.encoder.folders, max_length, desk.observer, |text| {
             let encoding = self.tokenizer.encode(text, max_length);
-            let ids = match padding {
-                Padding::None => encoding.ids.clone(),
-                Padding::Seen => encoding.padded(max_length, self.tokenizer.pad_id()),
-            };
+            let ids = encoding.ids.clone();
             (encoding, ids)
         });
-        let states = self.encoder.encode(&texts, desk, |encoder, (ids, _)| encoder.forward(ids))?;
+        // Beside the ids is the number of tokens that are attended to.
+        let padded = |((mut ids, _), (_, padding)): (Ids, &(&str, Padding))| {
+            let own = ids.len();
+            let (all, visible) = match *padding {
+                Padding::None => (own, own),
+                Padding::Seen => (own.max(max_length), own.max(max_length)),
+                Padding::Masked { tokens } => (own.max(tokens), own),
+            };
+            ids.resize(all, self.tokenizer.pad_id());
+            (ids, visible)
+        };
+        let texts: Vec<Ids> = plain.into_iter().zip(texts).map(padded).collect();
+        let states =
+            self.encoder.encode(&texts, desk, |encoder, (ids, visible)| encoder.forward_masked(ids, *visible))?;
         states.iter().try_for_each(|states| self.encoder.check(states))?;
         Ok(states)
+    }
+
+    /// The number of tokens of `text`, which is cut to `max_length`.
+    pub fn tokens(&self, text: &str, max_length: usize) -> usize {
+        self.tokenizer.encode(text, max_length).ids.len()
     }
 }
 

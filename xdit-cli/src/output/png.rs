@@ -1,4 +1,4 @@
-//! Pictures as PNG files that contain their parameters.
+//! Pictures and clips as PNG files, still or animated, that contain their parameters.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -14,21 +14,32 @@ const JSON: &str = "xdit";
 /// The text chunk that other programs read.
 const INFOTEXT: &str = "parameters";
 
-/// The contents of a PNG file with `picture` and its parameters.
-pub fn encode_png(picture: &Picture, parameters: &Parameters) -> Vec<u8> {
+/// The frames of a clip that are shown in a second.
+const FRAMES_PER_SECOND: u16 = 8;
+
+/// The contents of a PNG file with a picture, or an animation of several frames, and its parameters.
+///
+/// # Panics
+/// If there is no frame.
+pub fn encode_png(frames: &[Picture], parameters: &Parameters) -> Vec<u8> {
     let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
     let mut bytes = Vec::new();
-    write(picture, [(INFOTEXT, parameters.infotext()), (JSON, json)], &mut bytes)
+    write(frames, [(INFOTEXT, parameters.infotext()), (JSON, json)], &mut bytes)
         .expect("a picture of valid size can be written to memory");
     bytes
 }
 
 fn write(
-    picture: &Picture,
+    frames: &[Picture],
     texts: [(&str, String); 2],
     bytes: &mut Vec<u8>,
 ) -> Result<(), png::EncodingError> {
-    let mut encoder = png::Encoder::new(bytes, picture.width as u32, picture.height as u32);
+    let mut encoder = png::Encoder::new(bytes, frames[0].width as u32, frames[0].height as u32);
+    if frames.len() > 1 {
+        // Zero repetitions mean that it repeats without end.
+        encoder.set_animated(frames.len() as u32, 0)?;
+        encoder.set_frame_delay(1, FRAMES_PER_SECOND)?;
+    }
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
@@ -41,7 +52,9 @@ fn write(
         }
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(&picture.rgb)?;
+    for frame in frames {
+        writer.write_image_data(&frame.rgb)?;
+    }
     writer.finish()
 }
 
@@ -70,4 +83,26 @@ pub fn read_parameters(path: &Path) -> Result<Parameters> {
     };
     serde_json::from_str(&json)
         .map_err(|error| Error::failure(format!("the parameters in `{shown}` are corrupt: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of three frames holds all of them, in order, for an eighth of a second each.
+    #[test]
+    fn a_clip_is_an_animation() {
+        let frames = [10, 20, 30].map(|value| Picture { width: 2, height: 1, rgb: vec![value; 6] });
+        let mut bytes = Vec::new();
+        write(&frames, [(INFOTEXT, "a".into()), (JSON, "b".into())], &mut bytes).unwrap();
+        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
+        assert_eq!(reader.info().animation_control.unwrap().num_frames, 3);
+        for frame in &frames {
+            let mut rgb = vec![0; 6];
+            reader.next_frame(&mut rgb).unwrap();
+            assert_eq!(rgb, frame.rgb);
+            let control = reader.info().frame_control.unwrap();
+            assert_eq!((control.delay_num, control.delay_den), (1, FRAMES_PER_SECOND));
+        }
+    }
 }

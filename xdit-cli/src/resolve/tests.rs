@@ -50,7 +50,7 @@ fn write(job: &Invocation, index: usize, path: &Path) {
     };
     let parameters = job.parameters(&job.settings(&resolved), index);
     let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-    std::fs::write(path, encode_png(&picture, &parameters)).unwrap();
+    std::fs::write(path, encode_png(&[picture], &parameters)).unwrap();
 }
 
 /// All texts of a request with one prompt.

@@ -57,6 +57,14 @@ pub struct Request {
     /// Initial latents `[n, c, y, x]`, or `[n, c, frames, y, x]` for clips, in f32: one for each picture, in place of noise
     /// from the seed.
     pub init_latents: Option<TensorData>,
+    /// The number of frames of a clip.
+    pub num_frames: Option<usize>,
+    /// The frames per second at which a clip is shown, which does not change the frames.
+    pub fps: Option<f32>,
+    /// Whether frames of a clip attend to each other. Without it, each is a picture by itself.
+    pub enable_temporal_attentions: bool,
+    /// The number of frames that are decoded together.
+    pub decode_chunk_size: Option<usize>,
     /// Whether to decode latents into pictures.
     pub decode: bool,
     /// The parallelism of the run.
@@ -87,6 +95,10 @@ impl Request {
             use_resolution_binning: true,
             vae_tiling: false,
             init_latents: None,
+            num_frames: None,
+            fps: None,
+            enable_temporal_attentions: true,
+            decode_chunk_size: None,
             decode: true,
             parallel: ParallelConfig::default(),
         }
@@ -182,11 +194,19 @@ pub enum Extra {
     ClipSkip,
     /// [`Request::clean_caption`]
     CleanCaption,
+    /// [`Request::num_frames`]
+    NumFrames,
+    /// [`Request::fps`]
+    Fps,
+    /// [`Request::enable_temporal_attentions`]
+    EnableTemporalAttentions,
+    /// [`Request::decode_chunk_size`]
+    DecodeChunkSize,
 }
 
 impl Extra {
     /// All of them, in the order in which they are checked.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::NegativePrompt,
         Self::MaxSequenceLength,
         Self::Prompt2,
@@ -197,6 +217,10 @@ impl Extra {
         Self::SkipGuidanceLayers,
         Self::ClipSkip,
         Self::CleanCaption,
+        Self::NumFrames,
+        Self::Fps,
+        Self::EnableTemporalAttentions,
+        Self::DecodeChunkSize,
     ];
 
     /// The name of the option.
@@ -212,6 +236,10 @@ impl Extra {
             Self::SkipGuidanceLayers => "skip_guidance_layers",
             Self::ClipSkip => "clip_skip",
             Self::CleanCaption => "clean_caption",
+            Self::NumFrames => "num_frames",
+            Self::Fps => "fps",
+            Self::EnableTemporalAttentions => "no_enable_temporal_attentions",
+            Self::DecodeChunkSize => "decode_chunk_size",
         }
     }
 
@@ -231,6 +259,10 @@ impl Extra {
             }
             Self::ClipSkip => request.clip_skip.is_some_and(|layers| layers != 0),
             Self::CleanCaption => request.clean_caption,
+            Self::NumFrames => request.num_frames.is_some(),
+            Self::Fps => request.fps.is_some(),
+            Self::EnableTemporalAttentions => !request.enable_temporal_attentions,
+            Self::DecodeChunkSize => request.decode_chunk_size.is_some(),
         }
     }
 }
@@ -252,6 +284,12 @@ pub fn check(request: &Request) -> Result<()> {
     if let Some(steps) = request.num_inference_steps.filter(|steps| *steps > MAX_STEPS) {
         return Err(Error::usage(format!("`{steps}` inference steps are more than {MAX_STEPS}"))
             .hint("20 is a good start"));
+    }
+    if request.decode_chunk_size == Some(0) {
+        return Err(Error::usage("`0` frames decoded together leave nothing to do").hint("decode at least 1"));
+    }
+    if let Some(fps) = request.fps.filter(|fps| !(*fps > 0.0 && *fps <= 1000.0)) {
+        return Err(Error::usage(format!("`{fps}` frames per second are not between 0 and 1000")));
     }
     if let Some(scale) = request.guidance_scale.filter(|scale| !scale.is_finite()) {
         return Err(Error::usage(format!("guidance scale `{scale}` is not a finite number")));
@@ -374,6 +412,10 @@ mod tests {
             skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])),
             clip_skip: Some(1),
             clean_caption: true,
+            num_frames: Some(2),
+            fps: Some(8.0),
+            enable_temporal_attentions: false,
+            decode_chunk_size: Some(2),
             ..Request::new("a")
         };
         for extra in Extra::ALL {
