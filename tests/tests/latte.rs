@@ -48,10 +48,7 @@ fn transformer_block_by_block() {
         for block in 0..config.spec.blocks {
             hidden = model.block(block, hidden, &contexts[0], &mut Local);
             match block % 2 {
-                0 => close(
-                    &format!("transformer_blocks.{}", block / 2),
-                    in_blocks(&hidden.image, false),
-                ),
+                0 => close(&format!("transformer_blocks.{}", block / 2), in_blocks(&hidden.image, false)),
                 _ => close(
                     &format!("temporal_transformer_blocks.{}", block / 2),
                     in_blocks(&hidden.image, true),
@@ -59,8 +56,7 @@ fn transformer_block_by_block() {
             }
         }
         let tokens = hidden.image.clone();
-        let output: Tensor<5> =
-            unpack(tokens.with(model.finish(hidden, &contexts[0])), config.spec.patch);
+        let output: Tensor<5> = unpack(tokens.with(model.finish(hidden, &contexts[0])), config.spec.patch);
         // The recorded output still contains the learned variance after the prediction.
         let expected =
             case.tensor::<5>("transformer.output").narrow(0, row, 1).narrow(1, 0, config.spec.channels);
@@ -158,7 +154,9 @@ fn frames_are_decoded_one_by_one_or_together() {
 fn too_many_frames_are_refused() {
     let options = LoadOptions::new(device(), DType::F32);
     let pipeline = xdit_models::open(&goldens().join("latte"), &options).unwrap();
-    for (frames, message) in [(0, "`0` frames are not between 1 and 4"), (5, "`5` frames are not between 1 and 4")] {
+    for (frames, message) in
+        [(0, "`0` frames are not between 1 and 4"), (5, "`5` frames are not between 1 and 4")]
+    {
         let request = Request { num_frames: Some(frames), ..request() };
         assert_eq!(pipeline.resolve(&request).unwrap_err().message(), message);
     }

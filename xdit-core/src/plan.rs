@@ -357,10 +357,7 @@ impl fmt::Display for Plan {
         for branch in self.branches.iter().filter(|branch| branch.skip_layers != first) {
             let layers = listed(&branch.skip_layers);
             let Range { start, end } = branch.steps;
-            writeln!(
-                f,
-                "one more branch of guidance in steps {start}..{end}, without blocks {layers}"
-            )?;
+            writeln!(f, "one more branch of guidance in steps {start}..{end}, without blocks {layers}")?;
         }
         writeln!(
             f,

@@ -342,13 +342,16 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         check_devices(&plan.mesh, &self.options.devices)?;
         let expected = self.model.shape_of_latents(request.images(), generated_size, frames);
         if let Some(latents) = &request.init_latents {
-            let (found, dtype) = (latents.shape(), latents.dtype());
-            if found[..] != expected[..] || dtype != DType::F32 {
+            let found = latents.shape().to_vec();
+            if found != expected {
                 return Err(Error::usage(format!(
-                    "initial latents have shape {:?} and type {dtype:?}, expected {expected:?} and F32",
-                    found.to_vec()
+                    "initial latents have shape {found:?}, expected {expected:?}"
                 ))
                 .hint("one latent for each picture, in the size at which it is generated"));
+            }
+            if latents.dtype() != DType::F32 {
+                let dtype = latents.dtype();
+                return Err(Error::usage(format!("initial latents have type {dtype:?}, expected F32")));
             }
         }
         Ok(Resolved {

@@ -62,8 +62,11 @@ impl Recipe for LatteRecipe {
         check_size(size, model.pixels_per_token(), "")?;
         let frames = request.num_frames.unwrap_or(config.video_length);
         if !(1..=config.video_length).contains(&frames) {
-            return Err(Error::usage(format!("`{frames}` frames are not between 1 and {}", config.video_length))
-                .hint("the model was trained on clips of that length"));
+            return Err(Error::usage(format!(
+                "`{frames}` frames are not between 1 and {}",
+                config.video_length
+            ))
+            .hint("the model was trained on clips of that length"));
         }
         let guidance_scale = request.guidance_scale.unwrap_or(7.5);
         let mut branches = Branch::classifier_free(guidance_scale > 1.0);
@@ -75,7 +78,8 @@ impl Recipe for LatteRecipe {
             generated_size: size,
             num_inference_steps: request.num_inference_steps.unwrap_or(50),
             guidance_scale,
-            max_sequence_length: TEXT_TOKENS,
+            // The length is fixed, and not an option.
+            max_sequence_length: 0,
             branches,
             frames: Some(frames),
         })

@@ -151,7 +151,8 @@ impl T5Encoder {
         let mut bias = self.position_bias(n, &device);
         assert!((1..=n).contains(&visible), "{visible} of {n} tokens are visible");
         if visible < n {
-            let mask = (0..n).map(|key| if key < visible { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<_>>();
+            let mask =
+                (0..n).map(|key| if key < visible { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<_>>();
             let mask = Tensor::<4>::from_data(TensorData::new(mask, [1, 1, 1, n]), (&device, DType::F32));
             bias = bias + mask.cast(dtype);
         }

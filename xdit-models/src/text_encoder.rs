@@ -260,8 +260,9 @@ impl T5Text {
             (ids, visible)
         };
         let texts: Vec<Ids> = plain.into_iter().zip(texts).map(padded).collect();
-        let states =
-            self.encoder.encode(&texts, desk, |encoder, (ids, visible)| encoder.forward_masked(ids, *visible))?;
+        let states = self
+            .encoder
+            .encode(&texts, desk, |encoder, (ids, visible)| encoder.forward_masked(ids, *visible))?;
         states.iter().try_for_each(|states| self.encoder.check(states))?;
         Ok(states)
     }

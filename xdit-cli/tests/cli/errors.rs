@@ -306,18 +306,18 @@ fn initial_latents() {
     ");
     insta::assert_snapshot!(from("dims"), @r"
     2
-    error: `latents` in `dims` has shape `[4, 16, 16]`, not four dimensions
-    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
+    error: `latents` in `dims` has shape `[4, 16, 16]`, not four or five dimensions
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
     ");
     insta::assert_snapshot!(from("key"), @r"
     2
     error: `key` has no tensor `latents`, only `noise`
-    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
     ");
     insta::assert_snapshot!(from("type"), @r"
     2
     error: `latents` in `type` has type `F16`, not `F32`
-    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
     ");
     insta::assert_snapshot!(from("nan"), @r"
     2
@@ -326,17 +326,17 @@ fn initial_latents() {
     insta::assert_snapshot!(from("corrupt"), @r"
     1
     error: `corrupt` is not a valid safetensors file: header too large
-    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
     ");
     insta::assert_snapshot!(from("empty"), @r"
     1
     error: `empty` is not a valid safetensors file: header too small
-    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
     ");
     insta::assert_snapshot!(from("missing"), @r"
     1
     error: cannot read `missing`: No such file or directory (os error 2)
-    hint: give a safetensors file with the key `latents`, [n, c, h, w] in f32
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
     ");
 }
 
@@ -465,7 +465,7 @@ fn broken_checkpoints() {
     insta::assert_snapshot!(broken("model_index.json", &replace("PixArtAlphaPipeline", "CubismPipeline")), @r"
     1
     error: pipelines of class `CubismPipeline` are not supported
-    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `FluxPipeline`, `DiTPipeline`
+    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `LattePipeline`, `FluxPipeline`, `DiTPipeline`
     ");
     insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3")), @r"
     1
