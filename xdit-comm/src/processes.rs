@@ -8,8 +8,8 @@
 //! A connection has one thread that writes and one that reads. Sending only queues a frame, and arrivals go to mailboxes
 //! at once, so the two directions between a pair of processes cannot block each other.
 //!
-//! If a process dies, falls silent, or [ends the job](Processes::abort), the worlds and topics of all others fail with
-//! an error that names the process. Nothing is encrypted or authenticated: as with other launchers of jobs on many
+//! If a rank fails, or a process dies, falls silent or [ends the job](Processes::abort), the worlds and topics of all
+//! other processes fail with an error that names it. The processes cannot be used again. Nothing is encrypted or authenticated: as with other launchers of jobs on many
 //! hosts, the network between them must be trusted.
 
 mod connection;
@@ -148,7 +148,12 @@ impl Processes {
     /// The ranks of this process in a world of `size` ranks: each process has as many, one after the other. `None` if
     /// the ranks cannot be divided evenly.
     pub fn ranks(&self, size: usize) -> Option<Range<usize>> {
-        self.net().ranks(self.process(), size)
+        self.ranks_of(self.process(), size)
+    }
+
+    /// The ranks of `process` in a world of `size` ranks, as in [`ranks`](Self::ranks).
+    pub fn ranks_of(&self, process: usize, size: usize) -> Option<Range<usize>> {
+        self.net().ranks(process, size)
     }
 
     /// The end of the job, if another process caused it.
@@ -386,7 +391,11 @@ impl Net {
                         match fabric {
                             Some(fabric) => {
                                 drop(state);
+                                let failed = matches!(head, Head::Exit { cause: Some(_), .. });
                                 fabric.deliver(head, body);
+                                if let Some((rank, cause)) = fabric.elsewhere().filter(|_| failed) {
+                                    self.end(rank / fabric.local_ranks(), false, &cause);
+                                }
                             }
                             None => drop(state.worlds.known.remove(&world)),
                         }

@@ -59,8 +59,11 @@ impl Fabric {
             Head::Exit { rank, cause: Some(first), .. } => {
                 let place = self.remote.as_ref().map(|remote| remote.place(first)).unwrap_or_default();
                 let text = String::from_utf8_lossy(&body);
-                let cause =
-                    if text.contains(&place) { text.into() } else { format!("{text} ({place})").into() };
+                // A process that passes on the cause of another one has named its place already.
+                let cause: Arc<str> = match text.contains(&place) {
+                    true => text.into(),
+                    false => format!("{place}: {text}").into(),
+                };
                 let failure = Failure { rank: first, cause };
                 let mut state = self.lock();
                 state.first_failure.get_or_insert_with(|| failure.clone());
@@ -78,6 +81,11 @@ impl Fabric {
         self.failed.store(true, Ordering::Release);
         drop(state);
         self.changed.iter().for_each(Condvar::notify_all);
+    }
+
+    /// The number of ranks of each process.
+    pub(crate) fn local_ranks(&self) -> usize {
+        self.remote.as_ref().map_or(self.size(), |remote| remote.local.len())
     }
 
     /// The rank of another process that failed first, with the cause.

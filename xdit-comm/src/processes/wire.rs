@@ -106,18 +106,6 @@ pub(super) fn garbled(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("garbled data: {what}"))
 }
 
-const OPERATIONS: [Operation; 9] = [
-    Operation::AllReduce,
-    Operation::AllGather,
-    Operation::AllToAll,
-    Operation::Broadcast,
-    Operation::Send,
-    Operation::Recv,
-    Operation::SendRecv,
-    Operation::Split,
-    Operation::Check,
-];
-
 const DTYPES: [DType; 5] = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::U8];
 
 /// The index of `value` among all values of its type.
@@ -138,7 +126,7 @@ impl Head {
             Self::Message(MessageHead { world, address, operation, group, spec }) => {
                 to.number(0).number(*world).number(address.communicator);
                 to.number(address.from as u64).number(address.to as u64).number(address.sequence);
-                to.number(code(&OPERATIONS, operation)).text(group);
+                to.number(code(&Operation::ALL, operation)).text(group);
                 to.number(code(&DTYPES, &spec.dtype)).number(spec.len as u64);
             }
             Self::Exit { world, rank, cause } => {
@@ -165,7 +153,7 @@ impl Head {
                     to: from.size()?,
                     sequence: from.number()?,
                 },
-                operation: coded(&OPERATIONS, from.number()?)?,
+                operation: coded(&Operation::ALL, from.number()?)?,
                 group: from.text()?.into(),
                 spec: BufferSpec::new(coded(&DTYPES, from.number()?)?, from.size()?),
             }),

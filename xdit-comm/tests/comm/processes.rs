@@ -159,8 +159,8 @@ fn a_failed_rank_ends_all_processes_and_is_named_everywhere() {
         let expected = match process {
             1 => "rank 3 failed: `split` over `world` on rank 3: rank 9 of `odd` is not in it",
             _ => {
-                "rank 3 failed: `split` over `world` on rank 3: rank 9 of `odd` is not in it \
-                  (process 1 on `host-1`)"
+                "rank 3 failed: process 1 on `host-1`: `split` over `world` on rank 3: rank 9 of `odd` is not \
+                 in it"
             }
         };
         assert_eq!(error.to_string(), expected);
