@@ -3,6 +3,7 @@
 mod bench;
 mod generate;
 mod parse;
+mod processes;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use crate::checkpoints::built_in;
 pub use bench::BenchArgs;
 pub use generate::{Dtype, GenerateArgs, KeepPolicy, OutputType, ParallelArgs, ReportFormat};
 pub use parse::parse;
+pub use processes::{LauncherName, ProcessArgs};
 
 /// Generate pictures with diffusion transformers, on Burn.
 ///

@@ -13,6 +13,7 @@ use xdit_models::component::ModelIndex;
 
 use crate::args::BenchArgs;
 use crate::checkpoints::{built_in, put};
+use crate::launcher;
 use crate::model::locate;
 use crate::parameters::Settings;
 use crate::print;
@@ -88,7 +89,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let mut options = args.generate();
     // The file is never written, but its path is checked.
     options.output = Some(scratch.path().join("bench.png"));
-    let mut job = Invocation::resolve(&options)?;
+    let mut job = Invocation::resolve(&options, &launcher::Job::default())?;
     let mut progress = Progress::new(warmup + repeat, quiet);
     let random_weights = published::names().any(|name| name == job.model);
     let folder = if random_weights {

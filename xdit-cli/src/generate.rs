@@ -8,6 +8,7 @@ use xdit_core::run::record::RankReport;
 use xdit_core::{Error, Result};
 
 use crate::args::GenerateArgs;
+use crate::launcher;
 use crate::model::locate;
 use crate::output::{encode_png, finish_latents, put_latents, write_file};
 use crate::parameters::{Parameters, Settings};
@@ -22,18 +23,32 @@ use crate::trace::Trace;
 /// # Errors
 /// If the options are not valid, the run fails, or a file cannot be written.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let start = Instant::now();
-    let job = Invocation::resolve(args)?;
-    let mut progress = Progress::new(job.request.images(), args.quiet);
-    let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
+    let processes = launcher::Job::meet(&args.processes)?;
+    let end = generate(args, &processes);
+    processes.finish(end)
+}
+
+/// The part of this process.
+fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
+    let (start, leads) = (Instant::now(), processes.leads());
+    let job = Invocation::resolve(args, processes)?;
+    let mut progress = Progress::new(job.request.images(), args.quiet || !leads);
+    // One process downloads the model; the others of its host find it.
+    let mut folder =
+        || locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress);
+    let folder = processes.first_then_others(&mut folder)?;
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
     let settings = job.settings(&resolved);
+    let details = args.trace.is_some();
+    if let Some(all) = &processes.processes {
+        launcher::agree(all, &launcher::described(&resolved, &settings, &folder, details))?;
+    }
     let cancel = Cancel::new();
     let mut watched = Watched {
         progress,
         stopwatch: Stopwatch::default(),
-        details: job.trace.is_some(),
+        details,
         saver: Saver {
             job: &job,
             settings: &settings,
@@ -47,9 +62,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     saver.finish(end)?;
 
     let mesh = resolved.plan.mesh;
-    if let Some(file) = &job.trace {
+    if let Some(file) = job.trace.as_ref().filter(|_| leads) {
         let (phases, ranks) = (stopwatch.phases.clone(), stopwatch.ranks.clone());
         file.save(&Trace { start, mesh, phases, ranks })?;
+    }
+    if !leads {
+        return Ok(());
     }
     let seconds = start.elapsed().as_secs_f64();
     progress.say(&format!("done in {seconds:.2} s"));

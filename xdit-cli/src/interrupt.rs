@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use xdit_core::pipeline::Processes;
+
 use crate::output::finish_latents;
 use crate::progress::say;
 
@@ -10,6 +12,9 @@ pub const INTERRUPTED: u8 = 130;
 /// The exit code that a shell reports for a program that was asked to terminate.
 #[cfg(unix)]
 const TERMINATED: u8 = 143;
+
+/// The other processes of the job, which an interrupt ends as well.
+static OTHERS: Mutex<Option<Processes>> = Mutex::new(None);
 
 /// Locked from the creation of a temporary file until all files have their final names.
 static WRITING: Mutex<()> = Mutex::new(());
@@ -24,12 +29,22 @@ pub fn install() {
     let _ = ctrlc::set_handler(|| end(INTERRUPTED));
 }
 
+/// Makes an interrupt end `processes`, too, from now on.
+pub fn spread_to(processes: Option<Processes>) {
+    *OTHERS.lock().unwrap_or_else(PoisonError::into_inner) = processes;
+}
+
 /// Ends the program.
 fn end(code: u8) {
     // Outside the critical section nothing incomplete can be left behind, so the program may end there.
     let _written = writing();
     // The error is ignored, because the program ends for another reason.
     let _ = finish_latents();
+    if let Ok(others) = OTHERS.try_lock()
+        && let Some(processes) = &*others
+    {
+        processes.abort(true, "interrupted");
+    }
     say("\ninterrupted");
     std::process::exit(code.into());
 }

@@ -10,6 +10,7 @@ mod devices;
 mod generate;
 mod inspect;
 mod interrupt;
+mod launcher;
 mod model;
 mod output;
 mod parameters;

@@ -13,6 +13,7 @@ use xdit_core::plan::mesh::Axis;
 use xdit_core::weights::Residency;
 
 use crate::args::{GenerateArgs, ReportFormat};
+use crate::launcher;
 use crate::model::locate;
 use crate::print;
 use crate::progress::Progress;
@@ -28,7 +29,7 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
         // The plan depends on the number of prompts, but not on their text.
         args.prompt.push(String::new());
     }
-    let job = Invocation::resolve(&args)?;
+    let job = Invocation::resolve(&args, &launcher::Job::default())?;
     let mut progress = Progress::new(job.request.images(), args.quiet);
     let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
     let pipeline = xdit_models::open(&folder, &job.load)?;

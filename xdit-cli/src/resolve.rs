@@ -8,12 +8,14 @@ mod tests;
 
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use xdit_core::device::{check_dtype, default_dtype, find};
-use xdit_core::pipeline::{Keep, LoadOptions, Request, Resolved, check};
+use xdit_core::pipeline::{Keep, LoadOptions, Processes, Request, Resolved, check};
 use xdit_core::{Error, Result};
 
 use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType};
 use crate::checkpoints::built_in;
+use crate::launcher;
 use crate::output::{Outputs, decode_latents, read_parameters};
 use crate::parameters::{Parameters, Settings};
 use crate::trace::TraceFile;
@@ -45,9 +47,10 @@ impl Invocation {
     ///
     /// # Errors
     /// If an option is not valid, a file cannot be read, or an output cannot be written.
-    pub fn resolve(args: &GenerateArgs) -> Result<Self> {
+    pub fn resolve(args: &GenerateArgs, processes: &launcher::Job) -> Result<Self> {
         let mut parallel = parallel::parallel(&args.parallel)?;
-        let device = find(&args.device)?;
+        let devices = devices(&args.device, parallel.mesh.size(), processes)?;
+        let device = devices[0].clone();
         let stored = args.from.as_deref().map(read_parameters).transpose()?;
         let texts = prompts::texts(args, stored.as_ref())?;
         let (seed, settings) = match stored {
@@ -77,9 +80,10 @@ impl Invocation {
         let load = LoadOptions {
             dtype: dtype.burn(),
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
-            devices: vec![device.clone()],
+            devices,
             keep: keep(args.keep.unwrap_or_default()),
             random_weights: false,
+            processes: processes.processes.clone(),
         };
         let request = Request {
             height: args.height.or(old.map(|s| s.height)),
@@ -117,13 +121,20 @@ impl Invocation {
                 .or_else(|| Some(old?.model.clone()))
                 .unwrap_or_else(|| built_in::NAME.to_owned()),
             revision: args.revision.clone().or_else(|| same_model?.revision.clone()),
-            outputs: Outputs::plan(
-                args.output.as_deref(),
-                args.output_type.unwrap_or_default(),
-                images,
-                request.seed,
-            )?,
-            trace: args.trace.as_deref().map(TraceFile::plan).transpose()?,
+            // Files are written by one process; others may not even have the folder.
+            outputs: match processes.leads() {
+                true => Outputs::plan(
+                    args.output.as_deref(),
+                    args.output_type.unwrap_or_default(),
+                    images,
+                    request.seed,
+                )?,
+                false => Outputs { paths: vec![PathBuf::new()] },
+            },
+            trace: match &args.trace {
+                Some(path) if processes.leads() => Some(TraceFile::plan(path)?),
+                _ => None,
+            },
             init_latents: args.init_latents.clone(),
             dtype,
             load,
@@ -178,6 +189,19 @@ impl Invocation {
             settings: settings.clone(),
         }
     }
+}
+
+/// The devices of the ranks of this process, of `ranks` in all: the device called `name`, or, if that is CUDA without
+/// a number, one GPU for each rank. They follow those of the earlier processes of this host, unless the launcher lets
+/// each process see only its own.
+fn devices(name: &str, ranks: usize, processes: &launcher::Job) -> Result<Vec<Device>> {
+    let cuda = name == "cuda" || name == "auto" && find("cuda").is_ok();
+    let Some(local) = processes.local.filter(|_| cuda) else { return Ok(vec![find(name)?]) };
+    let count = processes.processes.as_ref().map_or(1, Processes::count);
+    let each = ranks.div_ceil(count);
+    let sees_only_own = find(&format!("cuda:{each}")).is_err();
+    let first = if sees_only_own { 0 } else { local * each };
+    (first..first + each).map(|index| find(&format!("cuda:{index}"))).collect()
 }
 
 /// The policy for a process with a single request.

@@ -1,7 +1,7 @@
-//! The one implementation of [`Communicator`] over in-process mailboxes.
+//! The one implementation of [`Communicator`] over mailboxes.
 //!
-//! All messages are delivered when the operation is issued; waiting only collects them. Messages are handles, so no
-//! bytes are copied.
+//! All messages are delivered when the operation is issued; waiting only collects them. Messages inside a process
+//! are handles, so no bytes are copied.
 
 use std::fmt;
 use std::sync::Arc;
@@ -58,8 +58,8 @@ fn receive(
     expected: BufferSpec,
     deadline: Duration,
 ) -> Result<Buffer> {
-    let (theirs, buffer) = fabric.take(call, address, deadline)?;
-    let (call, peer, got) = (|| call.clone(), address.from, buffer.spec());
+    let (theirs, got, buffer) = fabric.take(call, address, deadline)?;
+    let (call, peer) = (|| call.clone(), address.from);
     if !theirs.matches(call().operation) {
         return Err(Error::OutOfStep { call: call(), peer, theirs });
     }
@@ -118,6 +118,7 @@ impl Communicator for Endpoint {
             .into_iter()
             .map(|(from, it)| (self.address(from, self.position, next(&self.posted, from)), it))
             .collect();
+        self.fabric.expect(&recvs);
         if let Err(error) = self.fabric.post(&call, sends.collect()) {
             return Pending::ready(Err(error));
         }

@@ -33,6 +33,19 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::AllReduce,
+        Self::AllGather,
+        Self::AllToAll,
+        Self::Broadcast,
+        Self::Send,
+        Self::Recv,
+        Self::SendRecv,
+        Self::Split,
+        Self::Check,
+    ];
+
     /// Whether a message sent under this name may be received under the name `other`.
     pub fn matches(self, other: Self) -> bool {
         let pairwise = |operation| matches!(operation, Self::Send | Self::Recv | Self::SendRecv);

@@ -1,8 +1,10 @@
-//! Mailboxes between the ranks of one process, and how failure spreads through them.
+//! Mailboxes between the ranks of a world, and how failure spreads through them. A message to a rank of another process
+//! goes to the mailbox in that process.
 //!
 //! Each end computes a message's [`Address`] by itself, so delivery is a lookup and never depends on the order in which
 //! threads happen to run. All state is behind one lock, which is held only to move handles.
 
+mod remote;
 mod simulated;
 mod state;
 
@@ -10,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::{Buffer, Call, Error, LaunchOptions, Operation, Result, Sim};
+use crate::processes::{MessageHead, Remote};
+use crate::{Buffer, BufferSpec, Call, Error, LaunchOptions, Operation, Result, Sim};
 pub(crate) use state::Address;
 use state::{Exit, Failure, Letter, State, Waiting};
 
@@ -25,10 +28,17 @@ pub(crate) struct Fabric {
     sim: Option<Sim>,
     /// Whether a rank has failed.
     failed: AtomicBool,
+    /// The part of the world in other processes, if there is one.
+    remote: Option<Remote>,
 }
 
 impl Fabric {
     pub(crate) fn new(size: usize, options: &LaunchOptions) -> Arc<Self> {
+        Self::with(size, options, None)
+    }
+
+    /// As [`new`](Self::new), with a part of the world in other processes.
+    pub(crate) fn with(size: usize, options: &LaunchOptions, remote: Option<Remote>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State::new(size)),
             changed: (0..size).map(|_| Condvar::new()).collect(),
@@ -36,6 +46,7 @@ impl Fabric {
             started: Instant::now(),
             sim: options.sim.clone(),
             failed: AtomicBool::new(false),
+            remote,
         })
     }
 
@@ -62,7 +73,12 @@ impl Fabric {
             None => state.check_failure(call).map(|()| None)?,
         };
         let mut awaited = Vec::new();
+        let mut leaving = Vec::new();
         for (address, buffer) in sends.into_iter().take(killed_after.unwrap_or(usize::MAX)) {
+            if self.remote.as_ref().is_some_and(|remote| !remote.is_local(address.to)) {
+                leaving.push((address, buffer));
+                continue;
+            }
             let sent_at = state.ranks[call.rank].clock;
             let arrival = self.sim.as_ref().map_or(Some(sent_at), |sim| {
                 sim.delay(&address, buffer.spec().size_bytes()).map(|delay| sent_at + delay)
@@ -70,7 +86,8 @@ impl Fabric {
             if state.release_receiver_of(&address) {
                 awaited.push(address.to);
             }
-            state.mail.insert(address, Letter { call: call.clone(), buffer, arrival });
+            let spec = buffer.spec();
+            state.mail.insert(address, Letter { call: call.clone(), spec, buffer, arrival });
         }
         if killed_after.is_some() {
             self.leave(&mut state, call.rank, Exit::Killed);
@@ -78,6 +95,7 @@ impl Fabric {
         // The woken ranks need the lock.
         drop(state);
         awaited.into_iter().for_each(|rank: usize| self.changed[rank].notify_all());
+        self.send(call, leaving);
         if killed_after.is_some() { Err(Error::Killed { call: call.clone() }) } else { Ok(()) }
     }
 
@@ -93,7 +111,7 @@ impl Fabric {
         call: &Call,
         address: &Address,
         deadline: Duration,
-    ) -> Result<(Operation, Buffer)> {
+    ) -> Result<(Operation, BufferSpec, Buffer)> {
         let mut state = self.lock();
         loop {
             let outcome = match self.sim {
@@ -101,7 +119,7 @@ impl Fabric {
                 None => self.look(&mut state, call, address, deadline),
             };
             if let Some(outcome) = outcome {
-                return outcome.map(|letter| (letter.call.operation, letter.buffer));
+                return outcome.map(|letter| (letter.call.operation, letter.spec, letter.buffer));
             }
             state = match self.sim {
                 Some(_) => self.block_simulated(state, address, deadline),
@@ -143,13 +161,21 @@ impl Fabric {
     pub(crate) fn exit(&self, rank: usize, failure: Option<String>) {
         let mut state = self.lock();
         let exit = match failure {
-            None => Exit::Finished,
+            None => {
+                if let Some(remote) = &self.remote {
+                    remote.exit(rank, None);
+                }
+                Exit::Finished
+            }
             Some(text) => {
                 // A rank that stopped because another one failed passes on the original cause.
                 let heard = state.ranks[rank].heard.take();
                 let failure = heard.unwrap_or_else(|| Failure { rank, cause: text.into() });
                 state.failures.push(rank);
-                state.first_failure.get_or_insert_with(|| failure.clone());
+                let first = state.first_failure.get_or_insert_with(|| failure.clone());
+                if let Some(remote) = &self.remote {
+                    remote.exit(rank, Some((first.rank, &first.cause)));
+                }
                 self.failed.store(true, Ordering::Release);
                 Exit::Failed(failure)
             }

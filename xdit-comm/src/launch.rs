@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::Endpoint;
 use crate::fabric::Fabric;
-use crate::{Comm, Error, Sim};
+use crate::{Comm, Error, Processes, Sim};
 
 /// The stack of a main thread on Linux: ranks run whole models, not small tasks.
 const STACK_BYTES: usize = 8 << 20;
@@ -26,11 +26,14 @@ pub struct LaunchOptions {
     pub grace: Duration,
     /// Simulates time and faults. Limits on waits are then in simulated time.
     pub sim: Option<Sim>,
+    /// The processes that have the ranks. Every process must launch the same worlds in the same order; it runs its own
+    /// [ranks](Processes::ranks) and returns their values. A run across processes is not simulated.
+    pub processes: Option<Processes>,
 }
 
 impl Default for LaunchOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(600), grace: Duration::from_secs(2), sim: None }
+        Self { timeout: Duration::from_secs(600), grace: Duration::from_secs(2), sim: None, processes: None }
     }
 }
 
@@ -48,6 +51,11 @@ impl LaunchOptions {
     /// Runs in the simulator.
     pub fn sim(self, sim: Sim) -> Self {
         Self { sim: Some(sim), ..self }
+    }
+
+    /// Divides the ranks among processes.
+    pub fn processes(self, processes: Processes) -> Self {
+        Self { processes: Some(processes), ..self }
     }
 }
 
@@ -67,7 +75,7 @@ pub enum Outcome<T, E> {
 /// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report<T, E> {
-    /// The outcome of each rank, in rank order.
+    /// The outcome of each rank of this process, in rank order.
     pub outcomes: Vec<Outcome<T, E>>,
     /// The duration, in simulated time if the run was simulated.
     pub elapsed: Duration,
@@ -75,6 +83,10 @@ pub struct Report<T, E> {
     pub failures: Vec<usize>,
     /// A message that was never received, if all ranks are done.
     pub unreceived: Option<Error>,
+    /// The first rank of this process.
+    pub first_rank: usize,
+    /// The failed rank of another process that made this one fail, with the cause.
+    pub elsewhere: Option<(usize, Arc<str>)>,
 }
 
 impl<T, E> Report<T, E> {
@@ -84,10 +96,14 @@ impl<T, E> Report<T, E> {
     /// If a rank failed or panicked, or a message was never received.
     pub fn into_result(self) -> Result<Vec<T>, RunError<E>> {
         let busy = self.outcomes.iter().enumerate().filter(|(_, outcome)| matches!(outcome, Outcome::Busy));
-        let busy: Vec<usize> = busy.map(|(rank, _)| rank).collect();
+        let busy: Vec<usize> = busy.map(|(index, _)| self.first_rank + index).collect();
+        if let Some((rank, cause)) = self.elsewhere {
+            return Err(RunError { rank, cause: Cause::Elsewhere(cause), busy });
+        }
         let first = self.failures.first().copied();
         let mut values = Vec::with_capacity(self.outcomes.len());
-        for (rank, outcome) in self.outcomes.into_iter().enumerate() {
+        for (index, outcome) in self.outcomes.into_iter().enumerate() {
+            let rank = self.first_rank + index;
             match outcome {
                 Outcome::Done(value) => values.push(value),
                 Outcome::Failed(error) if first == Some(rank) => {
@@ -130,6 +146,8 @@ pub enum Cause<E> {
     Panicked(String),
     /// All closures succeeded, but a message from this rank was never received.
     Unreceived(Error),
+    /// It is a rank of another process, which failed with this message.
+    Elsewhere(Arc<str>),
 }
 
 impl<E: Display> Display for RunError<E> {
@@ -138,6 +156,7 @@ impl<E: Display> Display for RunError<E> {
             Cause::Failed(error) => write!(f, "rank {} failed: {error}", self.rank)?,
             Cause::Panicked(message) => write!(f, "rank {} panicked: {message}", self.rank)?,
             Cause::Unreceived(error) => write!(f, "{error}")?,
+            Cause::Elsewhere(message) => write!(f, "rank {} failed: {message}", self.rank)?,
         }
         if self.busy.is_empty() {
             Ok(())
@@ -147,7 +166,8 @@ impl<E: Display> Display for RunError<E> {
     }
 }
 
-/// Runs `work` on `size` ranks, each a thread, and returns their values in rank order.
+/// Runs `work` on `size` ranks, each a thread, and returns their values in rank order. Across
+/// [processes](LaunchOptions::processes), these are the ranks of this process.
 ///
 /// # Errors
 /// The first cause, if a rank returns an error or panics, or if a message was never received. After a failure all ranks
@@ -155,7 +175,7 @@ impl<E: Display> Display for RunError<E> {
 /// returns in any case.
 ///
 /// # Panics
-/// If `size` is zero.
+/// If `size` is zero, or no multiple of the number of processes.
 pub fn run_ranks<T, E, F>(size: usize, options: &LaunchOptions, work: F) -> Result<Vec<T>, RunError<E>>
 where
     T: Send + 'static,
@@ -168,7 +188,7 @@ where
 /// Like [`run_ranks`], but returns a full report of the run.
 ///
 /// # Panics
-/// If `size` is zero.
+/// If `size` is zero, or no multiple of the number of processes.
 pub fn launch<T, E, F>(size: usize, options: &LaunchOptions, work: F) -> Report<T, E>
 where
     T: Send + 'static,
@@ -176,10 +196,18 @@ where
     F: Fn(Comm) -> Result<T, E> + Send + Sync + 'static,
 {
     assert!(size > 0, "a world has at least one rank");
-    let fabric = Fabric::new(size, options);
+    let (fabric, local) = match &options.processes {
+        None => (Fabric::new(size, options), 0..size),
+        Some(processes) => {
+            assert!(options.sim.is_none(), "a world across processes is not simulated");
+            let local = processes.ranks(size).expect("each process has the same number of ranks");
+            (processes.open_world(|remote| Fabric::with(size, options, Some(remote)), size), local)
+        }
+    };
     let work = Arc::new(work);
     let (report, reports) = mpsc::channel();
-    let threads: Vec<_> = (0..size)
+    let threads: Vec<_> = local
+        .clone()
         .map(|rank| {
             let end = {
                 let (fabric, report) = (fabric.clone(), report.clone());
@@ -207,7 +235,7 @@ where
         .collect();
     drop(report);
 
-    let mut outcomes: Vec<Outcome<T, E>> = (0..size).map(|_| Outcome::Busy).collect();
+    let mut outcomes: Vec<Outcome<T, E>> = local.clone().map(|_| Outcome::Busy).collect();
     let mut stop_at = None;
     loop {
         let left = stop_at.map_or(Duration::MAX, |at: Instant| at.saturating_duration_since(Instant::now()));
@@ -216,7 +244,7 @@ where
                 if stop_at.is_none() && !matches!(outcome, Outcome::Done(_)) {
                     stop_at = Instant::now().checked_add(options.grace);
                 }
-                outcomes[rank] = outcome;
+                outcomes[rank - local.start] = outcome;
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
         }
@@ -234,8 +262,14 @@ where
     let done = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done(_)));
     Report {
         elapsed: fabric.elapsed(),
-        failures: fabric.failures().into_iter().filter(|&rank| failed(&outcomes[rank])).collect(),
+        failures: fabric
+            .failures()
+            .into_iter()
+            .filter(|&rank| failed(&outcomes[rank - local.start]))
+            .collect(),
         unreceived: if done { fabric.unreceived() } else { None },
+        first_rank: local.start,
+        elsewhere: if done { None } else { fabric.elsewhere() },
         outcomes,
     }
 }

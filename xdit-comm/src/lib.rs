@@ -27,9 +27,11 @@
 //! |---|---|---|
 //! | local | this thread, alone | [`local()`] |
 //! | thread | threads of one process: a world emulated on the CPU | [`run_ranks`], [`launch`] |
-//! | sim | the same, with seeded delays, losses, deaths and stalls in simulated time | [`LaunchOptions::sim`] |
+//! | processes | the same, in several processes connected by TCP | [`LaunchOptions::processes`] |
+//! | sim | threads, with seeded delays, losses, deaths and stalls in simulated time | [`LaunchOptions::sim`] |
 //!
-//! All three share one implementation over in-process mailboxes: a message is delivered when the operation is issued.
+//! All share one implementation over mailboxes: a message is delivered when the operation is issued, and to another
+//! process as soon as its connection allows.
 //! Therefore no rank needs another rank's [`Pending::wait`] to make progress, and the two directions between a pair of
 //! ranks cannot block each other.
 //!
@@ -58,6 +60,7 @@ mod group;
 mod launch;
 mod local;
 mod pending;
+mod processes;
 pub mod sim;
 
 pub use buffer::{Buffer, BufferSpec, DType, Element};
@@ -67,4 +70,5 @@ pub use group::Group;
 pub use launch::{Cause, LaunchOptions, Outcome, Report, RunError, launch, run_ranks};
 pub use local::{ends, local};
 pub use pending::{Pending, wait_all};
+pub use processes::{Arrival, Ended, MeetError, Meeting, Processes, Topic};
 pub use sim::Sim;

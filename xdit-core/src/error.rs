@@ -43,6 +43,12 @@ impl Error {
         Self { kind: ErrorKind::Cancelled, message: "cancelled".to_owned(), hint: None }
     }
 
+    /// Replaces the message.
+    #[must_use]
+    pub fn reworded(self, message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..self }
+    }
+
     /// Converts the error to a failure, for an error found while carrying out a request that was itself valid.
     #[must_use]
     pub fn into_failure(self) -> Self {

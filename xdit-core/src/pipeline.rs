@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+pub use xdit_comm::{Ended, MeetError, Meeting, Processes};
 
 pub use engine::{Engine, Running};
 pub use request::{Extra, Request, SkipLayerGuidance, check, check_extras};
@@ -15,6 +16,7 @@ use crate::error::Result;
 pub use crate::picture::Picture;
 use crate::plan::Plan;
 use crate::plan::cost::Cost;
+pub use crate::run::across::followed;
 pub use crate::run::cancel::Cancel;
 pub use crate::run::observer::{Completed, Event, Observer, Phase, Step};
 use crate::run::record::RankReport;
@@ -34,12 +36,22 @@ pub struct LoadOptions {
     pub keep: Keep,
     /// Whether weights are random numbers made on the device, for benchmarks. Of the files, only headers are read.
     pub random_weights: bool,
+    /// The processes that have the ranks, if there are several. Each must open the same pipeline and carry out the same
+    /// requests; the first one receives all pictures. `devices` are then those of the ranks of this process.
+    pub processes: Option<Processes>,
 }
 
 impl LoadOptions {
     /// All ranks on `device`, the plain weight files, and [`Keep::Auto`].
     pub fn new(device: Device, dtype: DType) -> Self {
-        Self { devices: vec![device], dtype, variant: None, keep: Keep::Auto, random_weights: false }
+        Self {
+            devices: vec![device],
+            dtype,
+            variant: None,
+            keep: Keep::Auto,
+            random_weights: false,
+            processes: None,
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Runs jobs on ranks that stay alive between jobs. Pictures are reported one by one.
 
+pub(crate) mod across;
 pub mod cancel;
 mod conditions;
 pub mod contexts;
 pub mod decode;
 pub mod execute;
 pub mod noise;
+pub(crate) mod notes;
 pub mod observer;
 pub mod rank;
 pub mod ranks;

@@ -18,7 +18,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
 use xdit_core::rows::Rows;
 use xdit_core::run::noise::{Noise, PictureNoise};
-use xdit_core::run::ranks::{Ranks, check_devices};
+use xdit_core::run::ranks::{Ranks, check_devices, local_ranks};
 use xdit_core::run::residency::Kept;
 use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model};
 use xdit_core::scheduler::{Scheduler, Steps, scheduler};
@@ -278,7 +278,8 @@ impl<R: Recipe> LatentPipeline<R> {
         let kept = options.keep.decide(transformer_bytes, free_bytes(&options.devices[0]));
         model.residency = kept.once;
         let (options, model) = (options.clone(), Arc::new(model));
-        let ranks = Ranks::new(model.clone(), options.devices.clone(), kept.keep);
+        let ranks =
+            Ranks::new(model.clone(), options.devices.clone(), kept.keep).over(options.processes.clone());
         Ok(Box::new(Self { recipe, options, kept, model, scheduler: scheduler_config, ranks }))
     }
 
@@ -339,7 +340,8 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             images: request.images(),
         };
         let plan = Plan::new(&request.parallel, &work)?;
-        check_devices(&plan.mesh, &self.options.devices)?;
+        let local = local_ranks(&plan.mesh, self.options.processes.as_ref())?;
+        check_devices(local.len(), &self.options.devices)?;
         let expected = self.model.shape_of_latents(request.images(), generated_size, frames);
         if let Some(latents) = &request.init_latents {
             let found = latents.shape().to_vec();
@@ -382,6 +384,8 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
 
     fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()> {
         let Resolved { request, plan, .. } = resolved;
+        // The first process encodes the texts, and its first rank sends the conditions to all others.
+        let leads = self.options.processes.as_ref().is_none_or(|processes| processes.process() == 0);
         for warning in self.recipe.warnings(resolved, &self.model) {
             observer.warn(&warning);
         }
@@ -390,7 +394,10 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         }
         let keep = self.kept.keep;
         let mut desk = Desk { device: &self.options.devices[0], keep, cancel, observer: &mut *observer };
-        let conditions = self.recipe.encode(resolved, &self.model, &mut desk)?;
+        let conditions = match leads {
+            true => Some(self.recipe.encode(resolved, &self.model, &mut desk)?),
+            false => None,
+        };
         let scheduler = self.scheduler(resolved.generated_size, resolved.num_inference_steps)?;
         let guidance = |image: usize| {
             let (prompt, negative) = (image / request.images_per_prompt, request.prompts.len());
@@ -399,7 +406,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         let [_, c, height, width] = self.model.latent_shape(resolved.generated_size);
         let job = Job {
             plan: plan.clone(),
-            conditions: Some(conditions),
+            conditions,
             guidance: (0..request.images()).map(guidance).collect(),
             noise: self.noise(resolved, scheduler.init_noise_sigma()),
             decoding: request.decode.then_some(Decoding {

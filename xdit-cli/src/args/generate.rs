@@ -6,6 +6,8 @@ use burn::tensor::DType;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::ProcessArgs;
+
 /// `xdit generate`
 ///
 /// `None` stands for an absent option: its value comes from `--from`, or is left to the model.
@@ -154,6 +156,10 @@ pub struct GenerateArgs {
     /// The distribution of work over ranks.
     #[command(flatten)]
     pub parallel: ParallelArgs,
+
+    /// The processes that have the ranks.
+    #[command(flatten)]
+    pub processes: ProcessArgs,
 }
 
 /// The distribution of work over ranks, which on the CPU are threads. All methods can be combined.

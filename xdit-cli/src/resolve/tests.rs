@@ -16,7 +16,7 @@ fn job(dir: &Path, args: &[&str]) -> Invocation {
     let output = format!("{}/", dir.display());
     let argv = ["xdit", "generate", "--output", &output].into_iter().chain(args.iter().copied());
     let Command::Generate(args) = parse(argv.map(Into::into)).unwrap().command else { unreachable!() };
-    Invocation::resolve(&args).unwrap_or_else(|error| panic!("{error}"))
+    Invocation::resolve(&args, &crate::launcher::Job::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Writes picture `index` of `job` to `path`, like a model that accepts every option.

@@ -15,6 +15,7 @@ mod inspect;
 #[cfg(unix)]
 mod interrupt;
 mod plan;
+mod processes;
 mod random;
 mod trace;
 mod workspace;

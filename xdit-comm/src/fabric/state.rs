@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Buffer, Call, Error, Result};
+use crate::{Buffer, BufferSpec, Call, Error, Result};
 
 /// The name of one message of a run. Sender and receiver each compute it by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +21,9 @@ pub(crate) struct Address {
 pub(super) struct Letter {
     /// The call that sent it.
     pub call: Call,
+    /// Type and length of the buffer. The bytes of a buffer from another process that the receiver does not want are
+    /// missing.
+    pub spec: BufferSpec,
     pub buffer: Buffer,
     /// When it arrives in simulated time; `None` if it is lost.
     pub arrival: Option<Duration>,
@@ -66,6 +69,8 @@ pub(super) struct RankState {
 
 pub(super) struct State {
     pub mail: HashMap<Address, Letter>,
+    /// The type and length of messages that local ranks await from other processes.
+    pub expected: HashMap<Address, BufferSpec>,
     pub ranks: Vec<RankState>,
     /// The ranks that failed, in order of occurrence.
     pub failures: Vec<usize>,
@@ -76,7 +81,13 @@ pub(super) struct State {
 impl State {
     pub fn new(size: usize) -> Self {
         let ranks = (0..size).map(|_| RankState::default()).collect();
-        Self { mail: HashMap::new(), ranks, failures: Vec::new(), first_failure: None }
+        Self {
+            mail: HashMap::new(),
+            expected: HashMap::new(),
+            ranks,
+            failures: Vec::new(),
+            first_failure: None,
+        }
     }
 
     /// Unblocks the receiver of the message at `address`, which has arrived. Returns whether it was blocked on it.

@@ -4,6 +4,7 @@ mod collectives;
 mod failures;
 mod patterns;
 mod point_to_point;
+mod processes;
 mod program;
 mod properties;
 mod sim;

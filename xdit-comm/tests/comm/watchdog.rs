@@ -10,10 +10,10 @@ use std::time::Duration;
 use xdit_comm::{Comm, Error, LaunchOptions, Report, RunError};
 
 /// A hundred times what the slowest test needs.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Ends the process, naming the test, unless dropped within `limit`.
-fn guard(limit: Duration) -> Sender<()> {
+pub fn guard(limit: Duration) -> Sender<()> {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     let (alive, watch) = mpsc::channel();
     thread::spawn(move || {

@@ -6,10 +6,11 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use xdit_comm::Operation;
 
 /// The operations of one kind on one rank, in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// Operations issued.
     pub calls: u64,
@@ -103,11 +104,11 @@ impl Traffic {
         }
     }
 
-    pub(super) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {
+    pub(crate) fn add(&mut self, label: &Arc<str>, operation: Operation, count: Count) {
         *self.counts.entry((label.clone(), operation)).or_default() += count;
     }
 
-    pub(super) fn add_wait(&mut self, label: &Arc<str>, operation: Operation, duration: Duration) {
+    pub(crate) fn add_wait(&mut self, label: &Arc<str>, operation: Operation, duration: Duration) {
         *self.waited.entry((label.clone(), operation)).or_default() += duration;
     }
 

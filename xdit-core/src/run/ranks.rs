@@ -1,16 +1,19 @@
-//! Ranks as threads of this process, which stay alive between jobs.
+//! Ranks as threads of this process, or of several processes. They stay alive between jobs.
 
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use xdit_comm::{Comm, LaunchOptions, run_ranks};
+use xdit_comm::{Arrival, Comm, LaunchOptions, Processes, run_ranks};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::link::{HostLink, first_cause};
 use crate::plan::mesh::Mesh;
+use crate::run::across::{Across, followed_in};
 use crate::run::cancel::Cancel;
 use crate::run::contexts::SharedContexts;
 use crate::run::observer::{Event, Observer};
@@ -31,7 +34,9 @@ pub struct Ranks<M: Model> {
     model: Arc<M>,
     devices: Vec<Device>,
     keep: Keep,
-    /// The components of each rank.
+    /// The processes that have the ranks, if there are several.
+    processes: Option<Processes>,
+    /// The components of each rank of this process.
     held: Vec<Arc<Mutex<Held<M>>>>,
     world: Option<World<M>>,
 }
@@ -45,7 +50,16 @@ impl<M: Model> Ranks<M> {
     /// If there is no device.
     pub fn new(model: Arc<M>, devices: Vec<Device>, keep: Keep) -> Self {
         assert!(!devices.is_empty(), "ranks compute on devices");
-        Self { model, devices, keep, held: Vec::new(), world: None }
+        Self { model, devices, keep, processes: None, held: Vec::new(), world: None }
+    }
+
+    /// The same ranks, divided among `processes`, if there are several. `devices` are those of this process's ranks.
+    ///
+    /// All processes must run the same jobs. The observer of the first one receives the events of all. The failure of a
+    /// job ends the processes: no other job can follow.
+    #[must_use]
+    pub fn over(self, processes: Option<Processes>) -> Self {
+        Self { processes, ..self }
     }
 
     /// Runs `job`.
@@ -59,29 +73,47 @@ impl<M: Model> Ranks<M> {
         cancel: &Cancel,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        check_devices(&job.plan.mesh, &self.devices)?;
+        let end = self.try_run(job, cancel, observer);
+        if let (Err(error), Some(processes)) = (&end, &self.processes)
+            && processes.ended().is_none()
+        {
+            processes.abort(error.kind() == ErrorKind::Cancelled, error.message());
+        }
+        end
+    }
+
+    fn try_run(
+        &mut self,
+        job: Job<Conditions<M>>,
+        cancel: &Cancel,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let local = local_ranks(&job.plan.mesh, self.processes.as_ref())?;
+        check_devices(local.len(), &self.devices)?;
         cancel.check()?;
         let (size, detailed) = (job.plan.mesh.size(), observer.wants_details());
-        self.held.resize_with(size, Arc::default);
-        if self.world.as_ref().is_some_and(|world| world.orders.len() != size || world.detailed != detailed) {
+        self.held.resize_with(local.len(), Arc::default);
+        if self.world.as_ref().is_some_and(|world| world.size != size || world.detailed != detailed) {
             self.world = None;
         }
-        let world = self.world.take().map_or_else(|| self.start(size, detailed), Ok)?;
+        let world = self.world.take().map_or_else(|| self.start(size, local, detailed), Ok)?;
         let order = Order { job, contexts: SharedContexts::default(), cancel: cancel.clone() };
-        world.carry_out(Arc::new(order), observer)?;
+        world.carry_out(Arc::new(order), self.processes.as_ref(), observer)?;
         self.world = Some(world);
         Ok(())
     }
 
-    fn start(&self, size: usize, detailed: bool) -> Result<World<M>> {
-        let (orders, inboxes): (Vec<_>, Vec<_>) = (0..size).map(|_| channel()).unzip();
+    /// Starts the ranks `local` of a world of `size` ranks.
+    fn start(&self, size: usize, local: Range<usize>, detailed: bool) -> Result<World<M>> {
+        let (orders, inboxes): (Vec<_>, Vec<_>) = local.clone().map(|_| channel()).unzip();
         let inboxes = Mutex::new(inboxes.into_iter().map(Some).collect::<Vec<_>>());
         let (tell, told) = channel();
         let (model, held, keeps) = (self.model.clone(), self.held.clone(), self.keep.keeps_transformer());
-        let devices: Vec<Device> = (0..size).map(|rank| device(&self.devices, rank).clone()).collect();
+        let devices: Vec<Device> =
+            (0..local.len()).map(|index| device(&self.devices, index).clone()).collect();
         let to_engine = tell.clone();
         let work = move |world: Comm| -> Result<()> {
-            let at = world.rank();
+            let at = world.rank() - local.start;
             let inbox: Option<Receiver<Arc<Order<M>>>> =
                 inboxes.lock().unwrap_or_else(PoisonError::into_inner)[at].take();
             let rank = Rank::new(HostLink::new(world), model.clone(), devices[at].clone(), detailed);
@@ -95,14 +127,20 @@ impl<M: Model> Ranks<M> {
             }
             Ok(())
         };
-        let options = LaunchOptions::default().timeout(WAIT_LIMIT);
+        let processes = self.processes.clone();
+        let options = LaunchOptions { processes, ..LaunchOptions::default().timeout(WAIT_LIMIT) };
+        let to_engine = tell.clone();
         let launcher = std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
-            let end = run_ranks(size, &options, work);
-            drop(tell.send(Message::Ended(end.map(drop).map_err(first_cause))));
+            let end = catch_unwind(AssertUnwindSafe(|| run_ranks(size, &options, work)));
+            let end = match end {
+                Ok(end) => end.map(drop).map_err(first_cause),
+                Err(_) => Err(Error::failure("the launcher of the ranks panicked")),
+            };
+            drop(to_engine.send(Message::Ended(end)));
         });
         let launcher = launcher
             .map_err(|error| Error::failure(format!("the system has no thread for the ranks: {error}")))?;
-        Ok(World { orders, told, detailed, launcher: Some(launcher) })
+        Ok(World { size, orders, tell, told, detailed, launcher: Some(launcher) })
     }
 }
 
@@ -118,36 +156,74 @@ enum Message {
     Event(Event),
     /// A rank has finished its part of the job.
     Done,
+    /// Something has come from another process.
+    Arrived(usize, Arrival),
     /// All ranks have ended; the error is the first cause.
     Ended(Result<()>),
 }
 
 /// The threads of the ranks, which wait for orders.
 struct World<M: Model> {
-    /// One per rank.
+    /// The number of ranks in all processes.
+    size: usize,
+    /// One per rank of this process.
     orders: Vec<Sender<Arc<Order<M>>>>,
+    /// For messages that do not come from ranks.
+    tell: Sender<Message>,
     told: Receiver<Message>,
     detailed: bool,
     launcher: Option<JoinHandle<()>>,
 }
 
 impl<M: Model> World<M> {
-    fn carry_out(&self, order: Arc<Order<M>>, observer: &mut dyn Observer) -> Result<()> {
+    fn carry_out(
+        &self,
+        order: Arc<Order<M>>,
+        processes: Option<&Processes>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let mut across = processes.map(|processes| {
+            let tell = self.tell.clone();
+            // Sending fails only if the world is gone, which then needs nothing.
+            Across::new(processes, self.size, move |from, arrival| {
+                drop(tell.send(Message::Arrived(from, arrival)))
+            })
+        });
         for rank in &self.orders {
             // Sending fails only if the rank has ended, which a message reports below.
             drop(rank.send(order.clone()));
         }
         drop(order);
         let mut busy = self.orders.len();
-        while busy > 0 {
-            match self.told.recv() {
-                Ok(Message::Event(event)) => event.tell(observer),
-                Ok(Message::Done) => busy -= 1,
-                Ok(Message::Ended(end)) => {
+        while busy > 0 || across.as_ref().is_some_and(|across| !across.is_done()) {
+            match self.told.recv().expect("the world holds a sender") {
+                Message::Event(event) => match &across {
+                    Some(across) if !across.leads() => across.send(&event),
+                    _ => event.tell(observer),
+                },
+                Message::Done => {
+                    busy -= 1;
+                    if let (0, Some(across)) = (busy, &across) {
+                        across.done();
+                    }
+                }
+                Message::Arrived(from, arrival) => {
+                    if let Some(across) = &mut across {
+                        across.arrived(from, arrival)?.into_iter().for_each(|event| event.tell(observer));
+                    }
+                }
+                Message::Ended(end) => {
+                    let ended = processes.and_then(|processes| Some((processes, processes.ended()?)));
+                    let end = match ended {
+                        Some((processes, ended)) => Err(followed_in(processes, self.size, &ended)),
+                        None => end,
+                    };
                     return end.and_then(|()| Err(Error::failure("the ranks ended before their job")));
                 }
-                Err(_) => return Err(Error::failure("the launcher of the ranks panicked")),
             }
+        }
+        if let Some(across) = across.filter(Across::leads) {
+            across.all_done();
         }
         Ok(())
     }
@@ -169,12 +245,28 @@ fn device(devices: &[Device], rank: usize) -> &Device {
     devices.get(rank).unwrap_or(&devices[0])
 }
 
-/// Checks that there is a device for each rank of `mesh`, or a single one for all.
+/// The ranks of this process: all of `mesh`, or an equal share of them in each of `processes`.
+///
+/// # Errors
+/// If the ranks cannot be divided evenly.
+pub fn local_ranks(mesh: &Mesh, processes: Option<&Processes>) -> Result<Range<usize>> {
+    let Some(processes) = processes else { return Ok(0..mesh.size()) };
+    processes.ranks(mesh.size()).ok_or_else(|| {
+        let (ranks, count) = (mesh.size(), processes.count());
+        let ranks = if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") };
+        Error::usage(format!("the plan has {ranks} for {count} processes")).hint(
+            "the number of ranks is the product of the degrees, such as `--ulysses-degree`; make it a multiple of \
+             the number of processes",
+        )
+    })
+}
+
+/// Checks that there is a device for each of `ranks`, or a single one for all.
 ///
 /// # Errors
 /// If there are several devices, but fewer than there are ranks.
-pub fn check_devices(mesh: &Mesh, devices: &[Device]) -> Result<()> {
-    let (ranks, devices) = (mesh.size(), devices.len());
+pub fn check_devices(ranks: usize, devices: &[Device]) -> Result<()> {
+    let devices = devices.len();
     if devices == 1 || devices >= ranks {
         return Ok(());
     }

@@ -4,12 +4,14 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::link::Meter;
 pub use crate::link::{Traffic, Wait};
 use crate::plan::schedule::Action;
 
 /// An activity of a rank. A rank has one activity at a time.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activity {
     /// Loads a component, or the rank's share of it.
     Load,
@@ -58,7 +60,7 @@ impl Activity {
 }
 
 /// The time span of one activity. Times are those of the [`Meter`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The activity.
     pub activity: Activity,
@@ -76,7 +78,7 @@ pub struct Span {
 
 /// A rank's time by purpose. Waits inside a block count as waiting, not as computing; packing and unpacking of tensors
 /// inside a block count as computing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// Reading weights.
     pub load: Duration,
