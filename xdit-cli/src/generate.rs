@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Step};
 use xdit_core::run::record::RankReport;
-use xdit_core::{Error, Result};
+use xdit_core::{Error, ErrorKind, Result};
 
 use crate::args::GenerateArgs;
 use crate::model::locate;
@@ -25,7 +25,14 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let start = Instant::now();
     let job = Invocation::resolve(args)?;
     let mut progress = Progress::new(job.request.images(), args.quiet);
-    let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
+    let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)
+        .map_err(|error| match (&args.from, &args.model) {
+            (Some(picture), None) if error.kind() == ErrorKind::Usage => error.hint(format!(
+                "`{}` contains only the name of its model: give the folder with `--model`",
+                picture.display()
+            )),
+            _ => error,
+        })?;
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
     let settings = job.settings(&resolved);
@@ -37,6 +44,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         saver: Saver {
             job: &job,
             settings: &settings,
+            metadata: !args.no_metadata,
             announces: args.report.is_none(),
             cancel: &cancel,
             failure: None,
@@ -77,6 +85,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 struct Saver<'a> {
     job: &'a Invocation,
     settings: &'a Settings,
+    /// Whether pictures contain their parameters.
+    metadata: bool,
     /// Whether the path of each file is printed.
     announces: bool,
     /// Cancels the run if a file cannot be written.
@@ -89,8 +99,8 @@ impl Saver<'_> {
         let path = self.job.outputs.path(image);
         match frames.first() {
             Some(picture) => {
-                let parameters = self.job.parameters(self.settings, image);
-                write_file(path, &encode_png(picture, &parameters))?;
+                let parameters = self.metadata.then(|| self.job.parameters(self.settings, image));
+                write_file(path, &encode_png(picture, parameters.as_ref()))?;
                 self.announce(path)
             }
             None => put_latents(path, &latents, image, self.job.request.images()),

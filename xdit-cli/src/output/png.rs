@@ -14,18 +14,21 @@ const JSON: &str = "xdit";
 /// The text chunk that other programs read.
 const INFOTEXT: &str = "parameters";
 
-/// The contents of a PNG file with `picture` and its parameters.
-pub fn encode_png(picture: &Picture, parameters: &Parameters) -> Vec<u8> {
-    let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
+/// The contents of a PNG file with `picture` and, if given, its parameters.
+pub fn encode_png(picture: &Picture, parameters: Option<&Parameters>) -> Vec<u8> {
+    let texts = parameters.map(|parameters| {
+        let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
+        [(INFOTEXT, parameters.infotext()), (JSON, json)]
+    });
     let mut bytes = Vec::new();
-    write(picture, [(INFOTEXT, parameters.infotext()), (JSON, json)], &mut bytes)
+    write(picture, texts.into_iter().flatten(), &mut bytes)
         .expect("a picture of valid size can be written to memory");
     bytes
 }
 
 fn write(
     picture: &Picture,
-    texts: [(&str, String); 2],
+    texts: impl IntoIterator<Item = (&'static str, String)>,
     bytes: &mut Vec<u8>,
 ) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(bytes, picture.width as u32, picture.height as u32);
