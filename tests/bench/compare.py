@@ -58,8 +58,8 @@ def xdit_command(xdit: Path, args: argparse.Namespace, reference: dict) -> list:
     for name, value in reference["call"].items():
         option = name.replace("_", "-")
         if value is False:
-            # Options are off by default, except for resolution binning.
-            options += ["--no-use-resolution-binning"] if name == "use_resolution_binning" else []
+            # Both options that the calls turn off are on by default.
+            options += [f"--no-{option}"]
         else:
             options += [f"--{option}", value]
     return options

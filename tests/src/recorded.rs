@@ -56,7 +56,7 @@ pub fn request(case: &Case) -> Request {
         prompts: texts("prompt"),
         prompts_2: texts("prompt_2"),
         prompts_3: texts("prompt_3"),
-        negative_prompt: text("negative_prompt").unwrap_or_default(),
+        negative_prompts: text("negative_prompt").into_iter().collect(),
         negative_prompt_2: text("negative_prompt_2"),
         negative_prompt_3: text("negative_prompt_3"),
         height: number("height"),
@@ -71,7 +71,7 @@ pub fn request(case: &Case) -> Request {
         num_frames: number("video_length"),
         enable_temporal_attentions: call["enable_temporal_attentions"].as_bool().unwrap_or(true),
         decode_chunk_size: number("decode_chunk_size"),
-        clean_caption: call["clean_caption"].as_bool().unwrap_or(false),
+        clean_caption: Some(call["clean_caption"].as_bool().unwrap_or(false)),
         use_resolution_binning: call["use_resolution_binning"].as_bool().unwrap_or(true),
         ..Request::new("")
     }

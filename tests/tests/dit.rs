@@ -157,7 +157,7 @@ fn every_option_that_does_not_apply_is_refused_by_name() {
     let one = || vec!["x".to_owned()];
     let request = Request::new("207");
     let requests = [
-        Request { negative_prompt: "x".into(), ..request.clone() },
+        Request { negative_prompts: vec!["x".into()], ..request.clone() },
         Request { max_sequence_length: Some(7), ..request.clone() },
         Request { prompts_2: one(), ..request.clone() },
         Request { prompts_3: one(), ..request.clone() },
@@ -166,7 +166,7 @@ fn every_option_that_does_not_apply_is_refused_by_name() {
         Request { true_cfg_scale: Some(2.0), ..request.clone() },
         Request { skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])), ..request.clone() },
         Request { clip_skip: Some(1), ..request.clone() },
-        Request { clean_caption: true, ..request },
+        Request { clean_caption: Some(true), ..request },
     ];
     for (request, extra) in requests.iter().zip(Extra::ALL) {
         let error = pipeline.resolve(request).unwrap_err().to_string();

@@ -23,8 +23,11 @@ fn schnell() -> OnRanks {
 
 /// Six heads, two branches.
 fn dev() -> OnRanks {
-    let guided =
-        Request { negative_prompt: "blurry, low quality".into(), true_cfg_scale: Some(2.5), ..request() };
+    let guided = Request {
+        negative_prompts: vec!["blurry, low quality".into()],
+        true_cfg_scale: Some(2.5),
+        ..request()
+    };
     OnRanks::open("flux-dev", &guided, true)
 }
 

@@ -53,7 +53,7 @@ fn defaults() {
     }
 }
 
-/// The true CFG scale turns on classifier-free guidance, with or without a negative prompt.
+/// The true CFG scale turns on classifier-free guidance if there is a negative prompt, which may be empty.
 #[test]
 fn true_guidance() {
     let case = Case::load("flux-dev-true-cfg");
@@ -64,8 +64,9 @@ fn true_guidance() {
     assert_eq!(relative_l2(&latents(Request { true_cfg_scale: Some(1.0), ..asked.clone() }), &plain), 0.0);
     let guided = latents(asked.clone());
     assert!(relative_l2(&guided, &plain) > 1e-2);
-    let without = Request { negative_prompt: String::new(), negative_prompt_2: None, ..asked };
-    let empty = latents(without);
+    let without = Request { negative_prompts: Vec::new(), negative_prompt_2: None, ..asked };
+    assert_eq!(relative_l2(&latents(without.clone()), &plain), 0.0);
+    let empty = latents(Request { negative_prompts: vec![String::new()], ..without });
     assert!(relative_l2(&empty, &plain) > 1e-2 && relative_l2(&empty, &guided) > 1e-3);
 }
 

@@ -72,7 +72,7 @@ fn every_recorded_call() {
 /// 35 places in three frames: one less than the model was trained on.
 fn request() -> Request {
     Request {
-        negative_prompt: "blurry, low quality".into(),
+        negative_prompts: vec!["blurry, low quality".to_owned()],
         height: Some(112),
         width: Some(80),
         num_inference_steps: Some(4),

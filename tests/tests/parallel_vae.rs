@@ -242,6 +242,7 @@ fn pictures_of(checkpoint: &str, counts: &mut Counts) {
             num_inference_steps: Some(2),
             use_resolution_binning: false,
             true_cfg_scale: (checkpoint == "flux-dev").then_some(2.0),
+            negative_prompts: if checkpoint == "flux-dev" { vec!["blurry".to_owned()] } else { Vec::new() },
             images_per_prompt: 2,
             parallel: ParallelConfig { mesh, patches: Some(1), parallel_vae, ..ParallelConfig::default() },
             ..Request::new(if is_dit { "207" } else { "a photo of a cat, sitting on the red sofa" })

@@ -10,7 +10,7 @@ use xdit_tests::{Case, assert_close, changed, device};
 
 fn open(checkpoint: &str) -> OnRanks {
     let request = Request {
-        negative_prompt: "blurry, low quality".into(),
+        negative_prompts: vec!["blurry, low quality".into()],
         height: Some(112),
         width: Some(80),
         num_inference_steps: Some(4),
@@ -85,7 +85,7 @@ fn outside_reference() {
     let mut pipeline = xdit_models::open(&shared.join("pixart-alpha-512"), &options).unwrap();
     let call = &case.json["call"];
     let request = Request {
-        negative_prompt: call["negative_prompt"].as_str().unwrap().to_owned(),
+        negative_prompts: vec![call["negative_prompt"].as_str().unwrap().to_owned()],
         height: Some(128),
         width: Some(128),
         num_inference_steps: Some(6),

@@ -16,7 +16,7 @@ fn open(checkpoint: &str) -> OnRanks {
 
 fn request() -> Request {
     Request {
-        negative_prompt: "blurry, low quality".into(),
+        negative_prompts: vec!["blurry, low quality".into()],
         height: Some(112),
         width: Some(80),
         num_inference_steps: Some(4),

@@ -74,7 +74,7 @@ fn refusals_read_well() {
         refusal("sd3-medium", &Request { width: Some(208), ..base.clone() }),
         refusal("sd3-medium", &Request { max_sequence_length: Some(513), ..base.clone() }),
         refusal("sd3-medium", &Request { clip_skip: Some(3), ..base.clone() }),
-        refusal("sd3-medium", &Request { clean_caption: true, ..base.clone() }),
+        refusal("sd3-medium", &Request { clean_caption: Some(true), ..base.clone() }),
         refusal("sd35-medium", &Request { skip_layer_guidance: skip(&[1, 4]), ..base.clone() }),
         // With so few steps, none is in the window of the branch.
         refusal(

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Step};
 use xdit_core::run::record::RankReport;
-use xdit_core::{Error, Result};
+use xdit_core::{Error, ErrorKind, Result};
 
 use crate::args::GenerateArgs;
 use crate::launcher;
@@ -33,9 +33,18 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     let (start, leads) = (Instant::now(), processes.leads());
     let job = Invocation::resolve(args, processes)?;
     let mut progress = Progress::new(job.request.images(), args.quiet || !leads);
+    let mut folder = || {
+        locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress).map_err(
+            |error| match (&args.from, &args.model) {
+                (Some(picture), None) if error.kind() == ErrorKind::Usage => error.hint(format!(
+                    "`{}` contains only the name of its model: give the folder with `--model`",
+                    picture.display()
+                )),
+                _ => error,
+            },
+        )
+    };
     // One process downloads the model; the others of its host find it.
-    let mut folder =
-        || locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress);
     let folder = processes.first_then_others(&mut folder)?;
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
@@ -52,6 +61,7 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
         saver: Saver {
             job: &job,
             settings: &settings,
+            metadata: !args.no_metadata,
             announces: args.report.is_none(),
             cancel: &cancel,
             failure: None,
@@ -95,6 +105,8 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
 struct Saver<'a> {
     job: &'a Invocation,
     settings: &'a Settings,
+    /// Whether pictures contain their parameters.
+    metadata: bool,
     /// Whether the path of each file is printed.
     announces: bool,
     /// Cancels the run if a file cannot be written.
@@ -108,8 +120,8 @@ impl Saver<'_> {
         if frames.is_empty() {
             return put_latents(path, &latents, image, self.job.request.images());
         }
-        let parameters = self.job.parameters(self.settings, image);
-        write_file(path, &encode_png(&frames, &parameters))?;
+        let parameters = self.metadata.then(|| self.job.parameters(self.settings, image));
+        write_file(path, &encode_png(&frames, parameters.as_ref()))?;
         self.announce(path)
     }
 

@@ -25,7 +25,7 @@ pub struct Parameters {
 /// The parameters that all pictures of a run share, with all defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The model, as written on the command line.
+    /// The model: an id, or the name of its folder without the path.
     pub model: String,
     /// The branch, tag or commit on the hub.
     pub revision: Option<String>,
@@ -33,8 +33,9 @@ pub struct Settings {
     pub variant: Option<String>,
     /// The type of weights and activations.
     pub dtype: Dtype,
-    /// The description of content to avoid.
-    pub negative_prompt: String,
+    /// The description of content to avoid, if one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
     /// The negative prompt of the second text encoder, if it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_prompt_2: Option<String>,
@@ -69,8 +70,9 @@ pub struct Settings {
     /// The number of CLIP layers that were skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<usize>,
-    /// Whether prompts were cleaned.
-    pub clean_caption: bool,
+    /// Whether prompts were cleaned, if this was not left to the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean_caption: Option<bool>,
     /// Whether the picture was generated at a size that the model was trained on.
     pub use_resolution_binning: bool,
     /// Whether the picture was decoded tile by tile.
@@ -98,8 +100,8 @@ impl Parameters {
     pub fn infotext(&self) -> String {
         let Self { prompt, seed, settings, .. } = self;
         let mut text = format!("{prompt}\n");
-        if !settings.negative_prompt.is_empty() {
-            text += &format!("Negative prompt: {}\n", settings.negative_prompt);
+        if let Some(negative) = settings.negative_prompt.as_ref().filter(|negative| !negative.is_empty()) {
+            text += &format!("Negative prompt: {negative}\n");
         }
         text + &format!(
             "Steps: {}, CFG scale: {}, Seed: {seed}, Size: {}x{}, Model: {}, Version: xdit {}",

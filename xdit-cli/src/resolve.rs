@@ -96,7 +96,10 @@ impl Invocation {
             images_per_prompt: args.num_images.unwrap_or(1),
             max_sequence_length: args.max_sequence_length.or(old.map(|s| s.max_sequence_length)),
             clip_skip: args.clip_skip.or(old.and_then(|s| s.clip_skip)),
-            clean_caption: args.clean_caption.or(old.map(|s| s.clean_caption)).unwrap_or(false),
+            clean_caption: match args.no_clean_caption {
+                true => Some(false),
+                false => args.clean_caption.or(old.and_then(|s| s.clean_caption)),
+            },
             use_resolution_binning: match args.no_use_resolution_binning {
                 Some(no) => !no,
                 None => old.is_none_or(|s| s.use_resolution_binning),
@@ -148,11 +151,11 @@ impl Invocation {
         let stale = plan.synchronous_steps < plan.steps;
         let skip = self.request.skip_layer_guidance.as_ref();
         Settings {
-            model: self.model.clone(),
+            model: stored_name(&self.model),
             revision: self.revision.clone(),
             variant: self.load.variant.clone(),
             dtype: self.dtype,
-            negative_prompt: self.request.negative_prompt.clone(),
+            negative_prompt: self.request.negative_prompts.first().cloned(),
             negative_prompt_2: self.request.negative_prompt_2.clone(),
             negative_prompt_3: self.request.negative_prompt_3.clone(),
             height: resolved.size[0],
@@ -180,13 +183,15 @@ impl Invocation {
     /// The parameters of picture `index`.
     pub fn parameters(&self, settings: &Settings, index: usize) -> Parameters {
         let request = &self.request;
-        let [prompt, second, third] = request.texts(index / request.images_per_prompt).map(str::to_owned);
+        let index_of_prompt = index / request.images_per_prompt;
+        let [prompt, second, third] = request.texts(index_of_prompt).map(str::to_owned);
+        let negative = request.negative_prompts.get(request.negative_of(index_of_prompt)).cloned();
         Parameters {
             prompt_2: Some(second).filter(|text| *text != prompt),
             prompt_3: Some(third).filter(|text| *text != prompt),
             prompt,
             seed: request.seed.wrapping_add(index as u64),
-            settings: settings.clone(),
+            settings: Settings { negative_prompt: negative, ..settings.clone() },
         }
     }
 }
@@ -202,6 +207,14 @@ fn devices(name: &str, ranks: usize, processes: &launcher::Job) -> Result<Vec<De
     let sees_only_own = find(&format!("cuda:{each}")).is_err();
     let first = if sees_only_own { 0 } else { local * each };
     (first..first + each).map(|index| find(&format!("cuda:{index}"))).collect()
+}
+
+/// The model's name in the metadata of pictures: of a folder the last part only, since pictures are shared, and a path
+/// contains the names of users.
+fn stored_name(model: &str) -> String {
+    let folder = std::fs::canonicalize(model).ok().filter(|path| path.is_dir());
+    let name = folder.as_deref().and_then(|path| path.file_name());
+    name.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The policy for a process with a single request.

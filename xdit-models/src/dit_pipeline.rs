@@ -81,8 +81,9 @@ impl Recipe for DitRecipe {
         _: &mut Desk<'_>,
     ) -> Result<Vec<Conditions>> {
         let prompts = resolved.request.prompts.iter().map(|label| self.labels.class(label));
-        let negative = (resolved.guidance_scale > 1.0).then(|| Ok(self.labels.none()));
-        prompts.chain(negative).map(|class| Ok(Conditions { class: class? })).collect()
+        let negatives = if resolved.guidance_scale > 1.0 { resolved.request.negatives() } else { 0 };
+        let negatives = (0..negatives).map(|_| Ok(self.labels.none()));
+        prompts.chain(negatives).map(|class| Ok(Conditions { class: class? })).collect()
     }
 
     fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize> {

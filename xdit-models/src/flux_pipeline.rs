@@ -50,9 +50,14 @@ pub fn open(index: &ModelIndex, options: &LoadOptions) -> Result<Box<dyn Pipelin
     })
 }
 
-/// The scale of classifier-free guidance, if it is on. A missing negative prompt counts as an empty one.
+/// The scale of classifier-free guidance, if it is on. As in diffusers, this takes a negative prompt, which may be empty.
 fn true_cfg(request: &Request) -> Option<f32> {
-    request.true_cfg_scale.filter(|&scale| scale > 1.0)
+    request.true_cfg_scale.filter(|&scale| scale > 1.0 && !request.negative_prompts.is_empty())
+}
+
+/// Whether there is a negative prompt that is not empty.
+fn has_negative(request: &Request) -> bool {
+    (0..request.negatives()).any(|index| request.negative_texts(index).iter().any(|text| !text.is_empty()))
 }
 
 impl Recipe for FluxRecipe {
@@ -115,7 +120,12 @@ impl Recipe for FluxRecipe {
                 resolved.guidance_scale
             ));
         }
-        if true_cfg(request).is_none() && request.negative_texts().iter().any(|text| !text.is_empty()) {
+        if request.true_cfg_scale.is_some_and(|scale| scale > 1.0) && request.negative_prompts.is_empty() {
+            warnings.push(
+                "the `true_cfg_scale` changes nothing without a `negative_prompt`, which may be empty"
+                    .to_owned(),
+            );
+        } else if true_cfg(request).is_none() && has_negative(request) {
             warnings.push(
                 "the negative prompt changes nothing: FLUX uses it only with a `true_cfg_scale` above 1"
                     .to_owned(),
@@ -133,7 +143,9 @@ impl Recipe for FluxRecipe {
     ) -> Result<Vec<Conditions>> {
         let request = &resolved.request;
         let prompts = (0..request.prompts.len()).map(|index| request.texts(index));
-        let texts: Vec<_> = prompts.chain(true_cfg(request).map(|_| request.negative_texts())).collect();
+        let negatives = if true_cfg(request).is_some() { request.negatives() } else { 0 };
+        let negatives = (0..negatives).map(|index| request.negative_texts(index));
+        let texts: Vec<_> = prompts.chain(negatives).collect();
         let first: Vec<_> = texts.iter().map(|texts| (texts[0], 0)).collect();
         let second: Vec<_> = texts.iter().map(|texts| texts[1]).collect();
         let clip = self.clip.encode(&first, desk)?;

@@ -100,7 +100,7 @@ pub trait Recipe: Send + Sized + 'static {
         Vec::new()
     }
 
-    /// The conditions of each prompt, followed by those of the negative prompt if guidance needs it.
+    /// The conditions of each prompt, followed by those of each negative prompt if guidance needs them.
     ///
     /// # Errors
     /// If weights cannot be read, values are not finite, or the request is cancelled.
@@ -112,7 +112,7 @@ pub trait Recipe: Send + Sized + 'static {
     ) -> Result<Vec<<Self::Transformer as Transformer>::Conditions>>;
 
     /// The guidance of a picture of `prompt`. Branches are indices into the list of [conditions](Self::encode), and
-    /// `negative` is that of the negative prompt.
+    /// `negative` is that of its negative prompt.
     fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize>;
 }
 
@@ -400,7 +400,8 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         };
         let scheduler = self.scheduler(resolved.generated_size, resolved.num_inference_steps)?;
         let guidance = |image: usize| {
-            let (prompt, negative) = (image / request.images_per_prompt, request.prompts.len());
+            let prompt = image / request.images_per_prompt;
+            let negative = request.prompts.len() + request.negative_of(prompt);
             self.recipe.guidance(resolved, prompt, negative)
         };
         let [_, c, height, width] = self.model.latent_shape(resolved.generated_size);

@@ -101,26 +101,31 @@ impl Recipe for LatteRecipe {
         desk: &mut Desk<'_>,
     ) -> Result<Vec<Tensor<3>>> {
         let request = &resolved.request;
-        let caption = |text: &String| match request.clean_caption {
+        let caption = |text: &str| match request.clean_caption.unwrap_or(true) {
             true => clean_caption(text),
             false => plain_caption(text),
         };
-        let prompts: Vec<String> = request.prompts.iter().map(caption).collect();
+        let prompts: Vec<String> = request.prompts.iter().map(|prompt| caption(prompt)).collect();
         let mut texts: Vec<_> = prompts.iter().map(|prompt| (prompt.as_str(), Padding::None)).collect();
-        let negative = caption(&request.negative_prompt);
+        let negative = |prompt| caption(request.negative_texts(request.negative_of(prompt))[0]);
+        let negatives: Vec<String> = (0..prompts.len()).map(negative).collect();
         let lengths: Vec<usize> =
             prompts.iter().map(|prompt| self.text_encoder.tokens(prompt, TEXT_TOKENS)).collect();
         if resolved.guidance_scale > 1.0 {
-            texts.extend(lengths.iter().map(|&tokens| (negative.as_str(), Padding::Masked { tokens })));
+            for (negative, &tokens) in negatives.iter().zip(&lengths) {
+                texts.push((negative, Padding::Masked { tokens }));
+            }
         }
         let states = self.text_encoder.encode_each(&texts, TEXT_TOKENS, desk)?;
         let cut = |(states, length): (Tensor<3>, &usize)| states.narrow(1, 0, *length);
         Ok(states.into_iter().zip(lengths.iter().cycle()).map(cut).collect())
     }
 
-    fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize> {
+    fn guidance(&self, resolved: &Resolved, prompt: usize, _: usize) -> Guidance<usize> {
+        // Each prompt has a negative text of its own, as long as the prompt.
+        let negative = resolved.request.prompts.len() + prompt;
         match resolved.guidance_scale {
-            scale if scale > 1.0 => Guidance::classifier_free(negative + prompt, prompt, scale),
+            scale if scale > 1.0 => Guidance::classifier_free(negative, prompt, scale),
             _ => Guidance::none(prompt),
         }
     }

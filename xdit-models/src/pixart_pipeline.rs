@@ -109,12 +109,15 @@ impl Recipe for PixArtRecipe {
     ) -> Result<Vec<Conditions>> {
         let request = &resolved.request;
         let guided = resolved.guidance_scale > 1.0;
-        let negative = guided.then_some(&request.negative_prompt);
-        let caption = |text: &String| match request.clean_caption {
+        let negatives = if guided { request.negatives() } else { 0 };
+        let negatives = (0..negatives).map(|index| request.negative_texts(index)[0]);
+        // On by default, as in diffusers where the Python packages for it are installed.
+        let caption = |text: &str| match request.clean_caption.unwrap_or(true) {
             true => clean_caption(text),
             false => plain_caption(text),
         };
-        let captions: Vec<String> = request.prompts.iter().chain(negative).map(caption).collect();
+        let prompts = request.prompts.iter().map(String::as_str);
+        let captions: Vec<String> = prompts.chain(negatives).map(caption).collect();
         let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
         let length = (resolved.max_sequence_length, Padding::None);
         let embeddings = self.text_encoder.encode(&captions, length, desk)?;

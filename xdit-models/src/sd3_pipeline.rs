@@ -188,8 +188,9 @@ impl Recipe for Sd3Recipe {
         let clip_skip = request.clip_skip.unwrap_or(0);
         let prompts = (0..request.prompts.len()).map(|prompt| (request.texts(prompt), clip_skip));
         // As in diffusers, the negative prompt uses all layers.
-        let negative = (resolved.guidance_scale > 1.0).then(|| (request.negative_texts(), 0));
-        let texts: Vec<_> = prompts.chain(negative).collect();
+        let negatives = if resolved.guidance_scale > 1.0 { request.negatives() } else { 0 };
+        let negatives = (0..negatives).map(|index| (request.negative_texts(index), 0));
+        let texts: Vec<_> = prompts.chain(negatives).collect();
         let of_clip =
             |place: usize| -> Vec<_> { texts.iter().map(|(texts, skip)| (texts[place], *skip)).collect() };
         let clip_l = self.clips[0].encode(&of_clip(0), desk)?;

@@ -39,9 +39,9 @@ pub struct GenerateArgs {
     /// Prompt for the third text encoder, one for all prompts or one for each [default: the prompt].
     #[arg(long = "prompt-3", num_args = 1.., value_name = "TEXT")]
     pub prompt_3: Vec<String>,
-    /// Description of content to avoid [default: empty].
-    #[arg(long, short_alias = 'n', value_name = "TEXT")]
-    pub negative_prompt: Option<String>,
+    /// Description of content to avoid, one for all prompts or one for each [default: empty].
+    #[arg(long, short_alias = 'n', num_args = 1.., value_name = "TEXT")]
+    pub negative_prompt: Vec<String>,
     /// Negative prompt for the second text encoder [default: the negative prompt].
     #[arg(long = "negative-prompt-2", value_name = "TEXT")]
     pub negative_prompt_2: Option<String>,
@@ -74,8 +74,8 @@ pub struct GenerateArgs {
         help_heading = "Generation"
     )]
     pub guidance_scale: Option<f32>,
-    /// Strength of classifier-free guidance with the negative prompt in FLUX, turned off by 1 and below [default:
-    /// 1].
+    /// Strength of classifier-free guidance in FLUX, if a negative prompt is given; turned off by 1 and below
+    /// [default: 1].
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Generation")]
     pub true_cfg_scale: Option<f32>,
     /// Blocks to skip in an additional branch of guidance, such as `7 8 9`; guidance moves the picture away from
@@ -105,11 +105,14 @@ pub struct GenerateArgs {
     /// Number of CLIP layers to skip at the end, in addition to the last one, which is always skipped [default: 0].
     #[arg(long, value_name = "LAYERS", help_heading = "Generation")]
     pub clip_skip: Option<usize>,
-    /// Remove content from prompts that the model's training captions did not contain, such as web addresses
-    /// [default: false].
+    /// Remove content from prompts that PixArt's training captions did not contain, such as web addresses [default:
+    /// true, for PixArt].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         hide_possible_values = true, help_heading = "Generation")]
     pub clean_caption: Option<bool>,
+    /// Leave prompts as they are, in lower case.
+    #[arg(long, conflicts_with = "clean_caption", help_heading = "Generation")]
+    pub no_clean_caption: bool,
     /// Generate at the requested size, even if PixArt was not trained on it [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         hide_possible_values = true, help_heading = "Generation")]
@@ -126,6 +129,9 @@ pub struct GenerateArgs {
     /// Type of the output: PNG files, or one safetensors file with the final latents [default: png].
     #[arg(long, value_enum, help_heading = "Output")]
     pub output_type: Option<OutputType>,
+    /// Do not store the prompt, the seed and the other parameters in pictures.
+    #[arg(long, help_heading = "Output")]
+    pub no_metadata: bool,
     /// Write a trace of each rank's activity: `.json` for trace viewers such as Perfetto, `.svg` for a timeline.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub trace: Option<PathBuf>,

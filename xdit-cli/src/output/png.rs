@@ -17,21 +17,24 @@ const INFOTEXT: &str = "parameters";
 /// The frames of a clip that are shown in a second.
 const FRAMES_PER_SECOND: u16 = 8;
 
-/// The contents of a PNG file with a picture, or an animation of several frames, and its parameters.
+/// The contents of a PNG file with a picture, or an animation of several frames, and, if given, its parameters.
 ///
 /// # Panics
 /// If there is no frame.
-pub fn encode_png(frames: &[Picture], parameters: &Parameters) -> Vec<u8> {
-    let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
+pub fn encode_png(frames: &[Picture], parameters: Option<&Parameters>) -> Vec<u8> {
+    let texts = parameters.map(|parameters| {
+        let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
+        [(INFOTEXT, parameters.infotext()), (JSON, json)]
+    });
     let mut bytes = Vec::new();
-    write(frames, [(INFOTEXT, parameters.infotext()), (JSON, json)], &mut bytes)
+    write(frames, texts.into_iter().flatten(), &mut bytes)
         .expect("a picture of valid size can be written to memory");
     bytes
 }
 
 fn write(
     frames: &[Picture],
-    texts: [(&str, String); 2],
+    texts: impl IntoIterator<Item = (&'static str, String)>,
     bytes: &mut Vec<u8>,
 ) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(bytes, frames[0].width as u32, frames[0].height as u32);

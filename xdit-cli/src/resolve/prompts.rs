@@ -17,21 +17,20 @@ use crate::parameters::Parameters;
 /// If there is no prompt, or the file with prompts cannot be read.
 pub fn texts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Request> {
     let same_prompt = stored.filter(|_| args.prompt.is_empty() && args.prompt_file.is_none());
-    let same_negative = stored.map(|p| &p.settings).filter(|_| args.negative_prompt.is_none());
+    let same_negative = stored.map(|p| &p.settings).filter(|_| args.negative_prompt.is_empty());
     let or = |given: &[String], old: Option<&String>| match given {
         [] => old.into_iter().cloned().collect(),
         given => given.to_vec(),
     };
-    let (negative, negative_2, negative_3) =
-        (&args.negative_prompt, &args.negative_prompt_2, &args.negative_prompt_3);
+    let (negative_2, negative_3) = (&args.negative_prompt_2, &args.negative_prompt_3);
     Ok(Request {
         prompts: prompts(args, stored)?,
         prompts_2: or(&args.prompt_2, same_prompt.and_then(|p| p.prompt_2.as_ref())),
         prompts_3: or(&args.prompt_3, same_prompt.and_then(|p| p.prompt_3.as_ref())),
-        negative_prompt: negative
-            .clone()
-            .or_else(|| Some(same_negative?.negative_prompt.clone()))
-            .unwrap_or_default(),
+        negative_prompts: or(
+            &args.negative_prompt,
+            same_negative.and_then(|settings| settings.negative_prompt.as_ref()),
+        ),
         negative_prompt_2: negative_2.clone().or_else(|| same_negative?.negative_prompt_2.clone()),
         negative_prompt_3: negative_3.clone().or_else(|| same_negative?.negative_prompt_3.clone()),
         ..Request::new("")

@@ -50,13 +50,13 @@ fn write(job: &Invocation, index: usize, path: &Path) {
     };
     let parameters = job.parameters(&job.settings(&resolved), index);
     let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-    std::fs::write(path, encode_png(&[picture], &parameters)).unwrap();
+    std::fs::write(path, encode_png(&[picture], Some(&parameters))).unwrap();
 }
 
 /// All texts of a request with one prompt.
 fn texts(request: &Request) -> [[&str; 3]; 2] {
     assert_eq!(request.prompts.len(), 1);
-    [request.texts(0), request.negative_texts()]
+    [request.texts(0), request.negative_texts(0)]
 }
 
 #[test]

@@ -84,6 +84,56 @@ fn parameters_are_stored_for_other_programs() {
     ");
 }
 
+/// The texts in the PNG file `name`, by keyword.
+fn chunks(workspace: &Workspace, name: &str) -> Vec<(String, String)> {
+    let file = std::io::BufReader::new(fs::File::open(workspace.path(name)).unwrap());
+    let reader = png::Decoder::new(file).read_info().unwrap();
+    let chunks = &reader.info().uncompressed_latin1_text;
+    chunks.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect()
+}
+
+#[test]
+fn pictures_reveal_no_path_and_nothing_without_metadata() {
+    let workspace = Workspace::with_demo();
+    let path = workspace.path("demo").display().to_string();
+    let run = ["generate", "--model", &path, "--prompt", "a", "--num-inference-steps", "2", "--output"];
+    workspace.ok(&[&run[..], &["a.png"]].concat());
+    workspace.ok(&[&run[..], &["b.png", "--no-metadata"]].concat());
+    let with = chunks(&workspace, "a.png");
+    assert!(!with.is_empty() && with.iter().all(|(_, text)| !text.contains(&path)), "{with:?}");
+    assert_eq!(chunks(&workspace, "b.png"), []);
+    assert_eq!(pixels(&workspace.path("a.png")), pixels(&workspace.path("b.png")));
+}
+
+/// As in diffusers, PixArt's captions are cleaned by default.
+#[test]
+fn captions_are_cleaned_unless_turned_off() {
+    let workspace = Workspace::with_demo();
+    let marked = "<b>a cactus</b>";
+    workspace.generate(&["--prompt", "a cactus", "--output", "a.png"]);
+    workspace.generate(&["--prompt", marked, "--output", "b.png"]);
+    workspace.generate(&["--prompt", marked, "--no-clean-caption", "--output", "c.png"]);
+    workspace.generate(&["--from", "c.png", "--output", "d.png"]);
+    let [a, b, c, d] = ["a.png", "b.png", "c.png", "d.png"].map(|name| pixels(&workspace.path(name)));
+    assert!(a == b, "markup is removed");
+    assert!(a != c, "markup is kept");
+    assert!(c == d, "the picture remembers it");
+}
+
+/// Each picture is the one that its prompt and negative prompt make alone, and remembers both.
+#[test]
+fn each_prompt_has_its_negative_prompt() {
+    let workspace = Workspace::with_demo();
+    let both = ["--prompt", "a", "a", "--negative-prompt", "grey", "red", "--seed", "5", "--output", "m.png"];
+    workspace.generate(&both);
+    let alone = ["--prompt", "a", "--negative-prompt", "red", "--seed", "6", "--output", "one.png"];
+    workspace.generate(&alone);
+    workspace.generate(&["--from", "m-1.png", "--output", "again.png"]);
+    let [first, second, one, again] =
+        ["m-0.png", "m-1.png", "one.png", "again.png"].map(|name| pixels(&workspace.path(name)));
+    assert!(second == one && second == again && first != second);
+}
+
 #[test]
 fn picture_i_of_a_run_has_seed_plus_i() {
     let workspace = Workspace::with_demo();

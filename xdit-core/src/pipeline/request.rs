@@ -21,8 +21,9 @@ pub struct Request {
     pub prompts_2: Vec<String>,
     /// Texts for the third text encoder, if they differ from the prompts: one for all prompts, or one for each.
     pub prompts_3: Vec<String>,
-    /// A description of things to avoid.
-    pub negative_prompt: String,
+    /// Descriptions of things to avoid: one for all prompts, or one for each. None is the same as an empty one, except in
+    /// FLUX, which is guided by a negative prompt only if there is one.
+    pub negative_prompts: Vec<String>,
     /// The text for the second text encoder, if it differs from the negative prompt.
     pub negative_prompt_2: Option<String>,
     /// The text for the third text encoder, if it differs from the negative prompt.
@@ -49,7 +50,7 @@ pub struct Request {
     /// The number of final layers of CLIP to skip, besides the one that is always skipped.
     pub clip_skip: Option<usize>,
     /// Whether to remove from the prompts all that the model's training captions did not contain.
-    pub clean_caption: bool,
+    pub clean_caption: Option<bool>,
     /// Whether to generate at the nearest size that the model was trained for, and then resize and crop.
     pub use_resolution_binning: bool,
     /// Whether to decode large pictures tile by tile, which takes less memory and blends tiles where they overlap.
@@ -78,7 +79,7 @@ impl Request {
             prompts: vec![prompt.into()],
             prompts_2: Vec::new(),
             prompts_3: Vec::new(),
-            negative_prompt: String::new(),
+            negative_prompts: Vec::new(),
             negative_prompt_2: None,
             negative_prompt_3: None,
             height: None,
@@ -91,7 +92,7 @@ impl Request {
             images_per_prompt: 1,
             max_sequence_length: None,
             clip_skip: None,
-            clean_caption: false,
+            clean_caption: None,
             use_resolution_binning: true,
             vae_tiling: false,
             init_latents: None,
@@ -124,9 +125,19 @@ impl Request {
         [prompt, further(&self.prompts_2), further(&self.prompts_3)]
     }
 
-    /// The texts of the negative prompt for the first, second and third text encoder.
-    pub fn negative_texts(&self) -> [&str; 3] {
-        let negative = &self.negative_prompt;
+    /// The number of different negative prompts, at least 1: a missing one counts as an empty one.
+    pub fn negatives(&self) -> usize {
+        self.negative_prompts.len().max(1)
+    }
+
+    /// The index of the negative prompt of prompt `index`.
+    pub fn negative_of(&self, index: usize) -> usize {
+        index.min(self.negatives() - 1)
+    }
+
+    /// The texts of negative prompt `index` for the first, second and third text encoder.
+    pub fn negative_texts(&self, index: usize) -> [&str; 3] {
+        let negative = self.negative_prompts.get(index).map_or("", String::as_str);
         [
             negative,
             or(self.negative_prompt_2.as_ref(), negative),
@@ -174,7 +185,7 @@ impl SkipLayerGuidance {
 /// An option of a [`Request`] that only some pipelines support, named as in diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extra {
-    /// [`Request::negative_prompt`]
+    /// [`Request::negative_prompts`]
     NegativePrompt,
     /// [`Request::max_sequence_length`]
     MaxSequenceLength,
@@ -247,7 +258,7 @@ impl Extra {
     /// absent.
     fn is_in(self, request: &Request) -> bool {
         match self {
-            Self::NegativePrompt => !request.negative_prompt.is_empty(),
+            Self::NegativePrompt => request.negative_prompts.iter().any(|text| !text.is_empty()),
             Self::MaxSequenceLength => request.max_sequence_length.is_some_and(|length| length != 0),
             Self::Prompt2 => !request.prompts_2.is_empty() && request.prompts_2 != [""],
             Self::Prompt3 => !request.prompts_3.is_empty() && request.prompts_3 != [""],
@@ -258,7 +269,7 @@ impl Extra {
                 request.skip_layer_guidance.as_ref().is_some_and(|skip| skip.scale != 0.0)
             }
             Self::ClipSkip => request.clip_skip.is_some_and(|layers| layers != 0),
-            Self::CleanCaption => request.clean_caption,
+            Self::CleanCaption => request.clean_caption == Some(true),
             Self::NumFrames => request.num_frames.is_some(),
             Self::Fps => request.fps.is_some(),
             Self::EnableTemporalAttentions => !request.enable_temporal_attentions,
@@ -310,7 +321,11 @@ pub fn check(request: &Request) -> Result<()> {
         }
     }
     let prompts = request.prompts.len();
-    for (extra, texts) in [(Extra::Prompt2, &request.prompts_2), (Extra::Prompt3, &request.prompts_3)] {
+    for (extra, texts) in [
+        (Extra::Prompt2, &request.prompts_2),
+        (Extra::Prompt3, &request.prompts_3),
+        (Extra::NegativePrompt, &request.negative_prompts),
+    ] {
         if texts.len() > 1 && texts.len() != prompts {
             let (name, texts) = (extra.name(), texts.len());
             return Err(Error::usage(format!("`{name}` is given {texts} times for {prompts} prompts"))
@@ -348,8 +363,8 @@ mod tests {
     #[test]
     fn further_encoders_are_told_the_prompt_unless_something_else() {
         let mut request = Request { prompts: texts(&["a", "b"]), ..Request::new("") };
-        request.negative_prompt = "n".into();
-        assert_eq!((request.texts(1), request.negative_texts()), (["b"; 3], ["n"; 3]));
+        request.negative_prompts = texts(&["n"]);
+        assert_eq!((request.texts(1), request.negative_texts(0)), (["b"; 3], ["n"; 3]));
         request.prompts_2 = texts(&["all"]);
         request.prompts_3 = texts(&["", "d"]);
         request.negative_prompt_3 = Some("m".into());
@@ -357,7 +372,7 @@ mod tests {
         request.prompts_3 = texts(&[""]);
         assert_eq!(request.texts(1), ["b", "all", "b"]);
         request.negative_prompt_2 = Some(String::new());
-        assert_eq!(request.negative_texts(), ["n", "n", "m"]);
+        assert_eq!(request.negative_texts(0), ["n", "n", "m"]);
     }
 
     /// As in diffusers, with Python's floats: `i > n * start and i < n * stop`.
@@ -397,12 +412,14 @@ mod tests {
             "`prompt_3` is given 2 times for 1 prompts\nhint: give it once for all prompts, or once for each"
         );
         assert!(check(&Request { prompts: texts(&["a", "b"]), ..request }).is_ok());
+        let request = Request { negative_prompts: texts(&["x", "y", "z"]), ..Request::new("a") };
+        assert!(check(&request).unwrap_err().message().starts_with("`negative_prompt` is given 3 times"));
     }
 
     #[test]
     fn each_extra_is_refused_by_a_pipeline_that_does_not_take_it() {
         let request = Request {
-            negative_prompt: "x".into(),
+            negative_prompts: texts(&["x"]),
             max_sequence_length: Some(7),
             prompts_2: texts(&["x"]),
             prompts_3: texts(&["x"]),
@@ -411,7 +428,7 @@ mod tests {
             true_cfg_scale: Some(2.0),
             skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])),
             clip_skip: Some(1),
-            clean_caption: true,
+            clean_caption: Some(true),
             num_frames: Some(2),
             fps: Some(8.0),
             enable_temporal_attentions: false,
@@ -426,7 +443,7 @@ mod tests {
         assert!(check_extras(&request, "Toy", &Extra::ALL).is_ok());
         let skip = SkipLayerGuidance { scale: 0.0, ..SkipLayerGuidance::new(vec![1]) };
         let off = Request {
-            negative_prompt: String::new(),
+            negative_prompts: texts(&[""]),
             max_sequence_length: Some(0),
             prompts_2: texts(&[""]),
             prompts_3: texts(&[""]),
