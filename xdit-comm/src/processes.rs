@@ -19,7 +19,7 @@ mod wire;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -83,6 +83,8 @@ pub(crate) struct Net {
     /// What to add to times of this process, in nanoseconds since the origin, to get those of process 0.
     offset_ns: i64,
     state: Mutex<State>,
+    /// Whether another process has cancelled the job.
+    cancelled: AtomicBool,
     /// The number of connections that are still read.
     reading: AtomicUsize,
 }
@@ -133,6 +135,11 @@ impl Processes {
     /// The index of this process.
     pub fn process(&self) -> usize {
         self.net().process
+    }
+
+    /// Whether this is the first process.
+    pub fn leads(&self) -> bool {
+        self.process() == 0
     }
 
     /// The number of processes.
@@ -324,7 +331,11 @@ impl Remote {
     /// Reports the exit of a local rank, with the rank and text of the first cause if it failed.
     pub fn exit(&self, rank: usize, failure: Option<(usize, &str)>) {
         let text = failure.map_or("", |(_, text)| wire::shortened(text));
-        let head = Head::Exit { world: self.world, rank, cause: failure.map(|(rank, _)| rank) };
+        let cause = failure.map(|(rank, _)| rank);
+        // This frame may come before that of the process that cancelled the job.
+        let cancelled =
+            cause.is_some_and(|cause| !self.is_local(cause)) && self.net.cancelled.load(Ordering::Acquire);
+        let head = Head::Exit { world: self.world, rank, cause, cancelled };
         self.net.others().for_each(|peer| peer.send(&head, text.to_owned()));
     }
 }
@@ -391,10 +402,13 @@ impl Net {
                         match fabric {
                             Some(fabric) => {
                                 drop(state);
-                                let failed = matches!(head, Head::Exit { cause: Some(_), .. });
+                                let failed = match head {
+                                    Head::Exit { cause: Some(_), cancelled, .. } => Some(cancelled),
+                                    _ => None,
+                                };
                                 fabric.deliver(head, body);
-                                if let Some((rank, cause)) = fabric.elsewhere().filter(|_| failed) {
-                                    self.end(rank / fabric.local_ranks(), false, &cause);
+                                if let (Some(cancelled), Some((rank, cause))) = (failed, fabric.elsewhere()) {
+                                    self.end(rank / fabric.local_ranks(), cancelled, &cause);
                                 }
                             }
                             None => drop(state.worlds.known.remove(&world)),
@@ -448,6 +462,7 @@ impl Net {
         }
         let ended = Ended { process, cancelled, cause: cause.into() };
         state.ended = Some(ended.clone());
+        self.cancelled.store(cancelled, Ordering::Release);
         let open = |world: &World| match world {
             World::Open(fabric) => fabric.upgrade(),
             World::Early(_) => None,

@@ -7,7 +7,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -164,6 +164,7 @@ fn connect_all(
         origin,
         offset_ns,
         state: Mutex::new(State::default()),
+        cancelled: AtomicBool::new(false),
         reading: AtomicUsize::new(0),
     });
     for (other, stream, queue) in queues {

@@ -28,8 +28,9 @@ const RESERVE: u64 = 16 << 20;
 pub(crate) enum Head {
     /// A message from one rank to another.
     Message(MessageHead),
-    /// The exit of a rank. If it failed, the world rank of the first cause; the body is its text.
-    Exit { world: u64, rank: usize, cause: Option<usize> },
+    /// The exit of a rank. If it failed, the world rank of the first cause, and whether another
+    /// process cancelled the job; the body is the text of the cause.
+    Exit { world: u64, rank: usize, cause: Option<usize>, cancelled: bool },
     /// A note, which the body holds.
     Note { topic: u64 },
     /// The end of the whole job, for the reason in the body.
@@ -129,10 +130,10 @@ impl Head {
                 to.number(code(&Operation::ALL, operation)).text(group);
                 to.number(code(&DTYPES, &spec.dtype)).number(spec.len as u64);
             }
-            Self::Exit { world, rank, cause } => {
+            Self::Exit { world, rank, cause, cancelled } => {
                 to.number(1).number(*world).number(*rank as u64);
                 // A rank number is below the largest one, which stands for none.
-                to.number(cause.map_or(u64::MAX, |rank| rank as u64));
+                to.number(cause.map_or(u64::MAX, |rank| rank as u64)).number((*cancelled).into());
             }
             Self::Note { topic } => drop(to.number(2).number(*topic)),
             Self::Abort { cancelled } => drop(to.number(3).number((*cancelled).into())),
@@ -161,6 +162,7 @@ impl Head {
                 world: from.number()?,
                 rank: from.size()?,
                 cause: Some(from.number()?).filter(|&rank| rank != u64::MAX).map(|rank| rank as usize),
+                cancelled: from.number()? != 0,
             },
             2 => Self::Note { topic: from.number()? },
             3 => Self::Abort { cancelled: from.number()? != 0 },
@@ -284,8 +286,8 @@ mod tests {
     fn frames_arrive_as_sent() {
         for (head, body) in [
             (message(2), &[1, 2, 3, 4][..]),
-            (Head::Exit { world: 0, rank: 1, cause: None }, &[]),
-            (Head::Exit { world: 7, rank: 1, cause: Some(0) }, b"out of paper"),
+            (Head::Exit { world: 0, rank: 1, cause: None, cancelled: false }, &[]),
+            (Head::Exit { world: 7, rank: 1, cause: Some(0), cancelled: true }, b"out of paper"),
             (Head::Note { topic: 5 }, &[0; 100]),
             (Head::Abort { cancelled: true }, b"interrupted"),
             (Head::Heartbeat, &[]),
