@@ -5,8 +5,8 @@ mod place;
 
 use std::time::Duration;
 
-use xdit_core::pipeline::{MeetError, Meeting, Processes, followed};
-use xdit_core::{Error, ErrorKind, Result};
+use xdit_core::pipeline::{MeetError, Meeting, Processes, end_all, followed};
+use xdit_core::{Error, Result};
 
 use crate::args::ProcessArgs;
 use crate::interrupt;
@@ -51,7 +51,7 @@ impl Job {
 
     /// Whether this process prints and writes the files.
     pub fn leads(&self) -> bool {
-        self.processes.as_ref().is_none_or(|processes| processes.process() == 0)
+        self.processes.as_ref().is_none_or(Processes::leads)
     }
 
     /// Waits until the first process comes here; it does not wait for the others. Until then they wait.
@@ -76,9 +76,8 @@ impl Job {
     /// The error of `end`, or that of the process that failed first.
     pub fn finish(self, end: Result<()>) -> Result<()> {
         interrupt::spread_to(None);
-        let (Some(processes), Err(error)) = (&self.processes, &end) else { return end };
-        if processes.ended().is_none() {
-            processes.abort(error.kind() == ErrorKind::Cancelled, error.message());
+        if let (Some(processes), Err(error)) = (&self.processes, &end) {
+            end_all(processes, error);
         }
         end
     }

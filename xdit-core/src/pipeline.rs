@@ -16,7 +16,7 @@ use crate::error::Result;
 pub use crate::picture::Picture;
 use crate::plan::Plan;
 use crate::plan::cost::Cost;
-pub use crate::run::across::followed;
+pub use crate::run::across::{end_all, followed};
 pub use crate::run::cancel::Cancel;
 pub use crate::run::observer::{Completed, Event, Observer, Phase, Step};
 use crate::run::record::RankReport;

@@ -141,6 +141,11 @@ fn number<T: std::str::FromStr>(variables: Variables<'_>, name: &str) -> Result<
     text.trim().parse().map_err(|_| Error::usage(format!("the variable `{name}` is `{text}`, not a number")))
 }
 
+/// The number in the variable `name`, if it is set.
+fn number_if_set(variables: Variables<'_>, name: &str) -> Result<Option<usize>> {
+    variables(name).map(|_| number(variables, name)).transpose()
+}
+
 fn torchrun(variables: Variables<'_>) -> Result<Place> {
     let theirs: u16 = number(variables, "MASTER_PORT")?;
     let host =
@@ -151,7 +156,7 @@ fn torchrun(variables: Variables<'_>) -> Result<Place> {
     Ok(Place {
         process: number(variables, "RANK")?,
         processes: number(variables, "WORLD_SIZE")?,
-        local: variables("LOCAL_RANK").map(|_| number(variables, "LOCAL_RANK")).transpose()?,
+        local: number_if_set(variables, "LOCAL_RANK")?,
         host,
         port: theirs.checked_add(BESIDE_TORCHRUN).unwrap_or_else(|| theirs - BESIDE_TORCHRUN),
         job: format!("torchrun {id} {attempt}"),
@@ -177,7 +182,7 @@ fn slurm(args: &ProcessArgs, variables: Variables<'_>) -> Result<Place> {
     Ok(Place {
         process: number(variables, "SLURM_PROCID")?,
         processes,
-        local: variables("SLURM_LOCALID").map(|_| number(variables, "SLURM_LOCALID")).transpose()?,
+        local: number_if_set(variables, "SLURM_LOCALID")?,
         host,
         port: port_of(&job),
         job,
@@ -191,7 +196,7 @@ fn mpi(args: &ProcessArgs, variables: Variables<'_>) -> Result<Place> {
         false => ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"].map(str::to_owned),
     };
     let processes = number(variables, &size)?;
-    let here: Option<usize> = variables(&local_size).map(|_| number(variables, &local_size)).transpose()?;
+    let here = number_if_set(variables, &local_size)?;
     let host = match &args.master_addr {
         Some(host) => host.clone(),
         None if here == Some(processes) || processes == 1 => "127.0.0.1".to_owned(),
@@ -205,7 +210,7 @@ fn mpi(args: &ProcessArgs, variables: Variables<'_>) -> Result<Place> {
     Ok(Place {
         process: number(variables, &rank)?,
         processes,
-        local: variables(&local_rank).map(|_| number(variables, &local_rank)).transpose()?,
+        local: number_if_set(variables, &local_rank)?,
         host,
         port: port_of(&job),
         job,

@@ -2,7 +2,7 @@
 
 use xdit_comm::{Arrival, Ended, Processes, Topic};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::run::notes::{Note, decode, encode};
 use crate::run::observer::Event;
 
@@ -29,7 +29,7 @@ impl Across {
 
     /// Whether this is the first process, which has the observer.
     pub fn leads(&self) -> bool {
-        self.processes.process() == 0
+        self.processes.leads()
     }
 
     /// Whether nothing more is awaited from other processes.
@@ -79,6 +79,13 @@ impl Across {
     }
 }
 
+/// Ends all `processes` because of `error`, unless they have ended before.
+pub fn end_all(processes: &Processes, error: &Error) {
+    if processes.ended().is_none() {
+        processes.abort(error.kind() == ErrorKind::Cancelled, error.message());
+    }
+}
+
 /// The error of a process that stops because of another one.
 pub fn followed(ended: &Ended) -> Error {
     // A hint is for the process that failed.
@@ -90,15 +97,11 @@ pub fn followed(ended: &Ended) -> Error {
 /// As [`followed`], with the ranks of the process in a world of `size` ranks.
 pub fn followed_in(processes: &Processes, size: usize, ended: &Ended) -> Error {
     let error = followed(ended);
-    match processes.ranks_of(ended.process, size) {
-        Some(ranks) if ranks.len() == 1 => {
-            let message = format!("{} (rank {})", error.message(), ranks.start);
-            error.reworded(message)
-        }
-        Some(ranks) => {
-            let message = format!("{} (ranks {} to {})", error.message(), ranks.start, ranks.end - 1);
-            error.reworded(message)
-        }
-        None => error,
-    }
+    let Some(ranks) = processes.ranks_of(ended.process, size) else { return error };
+    let ranks = match ranks.len() {
+        1 => format!("rank {}", ranks.start),
+        _ => format!("ranks {} to {}", ranks.start, ranks.end - 1),
+    };
+    let message = format!("{} ({ranks})", error.message());
+    error.reworded(message)
 }

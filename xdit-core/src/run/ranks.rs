@@ -10,10 +10,10 @@ use std::time::Duration;
 use burn::tensor::Device;
 use xdit_comm::{Arrival, Comm, LaunchOptions, Processes, run_ranks};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::link::{HostLink, first_cause};
 use crate::plan::mesh::Mesh;
-use crate::run::across::{Across, followed_in};
+use crate::run::across::{Across, end_all, followed_in};
 use crate::run::cancel::Cancel;
 use crate::run::contexts::SharedContexts;
 use crate::run::observer::{Event, Observer};
@@ -74,10 +74,8 @@ impl<M: Model> Ranks<M> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let end = self.try_run(job, cancel, observer);
-        if let (Err(error), Some(processes)) = (&end, &self.processes)
-            && processes.ended().is_none()
-        {
-            processes.abort(error.kind() == ErrorKind::Cancelled, error.message());
+        if let (Err(error), Some(processes)) = (&end, &self.processes) {
+            end_all(processes, error);
         }
         end
     }
