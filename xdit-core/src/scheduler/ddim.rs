@@ -7,7 +7,7 @@ use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::timesteps::{Spacing, Timesteps};
 use super::{History, Scheduler};
-use crate::{Error, Result};
+use crate::Result;
 
 /// Denoising diffusion implicit models (arXiv 2010.02502) with η = 0: no step adds noise.
 ///
@@ -38,15 +38,9 @@ impl Ddim {
         // A step always ends a fixed distance away, even if the next timestep is elsewhere.
         let stride = schedule.len() / steps;
         let alphas_cumprod = timesteps.iter().map(|timestep| {
-            let start = schedule.alphas_cumprod.get(*timestep as usize).filter(|_| *timestep >= 0.0);
-            let start = start.ok_or_else(|| {
-                Error::usage(format!(
-                    "`{steps}` steps include timestep `{timestep}`, which the model was not trained on"
-                ))
-                .hint("use another number of inference steps, or a smaller `steps_offset`")
-            })?;
+            let start = schedule.level(*timestep, steps)?;
             let end = (*timestep as usize).checked_sub(stride).map(|end| schedule.alphas_cumprod[end]);
-            Ok((*start, end.unwrap_or(final_alpha)))
+            Ok((start, end.unwrap_or(final_alpha)))
         });
         let alphas_cumprod = alphas_cumprod.collect::<Result<_>>()?;
         Ok(Self { timesteps, alphas_cumprod, prediction, clip })

@@ -72,18 +72,9 @@ impl Ddpm {
         let clip = options.flag("clip_sample", true)?.then_some(clip_range as f32);
 
         let timesteps: Vec<f32> = grid.below(schedule.len(), steps).into_iter().map(|t| t as f32).collect();
-        let level = |timestep: f32| {
-            let level = schedule.alphas_cumprod.get(timestep as usize).filter(|_| timestep >= 0.0);
-            level.copied().ok_or_else(|| {
-                Error::usage(format!(
-                    "`{steps}` steps include timestep `{timestep}`, which the model was not trained on"
-                ))
-                .hint("use another number of inference steps, or a smaller `steps_offset`")
-            })
-        };
         let step = |(index, &timestep): (usize, &f32)| {
-            let start = level(timestep)?;
-            let end = timesteps.get(index + 1).map_or(Ok(1.0), |next| level(*next))?;
+            let start = schedule.level(timestep, steps)?;
+            let end = timesteps.get(index + 1).map_or(Ok(1.0), |next| schedule.level(*next, steps))?;
             let step = Step::new(start, end, variance);
             let Step { alpha, of_data, of_sample, deviation, .. } = step;
             let needs_signal = prediction == Prediction::Epsilon && alpha == 0.0;

@@ -70,6 +70,17 @@ impl NoiseSchedule {
         Ok(Self { alphas_cumprod, zero_terminal_snr, is_cosine: beta_schedule == BetaSchedule::Cosine })
     }
 
+    /// ᾱ at one of the timesteps of `steps` inference steps.
+    pub(super) fn level(&self, timestep: f32, steps: usize) -> Result<f32> {
+        let level = self.alphas_cumprod.get(timestep as usize).filter(|_| timestep >= 0.0);
+        level.copied().ok_or_else(|| {
+            Error::usage(format!(
+                "`{steps}` steps include timestep `{timestep}`, which the model was not trained on"
+            ))
+            .hint("use another number of inference steps, or a smaller `steps_offset`")
+        })
+    }
+
     /// The number of training timesteps.
     pub(super) fn len(&self) -> usize {
         self.alphas_cumprod.len()
