@@ -6,7 +6,7 @@ use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::Axis::{Cfg, Data, Pipeline as Pp, Ring, Tensor as Tp, Ulysses};
 use xdit_core::plan::mesh::{Axis, Mesh};
 
-use crate::verified::{Counts, add, model_of};
+use crate::verified::{self, Counts, add, model_of};
 use crate::{assert_close, device, goldens, relative_l2};
 
 /// The tolerance of the final latents, for other orders of summation over all steps.
@@ -72,6 +72,16 @@ fn meshes() -> Vec<Mesh> {
     .iter()
     .map(|degrees| mesh(degrees))
     .collect()
+}
+
+/// Runs `compare` on each of `subjects`, and checks the numbers of comparisons against `tests/verified.json`.
+pub fn verify(subjects: impl IntoIterator<Item = OnRanks>, compare: impl Fn(&mut OnRanks)) {
+    let mut counts = Counts::new();
+    for mut subject in subjects {
+        compare(&mut subject);
+        subject.add_to(&mut counts);
+    }
+    verified::check(&counts);
 }
 
 /// A checkpoint and a request to it.

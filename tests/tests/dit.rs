@@ -7,9 +7,8 @@ use xdit_core::tokens::{pack, unpack};
 use xdit_core::transformer::Transformer;
 use xdit_models::dit::{Conditions, Dit, DitConfig};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
-use xdit_tests::on_ranks::OnRanks;
+use xdit_tests::on_ranks::{OnRanks, verify};
 use xdit_tests::recorded::check_calls;
-use xdit_tests::verified::{Counts, check};
 use xdit_tests::{Case, assert_close, changed, component, device, goldens};
 
 /// Four heads and blocks, and five of each.
@@ -58,24 +57,12 @@ fn on_ranks(checkpoint: &str) -> OnRanks {
 
 #[test]
 fn exact_methods_equal_serial() {
-    let mut counts = Counts::new();
-    for checkpoint in CHECKPOINTS {
-        let mut subject = on_ranks(checkpoint);
-        assert_eq!(subject.exact_methods_equal_serial(), 41);
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(CHECKPOINTS.map(on_ranks), |subject| assert_eq!(subject.exact_methods_equal_serial(), 41));
 }
 
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
-    let mut counts = Counts::new();
-    for checkpoint in CHECKPOINTS {
-        let mut subject = on_ranks(checkpoint);
-        subject.pipefusion_depends_on_patches_and_warmup_only();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(CHECKPOINTS.map(on_ranks), OnRanks::pipefusion_depends_on_patches_and_warmup_only);
 }
 
 #[test]
@@ -85,13 +72,7 @@ fn synchronous_pipefusion_equals_serial() {
 
 #[test]
 fn distrifusion_equals_one_rank_with_its_patches() {
-    let mut counts = Counts::new();
-    for checkpoint in CHECKPOINTS {
-        let mut subject = on_ranks(checkpoint);
-        subject.distrifusion_equals_one_rank_with_its_patches();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(CHECKPOINTS.map(on_ranks), OnRanks::distrifusion_equals_one_rank_with_its_patches);
 }
 
 fn open() -> Box<dyn Pipeline> {

@@ -1,7 +1,7 @@
 //! Compares FLUX on many ranks with a single rank: serially, or with the same patches and warm-up.
 
 use xdit_core::pipeline::Request;
-use xdit_tests::on_ranks::OnRanks;
+use xdit_tests::on_ranks::{OnRanks, verify};
 use xdit_tests::verified::{Counts, check};
 
 /// 35 image tokens, and 12 text tokens, which are part of the first patch.
@@ -43,12 +43,7 @@ fn exact_methods_equal_serial() {
 
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
-    let mut counts = Counts::new();
-    for mut subject in [schnell(), dev()] {
-        subject.pipefusion_depends_on_patches_and_warmup_only();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify([schnell(), dev()], OnRanks::pipefusion_depends_on_patches_and_warmup_only);
 }
 
 /// Some stages have blocks of one kind only, and others have both.
@@ -62,10 +57,5 @@ fn synchronous_pipefusion_equals_serial() {
 
 #[test]
 fn distrifusion_equals_one_rank_with_its_patches() {
-    let mut counts = Counts::new();
-    for mut subject in [schnell(), dev()] {
-        subject.distrifusion_equals_one_rank_with_its_patches();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify([schnell(), dev()], OnRanks::distrifusion_equals_one_rank_with_its_patches);
 }

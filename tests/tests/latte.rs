@@ -9,9 +9,8 @@ use xdit_core::tokens::{Tokens, pack, unpack};
 use xdit_core::transformer::Transformer;
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::latte::{Latte, LatteConfig};
-use xdit_tests::on_ranks::OnRanks;
+use xdit_tests::on_ranks::{OnRanks, verify};
 use xdit_tests::recorded::check_calls;
-use xdit_tests::verified::{Counts, check};
 use xdit_tests::{Case, assert_close, component, device, goldens, relative_l2};
 
 /// The tolerance of one module: f32 rounding, with another order of summation than in the reference.
@@ -88,18 +87,12 @@ fn on_ranks() -> OnRanks {
 
 #[test]
 fn exact_methods_equal_serial() {
-    let (mut subject, mut counts) = (on_ranks(), Counts::new());
-    assert_eq!(subject.exact_methods_equal_serial(), 41);
-    subject.add_to(&mut counts);
-    check(&counts);
+    verify([on_ranks()], |subject| assert_eq!(subject.exact_methods_equal_serial(), 41));
 }
 
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
-    let (mut subject, mut counts) = (on_ranks(), Counts::new());
-    subject.pipefusion_depends_on_patches_and_warmup_only();
-    subject.add_to(&mut counts);
-    check(&counts);
+    verify([on_ranks()], OnRanks::pipefusion_depends_on_patches_and_warmup_only);
 }
 
 #[test]
@@ -109,10 +102,7 @@ fn synchronous_pipefusion_equals_serial() {
 
 #[test]
 fn distrifusion_equals_one_rank_with_its_patches() {
-    let (mut subject, mut counts) = (on_ranks(), Counts::new());
-    subject.distrifusion_equals_one_rank_with_its_patches();
-    subject.add_to(&mut counts);
-    check(&counts);
+    verify([on_ranks()], OnRanks::distrifusion_equals_one_rank_with_its_patches);
 }
 
 /// Without temporal blocks, a stage may have nothing to do.

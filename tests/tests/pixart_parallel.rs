@@ -4,8 +4,7 @@ use burn::tensor::DType;
 use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::Axis::{Pipeline as Pp, Ulysses};
-use xdit_tests::on_ranks::{OnRanks, mesh};
-use xdit_tests::verified::{Counts, check};
+use xdit_tests::on_ranks::{OnRanks, mesh, verify};
 use xdit_tests::{Case, assert_close, changed, device};
 
 fn open(checkpoint: &str) -> OnRanks {
@@ -24,24 +23,17 @@ fn open(checkpoint: &str) -> OnRanks {
 /// α and Σ, with and without micro-conditions.
 #[test]
 fn exact_methods_equal_serial() {
-    let mut counts = Counts::new();
-    for checkpoint in ["pixart-alpha-256", "pixart-alpha-1024", "pixart-sigma-512"] {
-        let mut subject = open(checkpoint);
-        assert_eq!(subject.exact_methods_equal_serial(), 41);
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(["pixart-alpha-256", "pixart-alpha-1024", "pixart-sigma-512"].map(open), |subject| {
+        assert_eq!(subject.exact_methods_equal_serial(), 41)
+    });
 }
 
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
-    let mut counts = Counts::new();
-    for checkpoint in ["pixart-alpha-256", "pixart-sigma-512"] {
-        let mut subject = open(checkpoint);
-        subject.pipefusion_depends_on_patches_and_warmup_only();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(
+        ["pixart-alpha-256", "pixart-sigma-512"].map(open),
+        OnRanks::pipefusion_depends_on_patches_and_warmup_only,
+    );
 }
 
 #[test]
@@ -51,13 +43,10 @@ fn synchronous_pipefusion_equals_serial() {
 
 #[test]
 fn distrifusion_equals_one_rank_with_its_patches() {
-    let mut counts = Counts::new();
-    for checkpoint in ["pixart-alpha-256", "pixart-sigma-512"] {
-        let mut subject = open(checkpoint);
-        subject.distrifusion_equals_one_rank_with_its_patches();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(
+        ["pixart-alpha-256", "pixart-sigma-512"].map(open),
+        OnRanks::distrifusion_equals_one_rank_with_its_patches,
+    );
 }
 
 /// A scheduler that adds noise in each step: the noise is that of the whole picture, so the mesh and the patches that

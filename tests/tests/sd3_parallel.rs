@@ -2,9 +2,8 @@
 
 use xdit_core::pipeline::{Request, SkipLayerGuidance};
 use xdit_core::plan::ParallelConfig;
-use xdit_tests::on_ranks::OnRanks;
+use xdit_tests::on_ranks::{OnRanks, verify};
 use xdit_tests::relative_l2;
-use xdit_tests::verified::{Counts, check};
 
 /// Four heads; six heads, and two attentions in half of the blocks; five heads, and no third text encoder.
 const CHECKPOINTS: [&str; 3] = ["sd3-medium", "sd35-medium", "sd35-large"];
@@ -35,24 +34,12 @@ fn skipping_layers() -> OnRanks {
 
 #[test]
 fn exact_methods_equal_serial() {
-    let mut counts = Counts::new();
-    for checkpoint in CHECKPOINTS {
-        let mut subject = open(checkpoint);
-        assert_eq!(subject.exact_methods_equal_serial(), 41);
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(CHECKPOINTS.map(open), |subject| assert_eq!(subject.exact_methods_equal_serial(), 41));
 }
 
 #[test]
 fn pipefusion_depends_on_patches_and_warmup_only() {
-    let mut counts = Counts::new();
-    for checkpoint in CHECKPOINTS {
-        let mut subject = open(checkpoint);
-        subject.pipefusion_depends_on_patches_and_warmup_only();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(CHECKPOINTS.map(open), OnRanks::pipefusion_depends_on_patches_and_warmup_only);
 }
 
 /// Stages with and without a second attention, and one with only the last block, which does not update the text.
@@ -65,13 +52,7 @@ fn synchronous_pipefusion_equals_serial() {
 
 #[test]
 fn distrifusion_equals_one_rank_with_its_patches() {
-    let mut counts = Counts::new();
-    for checkpoint in CHECKPOINTS {
-        let mut subject = open(checkpoint);
-        subject.distrifusion_equals_one_rank_with_its_patches();
-        subject.add_to(&mut counts);
-    }
-    check(&counts);
+    verify(CHECKPOINTS.map(open), OnRanks::distrifusion_equals_one_rank_with_its_patches);
 }
 
 #[test]
