@@ -11,6 +11,12 @@ use std::sync::LazyLock;
 
 use fancy_regex::Regex;
 
+/// The prompt as [`clean_caption`], or as [`plain_caption`] if `clean` is off. It is on by default, as in diffusers where
+/// the Python packages for it are installed.
+pub fn caption(text: &str, clean: Option<bool>) -> String {
+    if clean.unwrap_or(true) { clean_caption(text) } else { plain_caption(text) }
+}
+
 /// The prompt in lower case, with white space trimmed: PixArt's preparation with `clean_caption=False`.
 ///
 /// # Source

@@ -6,8 +6,7 @@
 //! Source: DiT (Peebles and Xie 2022) §3.2; diffusers' `DiTTransformer2DModel` and `BasicTransformerBlock`.
 
 use burn::tensor::{DType, Device, Tensor};
-use serde_json::json;
-use xdit_core::attention::{Attention, Qkv, Site};
+use xdit_core::attention::{Attention, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
 use xdit_core::tokens::Tokens;
@@ -17,8 +16,10 @@ use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
 
 use crate::latent_diffusion::{Published, TransformerConfig};
-use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
-use crate::position::{PositionCache, SinCos2d};
+use crate::layers::{
+    FeedForward, ImageEmbedding, Projections, modulation_rows, only_basic_blocks, packed_outputs,
+};
+use crate::position::SinCos2d;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids_inclusive};
 
 /// The ε of the norms before attention and before the output.
@@ -43,16 +44,10 @@ pub struct DitConfig {
 
 impl TransformerConfig for DitConfig {
     fn read(mut config: Config) -> Result<Self> {
-        config.only("norm_type", &[json!("ada_norm_zero")])?;
-        config.only("activation_fn", &[json!("gelu-approximate")])?;
-        config.only("attention_type", &[json!("default")])?;
-        for off in ["double_self_attention", "only_cross_attention", "norm_elementwise_affine"] {
-            config.only(off, &[json!(false)])?;
-        }
-        for absent in ["num_vector_embeds", "cross_attention_dim", "caption_channels"] {
+        only_basic_blocks(&mut config, "ada_norm_zero")?;
+        for absent in ["cross_attention_dim", "caption_channels"] {
             config.only(absent, &[])?;
         }
-        config.inert(&["dropout", "norm_num_groups", "upcast_attention", "use_linear_projection"]);
         let channels = config.take("in_channels", 4)?;
         let this = Self {
             spec: TransformerSpec {
@@ -108,10 +103,8 @@ pub struct Dit {
     spec: TransformerSpec,
     device: Device,
     dtype: DType,
-    position: SinCos2d,
-    position_cache: PositionCache<Tensor<3>>,
     /// Loaded with the first block.
-    patch_embedding: Option<Linear>,
+    image_embedding: Option<ImageEmbedding>,
     /// The loaded blocks, from `first_block` on.
     blocks: Vec<Block>,
     first_block: usize,
@@ -139,7 +132,8 @@ impl Published for Dit {
         let at_block = |index: usize| weights.at("transformer_blocks").at(index);
         let blocks: Vec<_> =
             range.clone().map(|index| Block::load(config, &at_block(index))).collect::<Result<_>>()?;
-        let patch_embedding = || patch_embedding(&weights.at("pos_embed.proj"), channels, patch, dim);
+        let position = SinCos2d { dim, base_size: config.sample_size / patch, interpolation_scale: 1.0 };
+        let image_embedding = || ImageEmbedding::load(weights, &config.spec, position);
         let output = || {
             let proj = weights.linear("proj_out_2", dim, patch * patch * config.out_channels)?;
             Ok(Output {
@@ -155,9 +149,7 @@ impl Published for Dit {
             spec: config.spec.clone(),
             device: weights.device().clone(),
             dtype: weights.dtype(),
-            position: SinCos2d { dim, base_size: config.sample_size / patch, interpolation_scale: 1.0 },
-            position_cache: PositionCache::default(),
-            patch_embedding: (range.start == 0).then(patch_embedding).transpose()?,
+            image_embedding: (range.start == 0).then(image_embedding).transpose()?,
             output: (range.end == count).then(output).transpose()?,
             blocks,
             first_block: range.start,
@@ -203,11 +195,7 @@ impl Transformer for Dit {
     }
 
     fn embed(&self, latents: Tokens, _: &Context) -> Hidden {
-        let patch_embedding = self.patch_embedding.as_ref().expect("the first block is here");
-        let embed = || self.position.embed(&latents.positions, &latents.x.device()).cast(self.dtype);
-        let position = self.position_cache.get(&latents.positions, embed);
-        let x = patch_embedding.forward(latents.x.clone().cast(self.dtype)) + position;
-        Hidden::new(latents.with(x), None)
+        self.image_embedding.as_ref().expect("the first block is here").forward(latents)
     }
 
     fn block(
@@ -265,35 +253,22 @@ impl Conditioning {
 /// A block: modulated self-attention and a modulated feed-forward.
 #[derive(Clone, Debug)]
 struct Block {
-    heads: Heads,
     eps: f64,
     conditioning: Conditioning,
     /// Computes shift, scale and gate of attention, then of the feed-forward.
     modulation: Linear,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
+    attn1: Projections,
     ff: FeedForward,
 }
 
 impl Block {
     fn load(config: &DitConfig, weights: &Weights) -> Result<Self> {
         let dim = config.spec.dim();
-        let attention = weights.at("attn1");
-        let projection = |name| match config.attention_bias {
-            true => attention.linear(name, dim, dim),
-            false => attention.linear_without_bias(name, dim, dim),
-        };
         Ok(Self {
-            heads: Heads { head_dim: config.spec.head_dim },
             eps: config.norm_eps,
             conditioning: Conditioning::load(config, weights)?,
             modulation: weights.once().linear("norm1.linear", dim, 6 * dim)?,
-            q: projection("to_q")?,
-            k: projection("to_k")?,
-            v: projection("to_v")?,
-            out: attention.linear("to_out.0", dim, dim)?,
+            attn1: Projections::load(&weights.at("attn1"), &config.spec, config.attention_bias)?,
             ff: FeedForward::load(&weights.at("ff"), dim)?,
         })
     }
@@ -305,16 +280,10 @@ impl Block {
         modulation: &Tensor<3>,
         attention: &mut dyn Attention,
     ) -> Tensor<3> {
-        let heads = self.heads;
         let [shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff] = modulation_rows(modulation, 0);
         let y = layer_norm_modulate(x.clone(), shift_attn, scale_attn, EPS);
-        let qkv = Qkv {
-            q: heads.split(self.q.forward(y.clone())),
-            k: heads.split(self.k.forward(y.clone())),
-            v: heads.split(self.v.forward(y)),
-        };
-        let (y, _) = attention.attend(site, qkv, None);
-        let x = gated_residual(x, gate_attn, self.out.forward(heads.join(y)));
+        let (y, _) = attention.attend(site, self.attn1.qkv(y.clone(), y), None);
+        let x = gated_residual(x, gate_attn, self.attn1.out(y));
         let y = layer_norm_modulate(x.clone(), shift_ff, scale_ff, self.eps);
         gated_residual(x, gate_ff, self.ff.forward(y))
     }

@@ -3,7 +3,7 @@
 //! Source: diffusers' `DiTPipeline`.
 
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
-use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::guidance::Branch;
 use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
@@ -84,12 +84,5 @@ impl Recipe for DitRecipe {
         let negatives = if resolved.guidance_scale > 1.0 { resolved.request.negatives() } else { 0 };
         let negatives = (0..negatives).map(|_| Ok(self.labels.none()));
         prompts.chain(negatives).map(|class| Ok(Conditions { class: class? })).collect()
-    }
-
-    fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize> {
-        match resolved.guidance_scale {
-            scale if scale > 1.0 => Guidance::classifier_free(negative, prompt, scale),
-            _ => Guidance::none(prompt),
-        }
     }
 }

@@ -10,7 +10,7 @@ use xdit_core::device::free_bytes;
 use xdit_core::json::read_json;
 use xdit_core::noise::Generator;
 use xdit_core::pipeline::{
-    Cancel, Extra, LoadOptions, Observer, Pipeline, Request, Resolved, check, check_extras,
+    Cancel, Extra, LoadOptions, Observer, Pipeline, Processes, Request, Resolved, check, check_extras,
 };
 use xdit_core::placement::Share;
 use xdit_core::plan::cost::{Cost, Sizes, costs};
@@ -113,7 +113,9 @@ pub trait Recipe: Send + Sized + 'static {
 
     /// The guidance of a picture of `prompt`. Branches are indices into the list of [conditions](Self::encode), and
     /// `negative` is that of its negative prompt.
-    fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize>;
+    fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize> {
+        Guidance::of_scale(negative, prompt, resolved.guidance_scale)
+    }
 }
 
 /// The values of a request, with the family's defaults filled in.
@@ -385,7 +387,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
     fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()> {
         let Resolved { request, plan, .. } = resolved;
         // The first process encodes the texts, and its first rank sends the conditions to all others.
-        let leads = self.options.processes.as_ref().is_none_or(|processes| processes.process() == 0);
+        let leads = self.options.processes.as_ref().is_none_or(Processes::leads);
         for warning in self.recipe.warnings(resolved, &self.model) {
             observer.warn(&warning);
         }

@@ -8,7 +8,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
-use crate::caption::{clean_caption, plain_caption};
+use crate::caption::caption;
 use crate::component::ModelIndex;
 use crate::latent_diffusion::{Choices, Family, LatentModel, LatentPipeline, Recipe, check_size, must_fit};
 use crate::latte::Latte;
@@ -101,10 +101,7 @@ impl Recipe for LatteRecipe {
         desk: &mut Desk<'_>,
     ) -> Result<Vec<Tensor<3>>> {
         let request = &resolved.request;
-        let caption = |text: &str| match request.clean_caption.unwrap_or(true) {
-            true => clean_caption(text),
-            false => plain_caption(text),
-        };
+        let caption = |text: &str| caption(text, request.clean_caption);
         let prompts: Vec<String> = request.prompts.iter().map(|prompt| caption(prompt)).collect();
         let mut texts: Vec<_> = prompts.iter().map(|prompt| (prompt.as_str(), Padding::None)).collect();
         let negative = |prompt| caption(request.negative_texts(request.negative_of(prompt))[0]);
@@ -124,9 +121,6 @@ impl Recipe for LatteRecipe {
     fn guidance(&self, resolved: &Resolved, prompt: usize, _: usize) -> Guidance<usize> {
         // Each prompt has a negative text of its own, as long as the prompt.
         let negative = resolved.request.prompts.len() + prompt;
-        match resolved.guidance_scale {
-            scale if scale > 1.0 => Guidance::classifier_free(negative, prompt, scale),
-            _ => Guidance::none(prompt),
-        }
+        Guidance::of_scale(negative, prompt, resolved.guidance_scale)
     }
 }

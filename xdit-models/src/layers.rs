@@ -1,10 +1,34 @@
 //! Building blocks shared by the transformers of several models.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
+use serde_json::json;
 use xdit_core::Result;
+use xdit_core::attention::Qkv;
+use xdit_core::config::Config;
 use xdit_core::linear::Linear;
+use xdit_core::tokens::Tokens;
+use xdit_core::transformer::{Hidden, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_kernels::{Activation, activate};
+
+use crate::position::{PositionCache, SinCos2d};
+
+/// Checks the options of diffusers' `BasicTransformerBlock` that select other blocks than those with `norm_type`, an
+/// approximate GELU and plain attention.
+///
+/// # Errors
+/// If one does.
+pub fn only_basic_blocks(config: &mut Config, norm_type: &str) -> Result<()> {
+    config.only("norm_type", &[json!(norm_type)])?;
+    config.only("activation_fn", &[json!("gelu-approximate")])?;
+    config.only("attention_type", &[json!("default")])?;
+    for off in ["double_self_attention", "only_cross_attention", "norm_elementwise_affine"] {
+        config.only(off, &[json!(false)])?;
+    }
+    config.only("num_vector_embeds", &[])?;
+    config.inert(&["dropout", "norm_num_groups", "upcast_attention", "use_linear_projection"]);
+    Ok(())
+}
 
 /// Splits features into heads and joins them again. The number of heads follows from the tensor.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +50,59 @@ impl Heads {
     pub fn join(self, x: Tensor<4>) -> Tensor<3> {
         let [b, n, h, d] = x.dims();
         x.reshape([b, n, h * d])
+    }
+}
+
+/// The four linear layers around an attention.
+///
+/// # Source
+/// diffusers' `Attention` without norms.
+#[derive(Clone, Debug)]
+pub struct Projections {
+    heads: Heads,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+}
+
+impl Projections {
+    /// Loads the layers from `weights`. Those of queries, keys and values have a bias if `bias` is set.
+    ///
+    /// # Errors
+    /// If a layer is missing or has the wrong shape.
+    pub fn load(weights: &Weights, spec: &TransformerSpec, bias: bool) -> Result<Self> {
+        let dim = spec.dim();
+        let projection = |name| match bias {
+            true => weights.linear(name, dim, dim),
+            false => weights.linear_without_bias(name, dim, dim),
+        };
+        Ok(Self {
+            heads: Heads { head_dim: spec.head_dim },
+            q: projection("to_q")?,
+            k: projection("to_k")?,
+            v: projection("to_v")?,
+            out: weights.linear("to_out.0", dim, dim)?,
+        })
+    }
+
+    /// The queries of `x`, and the keys and values of `of`.
+    ///
+    /// # Shapes
+    /// `x`: `[b, n, dim]`, `of`: `[b, nk, dim]`.
+    pub fn qkv(&self, x: Tensor<3>, of: Tensor<3>) -> Qkv {
+        let heads = self.heads;
+        Qkv {
+            q: heads.split(self.q.forward(x)),
+            k: heads.split(self.k.forward(of.clone())),
+            v: heads.split(self.v.forward(of)),
+        }
+    }
+
+    /// # Shapes
+    /// `[b, n, h, d]` to `[b, n, dim]`.
+    pub fn out(&self, y: Tensor<4>) -> Tensor<3> {
+        self.out.forward(self.heads.join(y))
     }
 }
 
@@ -72,6 +149,40 @@ pub fn patch_embedding(weights: &Weights, channels: usize, patch: usize, dim: us
     let kernel = weights.tensor("weight", [dim, channels, patch, patch])?;
     let kernel = kernel.reshape([dim, channels * patch * patch]);
     Ok(Linear::new(kernel, Some(weights.tensor("bias", [dim])?)))
+}
+
+/// The embedding of packed latents together with that of their positions.
+///
+/// # Source
+/// diffusers' `PatchEmbed`.
+#[derive(Clone, Debug)]
+pub struct ImageEmbedding {
+    dtype: DType,
+    patches: Linear,
+    position: SinCos2d,
+    cache: PositionCache<Tensor<3>>,
+}
+
+impl ImageEmbedding {
+    /// Loads the layer from `weights`, the root of the transformer.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has the wrong shape.
+    pub fn load(weights: &Weights, spec: &TransformerSpec, position: SinCos2d) -> Result<Self> {
+        let patches = patch_embedding(&weights.at("pos_embed.proj"), spec.channels, spec.patch, spec.dim())?;
+        Ok(Self { dtype: weights.dtype(), patches, position, cache: PositionCache::default() })
+    }
+
+    /// The input of the first block.
+    ///
+    /// # Shapes
+    /// `latents`: `[b, n, channels · patch · patch]`, result `[b, n, dim]`.
+    pub fn forward(&self, latents: Tokens) -> Hidden {
+        let embed = || self.position.embed(&latents.positions, &latents.x.device()).cast(self.dtype);
+        let position = self.cache.get(&latents.positions, embed);
+        let x = self.patches.forward(latents.x.clone().cast(self.dtype)) + position;
+        Hidden::new(latents.with(x), None)
+    }
 }
 
 /// The indices of a packed latent's features among the outputs of the last layer. The layer orders a token's

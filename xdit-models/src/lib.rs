@@ -1,6 +1,7 @@
 //! Diffusion transformers, text encoders, autoencoders and tokenizers, each in its own file.
 #![forbid(unsafe_code)]
 
+pub mod adaln_single;
 pub mod autoencoder_kl;
 pub mod caption;
 pub mod clip;

@@ -4,11 +4,11 @@
 
 use burn::tensor::Tensor;
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
-use xdit_core::plan::guidance::{Branch, Guidance};
+use xdit_core::plan::guidance::Branch;
 use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
-use crate::caption::{clean_caption, plain_caption};
+use crate::caption::caption;
 use crate::component::ModelIndex;
 use crate::latent_diffusion::{
     Choices, Family, LatentModel, LatentPipeline, Recipe, check_size, must_fit, sequence_length,
@@ -111,13 +111,9 @@ impl Recipe for PixArtRecipe {
         let guided = resolved.guidance_scale > 1.0;
         let negatives = if guided { request.negatives() } else { 0 };
         let negatives = (0..negatives).map(|index| request.negative_texts(index)[0]);
-        // On by default, as in diffusers where the Python packages for it are installed.
-        let caption = |text: &str| match request.clean_caption.unwrap_or(true) {
-            true => clean_caption(text),
-            false => plain_caption(text),
-        };
         let prompts = request.prompts.iter().map(String::as_str);
-        let captions: Vec<String> = prompts.chain(negatives).map(caption).collect();
+        let captions: Vec<String> =
+            prompts.chain(negatives).map(|text| caption(text, request.clean_caption)).collect();
         let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
         let length = (resolved.max_sequence_length, Padding::None);
         let embeddings = self.text_encoder.encode(&captions, length, desk)?;
@@ -128,12 +124,5 @@ impl Recipe for PixArtRecipe {
             size: micro_conditions.then_some(resolved.generated_size),
         };
         Ok(embeddings.into_iter().map(conditions).collect())
-    }
-
-    fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize> {
-        match resolved.guidance_scale {
-            scale if scale > 1.0 => Guidance::classifier_free(negative, prompt, scale),
-            _ => Guidance::none(prompt),
-        }
     }
 }

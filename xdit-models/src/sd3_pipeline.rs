@@ -212,10 +212,7 @@ impl Recipe for Sd3Recipe {
     }
 
     fn guidance(&self, resolved: &Resolved, prompt: usize, negative: usize) -> Guidance<usize> {
-        let guidance = match resolved.guidance_scale {
-            scale if scale > 1.0 => Guidance::classifier_free(negative, prompt, scale),
-            _ => Guidance::none(prompt),
-        };
+        let guidance = Guidance::of_scale(negative, prompt, resolved.guidance_scale);
         match &resolved.request.skip_layer_guidance {
             Some(skip) if skips_layers(resolved) => guidance.skip_layers(skip.scale),
             _ => guidance,

@@ -19,3 +19,15 @@ pub trait Sharded {
     /// For each block, the number of attentions over tokens and of sums of features over ranks.
     fn exchanges(&self) -> Vec<BlockExchanges>;
 }
+
+/// The placements of diffusers' `BasicTransformerBlock`: each attention by heads, and the feed-forward by features.
+fn basic_blocks(head_dim: usize) -> Vec<(&'static str, Placement)> {
+    vec![
+        ("ff.net.0.proj", Placement::Outputs { unit: 1 }),
+        ("ff.net.2", Placement::Inputs { unit: 1 }),
+        ("to_q", Placement::Outputs { unit: head_dim }),
+        ("to_k", Placement::Outputs { unit: head_dim }),
+        ("to_v", Placement::Outputs { unit: head_dim }),
+        ("to_out.0", Placement::Inputs { unit: head_dim }),
+    ]
+}

@@ -63,6 +63,11 @@ impl<C> Guidance<C> {
         Self { branches: vec![negative, positive], terms: vec![Term { from: 0, to: 1, scale }] }
     }
 
+    /// Classifier-free guidance with a scale above 1, otherwise none.
+    pub fn of_scale(negative: C, positive: C, scale: f32) -> Self {
+        if scale > 1.0 { Self::classifier_free(negative, positive, scale) } else { Self::none(positive) }
+    }
+
     /// The same guidance with `of` applied to the conditions of each branch.
     pub fn map<D>(&self, of: impl FnMut(&C) -> D) -> Guidance<D> {
         Guidance { branches: self.branches.iter().map(of).collect(), terms: self.terms.clone() }

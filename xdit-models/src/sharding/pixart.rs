@@ -3,22 +3,12 @@
 use xdit_core::placement::Placement;
 use xdit_core::plan::cost::BlockExchanges;
 
-use super::Sharded;
+use super::{Sharded, basic_blocks};
 use crate::pixart::PixArtConfig;
 
 impl Sharded for PixArtConfig {
-    /// Attention is sharded by heads, and the feed-forward by features.
     fn placements(&self) -> Vec<(&'static str, Placement)> {
-        let unit = self.spec.head_dim;
-        let mut placements = vec![
-            ("ff.net.0.proj", Placement::Outputs { unit: 1 }),
-            ("ff.net.2", Placement::Inputs { unit: 1 }),
-        ];
-        for projection in ["to_q", "to_k", "to_v"] {
-            placements.push((projection, Placement::Outputs { unit }));
-        }
-        placements.push(("to_out.0", Placement::Inputs { unit }));
-        placements
+        basic_blocks(self.spec.head_dim)
     }
 
     /// A sum follows self-attention, cross-attention and feed-forward.
