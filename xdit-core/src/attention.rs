@@ -6,6 +6,8 @@
 use burn::tensor::Tensor;
 use xdit_kernels::attention;
 
+use crate::rows::{Rows, Whole};
+
 /// Identifies one attention of one block. Caches are keyed by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site {
@@ -114,6 +116,14 @@ pub trait Attention {
     /// # Shapes
     /// Results `[b, n, h, d]`, like the queries.
     fn attend(&mut self, site: Site, image: Qkv, text: Option<Qkv>) -> (Tensor<4>, Option<Tensor<4>>);
+
+    /// The operations that mix the rows of the image, for models with convolutions and group norms. The image tokens are
+    /// then whole rows.
+    ///
+    /// By default the rows are those of the whole image: transformers have no such operations.
+    fn rows(&self) -> &dyn Rows {
+        &Whole
+    }
 }
 
 /// Attention of tokens to a text that every rank has whole: no other rank is involved.

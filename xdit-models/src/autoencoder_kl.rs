@@ -10,8 +10,9 @@ use xdit_core::linear::Linear;
 use xdit_core::rows::{Rows, Whole};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
-use xdit_kernels::{Affine, Conv2d, group_norm_affine, norm_act};
+use xdit_kernels::{Conv2d, norm_act};
 
+use crate::convolution::{GroupNorm, conv};
 use crate::tiling::Tiling;
 
 /// The ε of every group norm.
@@ -226,7 +227,7 @@ impl Encoder {
             conv_in,
             down_blocks,
             mid: Mid::load(config, &weights.at("mid_block"), c)?,
-            conv_norm_out: GroupNorm::load(groups, &weights.at("conv_norm_out"), c)?,
+            conv_norm_out: GroupNorm::load((groups, EPS), &weights.at("conv_norm_out"), c)?,
             conv_out: conv(&weights.at("conv_out"), c, 2 * config.latent_channels, 3)?,
         })
     }
@@ -279,7 +280,7 @@ impl Decoder {
             conv_in,
             mid,
             up_blocks,
-            conv_norm_out: GroupNorm::load(groups, &weights.at("conv_norm_out"), c)?,
+            conv_norm_out: GroupNorm::load((groups, EPS), &weights.at("conv_norm_out"), c)?,
             conv_out: conv(&weights.at("conv_out"), c, config.image_channels, 3)?,
         })
     }
@@ -339,9 +340,9 @@ impl Resnet {
     fn load(groups: usize, weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
         let shortcut = || conv(&weights.at("conv_shortcut"), c_in, c_out, 1);
         Ok(Self {
-            norm1: GroupNorm::load(groups, &weights.at("norm1"), c_in)?,
+            norm1: GroupNorm::load((groups, EPS), &weights.at("norm1"), c_in)?,
             conv1: conv(&weights.at("conv1"), c_in, c_out, 3)?,
-            norm2: GroupNorm::load(groups, &weights.at("norm2"), c_out)?,
+            norm2: GroupNorm::load((groups, EPS), &weights.at("norm2"), c_out)?,
             conv2: conv(&weights.at("conv2"), c_out, c_out, 3)?,
             conv_shortcut: (c_in != c_out).then(shortcut).transpose()?,
         })
@@ -376,7 +377,7 @@ impl PixelAttention {
             weights.linear(if weights.at(old).has("weight") { old } else { name }, c, c)
         };
         Ok(Self {
-            group_norm: GroupNorm::load(groups, &weights.at("group_norm"), c)?,
+            group_norm: GroupNorm::load((groups, EPS), &weights.at("group_norm"), c)?,
             q: linear("to_q", "query")?,
             k: linear("to_k", "key")?,
             v: linear("to_v", "value")?,
@@ -395,35 +396,4 @@ impl PixelAttention {
         let y = self.out.forward(y.squeeze_dim::<3>(2));
         x + y.swap_dims(1, 2).reshape([b, c, height, width])
     }
-}
-
-/// The parameters of a group norm.
-#[derive(Clone, Debug)]
-struct GroupNorm {
-    groups: usize,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-}
-
-impl GroupNorm {
-    fn load(groups: usize, weights: &Weights, c: usize) -> Result<Self> {
-        Ok(Self { groups, weight: weights.tensor("weight", [c])?, bias: weights.tensor("bias", [c])? })
-    }
-
-    /// The scale and shift that the norm applies to each channel of `x`.
-    fn affine(&self, x: &Tensor<4>, rows: &dyn Rows) -> Affine {
-        let moments = rows.moments(x.clone(), self.groups);
-        group_norm_affine(moments, self.weight.clone(), self.bias.clone(), EPS)
-    }
-}
-
-/// A convolution that preserves the number of rows and columns.
-fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Result<Conv2d> {
-    Ok(Conv2d {
-        weight: weights.tensor("weight", [c_out, c_in, kernel, kernel])?,
-        bias: Some(weights.tensor("bias", [c_out])?),
-        stride: 1,
-        padding: [kernel / 2; 4],
-        upsample: false,
-    })
 }

@@ -2,7 +2,7 @@
 
 use xdit_core::transformer::{IntoParts, Part, Parts};
 
-use crate::{dit, flux, pixart, sd3};
+use crate::{dit, flux, pixart, sd3, unet};
 
 impl IntoParts for pixart::Conditions {
     fn into_parts(self) -> Parts {
@@ -41,6 +41,20 @@ impl IntoParts for sd3::Conditions {
     fn from_parts(parts: Parts) -> Self {
         let [text, pooled] = pair(parts.tensors);
         Self { text: text.tensor(), pooled: pooled.tensor() }
+    }
+}
+
+impl IntoParts for unet::Conditions {
+    fn into_parts(self) -> Parts {
+        let numbers = self.micro.into_iter().map(f64::from).collect();
+        Parts { tensors: vec![self.text.into(), self.pooled.into()], numbers }
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        let [text, pooled] = pair(parts.tensors);
+        let mut numbers = parts.numbers.into_iter();
+        let micro = std::array::from_fn(|_| numbers.next().expect("six numbers") as f32);
+        Self { text: text.tensor(), pooled: pooled.tensor(), micro }
     }
 }
 
@@ -85,6 +99,8 @@ mod tests {
         }
         survives(&dit::Conditions { class: 1000 });
         survives(&sd3::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]) });
+        let micro = [512.0, 768.0, 8.0, 16.0, 1024.0, 960.0];
+        survives(&unet::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]), micro });
         survives(&flux::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]), guidance: 3.7 });
     }
 }

@@ -7,6 +7,7 @@ pub mod caption;
 pub mod clip;
 pub mod component;
 mod conditions;
+pub mod convolution;
 pub mod dit;
 pub mod dit_pipeline;
 pub mod flux;
@@ -29,6 +30,7 @@ pub mod text_encoder;
 pub mod tiling;
 pub mod timestep;
 pub mod tokenizer;
+pub mod unet;
 
 use std::path::Path;
 

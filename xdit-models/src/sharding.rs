@@ -6,6 +6,7 @@ mod flux;
 mod latte;
 mod pixart;
 mod sd3;
+mod unet;
 
 use xdit_core::placement::Placement;
 use xdit_core::plan::cost::BlockExchanges;

@@ -1,0 +1,239 @@
+//! The blocks of a UNet: residual blocks of convolutions, and transformers over the pixels.
+
+use burn::tensor::Tensor;
+use xdit_core::Result;
+use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
+use xdit_core::linear::Linear;
+use xdit_core::rows::Rows;
+use xdit_core::weights::Weights;
+use xdit_kernels::{Activation, Conv2d, activate, layer_norm, norm_act};
+
+use super::config::{Level, UNetConfig};
+use crate::convolution::{GroupNorm, conv};
+use crate::layers::Heads;
+
+/// The ε of the norms in transformers: of the group norm before the first layer, and of the layer norms.
+const GROUP_NORM_EPS: f64 = 1e-6;
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// A pass of an image through the model: what the blocks share.
+pub(super) struct Pass<'a> {
+    /// Mixes pixels.
+    pub attention: &'a mut dyn Attention,
+    /// The text, `[b, nt, cross_attention_dim]`.
+    pub text: Tensor<3>,
+    /// The embedded timestep for each residual block to come, `[b, c]`.
+    pub times: std::slice::Iter<'a, Tensor<2>>,
+    /// The number of attentions among pixels so far.
+    pub attentions: usize,
+}
+
+impl Pass<'_> {
+    fn rows(&self) -> &dyn Rows {
+        self.attention.rows()
+    }
+
+    /// A convolution that neither follows a norm nor adds to anything.
+    pub fn conv(&self, conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+        self.rows().conv(conv, x, None, None)
+    }
+
+    fn attend(&mut self, qkv: Qkv) -> Tensor<4> {
+        let site = Site { block: 0, layer: self.attentions };
+        self.attentions += 1;
+        self.attention.attend(site, qkv, None).0
+    }
+}
+
+/// A residual block: twice group norm, SiLU and convolution, with a shortcut around them. The embedded timestep is added
+/// in the middle.
+///
+/// # Source
+/// diffusers' `ResnetBlock2D`.
+#[derive(Clone, Debug)]
+pub(super) struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    /// Projects the embedded timestep.
+    pub time_emb_proj: Linear,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    pub fn load(config: &UNetConfig, weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
+        let norm = |name, c| GroupNorm::load((config.norm_num_groups, config.norm_eps), &weights.at(name), c);
+        let shortcut = || conv(&weights.at("conv_shortcut"), c_in, c_out, 1);
+        Ok(Self {
+            norm1: norm("norm1", c_in)?,
+            conv1: conv(&weights.at("conv1"), c_in, c_out, 3)?,
+            time_emb_proj: weights.once().linear("time_emb_proj", config.time_embed_dim(), c_out)?,
+            norm2: norm("norm2", c_out)?,
+            conv2: conv(&weights.at("conv2"), c_out, c_out, 3)?,
+            conv_shortcut: (c_in != c_out).then(shortcut).transpose()?,
+        })
+    }
+
+    /// # Shapes
+    /// `[b, c_in, y, x]` to `[b, c_out, y, x]`.
+    pub fn forward(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        let time = pass.times.next().expect("a timestep for each residual block").clone();
+        let rows = pass.rows();
+        let norm = self.norm1.affine(&x, rows);
+        let y = rows.conv(&self.conv1, x.clone(), Some(&norm), None);
+        let y = y + time.unsqueeze_dim::<3>(2).unsqueeze_dim::<4>(3);
+        let x = match &self.conv_shortcut {
+            Some(shortcut) => rows.conv(shortcut, x, None, None),
+            None => x,
+        };
+        let norm = self.norm2.affine(&y, rows);
+        rows.conv(&self.conv2, y, Some(&norm), Some(x))
+    }
+}
+
+/// A transformer over the pixels of an image, around which there is a residual connection.
+///
+/// # Source
+/// diffusers' `Transformer2DModel`.
+#[derive(Clone, Debug)]
+pub(super) struct PixelTransformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    layers: Vec<Layer>,
+    proj_out: Linear,
+}
+
+impl PixelTransformer {
+    pub fn load(config: &UNetConfig, weights: &Weights, level: &Level) -> Result<Self> {
+        let c = level.channels;
+        let projection = |name| match config.use_linear_projection {
+            true => weights.linear(name, c, c),
+            false => {
+                let weights = weights.at(name);
+                let kernel = weights.tensor("weight", [c, c, 1, 1])?.reshape([c, c]);
+                Ok(Linear::new(kernel, Some(weights.tensor("bias", [c])?)))
+            }
+        };
+        let layer = |index| Layer::load(config, &weights.at("transformer_blocks").at(index), level);
+        Ok(Self {
+            norm: GroupNorm::load((config.norm_num_groups, GROUP_NORM_EPS), &weights.at("norm"), c)?,
+            proj_in: projection("proj_in")?,
+            layers: (0..level.layers).map(layer).collect::<Result<_>>()?,
+            proj_out: projection("proj_out")?,
+        })
+    }
+
+    /// # Shapes
+    /// `[b, c, y, x]`, also the result.
+    pub fn forward(&self, image: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        let shape @ [b, c, rows, columns] = image.dims();
+        let normed = norm_act(image.clone(), &self.norm.affine(&image, pass.rows()), false);
+        let x = self.proj_in.forward(normed.reshape([b, c, rows * columns]).swap_dims(1, 2));
+        let x = self.layers.iter().fold(x, |x, layer| layer.forward(x, pass));
+        image + self.proj_out.forward(x).swap_dims(1, 2).reshape(shape)
+    }
+}
+
+/// A pre-norm transformer layer: attention among pixels, attention to the text, and a gated feed-forward.
+///
+/// # Source
+/// diffusers' `BasicTransformerBlock`.
+#[derive(Clone, Debug)]
+struct Layer {
+    norm1: LayerNorm,
+    attn1: Projections,
+    norm2: LayerNorm,
+    attn2: Projections,
+    norm3: LayerNorm,
+    /// Computes the values and the gates.
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl Layer {
+    fn load(config: &UNetConfig, weights: &Weights, level: &Level) -> Result<Self> {
+        let c = level.channels;
+        let norm = |name| LayerNorm::load(&weights.at(name), c);
+        let net = weights.at("ff.net");
+        Ok(Self {
+            norm1: norm("norm1")?,
+            attn1: Projections::load(&weights.at("attn1"), level, c)?,
+            norm2: norm("norm2")?,
+            attn2: Projections::load(&weights.at("attn2"), level, config.cross_attention_dim)?,
+            norm3: norm("norm3")?,
+            ff_in: net.linear("0.proj", c, 8 * c)?,
+            ff_out: net.linear("2", 4 * c, c)?,
+        })
+    }
+
+    /// # Shapes
+    /// `[b, n, c]`, also the result.
+    fn forward(&self, x: Tensor<3>, pass: &mut Pass<'_>) -> Tensor<3> {
+        let y = self.norm1.forward(x.clone());
+        let y = pass.attend(self.attn1.qkv(y.clone(), y));
+        let x = x + self.attn1.out(y);
+        let Qkv { q, k, v } = self.attn2.qkv(self.norm2.forward(x.clone()), pass.text.clone());
+        let x = x + self.attn2.out(cross_attention(q, k, v, None));
+        let y = self.ff_in.forward(self.norm3.forward(x.clone()));
+        let width = y.dims()[2] / 2;
+        let (values, gates) = (y.clone().narrow(2, 0, width), y.narrow(2, width, width));
+        x + self.ff_out.forward(values * activate(Activation::Gelu, gates))
+    }
+}
+
+/// The linear layers around attention.
+#[derive(Clone, Debug)]
+struct Projections {
+    heads: Heads,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+}
+
+impl Projections {
+    /// Keys and values are of tokens with `features`.
+    fn load(weights: &Weights, level: &Level, features: usize) -> Result<Self> {
+        let c = level.channels;
+        Ok(Self {
+            heads: Heads { head_dim: level.head_dim() },
+            to_q: weights.linear_without_bias("to_q", c, c)?,
+            to_k: weights.linear_without_bias("to_k", features, c)?,
+            to_v: weights.linear_without_bias("to_v", features, c)?,
+            to_out: weights.linear("to_out.0", c, c)?,
+        })
+    }
+
+    /// # Shapes
+    /// `from`: `[b, n, c]`; `to`: `[b, nk, features]`.
+    fn qkv(&self, from: Tensor<3>, to: Tensor<3>) -> Qkv {
+        Qkv {
+            q: self.heads.split(self.to_q.forward(from)),
+            k: self.heads.split(self.to_k.forward(to.clone())),
+            v: self.heads.split(self.to_v.forward(to)),
+        }
+    }
+
+    /// # Shapes
+    /// `[b, n, h, d]` to `[b, n, c]`.
+    fn out(&self, y: Tensor<4>) -> Tensor<3> {
+        self.to_out.forward(self.heads.join(y))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct LayerNorm {
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+}
+
+impl LayerNorm {
+    fn load(weights: &Weights, c: usize) -> Result<Self> {
+        Ok(Self { weight: weights.tensor("weight", [c])?, bias: weights.tensor("bias", [c])? })
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        layer_norm(x, Some(self.weight.clone()), Some(self.bias.clone()), LAYER_NORM_EPS)
+    }
+}
