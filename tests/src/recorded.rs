@@ -72,6 +72,8 @@ pub fn request(case: &Case) -> Request {
         enable_temporal_attentions: call["enable_temporal_attentions"].as_bool().unwrap_or(true),
         decode_chunk_size: number("decode_chunk_size"),
         clean_caption: Some(call["clean_caption"].as_bool().unwrap_or(false)),
+        guidance_rescale: float("guidance_rescale").unwrap_or(0.0) as f32,
+        micro_conditions: serde_json::from_value(call.clone()).expect("pairs of numbers"),
         use_resolution_binning: call["use_resolution_binning"].as_bool().unwrap_or(true),
         ..Request::new("")
     }
@@ -101,7 +103,7 @@ pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
 /// The names of all recorded calls, which are many steps of many pipelines.
 pub fn calls() -> Vec<String> {
     let is_call = |name: &String| !Case::load(name).json["call"].is_null();
-    names(&["alpha-", "dit-", "flux-", "sd3", "sigma-"]).into_iter().filter(is_call).collect()
+    names(&["alpha-", "dit-", "flux-", "sd3", "sdxl-", "sigma-"]).into_iter().filter(is_call).collect()
 }
 
 fn names(prefixes: &[&str]) -> Vec<String> {

@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 pub use xdit_comm::{Ended, MeetError, Meeting, Processes};
 
 pub use engine::{Engine, Running};
-pub use request::{Extra, Request, SkipLayerGuidance, check, check_extras};
+pub use request::{Extra, MicroConditions, Request, SkipLayerGuidance, check, check_extras};
 
 use crate::error::Result;
 pub use crate::picture::Picture;

@@ -22,6 +22,8 @@ pub enum Placement {
         /// The number of features in a unit.
         unit: usize,
     },
+    /// As `Outputs`, for a layer whose output is a concatenation of several results.
+    ConcatenatedOutputs(Vec<Run>),
     /// As `Inputs`, for a layer whose input is a concatenation of several results.
     ConcatenatedInputs(Vec<Run>),
 }

@@ -55,7 +55,7 @@ struct Source {
     /// The blocks to load, if not all.
     blocks: Option<Range<usize>>,
     /// The rank's part of layers that are cut, and the placements of these layers.
-    tensor: Option<(TensorShare, Vec<(&'static str, Placement)>)>,
+    tensor: Option<(TensorShare, Vec<(String, Placement)>)>,
 }
 
 /// Bytes of parameters, in the type to which they are converted.
@@ -86,7 +86,7 @@ impl Weights {
     /// # Panics
     /// If the weights are in use already.
     #[must_use]
-    pub fn of_share(mut self, share: Share, placements: Vec<(&'static str, Placement)>) -> Self {
+    pub fn of_share(mut self, share: Share, placements: Vec<(String, Placement)>) -> Self {
         let source = self.set_up();
         source.blocks = Some(share.blocks);
         source.tensor = share.tensor.map(|share| (share, placements));
@@ -224,26 +224,30 @@ impl Weights {
     /// # Errors
     /// If it is missing, has another shape, or a type that is not f32, f16 or bf16.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
-        let tensor = self.rows(name, shape, 0..shape[0])?;
+        let tensor = self.rows(name, shape, std::slice::from_ref(&(0..shape[0])))?;
         self.count(&self.source.taken, tensor.shape().num_elements());
         Ok(tensor)
     }
 
-    /// Some rows (of the first dimension) of the tensor called `name`, which must have exactly this shape. Only
+    /// Some ranges of rows (of the first dimension) of the tensor called `name`, which must have exactly this shape. Only
     /// they are read.
     fn rows<const D: usize>(
         &self,
         name: &str,
         mut shape: [usize; D],
-        rows: Range<usize>,
+        rows: &[Range<usize>],
     ) -> Result<Tensor<D>> {
         let entry = self.entry(name, &shape)?;
         let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);
-        let range = rows.start * row_bytes..rows.end * row_bytes;
-        shape[0] = rows.len();
-        self.put(name, shape, || match mapped(entry, range.clone(), self.dtype) {
+        let bytes = |rows: &Range<usize>| rows.start * row_bytes..rows.end * row_bytes;
+        shape[0] = rows.iter().map(Range::len).sum();
+        let in_place = || match rows {
+            [rows] => mapped(entry, bytes(rows), self.dtype),
+            _ => None,
+        };
+        self.put(name, shape, || match in_place() {
             Some(bytes) => Ok(TensorData::from_bytes(bytes, shape, self.dtype)),
-            None => read(entry, [range], shape, self.dtype),
+            None => read(entry, rows.iter().map(bytes), shape, self.dtype),
         })
     }
 

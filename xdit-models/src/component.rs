@@ -27,6 +27,8 @@ pub struct ModelIndex {
     pub components: BTreeMap<String, String>,
     /// The names of a class-conditional model's classes, by number: `id2label`. Empty if there is none.
     pub id2label: Map<String, Value>,
+    /// Whether an absent negative prompt is encoded as zeros: `force_zeros_for_empty_prompt`.
+    pub force_zeros_for_empty_prompt: bool,
 }
 
 impl ModelIndex {
@@ -48,7 +50,14 @@ impl ModelIndex {
             }
         }
         let id2label = json.get("id2label").and_then(Value::as_object).cloned().unwrap_or_default();
-        Ok(Self { dir: dir.to_owned(), class_name: class_name.to_owned(), components, id2label })
+        let zeros = json.get("force_zeros_for_empty_prompt").and_then(Value::as_bool);
+        Ok(Self {
+            dir: dir.to_owned(),
+            class_name: class_name.to_owned(),
+            components,
+            id2label,
+            force_zeros_for_empty_prompt: zeros.unwrap_or(true),
+        })
     }
 
     /// The folder of the component `name`, which must be of one of `classes`.
@@ -129,7 +138,7 @@ impl<C> Component<C> {
         &self,
         device: &Device,
         share: Share,
-        placements: Vec<(&'static str, Placement)>,
+        placements: Vec<(String, Placement)>,
         residency: Residency,
         load: impl FnOnce(&C, &Weights) -> Result<M>,
     ) -> Result<Loaded<M>> {
@@ -145,7 +154,7 @@ impl<C> Component<C> {
     /// The returned function fails if `load` rejects a share.
     pub fn scales<M: Transformer>(
         &self,
-        placements: Vec<(&'static str, Placement)>,
+        placements: Vec<(String, Placement)>,
         load: impl Fn(&C, &Weights) -> Result<M>,
     ) -> impl FnMut(Share) -> Result<Weighed> {
         let (layers, mut models) = (SharedLayers::default(), Vec::new());

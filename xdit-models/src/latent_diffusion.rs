@@ -46,16 +46,25 @@ pub trait TransformerConfig: Sized {
 
     /// The sizes that the engine needs.
     fn spec(&self) -> &TransformerSpec;
+
+    /// The number of consecutive tokens that stay together on a rank, for a picture or clip of `[frames, rows, columns]`
+    /// tokens: by default the tokens of a place in all frames.
+    fn grain(&self, [frames, ..]: [usize; 3]) -> usize {
+        frames
+    }
 }
 
 /// A transformer that is published in the diffusers layout.
 pub trait Published:
     Transformer<Conditions: IntoParts + Send + Sync> + Sized + Send + Sync + 'static
 {
+    /// The name of its folder.
+    const FOLDER: &'static str = "transformer";
+
     /// The options of its `config.json`.
     type Config: TransformerConfig + Sharded + Clone + Send + Sync + 'static;
 
-    /// Loads the model from the weights of a `transformer/` folder.
+    /// Loads the model from the weights of its folder.
     ///
     /// # Errors
     /// If a tensor is missing or has the wrong shape.
@@ -161,7 +170,7 @@ impl<T: Published> LatentModel<T> {
             residency: Residency::Hold,
             decoders: Shared::default(),
             transformer: Component::open(
-                &index.folder("transformer", family.transformer)?,
+                &index.folder(T::FOLDER, family.transformer)?,
                 "diffusion_pytorch_model",
                 options,
                 T::Config::read,
@@ -226,7 +235,7 @@ impl<T: Published> Model for LatentModel<T> {
     type Decoder = AutoencoderKl;
 
     fn load(&self, share: Share, device: &Device) -> Result<Loaded<T>> {
-        let placements = self.transformer.config.placements();
+        let placements = self.transformer.config.all_placements();
         self.transformer.load_share(device, share, placements, self.residency, T::load)
     }
 
@@ -332,10 +341,12 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             branches,
             frames,
         } = self.recipe.choose(request, &self.model)?;
-        let grain = frames.unwrap_or(1);
+        let [_, _, height, width] = self.model.latent_shape(generated_size);
+        let grid = [height, width].map(|side| side / self.model.spec().patch);
+        let grain = self.model.transformer.config.grain([frames.unwrap_or(1), grid[0], grid[1]]);
         let work = Work {
             spec: self.model.spec().clone(),
-            tokens: self.model.tokens(generated_size) * grain,
+            tokens: self.model.tokens(generated_size) * frames.unwrap_or(1),
             grain,
             steps: self.scheduler(generated_size, num_inference_steps)?.timesteps().len(),
             branches,
@@ -344,6 +355,12 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         let plan = Plan::new(&request.parallel, &work)?;
         let local = local_ranks(&plan.mesh, self.options.processes.as_ref())?;
         check_devices(local.len(), &self.options.devices)?;
+        if request.guidance_rescale != 0.0 && plan.patches.len() > 1 && plan.synchronous_steps < plan.steps {
+            return Err(Error::usage(
+                "guidance rescale needs the deviation of the whole picture, which patches of different steps do not have",
+            )
+            .hint("leave `guidance_rescale` out, or use one patch"));
+        }
         let expected = self.model.shape_of_latents(request.images(), generated_size, frames);
         if let Some(latents) = &request.init_latents {
             let found = latents.shape().to_vec();
@@ -380,7 +397,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             exchanges: component.config.exchanges(),
             frames: resolved.frames.unwrap_or(1),
         };
-        let scales = component.scales(component.config.placements(), R::Transformer::load);
+        let scales = component.scales(component.config.all_placements(), R::Transformer::load);
         costs(plan, &sizes, scales)
     }
 

@@ -24,6 +24,7 @@ pub mod resolution;
 pub mod rotary;
 pub mod sd3;
 pub mod sd3_pipeline;
+pub mod sdxl_pipeline;
 pub mod sharding;
 pub mod t5;
 pub mod text_encoder;
@@ -69,6 +70,7 @@ pub const MODELS: &[Model] = &[
     Model { name: "Latte", class_name: "LattePipeline", open: latte_pipeline::open },
     Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: flux_pipeline::open },
     Model { name: "DiT-XL/2 (256, 512)", class_name: "DiTPipeline", open: dit_pipeline::open },
+    Model { name: "SDXL base", class_name: "StableDiffusionXLPipeline", open: sdxl_pipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.

@@ -17,6 +17,17 @@ pub trait Sharded {
     /// single name.
     fn placements(&self) -> Vec<(&'static str, Placement)>;
 
+    /// The placement of layers whose names depend on the configuration. It is empty for models whose blocks are alike.
+    fn placements_by_level(&self) -> Vec<(String, Placement)> {
+        Vec::new()
+    }
+
+    /// All placements.
+    fn all_placements(&self) -> Vec<(String, Placement)> {
+        let placements = self.placements().into_iter().map(|(name, placement)| (name.to_owned(), placement));
+        placements.chain(self.placements_by_level()).collect()
+    }
+
     /// For each block, the number of attentions over tokens and of sums of features over ranks.
     fn exchanges(&self) -> Vec<BlockExchanges>;
 }

@@ -67,6 +67,8 @@ struct Stack {
 }
 
 impl Published for UNet {
+    const FOLDER: &'static str = "unet";
+
     type Config = UNetConfig;
 
     fn load(config: &UNetConfig, weights: &Weights) -> Result<Self> {
@@ -180,7 +182,12 @@ impl UNet {
 
     /// Predicts the noise of an image, or of some of its rows. `watch` sees the image after each level, by the name of
     /// its block.
-    fn predict(&self, latents: Tensor<4>, mut pass: Pass<'_>, watch: &mut dyn FnMut(&str, &Tensor<4>)) -> Tensor<4> {
+    fn predict(
+        &self,
+        latents: Tensor<4>,
+        mut pass: Pass<'_>,
+        watch: &mut dyn FnMut(&str, &Tensor<4>),
+    ) -> Tensor<4> {
         let pass = &mut pass;
         let mut x = pass.conv(&self.conv_in, latents);
         watch("conv_in", &x);
@@ -267,7 +274,8 @@ impl Transformer for UNet {
         let sinusoids = sinusoids_of_width(timesteps, self.config.levels[0].channels, &device);
         let time = self.time_embedding.forward(sinusoids.cast(self.dtype)).reshape([steps, 1, width]);
         let micro = sinusoids_of_width(micro, self.config.addition_time_embed_dim, &device);
-        let micro = micro.reshape([1, MICRO_CONDITIONS * self.config.addition_time_embed_dim]).repeat_dim(0, b);
+        let micro =
+            micro.reshape([1, MICRO_CONDITIONS * self.config.addition_time_embed_dim]).repeat_dim(0, b);
         let added = Tensor::cat(vec![pooled.clone().cast(self.dtype), micro.cast(self.dtype)], 1);
         let added = self.add_embedding.forward(added).reshape([1, b, width]);
         let embedded = activate(Activation::Silu, (time + added).reshape([steps * b, width]));
@@ -297,7 +305,7 @@ impl Transformer for UNet {
 
     fn block(&self, _: usize, hidden: Hidden, context: &Context, attention: &mut dyn Attention) -> Hidden {
         let Tokens { x, positions } = hidden.image;
-        let ([b, n, c], [_, columns]) = (x.dims(), positions.extent());
+        let ([b, n, c], [_, _, columns]) = (x.dims(), positions.extent());
         assert_eq!(n % columns, 0, "{n} pixels are not whole rows of {columns}");
         let image = x.swap_dims(1, 2).reshape([b, c, n / columns, columns]);
         let y = self.watched(image, context, attention, &mut |_, _| {});

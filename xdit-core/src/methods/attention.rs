@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use xdit_kernels::attention;
 
 use crate::attention::{Attention, Local, Qkv, Site, Span, scale};
+use crate::link::Link;
 use crate::methods::distrifusion::{DistriFusion, Exchange};
 use crate::methods::keys::{Keys, Kv};
 use crate::methods::pipefusion::KvCache;
 use crate::methods::ring::Ring;
 use crate::methods::ulysses::Ulysses;
+use crate::methods::vae::SplitRows;
 use crate::plan::Plan;
 use crate::plan::mesh::Axis;
+use crate::rows::{Rows, Whole};
 use crate::split;
 
 /// One pass through the blocks.
@@ -50,6 +54,8 @@ pub struct ParallelAttention {
     /// For each guidance branch that has asynchronous steps with several patches, the cache of each number of tokens that
     /// are one token for the methods.
     caches: Vec<Option<BTreeMap<usize, KvCache>>>,
+    /// The rows of this rank, if others have the rest of the image.
+    rows: Option<SplitRows>,
     pass: Pass,
 }
 
@@ -63,7 +69,18 @@ impl ParallelAttention {
     ) -> Self {
         let caches = (0..plan.branches.len()).map(|branch| plan.caches(branch).then(BTreeMap::new)).collect();
         let pass = Pass { step: 0, patches: 0..plan.patches.len(), branch: 0 };
-        Self { plan, ring_coordinate, ulysses, exchange, caches, pass }
+        Self { plan, ring_coordinate, ulysses, exchange, caches, rows: None, pass }
+    }
+
+    /// The same attention, with rows that are divided among the ranks of `sequence`, for models that
+    /// [mix them](Attention::rows).
+    #[must_use]
+    pub fn splitting_rows(self, sequence: Option<Arc<dyn Link>>) -> Self {
+        // Tokens stand for rows: only the proportions of the shares matter.
+        let all = 0..self.plan.patches.len();
+        let shares = |link: &Arc<dyn Link>| (0..link.size()).map(|at| self.plan.tokens(&all, at)).collect();
+        let rows = sequence.map(|link| SplitRows::new(link.clone(), shares(&link)));
+        Self { rows, ..self }
     }
 
     /// Sets the pass to which the next calls belong.
@@ -127,7 +144,12 @@ impl Attention for ParallelAttention {
         let heads = image.q.dims()[2];
         let scale = scale(&image.q);
         let tokens = self.plan.ulysses_tokens(&self.pass.patches, self.ring_coordinate);
-        let tokens: Vec<_> = tokens.into_iter().map(|tokens| tokens / fold).collect();
+        // A UNet's levels have fewer tokens than the plan, but in the same proportions, since each rank has whole pieces
+        // of rows.
+        let planned = tokens[self.ulysses.as_ref().map_or(0, Ulysses::rank)] / fold;
+        let present = image.q.dims()[1];
+        let at_level = |tokens: usize| tokens * present / planned;
+        let tokens: Vec<_> = tokens.into_iter().map(|tokens| at_level(tokens / fold)).collect();
         let (image, text) = match &self.ulysses {
             Some(ulysses) => {
                 (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text)))
@@ -165,7 +187,7 @@ impl Attention for ParallelAttention {
             }
         };
 
-        let tokens_of_keys = self.ring_tokens(&known, fold);
+        let tokens_of_keys: Vec<_> = self.ring_tokens(&known, fold).into_iter().map(at_level).collect();
         let (image_out, text_out) = match &mut self.exchange {
             Some(KeyExchange::Ring(ring)) => ring.attend(image.q, text_q, keys, &tokens_of_keys, scale),
             Some(KeyExchange::DistriFusion(strips)) => {
@@ -186,6 +208,13 @@ impl Attention for ParallelAttention {
             None => (image_out, text_out),
         };
         (image_out.reshape(shape), text_out)
+    }
+
+    fn rows(&self) -> &dyn Rows {
+        match &self.rows {
+            Some(rows) => rows,
+            None => &Whole,
+        }
     }
 }
 

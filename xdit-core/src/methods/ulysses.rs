@@ -23,6 +23,11 @@ impl Ulysses {
         Self { link }
     }
 
+    /// This rank's index among them.
+    pub fn rank(&self) -> usize {
+        self.link.rank()
+    }
+
     /// The heads of each rank.
     fn heads(&self, heads: usize) -> Vec<Range<usize>> {
         split::even(heads, self.link.size())

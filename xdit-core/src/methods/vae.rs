@@ -1,4 +1,5 @@
-//! Parallel VAE: each rank holds some rows of an image, from the latents to the picture.
+//! Rows: each rank holds some rows of an image. The parallel VAE splits it so from the latents to the picture, and a UNet
+//! in each step.
 //!
 //! Nothing is approximated. Convolutions take the neighbours' rows where a rank's own end, and zeros at the border of
 //! the image only; group norms merge the moments of all ranks; attention passes keys and values around.
@@ -84,8 +85,10 @@ impl Rows for SplitRows {
         let [_, _, kernel, _] = conv.weight.dims();
         let doubled = if conv.upsample { 2 } else { 1 };
         let rows = x.dims()[2] * doubled;
-        assert_eq!(top + bottom + conv.stride, kernel, "a convolution that keeps rows, but for its stride");
         assert!(rows.is_multiple_of(conv.stride), "{rows} rows in steps of {}", conv.stride);
+        // With a stride, the kernel may end before the padding at the bottom does.
+        let used = kernel.checked_sub(conv.stride + top).filter(|used| *used <= bottom);
+        let bottom = used.expect("a convolution that keeps rows, but for its stride");
         assert!(residual.is_none() || !conv.upsample, "no autoencoder adds a residual as it upsamples");
         if [top, bottom] == [0, 0] {
             return Whole.conv(conv, x, norm, residual);

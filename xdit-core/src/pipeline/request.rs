@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::TensorData;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::plan::ParallelConfig;
@@ -41,6 +42,10 @@ pub struct Request {
     pub true_cfg_scale: Option<f32>,
     /// Guidance away from the model's prediction without some of its blocks.
     pub skip_layer_guidance: Option<SkipLayerGuidance>,
+    /// The share, from 0 to 1, of the prediction that is rescaled to the deviation of the positive branch's.
+    pub guidance_rescale: f32,
+    /// Sizes and places that some models take as inputs.
+    pub micro_conditions: MicroConditions,
     /// The seed of the first picture; picture `i` of the run has `seed + i`.
     pub seed: u64,
     /// The number of pictures of each prompt.
@@ -88,6 +93,8 @@ impl Request {
             guidance_scale: None,
             true_cfg_scale: None,
             skip_layer_guidance: None,
+            guidance_rescale: 0.0,
+            micro_conditions: MicroConditions::default(),
             seed: 0,
             images_per_prompt: 1,
             max_sequence_length: None,
@@ -182,6 +189,55 @@ impl SkipLayerGuidance {
     }
 }
 
+/// Sizes and places that some models take as inputs: pictures of all sizes were scaled and cropped for training, and the
+/// model learned what it was given of each. All are `[height, width]` or `[top, left]` in pixels.
+///
+/// # Source
+/// SDXL (Podell et al. 2023) §2.2; diffusers' `StableDiffusionXLPipeline`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MicroConditions {
+    /// The size of the original picture; by default that of the picture to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_size: Option<[usize; 2]>,
+    /// The corner of the crop; by default `[0, 0]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crops_coords_top_left: Option<[usize; 2]>,
+    /// The size after cropping; by default that of the picture to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_size: Option<[usize; 2]>,
+    /// The original size for the negative branch. The negative branch has its own conditions only if both of its sizes are
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_original_size: Option<[usize; 2]>,
+    /// The corner of the crop for the negative branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_crops_coords_top_left: Option<[usize; 2]>,
+    /// The size after cropping for the negative branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_target_size: Option<[usize; 2]>,
+}
+
+impl MicroConditions {
+    /// The conditions of a picture of `size`: original size, corner of the crop, and target size.
+    pub fn positive(&self, size: [usize; 2]) -> [[usize; 2]; 3] {
+        [
+            self.original_size.unwrap_or(size),
+            self.crops_coords_top_left.unwrap_or_default(),
+            self.target_size.unwrap_or(size),
+        ]
+    }
+
+    /// The conditions of the negative branch, which are those of the picture unless it has sizes of its own.
+    pub fn negative(&self, size: [usize; 2]) -> [[usize; 2]; 3] {
+        match (self.negative_original_size, self.negative_target_size) {
+            (Some(original), Some(target)) => {
+                [original, self.negative_crops_coords_top_left.unwrap_or_default(), target]
+            }
+            _ => self.positive(size),
+        }
+    }
+}
+
 /// An option of a [`Request`] that only some pipelines support, named as in diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extra {
@@ -213,11 +269,25 @@ pub enum Extra {
     EnableTemporalAttentions,
     /// [`Request::decode_chunk_size`]
     DecodeChunkSize,
+    /// [`Request::guidance_rescale`]
+    GuidanceRescale,
+    /// [`MicroConditions::original_size`]
+    OriginalSize,
+    /// [`MicroConditions::crops_coords_top_left`]
+    CropsCoordsTopLeft,
+    /// [`MicroConditions::target_size`]
+    TargetSize,
+    /// [`MicroConditions::negative_original_size`]
+    NegativeOriginalSize,
+    /// [`MicroConditions::negative_crops_coords_top_left`]
+    NegativeCropsCoordsTopLeft,
+    /// [`MicroConditions::negative_target_size`]
+    NegativeTargetSize,
 }
 
 impl Extra {
     /// All of them, in the order in which they are checked.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 21] = [
         Self::NegativePrompt,
         Self::MaxSequenceLength,
         Self::Prompt2,
@@ -232,6 +302,13 @@ impl Extra {
         Self::Fps,
         Self::EnableTemporalAttentions,
         Self::DecodeChunkSize,
+        Self::GuidanceRescale,
+        Self::OriginalSize,
+        Self::CropsCoordsTopLeft,
+        Self::TargetSize,
+        Self::NegativeOriginalSize,
+        Self::NegativeCropsCoordsTopLeft,
+        Self::NegativeTargetSize,
     ];
 
     /// The name of the option.
@@ -251,12 +328,20 @@ impl Extra {
             Self::Fps => "fps",
             Self::EnableTemporalAttentions => "no_enable_temporal_attentions",
             Self::DecodeChunkSize => "decode_chunk_size",
+            Self::GuidanceRescale => "guidance_rescale",
+            Self::OriginalSize => "original_size",
+            Self::CropsCoordsTopLeft => "crops_coords_top_left",
+            Self::TargetSize => "target_size",
+            Self::NegativeOriginalSize => "negative_original_size",
+            Self::NegativeCropsCoordsTopLeft => "negative_crops_coords_top_left",
+            Self::NegativeTargetSize => "negative_target_size",
         }
     }
 
     /// Whether `request` has the option. A neutral value, or an empty text, which stands for the prompt, counts as
     /// absent.
     fn is_in(self, request: &Request) -> bool {
+        let micro = &request.micro_conditions;
         match self {
             Self::NegativePrompt => request.negative_prompts.iter().any(|text| !text.is_empty()),
             Self::MaxSequenceLength => request.max_sequence_length.is_some_and(|length| length != 0),
@@ -274,6 +359,13 @@ impl Extra {
             Self::Fps => request.fps.is_some(),
             Self::EnableTemporalAttentions => !request.enable_temporal_attentions,
             Self::DecodeChunkSize => request.decode_chunk_size.is_some(),
+            Self::GuidanceRescale => request.guidance_rescale != 0.0,
+            Self::OriginalSize => micro.original_size.is_some(),
+            Self::CropsCoordsTopLeft => micro.crops_coords_top_left.is_some(),
+            Self::TargetSize => micro.target_size.is_some(),
+            Self::NegativeOriginalSize => micro.negative_original_size.is_some(),
+            Self::NegativeCropsCoordsTopLeft => micro.negative_crops_coords_top_left.is_some(),
+            Self::NegativeTargetSize => micro.negative_target_size.is_some(),
         }
     }
 }
@@ -319,6 +411,12 @@ pub fn check(request: &Request) -> Result<()> {
                 )));
             }
         }
+    }
+    if !(0.0..=1.0).contains(&request.guidance_rescale) {
+        return Err(Error::usage(format!(
+            "guidance rescale `{}` is not between 0 and 1",
+            request.guidance_rescale
+        )));
     }
     let prompts = request.prompts.len();
     for (extra, texts) in [
@@ -433,6 +531,15 @@ mod tests {
             fps: Some(8.0),
             enable_temporal_attentions: false,
             decode_chunk_size: Some(2),
+            guidance_rescale: 0.5,
+            micro_conditions: MicroConditions {
+                original_size: Some([0; 2]),
+                crops_coords_top_left: Some([0; 2]),
+                target_size: Some([0; 2]),
+                negative_original_size: Some([0; 2]),
+                negative_crops_coords_top_left: Some([0; 2]),
+                negative_target_size: Some([0; 2]),
+            },
             ..Request::new("a")
         };
         for extra in Extra::ALL {

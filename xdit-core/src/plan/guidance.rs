@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
+use xdit_kernels::Moments;
 
 /// A branch of guidance as a plan describes it: its steps and its blocks.
 ///
@@ -36,6 +37,8 @@ pub struct Guidance<C> {
     pub branches: Vec<C>,
     /// The terms added to the prediction of branch 0.
     pub terms: Vec<Term>,
+    /// The share of the result that is [rescaled](Self::rescaled).
+    pub rescale: f32,
 }
 
 /// `scale · (to − from)`, in the steps in which both branches take part.
@@ -52,7 +55,7 @@ pub struct Term {
 impl<C> Guidance<C> {
     /// No guidance: a single branch.
     pub fn none(conditions: C) -> Self {
-        Self { branches: vec![conditions], terms: Vec::new() }
+        Self { branches: vec![conditions], terms: Vec::new(), rescale: 0.0 }
     }
 
     /// Guidance from the negative branch towards the positive one and, with a scale above 1, beyond it.
@@ -60,7 +63,8 @@ impl<C> Guidance<C> {
     /// # Source
     /// Classifier-free guidance (Ho & Salimans 2022), with the weight as in Imagen.
     pub fn classifier_free(negative: C, positive: C, scale: f32) -> Self {
-        Self { branches: vec![negative, positive], terms: vec![Term { from: 0, to: 1, scale }] }
+        let terms = vec![Term { from: 0, to: 1, scale }];
+        Self { branches: vec![negative, positive], terms, rescale: 0.0 }
     }
 
     /// Classifier-free guidance with a scale above 1, otherwise none.
@@ -70,7 +74,8 @@ impl<C> Guidance<C> {
 
     /// The same guidance with `of` applied to the conditions of each branch.
     pub fn map<D>(&self, of: impl FnMut(&C) -> D) -> Guidance<D> {
-        Guidance { branches: self.branches.iter().map(of).collect(), terms: self.terms.clone() }
+        let branches = self.branches.iter().map(of).collect();
+        Guidance { branches, terms: self.terms.clone(), rescale: self.rescale }
     }
 
     /// Adds a branch that has the conditions of the last one and skips some blocks; the prediction moves away from
@@ -89,6 +94,16 @@ impl<C> Guidance<C> {
         self
     }
 
+    /// The same guidance, with a `share` of the combined prediction rescaled to the standard deviation, over the whole
+    /// picture, of the positive branch's: strong guidance otherwise increases it.
+    ///
+    /// # Source
+    /// Lin et al. 2023 (arXiv 2305.08891) §3.4; diffusers' `rescale_noise_cfg`.
+    #[must_use]
+    pub fn rescaled(self, share: f32) -> Self {
+        Self { rescale: share, ..self }
+    }
+
     /// Combines the predictions of the branches that take part in a step.
     ///
     /// # Panics
@@ -100,5 +115,21 @@ impl<C> Guidance<C> {
             Some(difference.mul_scalar(term.scale))
         });
         terms.fold(first, |sum, term| sum + term)
+    }
+
+    /// Rescales the [combined](Self::combine) prediction, if this is requested. `moments` computes the moments of a
+    /// prediction over the whole picture.
+    pub fn rescale(
+        &self,
+        combined: Tensor<3>,
+        predictions: &[Option<Tensor<3>>],
+        moments: impl Fn(Tensor<3>) -> Moments,
+    ) -> Tensor<3> {
+        let positive = self.terms.first().and_then(|term| predictions[term.to].clone());
+        let Some(positive) = positive.filter(|_| self.rescale != 0.0) else { return combined };
+        let squares = |x: &Tensor<3>| moments(x.clone()).deviation;
+        let ratio = (squares(&positive) / squares(&combined)).sqrt();
+        let factor = ratio.mul_scalar(self.rescale).add_scalar(1.0 - self.rescale);
+        combined * factor.unsqueeze_dim(2)
     }
 }

@@ -39,7 +39,7 @@ impl Hash for Key {
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Part {
     Whole,
-    Outputs(Range<usize>),
+    Outputs(Vec<Range<usize>>),
     Inputs(Vec<Range<usize>>),
 }
 
@@ -102,7 +102,8 @@ impl Weights {
         let inputs = |runs: &[Run]| (Part::Inputs(share.parts(runs)), Some(share.link.clone()));
         match placed.map(|(_, placement)| placement) {
             None => (Part::Whole, None),
-            Some(Placement::Outputs { unit }) => (Part::Outputs(share.part(c_out, *unit)), None),
+            Some(Placement::Outputs { unit }) => (Part::Outputs(vec![share.part(c_out, *unit)]), None),
+            Some(Placement::ConcatenatedOutputs(runs)) => (Part::Outputs(share.parts(runs)), None),
             Some(Placement::Inputs { unit }) => inputs(&[Run { features: c_in, unit: *unit }]),
             Some(Placement::ConcatenatedInputs(runs)) => inputs(runs),
         }
@@ -119,13 +120,13 @@ impl Weights {
         self.source.shared.0.get(key, || {
             let outputs = match &part {
                 Part::Outputs(outputs) => outputs.clone(),
-                Part::Whole | Part::Inputs(_) => 0..c_out,
+                Part::Whole | Part::Inputs(_) => vec![0..c_out],
             };
             let weight = match &part {
                 Part::Inputs(inputs) => self.columns("weight", [c_out, c_in], inputs)?,
-                Part::Whole | Part::Outputs(_) => self.rows("weight", [c_out, c_in], outputs.clone())?,
+                Part::Whole | Part::Outputs(_) => self.rows("weight", [c_out, c_in], &outputs)?,
             };
-            let bias = bias.then(|| self.rows("bias", [c_out], outputs)).transpose()?;
+            let bias = bias.then(|| self.rows("bias", [c_out], &outputs)).transpose()?;
             Ok(Parameters { weight, bias })
         })
     }

@@ -39,7 +39,7 @@ impl Pass<'_> {
     }
 
     fn attend(&mut self, qkv: Qkv) -> Tensor<4> {
-        let site = Site { block: 0, layer: self.attentions };
+        let site = Site::new(0, self.attentions);
         self.attentions += 1;
         self.attention.attend(site, qkv, None).0
     }

@@ -108,8 +108,10 @@ impl TransformerConfig for UNetConfig {
             return Err(Error::failure("a UNet cannot have no levels"));
         };
         if *first == 0 || rest.iter().any(|layers| layers != first) {
-            return Err(Error::failure(format!("a UNet with `{layers_per_block:?}` layers in its levels is not supported"))
-                .hint("supported: the same positive number in each"));
+            return Err(Error::failure(format!(
+                "a UNet with `{layers_per_block:?}` layers in its levels is not supported"
+            ))
+            .hint("supported: the same positive number in each"));
         }
         let this = Self {
             spec: spec(&levels, in_channels)?,
@@ -131,12 +133,19 @@ impl TransformerConfig for UNetConfig {
     fn spec(&self) -> &TransformerSpec {
         &self.spec
     }
+
+    /// Whole rows, as many as become one row of the innermost level. If rows are left over, the picture stays whole.
+    fn grain(&self, [_, rows, columns]: [usize; 3]) -> usize {
+        let grain = if rows.is_multiple_of(self.row_grain()) { self.row_grain() } else { rows };
+        grain * columns
+    }
 }
 
 impl UNetConfig {
     fn check(&self) -> Result<()> {
         let groups = self.norm_num_groups;
-        let divides = |level: &Level| groups > 0 && level.channels > 0 && level.channels.is_multiple_of(groups);
+        let divides =
+            |level: &Level| groups > 0 && level.channels > 0 && level.channels.is_multiple_of(groups);
         if !self.levels.iter().all(divides) || !self.levels[0].channels.is_multiple_of(2) {
             let channels: Vec<_> = self.levels.iter().map(|level| level.channels).collect();
             return Err(Error::failure(format!(
@@ -166,7 +175,9 @@ const MAX_LAYERS: usize = 1024;
 fn spec(levels: &[Level], channels: usize) -> Result<TransformerSpec> {
     let last = levels.len() - 1;
     let sound = |level: &Level| {
-        level.heads > 0 && level.channels.is_multiple_of(level.heads) && (1..=MAX_LAYERS).contains(&level.layers)
+        level.heads > 0
+            && level.channels.is_multiple_of(level.heads)
+            && (1..=MAX_LAYERS).contains(&level.layers)
     };
     let attends = |&(index, level): &(usize, &Level)| level.down + level.up > 0 || index == last;
     let attending = || levels.iter().enumerate().filter(attends).map(|(_, level)| level);

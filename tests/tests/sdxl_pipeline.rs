@@ -1,0 +1,53 @@
+//! Compares whole runs of Stable Diffusion XL, from prompt to pixels, with the same calls of diffusers.
+
+use burn::tensor::DType;
+use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
+use xdit_core::plan::ParallelConfig;
+use xdit_core::plan::mesh::{Axis, Mesh};
+use xdit_tests::recorded::check_calls;
+use xdit_tests::{device, goldens};
+
+/// The tolerance of the final latents, relative to their norm.
+const TOLERANCE: f64 = 1e-4;
+
+#[test]
+fn every_recorded_call() {
+    check_calls(&["sdxl-base-"], 9, TOLERANCE);
+}
+
+fn open() -> Box<dyn Pipeline> {
+    xdit_models::open(&goldens().join("sdxl-base"), &LoadOptions::new(device(), DType::F32)).unwrap()
+}
+
+#[test]
+fn defaults_are_those_of_diffusers() {
+    let resolved = open().resolve(&Request::new("a cat")).unwrap();
+    assert_eq!((resolved.size, resolved.generated_size), ([128; 2], [128; 2]));
+    assert_eq!((resolved.num_inference_steps, resolved.max_sequence_length), (50, 0));
+    assert_eq!(resolved.guidance_scale, 5.0);
+}
+
+#[test]
+fn refusals_read_well() {
+    let pipeline = open();
+    let on = |axis, degree| {
+        let mesh = Mesh::default().with(axis, degree);
+        let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };
+        Request { parallel, ..Request::new("a cat") }
+    };
+    let mut distrifusion = on(Axis::Ring, 2);
+    distrifusion.parallel.distrifusion = true;
+    let refusals = [
+        Request { height: Some(100), ..Request::new("a cat") },
+        Request { height: Some(104), ..on(Axis::Ring, 2) },
+        Request { height: Some(64), ..on(Axis::Ulysses, 3) },
+        on(Axis::Ulysses, 5),
+        on(Axis::Pipeline, 2),
+        distrifusion,
+        Request { guidance_rescale: 1.5, ..Request::new("a cat") },
+        Request { max_sequence_length: Some(77), ..Request::new("a cat") },
+    ];
+    let refusals: Vec<_> =
+        refusals.iter().map(|request| pipeline.resolve(request).unwrap_err().to_string()).collect();
+    insta::assert_snapshot!(refusals.join("\n\n"), @"");
+}
