@@ -56,7 +56,7 @@ pub fn request(case: &Case) -> Request {
         prompts: texts("prompt"),
         prompts_2: texts("prompt_2"),
         prompts_3: texts("prompt_3"),
-        negative_prompts: text("negative_prompt").into_iter().collect(),
+        negative_prompts: texts("negative_prompt"),
         negative_prompt_2: text("negative_prompt_2"),
         negative_prompt_3: text("negative_prompt_3"),
         height: number("height"),

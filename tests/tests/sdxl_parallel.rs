@@ -15,7 +15,7 @@ const CHECKPOINT: &str = "sdxl-base";
 /// halved.
 fn request() -> Request {
     Request {
-        negative_prompt: "blurry, low quality".into(),
+        negative_prompts: vec!["blurry, low quality".into()],
         height: Some(288),
         width: Some(56),
         num_inference_steps: Some(3),
@@ -34,7 +34,7 @@ fn latents(pipeline: &mut dyn Pipeline, degrees: &[(Axis, usize)], images: usize
     let parallel = ParallelConfig { mesh: mesh(degrees), ..ParallelConfig::default() };
     let request = Request { parallel, images_per_prompt: images, ..request() };
     let made = pipeline.generate(&request, &mut ());
-    made.unwrap_or_else(|error| panic!("{degrees:?}: {error}")).latents()
+    made.unwrap_or_else(|error| panic!("{degrees:?}: {error}")).latents::<4>()
 }
 
 /// Meshes of up to 16 ranks for four heads.

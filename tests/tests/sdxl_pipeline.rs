@@ -12,7 +12,7 @@ const TOLERANCE: f64 = 1e-4;
 
 #[test]
 fn every_recorded_call() {
-    check_calls(&["sdxl-base-"], 9, TOLERANCE);
+    check_calls(&["sdxl-base-"], 10, TOLERANCE);
 }
 
 fn open() -> Box<dyn Pipeline> {

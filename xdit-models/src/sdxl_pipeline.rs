@@ -45,9 +45,10 @@ impl SdxlRecipe {
         Ok(Self { clips, zeros_for_no_negative: index.force_zeros_for_empty_prompt })
     }
 
-    /// Whether the negative branch has zeros in place of a text.
+    /// Whether the negative branch has zeros in place of a text. As in diffusers, an empty text is one, and a second
+    /// negative prompt alone is not.
     fn has_zeros(&self, request: &Request) -> bool {
-        self.zeros_for_no_negative && request.negative_texts()[..2] == ["", ""]
+        self.zeros_for_no_negative && request.negative_prompts.is_empty()
     }
 }
 
@@ -149,6 +150,9 @@ impl Recipe for SdxlRecipe {
         let Resolved { request, guidance_scale, .. } = resolved;
         let micro = &request.micro_conditions;
         let mut warnings = Vec::new();
+        if self.has_zeros(request) && request.negative_prompt_2.as_ref().is_some_and(|text| !text.is_empty()) {
+            warnings.push("`negative_prompt_2` changes nothing without `negative_prompt`".to_owned());
+        }
         if *guidance_scale <= 1.0 && request.guidance_rescale != 0.0 {
             warnings.push("`guidance_rescale` changes nothing without a `guidance_scale` above 1".to_owned());
         }
@@ -179,8 +183,9 @@ impl Recipe for SdxlRecipe {
         let zeros = guided && self.has_zeros(request);
         let prompts = (0..request.prompts.len()).map(|prompt| (request.texts(prompt), clip_skip));
         // As in diffusers, the negative prompt uses all layers.
-        let negative = (guided && !zeros).then(|| (request.negative_texts(), 0));
-        let texts: Vec<_> = prompts.chain(negative).collect();
+        let negatives = if guided && !zeros { request.negatives() } else { 0 };
+        let negatives = (0..negatives).map(|index| (request.negative_texts(index), 0));
+        let texts: Vec<_> = prompts.chain(negatives).collect();
         let of_clip =
             |place: usize| -> Vec<_> { texts.iter().map(|(texts, skip)| (texts[place], *skip)).collect() };
         let clip_l = self.clips[0].encode(&of_clip(0), desk)?;
