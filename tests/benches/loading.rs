@@ -69,7 +69,7 @@ fn case(dir: &Path, share: &str, dtype: &str) {
         let blocks = (DOUBLE + SINGLE) / stages;
         let tensor = (world.size() > 1).then(|| TensorShare { link: HostLink::new(world.clone()) });
         let share = Share { blocks: 0..if stages == 1 { DOUBLE + SINGLE } else { blocks }, tensor };
-        let weights = Weights::new(files, &device(), dtype).of_share(share, config.placements());
+        let weights = Weights::new(files, &device(), dtype).of_share(share, config.all_placements());
         let model = Flux::load(&config, &weights)?;
         Ok(Some((model, weights.taken_bytes())))
     });

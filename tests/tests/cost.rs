@@ -3,7 +3,7 @@
 
 use burn::tensor::DType;
 use xdit_core::pipeline::{LoadOptions, Request};
-use xdit_core::plan::cost::{BlockExchanges, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
+use xdit_core::plan::cost::{BlockExchanges, RowExchanges, Sent, Sizes, costs, peak_kv_bytes, sent_bytes};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::schedule::schedule;
@@ -47,6 +47,8 @@ fn sizes(subject: &Subject) -> Sizes {
         text_tokens: texts.map(|tokens| joint * tokens).collect(),
         exchanges,
         frames: subject.frames,
+        levels: Vec::new(),
+        rows: RowExchanges::default(),
     }
 }
 
@@ -253,6 +255,8 @@ where
         text_tokens: vec![text_tokens; 3],
         exchanges: component.config.exchanges(),
         frames: 1,
+        levels: Vec::new(),
+        rows: RowExchanges::default(),
     };
     let methods: [Method; 3] = [
         (&[(Cfg, 2), (Tensor, 2)], 1, 1, false),
@@ -261,7 +265,7 @@ where
     ];
     for method in methods {
         let plan = planned(method, &work);
-        let placements = component.config.placements();
+        let placements = component.config.all_placements();
         let costs = costs(&plan, &sizes, component.scales(placements.clone(), T::load));
         let component = component.clone();
         let job = Job {

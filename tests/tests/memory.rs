@@ -14,7 +14,7 @@ use xdit_core::methods::attention::{KeyExchange, ParallelAttention, Pass};
 use xdit_core::methods::ring::Ring;
 use xdit_core::methods::ulysses::Ulysses;
 use xdit_core::placement::Share;
-use xdit_core::plan::cost::{BlockExchanges, Sizes, peak_kv_bytes};
+use xdit_core::plan::cost::{BlockExchanges, RowExchanges, Sizes, peak_kv_bytes};
 use xdit_core::plan::guidance::Branch;
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::schedule::{Action, schedule};
@@ -55,7 +55,7 @@ fn parameter_bytes(checkpoint: &Checkpoint, config: &PixArtConfig, mesh: Mesh) -
         let groups = Groups::new(&HostLink::new(world.clone()), &plan)?;
         let share = Share { blocks: plan.stage(world.rank()), tensor: groups.tensor_share() };
         let weights = Weights::check_only(checkpoint.clone(), DType::F32);
-        let weights = weights.of_share(share, config.placements()).with_residency(Residency::Reread);
+        let weights = weights.of_share(share, config.all_placements()).with_residency(Residency::Reread);
         PixArt::load(&config, &weights)?;
         Ok(weights.taken_bytes())
     });
@@ -197,6 +197,8 @@ fn caches_take_the_memory_that_the_plan_says() {
                     text_tokens: subject.text_tokens.iter().map(|tokens| joint * tokens).collect(),
                     exchanges: vec![exchange; subject.spec.blocks],
                     frames: 1,
+                    levels: Vec::new(),
+                    rows: RowExchanges::default(),
                 };
                 let planned: Vec<_> =
                     (0..mesh.size()).map(|rank| peak_kv_bytes(&plan, &sizes, rank)).collect();

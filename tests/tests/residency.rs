@@ -12,7 +12,7 @@ use xdit_core::attention::Attention;
 use xdit_core::link::HostLink;
 use xdit_core::pipeline::LoadOptions;
 use xdit_core::placement::Share;
-use xdit_core::plan::cost::{BlockExchanges, Sizes, Weighed, costs};
+use xdit_core::plan::cost::{BlockExchanges, RowExchanges, Sizes, Weighed, costs};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::{Axis, Mesh};
 use xdit_core::plan::{ParallelConfig, Plan, Work};
@@ -153,7 +153,7 @@ where
     Job {
         plan,
         load: Box::new(move |share| {
-            let weights = component.weights(&device()).of_share(share, component.config.placements());
+            let weights = component.weights(&device()).of_share(share, component.config.all_placements());
             let weights = weights.sharing(&seen.layers).with_residency(residency);
             let model = T::load(&component.config, &weights)?;
             seen.weights.lock().unwrap().push(weights);
@@ -222,8 +222,10 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         text_tokens: vec![0; 2],
         exchanges: component.config.exchanges(),
         frames: 1,
+        levels: Vec::new(),
+        rows: RowExchanges::default(),
     };
-    let scales = component.scales(component.config.placements(), PixArt::load);
+    let scales = component.scales(component.config.all_placements(), PixArt::load);
     let planned = costs(&plan, &sizes, scales).unwrap();
     let planned = planned.iter().map(|cost| cost.added.parameters);
     let planned: u64 = planned.map(|ParameterBytes { steps, once }| steps + once).sum();
@@ -231,7 +233,7 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
     let load = move |world: Comm| {
         let (rank, groups) = (world.rank(), Groups::new(&HostLink::new(world), &plan)?);
         let share = Share { blocks: plan.stage(rank), tensor: groups.tensor_share() };
-        let placements = component.config.placements();
+        let placements = component.config.all_placements();
         component.load_share(&xdit_tests::device(), share, placements, Residency::Hold, PixArt::load)
     };
     let ranks = run_ranks(mesh.size(), &LaunchOptions::default(), load);
@@ -357,6 +359,8 @@ fn wide(steps: usize, ranks: usize) -> [f64; 2] {
         text_tokens: vec![0; 2],
         exchanges: vec![BlockExchanges { attentions: 0, image_sums: 0, text_sums: 0 }; spec.blocks],
         frames: 1,
+        levels: Vec::new(),
+        rows: RowExchanges::default(),
     };
     let weighed = Weighed { context_bytes: WIDE_BYTES, ..Weighed::default() };
     let planned =

@@ -7,6 +7,7 @@ use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::Axis::{self, Cfg, Data, Ring, Tensor as Tp, Ulysses};
 use xdit_tests::on_ranks::{TOLERANCE, mesh};
 use xdit_tests::verified::{Counts, add, check, model_of};
+use xdit_tests::world::Reports;
 use xdit_tests::{assert_close, device, goldens};
 
 const CHECKPOINT: &str = "sdxl-base";
@@ -103,4 +104,43 @@ fn exact_methods_equal_serial() {
         }
     }
     check(&counts);
+}
+
+/// Levels have different numbers of heads and pixels, and rows are sent in addition to keys.
+#[test]
+fn ranks_send_and_keep_what_the_plan_says() {
+    let mut pipeline = open();
+    let methods = [
+        vec![(Cfg, 2), (Tp, 2)],
+        vec![(Ring, 3)],
+        vec![(Ulysses, 2), (Tp, 2)],
+        vec![(Cfg, 2), (Ring, 2), (Ulysses, 2)],
+        vec![(Ring, 4), (Ulysses, 2)],
+    ];
+    // Columns that can be halved, and columns that cannot.
+    for (degrees, width) in methods.iter().flat_map(|degrees| [(degrees, 64), (degrees, 56)]) {
+        let parallel = ParallelConfig { mesh: mesh(degrees), ..ParallelConfig::default() };
+        let request = Request { parallel, width: Some(width), guidance_rescale: 0.0, ..request() };
+        let resolved = pipeline.resolve(&request).unwrap();
+        let (plan, costs) = (&resolved.plan, pipeline.costs(&resolved).unwrap());
+        let mut reports = Reports::default();
+        pipeline.generate(&request, &mut reports).unwrap_or_else(|error| panic!("{degrees:?}: {error}"));
+        assert_eq!(reports.ranks.len(), plan.mesh.size());
+        for (report, cost) in reports.ranks.iter().zip(costs) {
+            let what = format!("rank {} of {degrees:?}, {width} pixels wide", report.rank);
+            let parameters = cost.share.parameters;
+            assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
+            assert_eq!((report.peak_kv_bytes, cost.peak_kv_bytes), (0, 0), "{what}");
+            for axis in Axis::ALL {
+                let sent = report.traffic.of_label(axis.name()).sent_bytes;
+                assert_eq!(sent, 3 * cost.step_bytes.get(&axis).unwrap_or(&0), "{axis:?}: {what}");
+            }
+            let rows = report.traffic.of_label("ringxulysses").sent_bytes;
+            // At the end, the latents are gathered.
+            let tokens = plan.tokens(&(0..1), plan.mesh.sequence_coordinate(report.rank));
+            let gathered = 4 * 4 * tokens * (plan.mesh.sequence_degree() - 1);
+            assert_eq!(rows, 3 * cost.row_bytes + gathered as u64, "rows: {what}");
+            assert_eq!(rows > 0, plan.mesh.sequence_degree() > 1, "{what}");
+        }
+    }
 }

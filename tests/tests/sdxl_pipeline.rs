@@ -49,5 +49,28 @@ fn refusals_read_well() {
     ];
     let refusals: Vec<_> =
         refusals.iter().map(|request| pipeline.resolve(request).unwrap_err().to_string()).collect();
-    insta::assert_snapshot!(refusals.join("\n\n"), @"");
+    insta::assert_snapshot!(refusals.join("\n\n"), @"
+    height `100` is not a multiple of 8
+    hint: use `96`
+
+    height `104` is not a multiple of 32, so its rows cannot be split
+    hint: use `128`, or leave the ring and Ulysses degrees out
+
+    a height of `64` cannot be split between 3 sequence ranks
+    hint: use at most `2`: each needs 32 pixels
+
+    a height of `128` cannot be split between 5 sequence ranks
+    hint: use at most `4`: each needs 32 pixels
+
+    PipeFusion does not apply to a UNet, whose convolutions need neighbouring rows in each layer
+    hint: use the ring or the Ulysses degree, which split its rows, and leave stages and patches out
+
+    DistriFusion is not supported for a UNet
+    hint: the ring degree splits its rows without old values
+
+    guidance rescale `1.5` is not between 0 and 1
+
+    Stable Diffusion XL does not take `max_sequence_length`
+    hint: leave it out; of the options that not all models have, it takes `negative_prompt`, `prompt_2`, `negative_prompt_2`, `clip_skip`, `guidance_rescale`, `original_size`, `crops_coords_top_left`, `target_size`, `negative_original_size`, `negative_crops_coords_top_left`, `negative_target_size`
+    ");
 }

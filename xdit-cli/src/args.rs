@@ -2,6 +2,7 @@
 
 mod bench;
 mod generate;
+mod micro_conditions;
 mod parse;
 mod processes;
 

@@ -1,6 +1,7 @@
 //! The parameters of a picture. They are stored in the file, so that the picture can be generated again.
 
 use serde::{Deserialize, Serialize};
+use xdit_core::pipeline::MicroConditions;
 
 use crate::args::Dtype;
 
@@ -65,6 +66,12 @@ pub struct Settings {
     /// The fraction of the steps at which skip-layer guidance stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_layer_guidance_stop: Option<f64>,
+    /// The share of the prediction that was rescaled.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub guidance_rescale: f32,
+    /// The sizes and places that the model took as inputs, if they were given.
+    #[serde(flatten)]
+    pub micro_conditions: MicroConditions,
     /// The maximum number of text tokens.
     pub max_sequence_length: usize,
     /// The number of CLIP layers that were skipped.
@@ -90,6 +97,11 @@ pub struct Settings {
     pub distrifusion: bool,
     /// The version of this program.
     pub version: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
+fn is_zero(share: &f32) -> bool {
+    *share == 0.0
 }
 
 impl Parameters {

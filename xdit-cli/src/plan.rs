@@ -41,13 +41,13 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     }
 }
 
-/// The plan as JSON. Byte counts are those that a rank sends in a steady step, by axis, and those that it has in
-/// memory.
+/// The plan as JSON. Byte counts are those that a rank sends in a steady step, by axis and for rows, and those that it
+/// has in memory.
 fn json(plan: &Plan, costs: &[Cost], kept: Kept) -> Value {
     let (mesh, process) = (&plan.mesh, of_process(costs));
     let rank = |(rank, cost): (usize, &Cost)| {
         let sequence = mesh.sequence_coordinate(rank);
-        let sent = cost.step_bytes.iter().map(|(axis, sent)| (axis.name().to_owned(), (*sent).into()));
+        let sent = sent(cost).map(|(name, bytes)| (name.to_owned(), bytes.into()));
         json!({
             "rank": rank,
             "coordinates": by_axis(|axis| mesh.coordinate(rank, axis)),
@@ -97,6 +97,12 @@ fn of_process(costs: &[Cost]) -> Cost {
     process
 }
 
+/// The bytes that a rank sends in a steady step, by axis, and those for operations on rows.
+fn sent(cost: &Cost) -> impl Iterator<Item = (&'static str, u64)> {
+    let rows = Some(("rows", cost.row_bytes)).filter(|(_, bytes)| *bytes > 0);
+    cost.step_bytes.iter().map(|(axis, bytes)| (axis.name(), *bytes)).chain(rows)
+}
+
 /// The table of costs: one line for each rank, and one for the process if there are several.
 fn table(costs: &[Cost]) -> String {
     let mut table = format!(
@@ -112,11 +118,7 @@ fn table(costs: &[Cost]) -> String {
         let _ = writeln!(table, "{}", line.trim_end());
     };
     for (rank, cost) in costs.iter().enumerate() {
-        let sent: Vec<_> = cost
-            .step_bytes
-            .iter()
-            .map(|(axis, sent)| format!("{} {}", axis.name(), HumanBytes(*sent)))
-            .collect();
+        let sent: Vec<_> = sent(cost).map(|(name, bytes)| format!("{name} {}", HumanBytes(bytes))).collect();
         let sent = if sent.is_empty() { "nothing".to_owned() } else { sent.join(", ") };
         line(&rank.to_string(), cost, &sent);
     }

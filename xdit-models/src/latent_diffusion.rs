@@ -223,10 +223,15 @@ impl<T: Published> LatentModel<T> {
         [images, c].into_iter().chain(frames).chain([height, width]).collect()
     }
 
+    /// The rows and columns of tokens of a picture of `size`, or of a frame.
+    fn grid(&self, size: [usize; 2]) -> [usize; 2] {
+        let [_, _, height, width] = self.latent_shape(size);
+        [height, width].map(|side| side / self.spec().patch)
+    }
+
     /// The number of tokens of a picture of `size`, or of a frame.
     fn tokens(&self, size: [usize; 2]) -> usize {
-        let [_, _, height, width] = self.latent_shape(size);
-        (height / self.spec().patch) * (width / self.spec().patch)
+        self.grid(size).iter().product()
     }
 }
 
@@ -341,8 +346,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             branches,
             frames,
         } = self.recipe.choose(request, &self.model)?;
-        let [_, _, height, width] = self.model.latent_shape(generated_size);
-        let grid = [height, width].map(|side| side / self.model.spec().patch);
+        let grid = self.model.grid(generated_size);
         let grain = self.model.transformer.config.grain([frames.unwrap_or(1), grid[0], grid[1]]);
         let work = Work {
             spec: self.model.spec().clone(),
@@ -390,12 +394,15 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
     fn costs(&self, resolved: &Resolved) -> Result<Vec<Cost>> {
         let (component, plan) = (&self.model.transformer, &resolved.plan);
         let text_tokens = self.recipe.changed_text_tokens(resolved);
+        let grid = self.model.grid(resolved.generated_size);
         let sizes = Sizes {
             spec: self.model.spec().clone(),
             dtype: component.dtype,
             text_tokens: vec![text_tokens; plan.branches.len()],
             exchanges: component.config.exchanges(),
             frames: resolved.frames.unwrap_or(1),
+            levels: component.config.levels(grid),
+            rows: component.config.rows(grid, component.dtype),
         };
         let scales = component.scales(component.config.all_placements(), R::Transformer::load);
         costs(plan, &sizes, scales)

@@ -8,8 +8,9 @@ mod pixart;
 mod sd3;
 mod unet;
 
+use burn::tensor::DType;
 use xdit_core::placement::Placement;
-use xdit_core::plan::cost::BlockExchanges;
+use xdit_core::plan::cost::{BlockExchanges, LevelExchanges, RowExchanges};
 
 /// A transformer's configuration with a sharding table.
 pub trait Sharded {
@@ -30,6 +31,17 @@ pub trait Sharded {
 
     /// For each block, the number of attentions over tokens and of sums of features over ranks.
     fn exchanges(&self) -> Vec<BlockExchanges>;
+
+    /// The exchanges of each block at other resolutions, for an image of so many rows and columns of tokens. Most models
+    /// have one resolution.
+    fn levels(&self, _grid: [usize; 2]) -> Vec<LevelExchanges> {
+        Vec::new()
+    }
+
+    /// The bytes of rows and moments that each block sends if it computes in `dtype`. Transformers send none.
+    fn rows(&self, _grid: [usize; 2], _dtype: DType) -> RowExchanges {
+        RowExchanges::default()
+    }
 }
 
 /// The placements of diffusers' `BasicTransformerBlock`: each attention by heads, and the feed-forward by features.

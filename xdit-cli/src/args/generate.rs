@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::ProcessArgs;
+use super::micro_conditions::MicroConditionArgs;
 
 /// `xdit generate`
 ///
@@ -78,6 +79,10 @@ pub struct GenerateArgs {
     /// [default: 1].
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Generation")]
     pub true_cfg_scale: Option<f32>,
+    /// Share of the prediction that is rescaled to the deviation of the positive branch's, from 0 to 1: strong guidance
+    /// otherwise overexposes pictures [default: 0].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Generation")]
+    pub guidance_rescale: Option<f32>,
     /// Blocks to skip in an additional branch of guidance, such as `7 8 9`; guidance moves the picture away from
     /// the result of that branch [default: none].
     #[arg(long, value_name = "BLOCKS", num_args = 1.., value_delimiter = ',', help_heading = "Generation")]
@@ -121,6 +126,10 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         hide_possible_values = true, help_heading = "Generation")]
     pub vae_tiling: Option<bool>,
+
+    /// The sizes and places that some models take as inputs.
+    #[command(flatten)]
+    pub micro_conditions: MicroConditionArgs,
 
     /// Output path: a file, a folder, or a pattern with `{i}` or `{seed}`; several pictures from `out.png` become
     /// `out-0.png`, … [default: xdit.png or xdit.safetensors].

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use xdit_core::pipeline::{Picture, Request, Resolved, SkipLayerGuidance};
+use xdit_core::pipeline::{MicroConditions, Picture, Request, Resolved, SkipLayerGuidance};
 use xdit_core::plan::guidance::Branch;
 use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::transformer::TransformerSpec;
@@ -66,21 +66,31 @@ fn a_picture_remembers_what_further_encoders_were_told() {
     let from = file.to_str().unwrap();
     let options =
         ["--prompt-2", "c", "d", "--prompt_3=e", "--negative-prompt", "n", "--negative-prompt-3", "m"];
-    let numbers = ["--clip-skip", "1", "--true_cfg_scale", "2.5"];
+    let numbers = ["--clip-skip", "1", "--true_cfg_scale", "2.5", "--guidance-rescale", "0.7"];
+    let sizes = ["--original-size", "512", "384", "--negative_crops_coords_top_left", "8", "16"];
     let first = ["--model", "m", "--prompt", "a", "b"];
-    write(&job(dir.path(), &[&first, &options[..], &numbers].concat()), 1, &file);
+    write(&job(dir.path(), &[&first, &options[..], &numbers, &sizes].concat()), 1, &file);
 
     let again = job(dir.path(), &["--from", from]).request;
     assert_eq!(texts(&again), [["b", "d", "e"], ["n", "n", "m"]]);
-    assert_eq!((again.clip_skip, again.true_cfg_scale), (Some(1), Some(2.5)));
+    assert_eq!((again.clip_skip, again.true_cfg_scale, again.guidance_rescale), (Some(1), Some(2.5), 0.7));
+    let micro = MicroConditions {
+        original_size: Some([512, 384]),
+        negative_crops_coords_top_left: Some([8, 16]),
+        ..MicroConditions::default()
+    };
+    assert_eq!(again.micro_conditions, micro);
     // A picture generated from that picture stores the same.
     write(&job(dir.path(), &["--from", from]), 0, &file);
     assert_eq!(texts(&job(dir.path(), &["--from", from]).request), texts(&again));
 
     let changed = ["--from", from, "--prompt-2", "z", "--negative-prompt-2", "y", "--clip-skip", "0"];
-    let changed = job(dir.path(), &changed).request;
+    let place = ["--crops-coords-top-left", "1", "2"];
+    let changed = job(dir.path(), &[&changed[..], &place].concat()).request;
     assert_eq!(texts(&changed), [["b", "z", "e"], ["n", "y", "m"]]);
     assert_eq!(changed.clip_skip, Some(0));
+    let moved = MicroConditions { crops_coords_top_left: Some([1, 2]), ..micro };
+    assert_eq!(changed.micro_conditions, moved);
     // Texts that belong to the old prompts do not apply to new ones.
     let new = job(dir.path(), &["--from", from, "--prompt", "x", "--negative-prompt", "w"]).request;
     assert_eq!(texts(&new), [["x"; 3], ["w"; 3]]);
@@ -116,5 +126,11 @@ fn a_picture_says_nothing_of_options_that_were_not_given() {
     assert_eq!((request.clip_skip, request.true_cfg_scale), (None, None));
     assert_eq!(request.skip_layer_guidance, None);
     let bytes = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();
-    assert!(bytes.contains("guidance_scale") && !bytes.contains("skip") && !bytes.contains("prompt_2"));
+    assert!(
+        bytes.contains("guidance_scale")
+            && !bytes.contains("rescale")
+            && !bytes.contains("_size")
+            && !bytes.contains("skip")
+            && !bytes.contains("prompt_2")
+    );
 }

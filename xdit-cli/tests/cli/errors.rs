@@ -117,9 +117,18 @@ fn options_of_other_models() {
         ("skip_guidance_layers", "1"),
         ("clip_skip", "1"),
         ("true_cfg_scale", "-3.5"),
+        ("guidance_rescale", "0.5"),
+        ("original_size", "512 384"),
+        ("crops_coords_top_left", "0 0"),
+        ("target_size", "512 512"),
+        ("negative_original_size", "512 384"),
+        ("negative_crops_coords_top_left", "0 8"),
+        ("negative_target_size", "512 512"),
     ] {
+        let option_with_values = format!("--{option} {value}");
+        let arguments: Vec<&str> = option_with_values.split(' ').collect();
         assert_eq!(
-            error(&workspace, &[&format!("--{option}"), value]),
+            error(&workspace, &arguments),
             format!(
                 "2\nerror: PixArt does not take `{option}`\n\
                  hint: leave it out; of the options that not all models have, it takes \
@@ -143,6 +152,14 @@ fn options_of_other_models() {
     error: skip-layer guidance start `NaN` is not a finite number
     "
     );
+    insta::assert_snapshot!(error(&workspace, &["--original-size", "512"]), @r"
+    2
+    error: 
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--guidance-rescale", "1.5"]), @r"
+    2
+    error: guidance rescale `1.5` is not between 0 and 1
+    ");
     insta::assert_snapshot!(error(&workspace, &["--true-cfg-scale", "inf"]), @r"
     2
     error: true guidance scale `inf` is not a finite number

@@ -30,6 +30,10 @@ pub struct Sizes {
     pub exchanges: Vec<BlockExchanges>,
     /// The number of frames, if tokens attend to those of their own frame only, otherwise 1.
     pub frames: usize,
+    /// The exchanges of each block at other resolutions than that of its tokens.
+    pub levels: Vec<LevelExchanges>,
+    /// The exchanges of each block among ranks that have rows of the image.
+    pub rows: RowExchanges,
 }
 
 /// The number of times that a block mixes tokens and sums features.
@@ -43,6 +47,33 @@ pub struct BlockExchanges {
     pub text_sums: usize,
 }
 
+/// The exchanges of a block's layers that see the image at another resolution than that of its tokens, as the levels of a
+/// UNet do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelExchanges {
+    /// The number of tokens of the whole image at this resolution.
+    pub tokens: usize,
+    /// The number of attention heads.
+    pub heads: usize,
+    /// The number of features of a head.
+    pub head_dim: usize,
+    /// Attentions among image tokens.
+    pub attentions: usize,
+    /// Layers with [cut inputs](crate::placement::Placement::Inputs).
+    pub image_sums: usize,
+}
+
+/// The bytes that a block sends for [operations on rows](crate::rows::Rows), if several ranks have rows of the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowExchanges {
+    /// Bytes for the rank with the rows above.
+    pub up: usize,
+    /// Bytes for the rank with the rows below.
+    pub down: usize,
+    /// Bytes for each other rank.
+    pub all: usize,
+}
+
 /// Bytes by axis. An axis without an entry has none.
 pub type Sent = BTreeMap<Axis, u64>;
 
@@ -51,6 +82,9 @@ pub type Sent = BTreeMap<Axis, u64>;
 pub struct Cost {
     /// Bytes sent to other ranks in a steady step: the first asynchronous step or, if there is none, the last one.
     pub step_bytes: Sent,
+    /// Bytes sent in such a step for [operations on rows](crate::rows::Rows), among the ranks of both axes that divide the
+    /// tokens.
+    pub row_bytes: u64,
     /// The bytes of its share of the transformer.
     pub share: ShareBytes,
     /// The part of these bytes that no lower rank of the process holds: ranks on one device hold equal parts of a
@@ -124,6 +158,7 @@ pub fn costs(
         let steady = plan.synchronous_steps.min(plan.steps - 1);
         Ok(Cost {
             step_bytes: sent_bytes(plan, sizes, rank).swap_remove(steady),
+            row_bytes: row_bytes(plan, sizes, rank, steady),
             share: ShareBytes { parameters: weighed.parameters, contexts },
             added: ShareBytes { parameters: weighed.added, contexts: if first { contexts } else { 0 } },
             peak_kv_bytes: peak_kv_bytes(plan, sizes, rank),
@@ -148,6 +183,15 @@ pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
         }
     }
     steps
+}
+
+/// The bytes that `rank` sends in `step` for [operations on rows](crate::rows::Rows).
+pub fn row_bytes(plan: &Plan, sizes: &Sizes, rank: usize, step: usize) -> u64 {
+    let (at, ranks) = (plan.mesh.sequence_coordinate(rank), plan.mesh.sequence_degree());
+    let RowExchanges { up, down, all } = sizes.rows;
+    let of_block = up * usize::from(at > 0) + down * usize::from(at + 1 < ranks) + all * (ranks - 1);
+    let passes = plan.branches_at(rank, step).map(|branch| plan.blocks_of(branch, plan.stage(rank)).count());
+    (of_block * passes.sum::<usize>()) as u64
 }
 
 /// The most bytes of keys and values that `rank` keeps between calls of attention.
@@ -177,7 +221,26 @@ pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
         plan.blocks_of(branch, plan.stage(rank)).map(tokens).sum::<usize>()
     };
     let tokens: usize = plan.branches_of(rank).map(of_branch).sum();
-    (tokens * view.kv_width() * sizes.dtype.size()) as u64
+    (tokens * view.kv_width(&view.resolution()) * sizes.dtype.size()) as u64
+}
+
+/// The heads and the number of tokens of an attention.
+struct Resolution {
+    heads: usize,
+    head_dim: usize,
+    /// In attention within frames, a place is one token with the heads of all frames.
+    frames: usize,
+    /// This number of its tokens …
+    tokens: usize,
+    /// … are in the place of this number of the plan's.
+    planned: usize,
+}
+
+impl Resolution {
+    /// The number of its tokens in the place of `tokens` of the plan's.
+    fn of(&self, tokens: usize) -> usize {
+        tokens * self.tokens / self.planned
+    }
 }
 
 /// One rank's view of the plan.
@@ -207,18 +270,34 @@ impl Rank<'_> {
         if self.plan.brings_text(patches) { self.sizes.text_tokens[branch] } else { 0 }
     }
 
-    /// The number of heads of each ulysses rank, out of those of this tensor rank. In attention within frames, a place
-    /// is one token with the heads of all frames.
-    fn heads(&self) -> Vec<usize> {
+    /// The resolution of the blocks' tokens.
+    fn resolution(&self) -> Resolution {
+        let Sizes { spec, frames, .. } = self.sizes;
+        Resolution {
+            heads: spec.heads,
+            head_dim: spec.head_dim,
+            frames: *frames,
+            tokens: 1,
+            planned: *frames,
+        }
+    }
+
+    fn resolution_of(&self, level: &LevelExchanges) -> Resolution {
+        let planned = self.plan.patches.last().map_or(1, |patch| patch.end);
+        let LevelExchanges { tokens, heads, head_dim, .. } = *level;
+        Resolution { heads, head_dim, frames: 1, tokens, planned }
+    }
+
+    /// The number of heads of each ulysses rank, out of those of this tensor rank.
+    fn heads(&self, at: &Resolution) -> Vec<usize> {
         let mesh = &self.plan.mesh;
-        let own = split::even(self.sizes.spec.heads, mesh.degree(Axis::Tensor))[self.at(Axis::Tensor)].len();
-        let own = own * self.sizes.frames;
-        split::even(own, mesh.degree(Axis::Ulysses)).iter().map(Range::len).collect()
+        let own = split::even(at.heads, mesh.degree(Axis::Tensor))[self.at(Axis::Tensor)].len();
+        split::even(own * at.frames, mesh.degree(Axis::Ulysses)).iter().map(Range::len).collect()
     }
 
     /// The number of elements in a token's keys and values, for the heads of this rank.
-    fn kv_width(&self) -> usize {
-        2 * self.heads()[self.at(Axis::Ulysses)] * self.sizes.spec.head_dim
+    fn kv_width(&self, at: &Resolution) -> usize {
+        2 * self.heads(at)[self.at(Axis::Ulysses)] * at.head_dim
     }
 
     /// Bytes that `action` sends along each axis.
@@ -250,26 +329,35 @@ impl Rank<'_> {
 
     /// Bytes that one block sends: around its attention, and for its sums.
     fn block(&self, step: usize, block: usize, patches: &Range<usize>, branch: usize) -> [(Axis, usize); 3] {
-        let Sizes { spec, dtype, exchanges, .. } = self.sizes;
-        let (size, text) = (dtype.size(), self.text(patches, branch));
+        let Sizes { spec, dtype, exchanges, levels, .. } = self.sizes;
+        let text = self.text(patches, branch);
         let BlockExchanges { attentions, image_sums, text_sums } = exchanges[block];
-        let summed = (image_sums * self.tokens(patches) + text_sums * text) * spec.dim();
-        [
-            (Axis::Tensor, summed * size * self.others(Axis::Tensor)),
-            (Axis::Ulysses, self.ulysses(patches, attentions, text) * spec.head_dim * size),
-            (
-                Axis::Ring,
-                self.ring(step, patches, branch) / self.sizes.frames * attentions * self.kv_width() * size,
-            ),
-        ]
+        let mut summed = (image_sums * self.tokens(patches) + text_sums * text) * spec.dim();
+        let own = (self.resolution(), attentions, text);
+        let at_level = |level: &LevelExchanges| (self.resolution_of(level), level.attentions, 0);
+        let (mut ulysses, mut ring) = (0, 0);
+        for (at, attentions, text) in [own].into_iter().chain(levels.iter().map(at_level)) {
+            ulysses += self.ulysses(&at, patches, attentions, text) * at.head_dim;
+            ring += at.of(self.ring(step, patches, branch)) * attentions * self.kv_width(&at);
+        }
+        for level in levels {
+            let at = self.resolution_of(level);
+            summed += level.image_sums * at.of(self.tokens(patches)) * at.heads * at.head_dim;
+        }
+        let of_axis = [
+            (Axis::Tensor, summed * self.others(Axis::Tensor)),
+            (Axis::Ulysses, ulysses),
+            (Axis::Ring, ring),
+        ];
+        of_axis.map(|(axis, elements)| (axis, elements * dtype.size()))
     }
 
     /// The number of head vectors sent to other ulysses ranks: queries, keys and values before attention, the result
     /// after it, and the text's result to all.
-    fn ulysses(&self, patches: &Range<usize>, attentions: usize, text: usize) -> usize {
-        let (me, heads) = (self.at(Axis::Ulysses), self.heads());
+    fn ulysses(&self, at: &Resolution, patches: &Range<usize>, attentions: usize, text: usize) -> usize {
+        let (me, heads) = (self.at(Axis::Ulysses), self.heads(at));
         let tokens = self.plan.ulysses_tokens(patches, self.at(Axis::Ring));
-        let tokens: Vec<_> = tokens.into_iter().map(|tokens| tokens / self.sizes.frames).collect();
+        let tokens: Vec<_> = tokens.into_iter().map(|tokens| at.of(tokens)).collect();
         let others = (0..heads.len()).filter(|&other| other != me);
         let image = |other: usize| 3 * tokens[me] * heads[other] + tokens[other] * heads[me];
         others.map(|other| attentions * image(other) + text * heads[me]).sum()
