@@ -15,11 +15,13 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
+    UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import checkpoints
 import make_dit
+import make_sdxl
 import sd3_checkpoints
 from flux_checkpoints import flux_vae_config, scheduler_config, transformer_config
 
@@ -105,15 +107,16 @@ SD3 = {
 
 
 def collapse(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Abbreviates `blocks.0.x`, `blocks.1.x`, … of one shape to `blocks.{0..2}.x`, by the first number in the names."""
+    """Abbreviates `blocks.0.x`, `blocks.1.x`, … of one shape to `blocks.{0..2}.x`, by the index of the transformer block or
+    else by the first number in the names."""
     groups: dict[tuple, list[int]] = {}
     single: dict[str, list[int]] = {}
     for name, shape in shapes.items():
-        match = re.search(r"\.(\d+)\.", name)
+        match = re.search(r"transformer_blocks\.(\d+)\.", name) or re.search(r"\.(\d+)\.", name)
         if match is None:
             single[name] = shape
             continue
-        before, after = name[: match.start() + 1], name[match.end() - 1 :]
+        before, after = name[: match.start(1)], name[match.end(1) :]
         groups.setdefault((before, after, tuple(shape)), []).append(int(match[1]))
     for (before, after, shape), numbers in groups.items():
         first, last = numbers[0], numbers[-1]
@@ -235,6 +238,35 @@ def sd3(name: str) -> dict:
     return {"model_index": index, "scheduler": sd3_checkpoints.scheduler_config(), "components": components}
 
 
+def sdxl() -> dict:
+    """Stable Diffusion XL base 1.0."""
+    unet = make_sdxl.unet_config(
+        addition_time_embed_dim=256,
+        attention_head_dim=[5, 10, 20],
+        block_out_channels=[320, 640, 1280],
+        cross_attention_dim=2048,
+        norm_num_groups=32,
+        projection_class_embeddings_input_dim=2816,
+        sample_size=128,
+        transformer_layers_per_block=[1, 2, 10],
+    )
+    vae = make_sdxl.sdxl_vae_config() | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+    vae |= {"layers_per_block": 2}
+    weights = "diffusion_pytorch_model"
+    clip = CLIPTextModel(CLIPTextConfig(**CLIP_L))
+    has_prefix = next(iter(clip.state_dict())).startswith("text_model.")
+    return {
+        "model_index": make_sdxl.model_index(),
+        "scheduler": make_sdxl.scheduler_config(),
+        "components": {
+            "unet": component(UNet2DConditionModel.from_config(unet), unet, weights, 1),
+            "text_encoder": component(clip, CLIP_L, "model", 1, "" if has_prefix else "text_model."),
+            "text_encoder_2": component(CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G)), CLIP_G, "model", 1),
+            "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
+        },
+    }
+
+
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     with torch.device("meta"):
@@ -245,6 +277,7 @@ def main() -> None:
         write("pixart-sigma", pixart("PixArtSigmaPipeline", checkpoints.SIGMA_VAE, use_additional_conditions=False, **checkpoints.SIGMA))
         for name in SD3:
             write(name, sd3(name))
+        write("sdxl", sdxl())
 
 
 def write(name: str, checkpoint: dict) -> None:

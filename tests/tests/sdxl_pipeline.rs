@@ -62,11 +62,11 @@ fn refusals_read_well() {
     a height of `128` cannot be split between 5 sequence ranks
     hint: use at most `4`: each needs 32 pixels
 
-    PipeFusion does not apply to a UNet, whose convolutions need neighbouring rows in each layer
-    hint: use the ring or the Ulysses degree, which split its rows, and leave stages and patches out
+    PipeFusion does not apply to Stable Diffusion XL base: all layers of a UNet need rows of other patches, for their convolutions, and its skips tie the last stage to the first
+    hint: use the ring or the Ulysses degree, which split its rows
 
-    DistriFusion is not supported for a UNet
-    hint: the ring degree splits its rows without old values
+    DistriFusion does not apply to Stable Diffusion XL base: rows and moments of the previous step are not implemented; the ring and Ulysses axes cut rows exactly
+    hint: use the ring or the Ulysses degree, which split its rows
 
     guidance rescale `1.5` is not between 0 and 1
 

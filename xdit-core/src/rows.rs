@@ -1,6 +1,6 @@
-//! The seam of an autoencoder: the three operations that mix the rows of an image.
+//! The seam of autoencoders and UNets: the three operations that mix the rows of an image.
 //!
-//! An autoencoder computes pixel by pixel, except in convolutions, which use neighbouring rows, and in group norms and
+//! Such a model computes pixel by pixel, except in convolutions, which use neighbouring rows, and in group norms and
 //! attention, which use all rows. It calls these operations on the [`Rows`] that it gets. On a rank with the whole
 //! image, they are the kernels themselves, [`Whole`].
 

@@ -50,6 +50,19 @@ pub struct Model {
     pub open: fn(&ModelIndex, &LoadOptions) -> Result<Box<dyn Pipeline>>,
 }
 
+/// A method that does not apply to a model.
+pub struct Gap {
+    /// The name of the [model](Model::name).
+    pub model: &'static str,
+    /// The name of the method.
+    pub method: &'static str,
+    /// The reason, which follows a colon.
+    pub reason: &'static str,
+}
+
+/// The methods that do not apply to some model. Requests for them are refused with the reason.
+pub const GAPS: &[Gap] = sdxl_pipeline::GAPS;
+
 /// All supported kinds of checkpoints.
 pub const MODELS: &[Model] = &[
     Model {
@@ -70,7 +83,7 @@ pub const MODELS: &[Model] = &[
     Model { name: "Latte", class_name: "LattePipeline", open: latte_pipeline::open },
     Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: flux_pipeline::open },
     Model { name: "DiT-XL/2 (256, 512)", class_name: "DiTPipeline", open: dit_pipeline::open },
-    Model { name: "SDXL base", class_name: "StableDiffusionXLPipeline", open: sdxl_pipeline::open },
+    Model { name: sdxl_pipeline::NAME, class_name: "StableDiffusionXLPipeline", open: sdxl_pipeline::open },
 ];
 
 /// Opens the checkpoint in `dir`, in the diffusers layout.

@@ -9,6 +9,7 @@ use xdit_core::plan::mesh::Axis;
 use xdit_core::scheduler::Steps;
 use xdit_core::{Error, Result};
 
+use crate::Gap;
 use crate::clip::ClipOutput;
 use crate::component::ModelIndex;
 use crate::latent_diffusion::{Choices, Family, LatentModel, LatentPipeline, Recipe, check_size, must_fit};
@@ -52,21 +53,39 @@ impl SdxlRecipe {
     }
 }
 
-/// Refuses methods that split the blocks of a transformer, or its tokens by step.
+/// The model's name in the list of models.
+pub const NAME: &str = "Stable Diffusion XL base";
+
+/// The methods that do not apply to the model.
+pub const GAPS: &[Gap] = &[
+    Gap {
+        model: NAME,
+        method: "PipeFusion",
+        reason: "all layers of a UNet need rows of other patches, for their convolutions, and its skips tie the last \
+                 stage to the first",
+    },
+    Gap {
+        model: NAME,
+        method: "DistriFusion",
+        reason: "rows and moments of the previous step are not implemented; the ring and Ulysses axes cut rows exactly",
+    },
+];
+
+/// Refuses the methods in [`GAPS`].
 fn check_methods(request: &Request) -> Result<()> {
     let parallel = &request.parallel;
-    let degree = parallel.mesh.degree(Axis::Pipeline);
-    if degree > 1 || parallel.patches.is_some_and(|patches| patches > 1) || parallel.stage_blocks.is_some() {
-        return Err(Error::usage(
-            "PipeFusion does not apply to a UNet, whose convolutions need neighbouring rows in each layer",
-        )
-        .hint("use the ring or the Ulysses degree, which split its rows, and leave stages and patches out"));
+    let staged = parallel.mesh.degree(Axis::Pipeline) > 1 || parallel.stage_blocks.is_some();
+    let requested = |method: &str| match method {
+        "DistriFusion" => parallel.distrifusion,
+        _ => staged || !parallel.distrifusion && parallel.patches.is_some_and(|patches| patches > 1),
+    };
+    match GAPS.iter().find(|gap| requested(gap.method)) {
+        None => Ok(()),
+        Some(Gap { model, method, reason }) => {
+            Err(Error::usage(format!("{method} does not apply to {model}: {reason}"))
+                .hint("use the ring or the Ulysses degree, which split its rows"))
+        }
     }
-    if parallel.distrifusion {
-        return Err(Error::usage("DistriFusion is not supported for a UNet")
-            .hint("the ring degree splits its rows without old values"));
-    }
-    Ok(())
 }
 
 /// `[[height, width], [top, left], [height, width]]` in the order of the reference.

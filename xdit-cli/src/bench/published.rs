@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 const BF16: u64 = 2;
 
 /// The names of the described checkpoints, and their descriptions.
-const DESCRIPTIONS: [(&str, &str); 8] = [
+const DESCRIPTIONS: [(&str, &str); 9] = [
     ("dit-xl", include_str!("../../published/dit-xl.json")),
     ("flux-dev", include_str!("../../published/flux-dev.json")),
     ("flux-schnell", include_str!("../../published/flux-schnell.json")),
@@ -22,6 +22,7 @@ const DESCRIPTIONS: [(&str, &str); 8] = [
     ("sd3-medium", include_str!("../../published/sd3-medium.json")),
     ("sd35-large", include_str!("../../published/sd35-large.json")),
     ("sd35-medium", include_str!("../../published/sd35-medium.json")),
+    ("sdxl", include_str!("../../published/sdxl.json")),
 ];
 
 /// The names of the described checkpoints.

@@ -150,3 +150,15 @@ fn dit() {
      all    1.66 GiB    1.01 GiB   74.71 MiB       504.00 MiB
     ");
 }
+
+/// Each rank has the whole model, of which convolutions are the most, and sends rows in addition to heads.
+#[test]
+fn sdxl() {
+    let workspace = Workspace::new();
+    full_size_files::write("sdxl", &workspace.path("sdxl"));
+    insta::assert_snapshot!(workspace.ok(&["inspect", "sdxl"]), @r"
+    ");
+    let degrees = ["--use-cfg-parallel", "--ulysses-degree", "2", "--tensor-parallel-degree", "2"];
+    insta::assert_snapshot!(workspace.plan(&[&["--model", "sdxl"], &degrees[..]].concat()), @r"
+    ");
+}
