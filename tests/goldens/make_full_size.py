@@ -277,7 +277,7 @@ def main() -> None:
         write("pixart-sigma", pixart("PixArtSigmaPipeline", checkpoints.SIGMA_VAE, use_additional_conditions=False, **checkpoints.SIGMA))
         for name in SD3:
             write(name, sd3(name))
-        write("sdxl", sdxl())
+        write("sdxl-base", sdxl())
 
 
 def write(name: str, checkpoint: dict) -> None:

@@ -93,7 +93,7 @@ impl Invocation {
             true_cfg_scale: args.true_cfg_scale.or(old.and_then(|s| s.true_cfg_scale)),
             skip_layer_guidance: guidance::skip_layers(args, old)?,
             guidance_rescale: args.guidance_rescale.or(old.map(|s| s.guidance_rescale)).unwrap_or_default(),
-            micro_conditions: args.micro_conditions.or(old.map(|s| &s.micro_conditions)),
+            micro_conditions: args.micro_conditions.or(old.map(|s| &s.micro_conditions))?,
             seed: seed.unwrap_or_default(),
             images_per_prompt: args.num_images.unwrap_or(1),
             max_sequence_length: args.max_sequence_length.or(old.map(|s| s.max_sequence_length)),

@@ -22,7 +22,7 @@ const DESCRIPTIONS: [(&str, &str); 9] = [
     ("sd3-medium", include_str!("../../published/sd3-medium.json")),
     ("sd35-large", include_str!("../../published/sd35-large.json")),
     ("sd35-medium", include_str!("../../published/sd35-medium.json")),
-    ("sdxl", include_str!("../../published/sdxl.json")),
+    ("sdxl-base", include_str!("../../published/sdxl-base.json")),
 ];
 
 /// The names of the described checkpoints.

@@ -154,7 +154,8 @@ fn options_of_other_models() {
     );
     insta::assert_snapshot!(error(&workspace, &["--original-size", "512"]), @r"
     2
-    error: 
+    error: `--original-size` has 1 of two values
+    hint: give two numbers, such as `--original-size 1024 768`
     ");
     insta::assert_snapshot!(error(&workspace, &["--guidance-rescale", "1.5"]), @r"
     2
@@ -482,7 +483,7 @@ fn broken_checkpoints() {
     insta::assert_snapshot!(broken("model_index.json", &replace("PixArtAlphaPipeline", "CubismPipeline")), @r"
     1
     error: pipelines of class `CubismPipeline` are not supported
-    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `LattePipeline`, `FluxPipeline`, `DiTPipeline`
+    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `LattePipeline`, `FluxPipeline`, `DiTPipeline`, `StableDiffusionXLPipeline`
     ");
     insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3")), @r"
     1

@@ -155,10 +155,45 @@ fn dit() {
 #[test]
 fn sdxl() {
     let workspace = Workspace::new();
-    full_size_files::write("sdxl", &workspace.path("sdxl"));
+    full_size_files::write("sdxl-base", &workspace.path("sdxl"));
     insta::assert_snapshot!(workspace.ok(&["inspect", "sdxl"]), @r"
+    StableDiffusionXLPipeline in sdxl
+
+    component       class                        parameters  type     on disk
+    scheduler       EulerDiscreteScheduler
+    text_encoder    CLIPTextModel                     123 M  bf16  234.72 MiB
+    text_encoder_2  CLIPTextModelWithProjection       695 M  bf16    1.29 GiB
+    tokenizer       CLIPTokenizer
+    tokenizer_2     CLIPTokenizer
+    unet            UNet2DConditionModel             2.57 B  bf16    4.78 GiB
+    vae             AutoencoderKL                    83.7 M  bf16  159.56 MiB
+
+    parameters   3.47 B on disk as 6.46 GiB
+    memory       9.56 GiB as f32, 4.78 GiB as bf16 (the largest component)
+    defaults     1024x1024 pixels, 50 steps, guidance 5
     ");
     let degrees = ["--use-cfg-parallel", "--ulysses-degree", "2", "--tensor-parallel-degree", "2"];
     insta::assert_snapshot!(workspace.plan(&[&["--model", "sdxl"], &degrees[..]].concat()), @r"
+    cfg 2 × ulysses 2 × tp 2: 1 patch, 50 of 50 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1      0..1      8192
+       1    0   0   0    0       0   1      0..1      0..1      8192
+       2    0   0   0    0       1   0      0..1      0..1      8192
+       3    0   0   0    0       1   1      0..1      0..1      8192
+       4    0   1   0    0       0   0      0..1      0..1      8192
+       5    0   1   0    0       0   1      0..1      0..1      8192
+       6    0   1   0    0       1   0      0..1      0..1      8192
+       7    0   1   0    0       1   1      0..1      0..1      8192
+
+    rank  parameters   used once    contexts  keys and values  sent a step
+       0    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 195.00 MiB, tp 600.00 MiB, rows 7.51 MiB
+       1    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 195.00 MiB, tp 600.00 MiB, rows 7.51 MiB
+       2    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 205.00 MiB, tp 600.00 MiB, rows 7.20 MiB
+       3    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 205.00 MiB, tp 600.00 MiB, rows 7.20 MiB
+       4    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 195.00 MiB, tp 600.00 MiB, rows 7.51 MiB
+       5    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 195.00 MiB, tp 600.00 MiB, rows 7.51 MiB
+       6    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 205.00 MiB, tp 600.00 MiB, rows 7.20 MiB
+       7    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 205.00 MiB, tp 600.00 MiB, rows 7.20 MiB
+     all   18.18 GiB   95.07 MiB    5.25 MiB              0 B
     ");
 }
