@@ -118,15 +118,16 @@ impl Weights {
             device: self.source.device.clone(),
         };
         self.source.shared.0.get(key, || {
+            let all = 0..c_out;
             let outputs = match &part {
-                Part::Outputs(outputs) => outputs.clone(),
-                Part::Whole | Part::Inputs(_) => vec![0..c_out],
+                Part::Outputs(outputs) => &outputs[..],
+                Part::Whole | Part::Inputs(_) => std::slice::from_ref(&all),
             };
             let weight = match &part {
                 Part::Inputs(inputs) => self.columns("weight", [c_out, c_in], inputs)?,
-                Part::Whole | Part::Outputs(_) => self.rows("weight", [c_out, c_in], &outputs)?,
+                Part::Whole | Part::Outputs(_) => self.rows("weight", [c_out, c_in], outputs)?,
             };
-            let bias = bias.then(|| self.rows("bias", [c_out], &outputs)).transpose()?;
+            let bias = bias.then(|| self.rows("bias", [c_out], outputs)).transpose()?;
             Ok(Parameters { weight, bias })
         })
     }

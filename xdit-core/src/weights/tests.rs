@@ -50,7 +50,7 @@ fn a_layer_without_inputs_is_cut_like_any_other() {
     let share = |link| Share { blocks: 0..1, tensor: Some(TensorShare { link }) };
     for link in HostLink::ends(2) {
         let weights = Weights::check_only(checkpoint.clone(), DType::F32)
-            .of_share(share(link), vec![("out", Placement::Inputs { unit: 1 })]);
+            .of_share(share(link), vec![("out".to_owned(), Placement::Inputs { unit: 1 })]);
         assert!(weights.linear("out", 0, 3).is_ok());
     }
 }
