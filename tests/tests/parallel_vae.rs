@@ -238,7 +238,8 @@ fn pictures_of(checkpoint: &str, counts: &mut Counts) {
     let mut pictures = |mesh, parallel_vae| -> Vec<Picture> {
         let is_dit = checkpoint == "dit-256";
         let request = Request {
-            height: (!is_dit).then_some(112),
+            // A UNet cuts whole pieces of 32 rows of pixels.
+            height: (!is_dit).then_some(if checkpoint == "sdxl-base" { 96 } else { 112 }),
             width: (!is_dit).then_some(80),
             num_inference_steps: Some(2),
             use_resolution_binning: false,
