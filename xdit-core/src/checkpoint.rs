@@ -10,6 +10,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::json::read_json;
 
 /// One tensor of a checkpoint: its location, type and shape.
@@ -77,16 +78,18 @@ impl Checkpoint {
         let variants = variant.map(Some).into_iter().chain([None]);
         for variant in variants {
             let infix = variant.map(|v| format!(".{v}")).unwrap_or_default();
-            let single = dir.join(format!("{stem}{infix}.safetensors"));
-            if single.is_file() {
-                return Self::from_files(vec![single]);
-            }
             let indexes = [
                 dir.join(format!("{stem}.safetensors.index{infix}.json")),
                 dir.join(format!("{stem}{infix}.safetensors.index.json")),
             ];
-            if let Some(index) = indexes.iter().find(|path| path.is_file()) {
-                return Self::from_index(index);
+            // As in diffusers, an index comes before a whole file beside it. A link that leads nowhere is found, too: it is
+            // an error.
+            let exists = |path: &PathBuf| path.symlink_metadata().is_ok();
+            if let Some(index) = indexes.into_iter().find(exists) {
+                return Self::from_index(&index);
+            }
+            if let Some(single) = Some(dir.join(format!("{stem}{infix}.safetensors"))).filter(exists) {
+                return Self::from_files(vec![single]);
             }
         }
         Err(missing(dir, stem))
@@ -134,7 +137,18 @@ impl Checkpoint {
                 names.push(shard);
             }
         }
+        if names.is_empty() {
+            return Err(Error::failure(format!("the `weight_map` of `{}` is empty", index.display()))
+                .hint("download the file again: it is not an index of safetensors shards"));
+        }
         names.sort_unstable();
+        if let Some(missing) = names.iter().find(|name| dir.join(name).symlink_metadata().is_err()) {
+            let (count, shown) = (names.len(), index.display());
+            return Err(Error::failure(format!(
+                "shard `{missing}` is missing, one of {count} that `{shown}` names"
+            ))
+            .hint("the download is incomplete: fetch the shard, or download the model again"));
+        }
         let checkpoint = Self::from_files(names.iter().map(|name| dir.join(name)).collect())?;
         for (key, shard) in map {
             let found = checkpoint.entries.get(key).map(|entry| &checkpoint.files[entry.file]);
@@ -203,8 +217,8 @@ fn missing(dir: &Path, stem: &str) -> Error {
 /// Maps one safetensors file and lists its tensors.
 fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
     let open = |error: std::io::Error| Error::failure(format!("cannot read `{}`: {error}", path.display()));
-    let handle = File::open(path).map_err(open)?;
-    if handle.metadata().map_err(open)?.len() == 0 {
+    let (handle, len) = files::open(path)?;
+    if len == 0 {
         return Err(Error::failure(format!("`{}` is empty", path.display())).hint("download the file again"));
     }
     #[expect(
@@ -215,6 +229,9 @@ fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
     // read faults and ends this process; every safetensors reader that maps files accepts this risk.
     let map = unsafe { memmap2::Mmap::map(&handle) }.map_err(open)?;
     let bytes = Bytes::from_owner(map);
+    if files::is_lfs_pointer(&bytes) {
+        return Err(files::lfs_pointer(path));
+    }
     let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| {
         Error::failure(format!("`{}` is not a valid safetensors file: {error}", path.display()))
             .hint("download the file again: it is truncated or corrupt")

@@ -22,6 +22,13 @@ impl Config {
     /// If the file cannot be read or is not a JSON object.
     pub fn read(path: &Path) -> Result<Self> {
         match read_json(path)? {
+            Value::Object(options)
+                if options.get("quantization_config").is_some_and(|value| !value.is_null()) =>
+            {
+                let shown = path.display();
+                Err(Error::failure(format!("`{shown}` describes quantised weights, which are not supported"))
+                    .hint("use the original checkpoint, whose config has no `quantization_config`"))
+            }
             Value::Object(options) => Ok(Self { path: path.to_owned(), options }),
             _ => Err(Error::failure(format!("`{}` is not a JSON object", path.display()))),
         }

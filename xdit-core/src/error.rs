@@ -49,6 +49,12 @@ impl Error {
         Self { message: message.into(), ..self }
     }
 
+    /// Replaces the message by one that is made from it.
+    #[must_use]
+    pub fn reworded_with(self, reword: impl FnOnce(&str) -> String) -> Self {
+        Self { message: reword(&self.message), ..self }
+    }
+
     /// Converts the error to a failure, for an error found while carrying out a request that was itself valid.
     #[must_use]
     pub fn into_failure(self) -> Self {
@@ -73,13 +79,58 @@ impl Error {
 }
 
 impl fmt::Display for Error {
+    /// Both parts are [`printable`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
+        f.write_str(&printable(&self.message))?;
         match &self.hint {
-            Some(hint) => write!(f, "\nhint: {hint}"),
+            Some(hint) => write!(f, "\nhint: {}", printable(hint)),
             None => Ok(()),
         }
     }
 }
 
+/// The most characters of a message.
+const MAX_SHOWN: usize = 2_000;
+
+/// `text` on one line and of limited length, for people: values from files and from the network may contain anything.
+/// Control characters, and others that move or hide text, are escaped; a long text loses its middle.
+pub fn printable(text: &str) -> String {
+    let hides = |char| matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    let mut shown = String::with_capacity(text.len().min(4 * MAX_SHOWN));
+    let count = text.chars().count();
+    let left_out = match count > MAX_SHOWN {
+        // The end of a message often has the reason.
+        true => MAX_SHOWN * 3 / 4..count - MAX_SHOWN / 4,
+        false => count..count,
+    };
+    for (index, char) in text.chars().enumerate() {
+        if index == left_out.start {
+            shown += &format!("… ({} more characters) …", left_out.len());
+        }
+        if left_out.contains(&index) {
+            continue;
+        }
+        match char.is_control() || hides(char) {
+            true => shown.extend(char.escape_default()),
+            false => shown.push(char),
+        }
+    }
+    shown
+}
+
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_short_and_on_one_line() {
+        let error = Error::usage("`a\nhint: lie\u{1b}[2J\u{202e}` is not valid").hint("b\tc");
+        assert_eq!(error.to_string(), "`a\\nhint: lie\\u{1b}[2J\\u{202e}` is not valid\nhint: b\\tc");
+        assert_eq!(printable("größer als 日本"), "größer als 日本");
+        let long = printable(&format!("begin {} end", "x".repeat(1 << 20)));
+        assert!(long.starts_with("begin xx") && long.ends_with("xx end"), "{long}");
+        assert!(long.contains("xx… (1046586 more characters) …xx") && long.chars().count() < 2 * MAX_SHOWN);
+    }
+}

@@ -19,20 +19,24 @@ mod cache;
 mod client;
 mod fault;
 mod fetch;
+mod mistaken;
 mod options;
 mod select;
 
 pub use options::{DEFAULT_ENDPOINT, DEFAULT_REVISION, HubOptions};
-pub use select::{MODEL_INDEX, ModelIndex, select};
+pub use select::{MODEL_INDEX, ModelIndex, check_variant, select};
 
-use crate::{Error, Result};
-use cache::{RepoCache, create_parent, is_commit};
+use crate::{Error, Result, files};
+use cache::{RepoCache, create_parent, files_of, is_commit};
 use client::{Client, Metadata};
 use fault::Subject;
 use fetch::{FetchError, fetch};
-use std::fs;
+use mistaken::without_password;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+
+/// The most bytes of a file without weights; tokenizers have at most 20 MB.
+const MAX_SMALL_BYTES: u64 = 64 << 20;
 
 /// The download progress of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,15 @@ pub struct Download<'a> {
     pub total_bytes: Option<u64>,
     /// True in the last report on this file, once it has been checked and renamed.
     pub finished: bool,
+    /// True if another process downloads the file, and this one waits for it.
+    pub waits: bool,
+}
+
+impl<'a> Download<'a> {
+    /// Nothing of `file` yet.
+    fn begun(file: &'a str) -> Self {
+        Self { file, done_bytes: 0, total_bytes: None, finished: false, waits: false }
+    }
 }
 
 /// Returns the local folder of `model`: the folder of that name, or the cached snapshot of that hub id.
@@ -63,32 +76,39 @@ pub struct Download<'a> {
 pub fn resolve(model: &str, options: &HubOptions, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
-        return local(path);
+        return check_folder(path, options.variant.as_deref()).map(|()| path.to_owned());
     }
-    let both = "give a folder in the diffusers layout, or an id on the hub like `owner/name`";
-    if path.exists() {
-        return Err(Error::usage(format!("`{model}` is a file, not a model folder")).hint(both));
+    if path.symlink_metadata().is_ok() {
+        return Err(mistaken::file(path));
     }
     if !is_hub_id(model) {
-        return Err(Error::usage(format!("`{model}` is neither a folder nor a model id")).hint(both));
+        return Err(mistaken::name(model));
     }
     if !is_revision(&options.revision) {
         return Err(Error::usage(format!("`{}` is not a valid revision", options.revision))
             .hint("give a branch, a tag or a full commit hash"));
     }
-    Repo { model, options, cache: RepoCache::new(&options.cache_dir, model) }.resolve(progress)
+    let repo = Repo { model, options, cache: RepoCache::new(&options.cache_dir, model) };
+    repo.resolve(progress).map_err(|error| match path.parent().is_some_and(Path::is_dir) {
+        // The name looks like an id, but the first part of it is a folder here.
+        true => error.reworded_with(|message| format!("there is no folder `{model}`, and {message}")),
+        false => error,
+    })
 }
 
-fn local(folder: &Path) -> Result<PathBuf> {
-    if folder.join(MODEL_INDEX).is_file() {
-        return Ok(folder.to_owned());
+/// Checks that `folder` is in the diffusers layout and, if a `variant` is given, that it has weights of it.
+///
+/// # Errors
+/// If not.
+pub fn check_folder(folder: &Path, variant: Option<&str>) -> Result<()> {
+    let index = folder.join(MODEL_INDEX);
+    if index.symlink_metadata().is_err() {
+        return Err(mistaken::folder(folder));
     }
-    let shown = folder.display();
-    let is_empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    let what = if is_empty { "is empty" } else { "has no `model_index.json`" };
-    Err(Error::usage(format!("the folder `{shown}` {what}")).hint(
-        "give the folder that contains `model_index.json`; a hub id is used only if no folder has that name",
-    ))
+    let Some(variant) = variant else { return Ok(()) };
+    let shown = folder.display().to_string();
+    let text = String::from_utf8_lossy(&files::read(&index, MAX_SMALL_BYTES)?).into_owned();
+    check_variant(&shown, &ModelIndex::parse(&shown, &text)?, &files_of(folder), variant)
 }
 
 /// Checks the hub's rules for `owner/name`.
@@ -153,8 +173,8 @@ impl Repo<'_> {
         let commit = listing.commit.as_str();
         self.ensure(&client, commit, MODEL_INDEX, progress)?;
         let folder = cache.snapshot(commit);
-        let text = fs::read_to_string(folder.join(MODEL_INDEX)).map_err(|error| self.disk_error(&error))?;
-        let index = ModelIndex::parse(model, &text)?;
+        let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES)?;
+        let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?;
         for file in select(model, &index, &listing.files, variant)? {
             self.ensure(&client, commit, &file, progress)?;
         }
@@ -212,7 +232,8 @@ impl Repo<'_> {
             return Ok(());
         }
         create_parent(&blob).map_err(|error| self.disk_error(&error))?;
-        let lock = self.cache.lock(&metadata.etag).map_err(|error| self.disk_error(&error))?;
+        let waits = || progress(Download { waits: true, ..Download::begun(file) });
+        let lock = self.cache.lock(&metadata.etag, waits).map_err(|error| self.disk_error(&error))?;
         // The process that held the lock may have finished the blob.
         if blob.exists() {
             return Ok(());
@@ -235,7 +256,7 @@ impl Repo<'_> {
 
     fn subject<'s>(&'s self, file: Option<&'s str>) -> Subject<'s> {
         let HubOptions { endpoint, revision, .. } = self.options;
-        Subject { endpoint, model: self.model, revision, file }
+        Subject { endpoint: without_password(endpoint), model: self.model, revision, file }
     }
 
     fn disk_error(&self, error: &io::Error) -> Error {

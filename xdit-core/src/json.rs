@@ -8,7 +8,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
+
+/// The most bytes of a JSON file; the largest published ones, indices of shards, have less than one MiB.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// The tokens of Python's `json` module that are not valid JSON; a token precedes any other that is its suffix.
 const NON_FINITE: [(&str, f64); 3] =
@@ -17,15 +20,18 @@ const NON_FINITE: [(&str, f64); 3] =
 /// Reads a JSON file.
 ///
 /// # Errors
-/// If the file cannot be read or is not JSON. The message names the file.
+/// If the file cannot be [read](files::read) or is not JSON. The message names the file.
 pub fn read_json(path: impl AsRef<Path>) -> Result<Value> {
     let path = path.as_ref();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::failure(format!("cannot read `{}`: {error}", path.display())))?;
-    parse_json(&text).map_err(|error| {
+    let invalid = |error: String| {
         Error::failure(format!("`{}` is not valid JSON: {error}", path.display()))
             .hint("the file may be incomplete: download it again")
-    })
+    };
+    let text =
+        String::from_utf8(files::read(path, MAX_BYTES)?).map_err(|error| invalid(error.to_string()))?;
+    // Editors on Windows mark UTF-8 with a character that is no part of JSON.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    parse_json(text).map_err(|error| invalid(error.to_string()))
 }
 
 /// Parses JSON with bare `Infinity`, `-Infinity` and `NaN` allowed.

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod finite;
 #[cfg(feature = "hub")]
 pub mod hub;

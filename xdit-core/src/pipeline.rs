@@ -66,8 +66,11 @@ pub struct Resolved {
     pub generated_size: [usize; 2],
     /// The number of steps of the noise scheduler.
     pub num_inference_steps: usize,
-    /// The strength of classifier-free guidance.
+    /// The strength of classifier-free guidance, or, with [`distilled_guidance`](Self::distilled_guidance), an input of the
+    /// model.
     pub guidance_scale: f32,
+    /// Whether the model takes the guidance scale as an input, so that classifier-free guidance has a scale of its own.
+    pub distilled_guidance: bool,
     /// The largest number of text tokens, including the end of the text.
     pub max_sequence_length: usize,
     /// The number of frames of each clip, or `None` for pictures.
@@ -123,6 +126,21 @@ pub trait Pipeline: Send {
     /// If weights cannot be read, a rank fails, or a value is not finite; of kind
     /// [`Cancelled`](crate::ErrorKind::Cancelled), if it was cancelled. Later requests are not affected.
     fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()>;
+
+    /// Decodes latents as [`run`](Self::run) does, on the device of the first rank. `save` receives the index and the picture,
+    /// or the frames of a clip, of each.
+    ///
+    /// # Shapes
+    /// `latents`: `[n, c, y, x]`, or `[n, c, frames, y, x]` of clips, in f32, scaled as in the diffusion model.
+    ///
+    /// # Errors
+    /// If the latents do not fit the model, weights cannot be read, a value is not finite, or `save` fails.
+    fn decode(
+        &self,
+        latents: &TensorData,
+        tiled: bool,
+        save: &mut dyn FnMut(usize, Vec<Picture>) -> Result<()>,
+    ) -> Result<()>;
 
     /// The device of the first rank.
     fn device(&self) -> &Device;

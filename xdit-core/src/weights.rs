@@ -46,6 +46,8 @@ struct Source {
     /// Random values for all tensors, in place of those in the files.
     random: Option<RandomValues>,
     used: Mutex<BTreeSet<String>>,
+    /// The tensors that were ignored as extra.
+    extra: Mutex<BTreeSet<String>>,
     taken: Mutex<ParameterBytes>,
     loaded: Mutex<ParameterBytes>,
     /// The layers shared with other ranks.
@@ -146,7 +148,8 @@ impl Weights {
             device: device.clone(),
             check_only,
             random: None,
-            used: Mutex::new(BTreeSet::new()),
+            used: Mutex::default(),
+            extra: Mutex::default(),
             taken: Mutex::default(),
             loaded: Mutex::default(),
             shared: SharedLayers::default(),
@@ -316,6 +319,36 @@ impl Weights {
     /// Marks the tensor called `name` as known and deliberately unused.
     pub fn ignore(&self, name: &str) {
         self.tick(self.key(name));
+    }
+
+    /// Marks tensors as deliberately unused that the reference ignores in published files, unlike others that are left
+    /// over. A part names all tensors that begin with it or, if it begins with a dot, contain it.
+    pub fn ignore_extra(&self, parts: &[&str]) {
+        let is_extra = |name: &str| {
+            let rest = name.strip_prefix(&*self.prefix);
+            let is_in = |part: &&str, rest: &str| {
+                if part.starts_with('.') { rest.contains(*part) } else { rest.starts_with(*part) }
+            };
+            rest.is_some_and(|rest| parts.iter().any(|part| is_in(part, rest)))
+        };
+        for (name, _) in self.source.checkpoint.entries().filter(|(name, _)| is_extra(name)) {
+            self.tick(name.to_owned());
+            lock(&self.source.extra).insert(name.to_owned());
+        }
+    }
+
+    /// A sentence on the tensors that were [ignored as extra](Self::ignore_extra), if there are any.
+    pub fn extra(&self) -> Option<String> {
+        let extra = lock(&self.source.extra);
+        let first = extra.first()?;
+        let (count, file) = (extra.len(), self.source.checkpoint.get(first)?.file);
+        let file = self.source.checkpoint.files()[file].display();
+        Some(match count {
+            1 => format!("tensor `{first}` in `{file}` is ignored: the model does not use it"),
+            _ => format!(
+                "{count} tensors in `{file}`, such as `{first}`, are ignored: the model does not use them"
+            ),
+        })
     }
 
     /// Ends a check: everything in the checkpoint must have been taken or [ignored](Self::ignore).

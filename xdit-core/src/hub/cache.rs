@@ -7,9 +7,10 @@
 //! .locks/models--owner--name/<etag>.lock                   held during the download of a blob
 //! ```
 
+use super::MAX_SMALL_BYTES;
 use super::select::{MODEL_INDEX, ModelIndex, select};
-use crate::{Error, Result};
-use std::fs::{self, File};
+use crate::{Result, files};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -44,8 +45,8 @@ impl RepoCache {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
-        let commit = fs::read_to_string(self.root.join("refs").join(revision)).ok()?;
-        Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
+        let commit = files::read(&self.root.join("refs").join(revision), 1 << 10).ok()?;
+        Some(String::from_utf8(commit).ok()?.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
     /// Records the commit of `revision`.
@@ -64,9 +65,12 @@ impl RepoCache {
     /// Returns the snapshot of `commit` if it has every file that the model needs.
     pub(super) fn complete_snapshot(&self, commit: &str, variant: Option<&str>) -> Result<PathBuf> {
         let folder = self.snapshot(commit);
-        let text = fs::read_to_string(folder.join(MODEL_INDEX)).map_err(|error| {
-            Error::failure(format!("the `{MODEL_INDEX}` of `{}` is not in the cache: {error}", self.model))
+        let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES).map_err(|error| {
+            let why =
+                format!("the `{MODEL_INDEX}` of `{}` is not in the cache: {}", self.model, error.message());
+            error.reworded(why)
         })?;
+        let text = String::from_utf8_lossy(&text);
         let index = ModelIndex::parse(&self.model, &text)?;
         select(&self.model, &index, &files_of(&folder), variant)?;
         Ok(folder)
@@ -89,14 +93,24 @@ impl RepoCache {
         }
     }
 
-    /// Waits until no other process is downloading this blob; dropping the returned file releases the lock.
+    /// Waits until no other process is downloading this blob; dropping the returned file releases the lock. `waits` is
+    /// called if there is such a process.
     ///
     /// Returns `None` if the file system does not support locks. Python's `filelock` takes the same lock.
-    pub(super) fn lock(&self, etag: &str) -> io::Result<Option<File>> {
+    pub(super) fn lock(&self, etag: &str, waits: impl FnOnce()) -> io::Result<Option<File>> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
+        own(&path)?;
         let file = File::create(&path)?;
-        match file.lock() {
+        let locked = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                waits();
+                file.lock()
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        match locked {
             Ok(()) => Ok(Some(file)),
             Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
             Err(error) => Err(error),
@@ -109,12 +123,24 @@ pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// Checks that `path`, which is about to be written, is absent or a regular file. In a shared cache, somebody else might have
+/// left a link to a file of this user, or a pipe.
+pub(super) fn own(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(found) if !found.is_file() => {
+            Err(io::Error::other(format!("`{}` is a link or a special file", path.display())))
+        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
 /// The files of a snapshot and its immediate folders, as `folder/name`; dangling links are skipped.
-fn files_of(snapshot: &Path) -> Vec<String> {
+pub(super) fn files_of(snapshot: &Path) -> Vec<String> {
     let names = |folder: &Path| -> Vec<(String, PathBuf)> {
         fs::read_dir(folder)
             .into_iter()

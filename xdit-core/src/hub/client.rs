@@ -2,6 +2,7 @@
 
 use super::HubOptions;
 use super::fault::Fault;
+use super::mistaken::without_password;
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait for more data, in the headers or in the middle of a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
+/// The longest wait in all for a server that asks for it, and the shortest for one that asks for less.
+const MAX_WAIT: Duration = Duration::from_secs(180);
+const MIN_WAIT: Duration = Duration::from_secs(1);
 const LINKED_ETAG: &str = "x-linked-etag";
 /// The listing of a repository with 100,000 files takes about 10 MB.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
@@ -37,14 +41,6 @@ pub(super) struct Metadata {
     pub(super) bytes: Option<u64>,
 }
 
-impl Metadata {
-    /// The SHA-256 of the contents, known only for large files.
-    pub(super) fn sha256(&self) -> Option<&str> {
-        (self.etag.len() == 64 && self.etag.bytes().all(|byte| byte.is_ascii_hexdigit()))
-            .then_some(&self.etag)
-    }
-}
-
 impl Client {
     pub(super) fn new(options: &HubOptions) -> Result<Self> {
         let config = Agent::config_builder()
@@ -57,6 +53,7 @@ impl Client {
             .max_redirects(0)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT))
+            .timeout_recv_response(Some(READ_TIMEOUT))
             .tls_config(TlsConfig::builder().root_certs(root_certs(options)?).build())
             .proxy(proxy(options)?);
         Ok(Self {
@@ -120,8 +117,8 @@ impl Client {
 
     /// Sends a request and follows redirects; the token is sent only to the endpoint.
     fn send(&self, verb: Verb, url: &str) -> Result<Response<Body>, Fault> {
-        let mut url = url.to_owned();
-        for _ in 0..=MAX_REDIRECTS {
+        let (mut url, mut waited, mut redirects) = (url.to_owned(), Duration::ZERO, 0);
+        loop {
             let mut request = match verb {
                 Verb::Describe => self.agent.head(&url),
                 Verb::Get { .. } => self.agent.get(&url),
@@ -138,12 +135,24 @@ impl Client {
             if status.is_success() || (status.is_redirection() && described) {
                 return Ok(response);
             }
+            if let Some(pause) = retry_after(&response)
+                && waited + pause <= MAX_WAIT
+            {
+                // At least a moment, so that a server which says 0 is not asked without end.
+                let pause = pause.max(MIN_WAIT);
+                std::thread::sleep(pause);
+                waited += pause;
+                continue;
+            }
             match header(&response, "location").filter(|_| status.is_redirection()) {
-                Some(location) => url = redirected(&url, &location),
+                Some(_) if redirects == MAX_REDIRECTS => {
+                    return Err(Fault::strange(format!("more than {MAX_REDIRECTS} redirects")));
+                }
+                Some(location) => url = redirected(&url, &location)?,
                 None => return Err(Fault::status(status.as_u16(), header(&response, "x-error-code"))),
             }
+            redirects += 1;
         }
-        Err(Fault::strange(format!("more than {MAX_REDIRECTS} redirects")))
     }
 }
 
@@ -166,23 +175,52 @@ fn origin(url: &str) -> &str {
     &url[..end]
 }
 
+/// The time that a server which is busy (429 or 503) asks to wait, in seconds. (The other form, a date, is not used by
+/// the hub.)
+fn retry_after(response: &Response<Body>) -> Option<Duration> {
+    let busy = matches!(response.status().as_u16(), 429 | 503);
+    let seconds = header(response, "retry-after").filter(|_| busy)?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
 /// The target of a `Location` header received from `url`.
-fn redirected(url: &str, location: &str) -> String {
-    if location.contains("://") {
-        location.to_owned()
-    } else if location.starts_with("//") {
-        let scheme = url.find("//").map_or("https:", |at| &url[..at]);
-        format!("{scheme}{location}")
-    } else {
-        let slash = if location.starts_with('/') { "" } else { "/" };
-        format!("{}{slash}{location}", origin(url))
+///
+/// # Source
+/// RFC 3986, section 5.2, without the removal of `..`, which servers resolve.
+fn redirected(url: &str, location: &str) -> Result<String, Fault> {
+    let scheme = &url[..url.find("//").unwrap_or(0)];
+    let path = &url[..url.find(['?', '#']).unwrap_or(url.len())];
+    let folder =
+        path.rfind('/').filter(|at| *at > origin(url).len() - 1).map_or(origin(url), |at| &path[..at]);
+    let has_scheme = location.find(':').is_some_and(|colon| !location[..colon].contains(['/', '?', '#']));
+    let target = match location {
+        _ if has_scheme => location.to_owned(),
+        _ if location.starts_with("//") => format!("{scheme}{location}"),
+        _ if location.starts_with('/') => format!("{}{location}", origin(url)),
+        _ if location.starts_with('?') => format!("{path}{location}"),
+        _ => format!("{folder}/{location}"),
+    };
+    let target = target[..target.find('#').unwrap_or(target.len())].to_owned();
+    let secure = target.starts_with("https://");
+    let uri: Result<ureq::http::Uri, _> = target.parse();
+    match uri {
+        // An address that was encrypted leads to none that is not.
+        Ok(uri)
+            if uri.host().is_some() && (secure || target.starts_with("http://") && scheme != "https:") =>
+        {
+            Ok(target)
+        }
+        _ => Err(Fault::strange(format!(
+            "it redirects to `{}`, which is not followed",
+            without_password(location)
+        ))),
     }
 }
 
 /// Whether a path from the server stays inside the folder that it is joined to.
 fn is_inner_path(path: &str) -> bool {
     let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
-    path.split('/').all(plain) && !path.contains(['\\', ':', '\0'])
+    path.split('/').all(plain) && !path.contains(['\\', ':']) && !path.contains(char::is_control)
 }
 
 /// `text` encoded as a part of a URL; the characters in `keep` stay as they are.
@@ -237,4 +275,31 @@ fn root_certs(options: &HubOptions) -> Result<RootCerts> {
         return Err(unusable("it contains none".to_owned()));
     }
     Ok(RootCerts::Specific(Arc::new(certificates)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_addresses() {
+        let from = |location| redirected("https://hub.org/o/n/file?x=1", location).ok();
+        for (location, target) in [
+            ("https://cdn.org/a?b=c#d", Some("https://cdn.org/a?b=c")),
+            ("//cdn.org/a", Some("https://cdn.org/a")),
+            ("/a/b", Some("https://hub.org/a/b")),
+            ("other", Some("https://hub.org/o/n/other")),
+            ("?y=https://a.org", Some("https://hub.org/o/n/file?y=https://a.org")),
+            ("/signed?to=https://a.org", Some("https://hub.org/signed?to=https://a.org")),
+            ("http://cdn.org/a", None),
+            ("file:///etc/passwd", None),
+            ("ftp://a.org/", None),
+            ("https://", None),
+            ("https://a b/", None),
+        ] {
+            assert_eq!(from(location).as_deref(), target, "{location}");
+        }
+        assert_eq!(redirected("http://hub.org", "a").unwrap(), "http://hub.org/a");
+        assert_eq!(redirected("http://hub.org/x", "https://a.org/").unwrap(), "https://a.org/");
+    }
 }

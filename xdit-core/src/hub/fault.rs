@@ -15,9 +15,10 @@ pub(super) enum Fault {
 }
 
 /// The subject of a request, for the error message.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Subject<'a> {
-    pub(super) endpoint: &'a str,
+    /// Without a password.
+    pub(super) endpoint: String,
     pub(super) model: &'a str,
     pub(super) revision: &'a str,
     pub(super) file: Option<&'a str>,
@@ -106,6 +107,8 @@ impl From<ureq::Error> for Fault {
             ureq::Error::HostNotFound => "the host was not found".to_owned(),
             ureq::Error::Io(error) => return Self::from(error),
             ureq::Error::Timeout(_) => "the request timed out".to_owned(),
+            // These repeat the address, which may contain a password.
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => "its address is not valid".to_owned(),
             other => other.to_string(),
         })
     }

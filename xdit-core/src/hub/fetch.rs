@@ -1,18 +1,23 @@
 //! The download of one file: started or resumed, checked, and only then renamed.
 
-use super::Download;
+use super::cache::own;
 use super::client::{Client, Metadata, header};
 use super::fault::Fault;
+use super::{Download, MAX_SMALL_BYTES};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// Consecutive attempts without a new byte before the download is given up.
+/// Consecutive attempts with fewer new bytes than [`MIN_PROGRESS_BYTES`] before the download is given up.
 const FRUITLESS_ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
+/// An attempt that gets fewer bytes in each [`WINDOW`] is given up: a server may send a byte now and then for ever.
+const MIN_PROGRESS_BYTES: u64 = 64 << 10;
+const WINDOW: Duration = Duration::from_secs(60);
 
 /// The reason why a file could not be downloaded.
 pub(super) enum FetchError {
@@ -42,7 +47,13 @@ pub(super) fn fetch(
     file: &str,
     progress: &mut dyn FnMut(Download<'_>),
 ) -> Result<(), FetchError> {
-    let mut partial = Partial::open(incomplete, metadata.sha256().is_some()).map_err(FetchError::Disk)?;
+    let limit = if file.ends_with(".safetensors") { u64::MAX } else { MAX_SMALL_BYTES };
+    if let Some(bytes) = metadata.bytes.filter(|bytes| *bytes > limit) {
+        return Err(FetchError::Corrupt(format!(
+            "it has {bytes} bytes, more than the {limit} of such a file"
+        )));
+    }
+    let mut partial = Partial::open(incomplete).map_err(FetchError::Disk)?;
     let mut total = metadata.bytes;
     if total.is_some_and(|total| partial.bytes > total) {
         partial.restart().map_err(FetchError::Disk)?;
@@ -51,13 +62,16 @@ pub(super) fn fetch(
     // A resumed file may already be complete, if the earlier run ended just before its rename.
     while total.is_none_or(|total| partial.bytes < total) {
         let report = &mut |done_bytes, total_bytes| {
-            progress(Download { file, done_bytes, total_bytes, finished: false });
+            progress(Download { done_bytes, total_bytes, ..Download::begun(file) });
         };
-        match attempt(client, url, &mut partial, &mut total, report) {
+        match attempt(client, url, &mut partial, (&mut total, limit), report) {
             Ok(()) => break,
             Err(FetchError::Hub(fault)) if fault.is_transient() => {
-                fruitless = if partial.bytes > most_bytes { 0 } else { fruitless + 1 };
-                most_bytes = most_bytes.max(partial.bytes);
+                let advanced = partial.bytes >= most_bytes + MIN_PROGRESS_BYTES;
+                fruitless = if advanced { 0 } else { fruitless + 1 };
+                if advanced {
+                    most_bytes = partial.bytes;
+                }
                 if fruitless == FRUITLESS_ATTEMPTS {
                     let of = total.map_or(String::new(), |total| format!(" of {total}"));
                     return Err(match fault {
@@ -73,8 +87,8 @@ pub(super) fn fetch(
         }
     }
     let done_bytes = partial.bytes;
-    partial.finish(metadata.sha256(), total, blob)?;
-    progress(Download { file, done_bytes, total_bytes: Some(done_bytes), finished: true });
+    partial.finish(&metadata.etag, total, blob)?;
+    progress(Download { done_bytes, total_bytes: Some(done_bytes), finished: true, ..Download::begun(file) });
     Ok(())
 }
 
@@ -83,7 +97,7 @@ fn attempt(
     client: &Client,
     url: &str,
     partial: &mut Partial,
-    total: &mut Option<u64>,
+    (total, limit): (&mut Option<u64>, u64),
     report: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<(), FetchError> {
     let mut response = match client.read(url, partial.bytes) {
@@ -111,7 +125,15 @@ fn attempt(
     report(partial.bytes, *total);
     let mut body = response.body_mut().as_reader();
     let mut buffer = vec![0; BUFFER_BYTES];
+    let (mut window, mut before) = (Instant::now(), partial.bytes);
     loop {
+        if window.elapsed() > WINDOW {
+            if partial.bytes - before < MIN_PROGRESS_BYTES {
+                let (bytes, seconds) = (partial.bytes - before, WINDOW.as_secs());
+                return Err(Fault::Network(format!("only {bytes} bytes came in {seconds} seconds")).into());
+            }
+            (window, before) = (Instant::now(), partial.bytes);
+        }
         let read = match body.read(&mut buffer) {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -125,35 +147,35 @@ fn attempt(
                 _ => Ok(()),
             };
         }
+        // The server may not fill the disk with more than it announced.
+        let most = total.unwrap_or(limit).min(limit);
+        if partial.bytes + read as u64 > most {
+            drop(body);
+            partial.delete().map_err(FetchError::Disk)?;
+            return Err(FetchError::Corrupt(format!("more than the announced {most} bytes were sent")));
+        }
         partial.append(&buffer[..read]).map_err(FetchError::Disk)?;
         report(partial.bytes, *total);
     }
 }
 
-/// The received part of a file, and its hash.
+/// The received part of a file.
 struct Partial {
     path: PathBuf,
     file: File,
     bytes: u64,
-    sha256: Option<Sha256>,
 }
 
 impl Partial {
-    fn open(path: PathBuf, hashed: bool) -> io::Result<Self> {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        own(&path)?;
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-        let mut sha256 = hashed.then(Sha256::new);
-        let bytes = match &mut sha256 {
-            Some(hasher) => io::copy(&mut file, hasher)?,
-            None => file.seek(SeekFrom::End(0))?,
-        };
-        Ok(Self { path, file, bytes, sha256 })
+        let bytes = file.seek(SeekFrom::End(0))?;
+        Ok(Self { path, file, bytes })
     }
 
     fn append(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.file.write_all(chunk)?;
-        if let Some(hasher) = &mut self.sha256 {
-            hasher.update(chunk);
-        }
         self.bytes += chunk.len() as u64;
         Ok(())
     }
@@ -162,25 +184,55 @@ impl Partial {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
         self.bytes = 0;
-        self.sha256 = self.sha256.as_ref().map(|_| Sha256::new());
         Ok(())
     }
 
+    fn delete(&self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+
     /// Checks the contents and renames the file to `blob`, or deletes it.
-    fn finish(self, sha256: Option<&str>, total: Option<u64>, blob: &Path) -> Result<(), FetchError> {
+    fn finish(mut self, etag: &str, total: Option<u64>, blob: &Path) -> Result<(), FetchError> {
         let wrong = if total.is_some_and(|total| total != self.bytes) {
             Some(format!("{} bytes were received, not {}", self.bytes, total.unwrap_or_default()))
         } else {
-            let found = self.sha256.map(|hasher| format!("{:x}", hasher.finalize()));
-            let differs =
-                |expected: &&str| found.as_ref().is_some_and(|found| !found.eq_ignore_ascii_case(expected));
-            sha256.filter(differs).map(|expected| format!("its SHA-256 is not `{expected}`"))
+            self.unlike(etag).map_err(FetchError::Disk)?
         };
         if let Some(wrong) = wrong {
-            fs::remove_file(&self.path).map_err(FetchError::Disk)?;
+            self.delete().map_err(FetchError::Disk)?;
             return Err(FetchError::Corrupt(wrong));
         }
         // Synced before the rename, so that a blob is complete even after a power failure.
         self.file.sync_all().and_then(|()| fs::rename(&self.path, blob)).map_err(FetchError::Disk)
+    }
+
+    /// The difference between the contents and the hash in `etag`, if there is one: the SHA-256 of a large file, or git's
+    /// SHA-1 of a small one, for which some mirrors have the plain SHA-1. Other names say nothing of the contents.
+    ///
+    /// The whole file is read again, which covers what an earlier run left, and what the disk made of it.
+    fn unlike(&mut self, etag: &str) -> io::Result<Option<String>> {
+        if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        let is = |found: String| found.eq_ignore_ascii_case(etag);
+        self.file.seek(SeekFrom::Start(0))?;
+        let (same, name) = match etag.len() {
+            64 => {
+                let mut hash = Sha256::new();
+                io::copy(&mut self.file, &mut hash)?;
+                (is(format!("{:x}", hash.finalize())), "SHA-256")
+            }
+            40 => {
+                let (mut plain, mut git) = (Sha1::new(), Sha1::new());
+                git.update(format!("blob {}\0", self.bytes));
+                let mut contents = Vec::new();
+                self.file.read_to_end(&mut contents)?;
+                plain.update(&contents);
+                git.update(&contents);
+                (is(format!("{:x}", git.finalize())) || is(format!("{:x}", plain.finalize())), "SHA-1")
+            }
+            _ => (true, ""),
+        };
+        Ok((!same).then(|| format!("its {name} is not `{etag}`")))
     }
 }

@@ -106,11 +106,28 @@ pub fn select(
         }
     }
     if let (false, Some(variant)) = (variant_found, variant) {
-        return Err(Error::usage(format!("`{model}` has no weights of the variant `{variant}`"))
-            .hint("omit the variant to use the default weights"));
+        return Err(no_variant(model, variant));
     }
     small.extend(weights);
     Ok(small)
+}
+
+/// Checks that some component in `listing`, the files of a folder, has weights of the `variant`.
+///
+/// # Errors
+/// If none has: the plain weights would be taken without a word.
+pub fn check_variant(model: &str, index: &ModelIndex, listing: &[String], variant: &str) -> Result<()> {
+    let is_of_variant = |path: &String| {
+        let Some((folder, name)) = path.split_once('/') else { return false };
+        index.components.iter().any(|component| component.name == folder)
+            && Weight::parse(name).is_some_and(|weight| weight.variant == Some(variant))
+    };
+    if listing.iter().any(is_of_variant) { Ok(()) } else { Err(no_variant(model, variant)) }
+}
+
+fn no_variant(model: &str, variant: &str) -> Error {
+    Error::usage(format!("`{model}` has no weights of the variant `{variant}`"))
+        .hint("omit the variant to use the default weights")
 }
 
 /// Vocabularies, merges, sentencepiece models, chat templates and configs.
@@ -142,10 +159,14 @@ impl<'a> WeightSet<'a> {
             });
         };
         let found = first.variant;
-        if let Some(whole) = of_variant.iter().find(|w| w.shard.is_none()) {
+        // As in diffusers, an index comes before a whole file beside it.
+        let index = names.iter().copied().find(|name| index_variant(name) == Some(found));
+        let whole = of_variant.iter().find(|w| w.shard.is_none());
+        if let (Some(whole), None) = (whole, index) {
             return Ok(Self { variant: found, files: vec![whole.name], index: None });
         }
-        let count = of_variant.iter().filter_map(|w| w.shard).map(|(_, of)| of).max().unwrap_or(0);
+        // At least one: an index without shards lacks the first.
+        let count = of_variant.iter().filter_map(|w| w.shard).map(|(_, of)| of).max().unwrap_or(1);
         let mut files = Vec::new();
         for number in 1..=count {
             match of_variant.iter().find(|w| w.shard == Some((number, count))) {
@@ -158,7 +179,6 @@ impl<'a> WeightSet<'a> {
                 }
             }
         }
-        let index = names.iter().copied().find(|name| index_variant(name) == Some(found));
         if index.is_none() {
             let what = format!("the shard index of the component `{folder}` of `{model}` is missing");
             return Err(Error::failure(what).hint("download the model again"));

@@ -1,5 +1,8 @@
 //! Requests to a pipeline, and the checks that all pipelines have in common.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use burn::tensor::TensorData;
@@ -10,6 +13,8 @@ use crate::plan::ParallelConfig;
 
 /// The most steps of a run. A larger number is surely a typing error: models are trained on a thousand timesteps.
 const MAX_STEPS: usize = 10_000;
+/// The most bytes of a prompt. The longest that a model reads, 512 tokens, has a few thousand.
+const MAX_TEXT_BYTES: usize = 1 << 16;
 
 /// The parameters of one run, which makes pictures of some prompts.
 ///
@@ -46,8 +51,10 @@ pub struct Request {
     pub guidance_rescale: f32,
     /// Sizes and places that some models take as inputs.
     pub micro_conditions: MicroConditions,
-    /// The seed of the first picture; picture `i` of the run has `seed + i`.
+    /// The seed of the first picture; picture `i` of the run has `seed + i`, unless there are [`seeds`](Self::seeds).
     pub seed: u64,
+    /// The seeds of the pictures of each prompt, if they are not consecutive: none, or `images_per_prompt`.
+    pub seeds: Vec<u64>,
     /// The number of pictures of each prompt.
     pub images_per_prompt: usize,
     /// The largest number of text tokens, including the end of the text.
@@ -96,6 +103,7 @@ impl Request {
             guidance_rescale: 0.0,
             micro_conditions: MicroConditions::default(),
             seed: 0,
+            seeds: Vec::new(),
             images_per_prompt: 1,
             max_sequence_length: None,
             clip_skip: None,
@@ -115,6 +123,14 @@ impl Request {
     /// The number of pictures.
     pub fn images(&self) -> usize {
         self.prompts.len().saturating_mul(self.images_per_prompt)
+    }
+
+    /// The seed of picture `image`.
+    pub fn seed_of(&self, image: usize) -> u64 {
+        match &self.seeds[..] {
+            [] => self.seed.wrapping_add(image as u64),
+            seeds => seeds[image % seeds.len()],
+        }
     }
 
     /// The texts of prompt `index` for the first, second and third text encoder.
@@ -381,6 +397,20 @@ pub fn check(request: &Request) -> Result<()> {
     if request.images_per_prompt == 0 {
         return Err(Error::usage("`0` images of each prompt leave nothing to do").hint("ask for at least 1"));
     }
+    if !request.seeds.is_empty() && request.seeds.len() != request.images_per_prompt {
+        let (seeds, images) = (request.seeds.len(), request.images_per_prompt);
+        return Err(Error::usage(format!("`{seeds}` seeds are given for `{images}` images of each prompt"))
+            .hint("several seeds give one image of each prompt with each seed"));
+    }
+    let texts = [&request.prompts, &request.prompts_2, &request.prompts_3, &request.negative_prompts];
+    let further = [&request.negative_prompt_2, &request.negative_prompt_3].into_iter().flatten();
+    if let Some(text) = texts.into_iter().flatten().chain(further).find(|text| text.len() > MAX_TEXT_BYTES) {
+        let (bytes, start) = (text.len(), text.chars().take(40).collect::<String>());
+        return Err(Error::usage(format!(
+            "the prompt `{start}…` has {bytes} bytes, more than the {MAX_TEXT_BYTES} of a prompt"
+        ))
+        .hint("models read a few hundred words at most: shorten it, or write one prompt a line with `--prompt-file`"));
+    }
     if request.num_inference_steps == Some(0) {
         return Err(Error::usage("`0` inference steps leave nothing to do").hint("20 is a good start"));
     }
@@ -448,119 +478,4 @@ pub fn check_extras(request: &Request, pipeline: &str, takes: &[Extra]) -> Resul
         }
     };
     Err(Error::usage(format!("{pipeline} does not take `{}`", extra.name())).hint(hint))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn texts(prompts: &[&str]) -> Vec<String> {
-        prompts.iter().map(|&text| text.to_owned()).collect()
-    }
-
-    #[test]
-    fn further_encoders_are_told_the_prompt_unless_something_else() {
-        let mut request = Request { prompts: texts(&["a", "b"]), ..Request::new("") };
-        request.negative_prompts = texts(&["n"]);
-        assert_eq!((request.texts(1), request.negative_texts(0)), (["b"; 3], ["n"; 3]));
-        request.prompts_2 = texts(&["all"]);
-        request.prompts_3 = texts(&["", "d"]);
-        request.negative_prompt_3 = Some("m".into());
-        assert_eq!((request.texts(0), request.texts(1)), (["a", "all", ""], ["b", "all", "d"]));
-        request.prompts_3 = texts(&[""]);
-        assert_eq!(request.texts(1), ["b", "all", "b"]);
-        request.negative_prompt_2 = Some(String::new());
-        assert_eq!(request.negative_texts(0), ["n", "n", "m"]);
-    }
-
-    /// As in diffusers, with Python's floats: `i > n * start and i < n * stop`.
-    #[test]
-    fn layers_are_skipped_between_start_and_stop() {
-        let window = |steps, start, stop| {
-            SkipLayerGuidance { start, stop, ..SkipLayerGuidance::new(vec![0]) }.window(steps)
-        };
-        assert_eq!(window(28, 0.01, 0.2), 1..6);
-        // A fifth of ten steps is two, which is not below two.
-        assert_eq!(window(10, 0.01, 0.2), 1..2);
-        assert_eq!(window(300, 0.01, 0.02), 4..6);
-        assert_eq!(window(10, 0.0, 1.0), 1..10);
-        assert_eq!(window(10, -0.1, 2.0), 0..10);
-        for (steps, start, stop) in [(4, 0.01, 0.2), (10, 0.5, 0.5), (10, 0.8, 0.3), (10, 1.0, 2.0)] {
-            assert!(window(steps, start, stop).is_empty(), "{steps} steps, {start} to {stop}");
-        }
-    }
-
-    #[test]
-    fn absurd_numbers_are_refused_before_anything_is_made_of_them() {
-        let steps = Request { num_inference_steps: Some(MAX_STEPS + 1), ..Request::new("a") };
-        assert_eq!(
-            check(&steps).unwrap_err().to_string(),
-            "`10001` inference steps are more than 10000\nhint: 20 is a good start"
-        );
-        let images =
-            Request { images_per_prompt: usize::MAX, prompts: texts(&["a", "b"]), ..Request::new("") };
-        assert_eq!(images.images(), usize::MAX);
-    }
-
-    #[test]
-    fn texts_of_another_number_than_prompts_are_refused() {
-        let request = Request { prompts_3: texts(&["x", "y"]), ..Request::new("a") };
-        assert_eq!(
-            check(&request).unwrap_err().to_string(),
-            "`prompt_3` is given 2 times for 1 prompts\nhint: give it once for all prompts, or once for each"
-        );
-        assert!(check(&Request { prompts: texts(&["a", "b"]), ..request }).is_ok());
-        let request = Request { negative_prompts: texts(&["x", "y", "z"]), ..Request::new("a") };
-        assert!(check(&request).unwrap_err().message().starts_with("`negative_prompt` is given 3 times"));
-    }
-
-    #[test]
-    fn each_extra_is_refused_by_a_pipeline_that_does_not_take_it() {
-        let request = Request {
-            negative_prompts: texts(&["x"]),
-            max_sequence_length: Some(7),
-            prompts_2: texts(&["x"]),
-            prompts_3: texts(&["x"]),
-            negative_prompt_2: Some("x".into()),
-            negative_prompt_3: Some("x".into()),
-            true_cfg_scale: Some(2.0),
-            skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])),
-            clip_skip: Some(1),
-            clean_caption: Some(true),
-            num_frames: Some(2),
-            fps: Some(8.0),
-            enable_temporal_attentions: false,
-            decode_chunk_size: Some(2),
-            guidance_rescale: 0.5,
-            micro_conditions: MicroConditions {
-                original_size: Some([0; 2]),
-                crops_coords_top_left: Some([0; 2]),
-                target_size: Some([0; 2]),
-                negative_original_size: Some([0; 2]),
-                negative_crops_coords_top_left: Some([0; 2]),
-                negative_target_size: Some([0; 2]),
-            },
-            ..Request::new("a")
-        };
-        for extra in Extra::ALL {
-            let others: Vec<_> = Extra::ALL.into_iter().filter(|&other| other != extra).collect();
-            let error = check_extras(&request, "Toy", &others).unwrap_err();
-            assert_eq!(error.message(), format!("Toy does not take `{}`", extra.name()));
-        }
-        assert!(check_extras(&request, "Toy", &Extra::ALL).is_ok());
-        let skip = SkipLayerGuidance { scale: 0.0, ..SkipLayerGuidance::new(vec![1]) };
-        let off = Request {
-            negative_prompts: texts(&[""]),
-            max_sequence_length: Some(0),
-            prompts_2: texts(&[""]),
-            prompts_3: texts(&[""]),
-            negative_prompt_2: Some(String::new()),
-            negative_prompt_3: Some(String::new()),
-            true_cfg_scale: Some(1.0),
-            skip_layer_guidance: Some(skip),
-            clip_skip: Some(0),
-            ..Request::new("a")
-        };
-        assert!(check_extras(&off, "Toy", &[]).is_ok());
-    }
 }

@@ -197,15 +197,23 @@ fn concurrent_runs_fetch_each_file_once() {
         })
     });
     let options = options(cache.path(), &hub);
+    let waited = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let folder = get(&options).unwrap();
+                let mut watch = |download: xdit_core::hub::Download<'_>| {
+                    waited.fetch_add(
+                        usize::from(download.waits && download.file == WEIGHT_FILE),
+                        Ordering::SeqCst,
+                    );
+                };
+                let folder = resolve(MODEL, &options, &mut watch).unwrap();
                 assert_eq!(fs::read(folder.join(WEIGHT_FILE)).unwrap(), *WEIGHTS);
             });
         }
     });
     assert_eq!(ranges(&hub), [None]);
+    assert!(waited.into_inner() > 0, "those that wait say so");
 }
 
 #[test]

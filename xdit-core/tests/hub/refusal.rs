@@ -153,7 +153,7 @@ fn a_body_that_is_always_cut_short_is_kept_for_the_next_run() {
 fn altered_contents_are_deleted() {
     for (altered, why) in [
         (WEIGHTS.iter().map(|byte| !byte).collect(), "its SHA-256 is not"),
-        (vec![0; WEIGHTS.len() + 1], "1000004 bytes were received, not 1000003"),
+        (vec![0; WEIGHTS.len() + 1], "more than the announced 1000003 bytes were sent"),
     ] {
         let cache = tempdir().unwrap();
         let hub = hub_but(move |request| {
@@ -216,4 +216,116 @@ fn an_invalid_proxy_or_certificate_file() {
         get(&trusting).unwrap_err().message(),
         format!("cannot use the certificates in `{}`: it contains none", certificates.display())
     );
+}
+
+/// Small files are verified, too, and so is what an earlier run left of any file.
+#[test]
+fn every_file_is_verified() {
+    let (cache, config) = (tempdir().unwrap(), "transformer/config.json");
+    let altered = hub_but(move |request| {
+        let wanted = request.method == "GET" && request.path.ends_with(config);
+        wanted.then(|| Reply { status: 200, body: b"[]".to_vec(), ..Reply::default() })
+    });
+    let error = get(&options(cache.path(), &altered)).unwrap_err();
+    let expected = format!("the download of `{config}` of `{MODEL}` is corrupt: its SHA-1 is not `");
+    assert!(error.message().starts_with(&expected), "{error}");
+
+    let blobs = repo(cache.path()).join("blobs");
+    for (file, bytes) in [(config, &b"{}"[..]), (WEIGHT_FILE, &WEIGHTS)] {
+        // The beginning of the file, but one byte differs.
+        let mut left = bytes[..bytes.len() - 1].to_vec();
+        left[0] ^= 1;
+        fs::write(blobs.join(format!("{}.incomplete", etag(file, bytes))), left).unwrap();
+        let error = get(&options(cache.path(), &hub())).unwrap_err();
+        assert!(error.message().contains(&format!("`{file}` of `{MODEL}` is corrupt")), "{error}");
+    }
+    // What was wrong is gone.
+    get(&options(cache.path(), &hub())).unwrap();
+}
+
+/// A server neither fills the disk nor keeps a run for ever.
+#[test]
+fn endless_answers_end() {
+    let endless = |headers: Vec<(&'static str, String)>, body: Vec<u8>| {
+        hub_but(move |request| {
+            let wanted = request.path.ends_with("spiece.model");
+            wanted.then(|| Reply {
+                status: 200,
+                headers: headers.clone(),
+                body: body.clone(),
+                ..Reply::default()
+            })
+        })
+    };
+    let name = |bytes: &str| vec![("ETag", "\"tag\"".to_owned()), ("Content-Length", bytes.to_owned())];
+    let error = error_of(&endless(name("99999999999"), Vec::new()));
+    assert!(error.contains("it has 99999999999 bytes, more than the 67108864 of such a file"), "{error}");
+
+    // One byte for each connection.
+    let drop_by_drop = hub_but(|request| {
+        let wanted = request.method == "GET" && request.path.ends_with(WEIGHT_FILE);
+        wanted.then(|| Reply { cut_after: Some(1), ..content(request, WEIGHT_FILE, &WEIGHTS) })
+    });
+    let error = error_of(&drop_by_drop);
+    assert!(error.contains("the connection was interrupted after 3 of 1000003 bytes"), "{error}");
+}
+
+/// A server that is busy says when to come again.
+#[test]
+fn retry_after_is_obeyed_by_every_request() {
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(std::collections::HashSet::new()));
+    let hub = hub_but(move |request| {
+        let first = seen.lock().unwrap().insert((request.method.clone(), request.path.clone()));
+        let busy = if request.path.contains("config") { 503 } else { 429 };
+        let wanted = request.path.contains("/api/") || request.path.ends_with("config.json");
+        (first && wanted)
+            .then(|| Reply { headers: vec![("Retry-After", "0".to_owned())], ..Reply::status(busy) })
+    });
+    let cache = tempdir().unwrap();
+    get(&options(cache.path(), &hub)).unwrap();
+    let lines = hub.lines();
+    for line in [
+        "GET /api",
+        "HEAD /someone/some-model/resolve/0123456789abcdef0123456789abcdef01234567/transformer/config.json",
+    ] {
+        assert_eq!(lines.iter().filter(|found| found.starts_with(line)).count(), 2, "{lines:?}");
+    }
+    // Longer than anybody wants to wait.
+    let long =
+        Server::start(|_| Reply { headers: vec![("Retry-After", "86400".to_owned())], ..Reply::status(429) });
+    assert!(error_of(&long).contains("too many requests (HTTP 429)"));
+}
+
+#[test]
+fn passwords_in_addresses_are_not_shown() {
+    let endpoint = "http://me:secret@127.0.0.1:9".to_owned();
+    let error = get(&HubOptions { endpoint, ..HubOptions::new(tempdir().unwrap().path()) }).unwrap_err();
+    assert!(
+        error.message().contains("from `http://…@127.0.0.1:9`") && !error.to_string().contains("secret"),
+        "{error}"
+    );
+}
+
+/// In a cache that others can write to, a link could lead to a file of this user, which would be overwritten.
+#[cfg(unix)]
+#[test]
+fn links_in_a_shared_cache_are_not_followed() {
+    let (cache, hub) = (tempdir().unwrap(), hub());
+    let (mine, blobs) = (cache.path().join("mine"), repo(cache.path()).join("blobs"));
+    let locks = cache.path().join(".locks/models--someone--some-model");
+    for folder in [&blobs, &locks] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(&mine, "precious").unwrap();
+    let name = etag(WEIGHT_FILE, &WEIGHTS);
+    for link in [blobs.join(format!("{name}.incomplete")), locks.join(format!("{name}.lock"))] {
+        // The lock of an earlier run is a file that may be replaced.
+        drop(fs::remove_file(&link));
+        std::os::unix::fs::symlink(&mine, &link).unwrap();
+        let error = get(&options(cache.path(), &hub)).unwrap_err();
+        assert!(error.message().contains("is a link or a special file"), "{error}");
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "precious");
+        fs::remove_file(link).unwrap();
+    }
+    get(&options(cache.path(), &hub)).unwrap();
 }

@@ -1,5 +1,6 @@
 //! A loopback hub with just enough HTTP to list a model, describe and send its files, and misbehave.
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -146,8 +147,12 @@ pub fn content(request: &Request, file: &str, bytes: &[u8]) -> Reply {
     Reply { status: 206, headers, body: bytes[from..].to_vec(), cut_after: None }
 }
 
-/// The SHA-256 of a weight file; for a small file, a string with the length of a git hash.
+/// The SHA-256 of a weight file; git's SHA-1 of a small one.
 pub fn etag(file: &str, bytes: &[u8]) -> String {
-    let hash = format!("{:x}", Sha256::digest(bytes));
-    if file.ends_with(".safetensors") { hash } else { hash[..40].to_owned() }
+    match file.ends_with(".safetensors") {
+        true => format!("{:x}", Sha256::digest(bytes)),
+        false => {
+            format!("{:x}", Sha1::digest([format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat()))
+        }
+    }
 }
