@@ -34,6 +34,8 @@ pub fn plain_caption(text: &str) -> String {
 /// Known limits:
 /// - Markup that Python's parser rejects (`<![` without a known section name) raises an exception in the reference;
 ///   here that pass leaves all markup unchanged.
+/// - Time grows with the length of the text: a rule that would take the square of it (a thousand dots in one word) leaves
+///   the text unchanged.
 /// - Letters and numbers follow the Unicode tables of this build, whereas CPython 3.11 has Unicode 14. Newer
 ///   characters may differ in lower-casing, normalization and word boundaries.
 /// - The repair of wrongly decoded text has no limit of a million characters a line, unlike the reference.

@@ -149,6 +149,11 @@ impl ClipTextModel {
         let embeddings = model.at("embeddings");
         // A constant buffer (0, 1, 2, …) that old versions of transformers wrote into the file.
         embeddings.ignore("position_ids");
+        // A whole CLIP has the encoder of pictures, too, which transformers ignores, as it does an unused projection.
+        weights.ignore_extra(&["vision_model.", "visual_projection.", "logit_scale"]);
+        if !projection {
+            weights.ignore_extra(&["text_projection."]);
+        }
         let this = Self {
             config: config.clone(),
             token_embedding: embeddings.tensor("token_embedding.weight", [config.vocab_size, hidden_size])?,

@@ -70,7 +70,15 @@ impl ModelIndex {
             format!("supported: {}", classes.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "))
         };
         match self.components.get(name) {
-            Some(class) if classes.contains(&class.as_str()) => Ok(self.dir.join(name)),
+            Some(class) if classes.contains(&class.as_str()) => {
+                let folder = self.dir.join(name);
+                if folder.is_dir() {
+                    return Ok(folder);
+                }
+                let (shown, index) = (folder.display(), index.display());
+                let error = Error::failure(format!("there is no folder `{shown}`, which `{index}` names"));
+                Err(error.hint("the download is incomplete: fetch the folder, or download the model again"))
+            }
             Some(class) => Err(Error::failure(format!(
                 "component `{name}` in `{}` is of class `{class}`, which is not supported here",
                 index.display()
@@ -93,6 +101,8 @@ pub struct Component<C> {
     pub dtype: DType,
     /// The size of the parameters in bytes.
     pub bytes: u64,
+    /// A sentence on tensors that the files have but the model does not use, if there are any.
+    pub extra: Option<String>,
     checkpoint: Checkpoint,
     random_weights: bool,
     layers: SharedLayers,
@@ -116,11 +126,13 @@ impl<C> Component<C> {
         let checkpoint = Checkpoint::open(folder, stem, options.variant.as_deref())?;
         let dtype = dtype(&config);
         let weights = Weights::check_only(checkpoint.clone(), dtype);
+        // diffusers saves fused projections beside the single ones, which it loads.
+        weights.ignore_extra(&[".to_qkv.", ".to_kv.", ".to_added_qkv."]);
         load(&config, &weights)?;
         weights.finish()?;
-        let bytes = weights.taken_bytes();
+        let (bytes, extra) = (weights.taken_bytes(), weights.extra());
         let random_weights = options.random_weights;
-        Ok(Self { config, dtype, bytes, checkpoint, random_weights, layers: SharedLayers::default() })
+        Ok(Self { config, dtype, bytes, extra, checkpoint, random_weights, layers: SharedLayers::default() })
     }
 
     /// The weights, for loading the model onto `device`.

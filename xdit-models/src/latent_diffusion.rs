@@ -9,6 +9,7 @@ use xdit_core::config::Config;
 use xdit_core::device::free_bytes;
 use xdit_core::json::read_json;
 use xdit_core::noise::Generator;
+use xdit_core::picture::{Picture, to_picture};
 use xdit_core::pipeline::{
     Cancel, Extra, LoadOptions, Observer, Pipeline, Processes, Request, Resolved, check, check_extras,
 };
@@ -16,7 +17,7 @@ use xdit_core::placement::Share;
 use xdit_core::plan::cost::{Cost, Sizes, costs};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
-use xdit_core::rows::Rows;
+use xdit_core::rows::{Rows, Whole};
 use xdit_core::run::noise::{Noise, PictureNoise};
 use xdit_core::run::ranks::{Ranks, check_devices, local_ranks};
 use xdit_core::run::residency::Kept;
@@ -26,10 +27,11 @@ use xdit_core::shared::Shared;
 use xdit_core::tokens::pack;
 use xdit_core::transformer::{IntoParts, Transformer, TransformerSpec};
 use xdit_core::weights::{Residency, Weights};
-use xdit_core::{Error, Result};
+use xdit_core::{Error, Result, finite};
 
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::component::{Component, ModelIndex};
+use crate::memory;
 use crate::sharding::Sharded;
 use crate::text_encoder::Desk;
 
@@ -307,13 +309,12 @@ impl<R: Recipe> LatentPipeline<R> {
     /// Starts the random numbers of each picture, from its seed. Initial latents of the request replace the first ones.
     fn noise(&self, resolved: &Resolved, sigma: f32) -> Noise {
         let shape = self.model.shape_of_latents(1, resolved.generated_size, resolved.frames);
-        let (patch, seed) = (self.model.spec().patch, resolved.request.seed);
-        let init = resolved.request.init_latents.clone();
+        let (patch, request) = (self.model.spec().patch, resolved.request.clone());
+        let init = request.init_latents.clone();
         let init: Option<Vec<f32>> = init.map(|latents| latents.try_to_vec().expect("checked to be f32"));
         let len: usize = shape.iter().product();
         Box::new(move |image, device| {
-            let (device, mut generator) =
-                (device.clone(), Generator::from_seed(seed.wrapping_add(image as u64)));
+            let (device, mut generator) = (device.clone(), Generator::from_seed(request.seed_of(image)));
             let shape = shape.clone();
             let packed = move |values: Vec<f32>, scale| {
                 let latents = TensorData::new(values, [len]);
@@ -365,6 +366,12 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             )
             .hint("leave `guidance_rescale` out, or use one patch"));
         }
+        if request.decode && !request.vae_tiling {
+            let vae = &self.model.vae;
+            let layers = (vae.config.block_out_channels[0], vae.dtype.size());
+            let free = free_bytes(&self.options.devices[0]);
+            memory::check_decoding(generated_size, layers, plan.decoding_shares, free)?;
+        }
         let expected = self.model.shape_of_latents(request.images(), generated_size, frames);
         if let Some(latents) = &request.init_latents {
             let found = latents.shape().to_vec();
@@ -385,6 +392,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             generated_size,
             num_inference_steps,
             guidance_scale,
+            distilled_guidance: self.recipe.extras().contains(&Extra::TrueCfgScale),
             max_sequence_length,
             frames,
             plan,
@@ -412,7 +420,12 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         let Resolved { request, plan, .. } = resolved;
         // The first process encodes the texts, and its first rank sends the conditions to all others.
         let leads = self.options.processes.as_ref().is_none_or(Processes::leads);
-        for warning in self.recipe.warnings(resolved, &self.model) {
+        let extra = [&self.model.transformer.extra, &self.model.vae.extra].into_iter().flatten().cloned();
+        // Several ranks may have memory of their own.
+        let scarce = (plan.mesh.size() == 1)
+            .then(|| memory::warning(self.kept.transformer_bytes, self.kept.free_bytes));
+        let further = extra.chain(scarce.flatten());
+        for warning in self.recipe.warnings(resolved, &self.model).into_iter().chain(further) {
             observer.warn(&warning);
         }
         if request.vae_tiling && request.decode && plan.decoding_shares > 1 {
@@ -445,6 +458,48 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             scheduler,
         };
         self.ranks.run(job, cancel, observer)
+    }
+
+    fn decode(
+        &self,
+        latents: &TensorData,
+        tiled: bool,
+        save: &mut dyn FnMut(usize, Vec<Picture>) -> Result<()>,
+    ) -> Result<()> {
+        let shape = latents.shape().to_vec();
+        let (channels, scale) = (self.model.vae.config.latent_channels, self.model.vae.config.scale());
+        let (images, frames, side) = match shape[..] {
+            [n, c, y, x] if c == channels => (n, 1, [y, x]),
+            [n, c, frames, y, x] if c == channels => (n, frames, [y, x]),
+            _ => {
+                return Err(Error::usage(format!("latents of shape {shape:?} do not fit this model")).hint(
+                    format!(
+                        "it decodes [n, {channels}, height, width], or [n, {channels}, frames, height, width]"
+                    ),
+                ));
+            }
+        };
+        check_size(side.map(|side| side.saturating_mul(scale)), scale, "")?;
+        let decoder = self.model.load_decoder(self.device())?;
+        let values = latents.as_slice::<f32>().expect("latents are f32");
+        for (image, values) in values.chunks_exact(values.len() / images.max(1)).enumerate() {
+            let values = TensorData::new(values.to_vec(), [channels, frames, side[0], side[1]]);
+            let clip = Tensor::<4>::from_data(values, (self.device(), DType::F32)).swap_dims(0, 1);
+            let picture = |frame: usize| {
+                let latents = clip.clone().narrow(0, frame, 1);
+                let decoded = if tiled {
+                    decoder.decode_tiled(latents)
+                } else {
+                    Decoder::decode(&*decoder, latents, &Whole)
+                };
+                finite::check(&decoded, decoded.dtype(), || {
+                    format!("the values of picture {} after decoding", image + 1)
+                })?;
+                Ok(to_picture(&decoded, 0))
+            };
+            save(image, (0..frames).map(picture).collect::<Result<_>>()?)?;
+        }
+        Ok(())
     }
 
     fn kept(&self) -> Kept {

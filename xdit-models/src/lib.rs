@@ -17,6 +17,7 @@ pub mod latent_diffusion;
 pub mod latte;
 pub mod latte_pipeline;
 pub mod layers;
+pub mod memory;
 pub mod pixart;
 pub mod pixart_pipeline;
 pub mod position;

@@ -94,6 +94,8 @@ impl T5Encoder {
     /// # Errors
     /// If a tensor is missing, has the wrong shape, or is left over.
     pub fn load(config: &T5Config, weights: &Weights) -> Result<Self> {
+        // A checkpoint of the whole model has the decoder, too, which transformers ignores.
+        weights.ignore_extra(&["decoder.", "lm_head."]);
         let encoder = weights.at("encoder");
         let shape = [config.vocab_size, config.d_model];
         // Checkpoints contain the same table under one or both of two names.

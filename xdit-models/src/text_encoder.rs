@@ -113,6 +113,9 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
         if self.held.is_none() {
             let phase = Phase::Load(self.folders.encoder);
             desk.observer.begin(phase, Instant::now());
+            if let Some(extra) = &self.component.extra {
+                desk.observer.warn(extra);
+            }
             let weights = self.component.weights(desk.device);
             self.held = Some((self.load)(&self.component.config, &weights)?);
             desk.observer.end(phase, Instant::now());

@@ -53,3 +53,18 @@ fn rejected_markup_is_not_an_error() {
     // as a comment.
     assert_eq!(clean_caption("a <![nonsense]> b"), "a b");
 }
+
+/// Texts on which rules of the reference take the square of their length, or more.
+#[test]
+fn time_grows_with_the_length() {
+    let begin = std::time::Instant::now();
+    for part in [
+        "<a ", "a.", ".png", "<a b=\"", "<div ", "<!--", "<![", "</", "<p><b>", "a.com", "a@", "Ã©", "&a",
+        "<a b=c ", "1a",
+    ] {
+        let text = part.repeat(60_000 / part.len());
+        assert!(clean_caption(&text).len() <= 3 * text.len(), "{part}");
+    }
+    // On one core it takes a few seconds; without limits, some of these take minutes.
+    assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
+}

@@ -156,6 +156,20 @@ fn errors_name_the_broken_file() {
     );
 }
 
+/// A list of merges that was cut at the end of a line is valid by itself.
+#[test]
+fn merges_that_were_cut_are_noticed() {
+    let folder = copy(&data().join("files"), &FILES);
+    let path = folder.path().join("merges.txt");
+    let merges = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = merges.lines().collect();
+    for kept in [1, lines.len() / 2, lines.len() - 1] {
+        std::fs::write(&path, lines[..kept].join("\n")).unwrap();
+        let error = error(folder.path());
+        assert!(error.contains("the list of merges was cut"), "{kept} lines: {error}");
+    }
+}
+
 /// A byte that is missing from the vocabulary gives the unknown token, not an error.
 #[test]
 fn every_text_has_ids() {

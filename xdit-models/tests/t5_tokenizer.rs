@@ -89,7 +89,7 @@ fn errors_name_the_broken_file() {
         let reason = text.strip_prefix(&format!("cannot read the tokenizer file `DIR/{file}`: ")).unwrap();
         reason
             .strip_suffix(
-                "\nhint: download the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer",
+                "\nhint: download the checkpoint's `tokenizer` folder again; the file may be truncated",
             )
             .unwrap()
             .to_owned()
@@ -122,10 +122,7 @@ fn a_truncated_model_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for end in (0..bytes.len()).step_by(bytes.len() / 97) {
         std::fs::write(dir.path().join("spiece.model"), &bytes[..end]).unwrap();
-        // A file cut between two pieces or before the normalizer is a valid, shorter model.
-        if let Ok(tokenizer) = T5Tokenizer::load(dir.path()) {
-            assert!(tokenizer.vocab_size() <= 1000, "{end} bytes");
-        }
+        assert!(T5Tokenizer::load(dir.path()).is_err(), "{end} bytes");
     }
     // The normalizer takes up most of the file; a cut inside it is always detected.
     std::fs::write(dir.path().join("spiece.model"), &bytes[..bytes.len() / 2]).unwrap();

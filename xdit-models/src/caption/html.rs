@@ -24,9 +24,13 @@ const VOID: &[&str] = &[
 const NOT_TEXT: &[&str] = &["rt", "rp", "style", "script", "template"];
 const KEEPS_SPACES: &[&str] = &["pre", "textarea"];
 
-/// `BeautifulSoup(markup, features="html.parser").text`; `None` if that raises `ParserRejectedMarkup`.
+/// The most bytes that are scanned for ends of constructs. Markup made for it would be scanned from each `<` to the end.
+const MAX_SCANNED: usize = 1 << 22;
+
+/// `BeautifulSoup(markup, features="html.parser").text`; `None` if that raises `ParserRejectedMarkup`, or if the markup
+/// takes far more work than its length.
 pub(super) fn text(markup: &str) -> Option<String> {
-    let mut parser = Parser { raw: markup, at: 0, cdata: None, soup: Soup::default() };
+    let mut parser = Parser { raw: markup, at: 0, scanned: 0, cdata: None, soup: Soup::default() };
     parser.go_ahead(false)?;
     parser.go_ahead(true)?;
     parser.soup.end_data(Kind::Text);
@@ -37,6 +41,8 @@ struct Parser<'a> {
     raw: &'a str,
     /// The position of the scanner; everything before it has been processed.
     at: usize,
+    /// The number of bytes scanned for ends of constructs.
+    scanned: usize,
     /// The open `script` or `style` element, if any: inside it, only its end tag is markup.
     cdata: Option<&'static str>,
     soup: Soup,
@@ -130,6 +136,13 @@ impl<'a> Parser<'a> {
             }
             _ => return Some(false),
         };
+        self.scanned += match construct {
+            End::At(end) => end - at,
+            End::Missing => raw.len() - at,
+        };
+        if self.scanned > MAX_SCANNED {
+            return None;
+        }
         self.at = match construct {
             End::At(end) => end,
             End::Missing if !end => return Some(false),

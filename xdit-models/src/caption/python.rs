@@ -4,6 +4,10 @@ use std::borrow::Cow;
 
 use fancy_regex::{Regex, RegexBuilder};
 
+/// The most steps back in one search. A prompt of ordinary words takes a few for each character; text made for it would take
+/// their square.
+const MAX_STEPS_BACK: usize = 4_000_000;
+
 /// Compiles a pattern written in the dialect of Python's `re`.
 ///
 /// In Python, `\w` is a letter, a number or `_` (but not a combining mark), `\s` includes the four separators from
@@ -17,13 +21,13 @@ pub(super) fn regex(pattern: &str) -> Regex {
         .replace(r"\s", r"[\p{White_Space}\x1c-\x1f]")
         .replace(r"\S", r"[^\p{White_Space}\x1c-\x1f]")
         .replace('$', r"(?=\n?\z)");
-    let regex = RegexBuilder::new(&pattern).backtrack_limit(usize::MAX).build();
+    let regex = RegexBuilder::new(&pattern).backtrack_limit(MAX_STEPS_BACK).build();
     regex.unwrap_or_else(|error| panic!("`{pattern}`: {error}"))
 }
 
 /// `re.sub(regex, with, text)`.
 ///
-/// If the search needs more memory than the engine allows, the text stays unchanged.
+/// If the search needs more steps or memory than it is allowed, the text stays unchanged.
 pub(super) fn replace(regex: &Regex, text: &str, with: &str) -> String {
     regex.try_replacen(text, 0, with).map_or_else(|_| text.to_owned(), Cow::into_owned)
 }

@@ -60,14 +60,17 @@ impl ClipTokenizer {
     }
 
     fn build(vocabulary: Vocabulary, config: TokenizerConfig) -> Result<Self, String> {
-        vocabulary.check()?;
-        let Vocabulary { ids, merges, added, .. } = vocabulary;
         let named =
             |token: Option<AddedToken>, name: &str| token.unwrap_or_else(|| AddedToken::special(name));
         let bos = named(config.bos_token, "<|startoftext|>");
         let eos = named(config.eos_token, "<|endoftext|>");
         let unk = named(config.unk_token, "<|endoftext|>");
         let pad = named(config.pad_token, "<|endoftext|>");
+        let listed = config.added_tokens_decoder.iter().flat_map(|tokens| tokens.values());
+        let listed = listed.chain(&vocabulary.added).chain(config.additional_special_tokens.iter().flatten());
+        let special = listed.chain([&bos, &eos, &unk, &pad]).map(|token| token.content().to_owned());
+        vocabulary.check(&special.collect())?;
+        let Vocabulary { ids, merges, added, .. } = vocabulary;
         if !ids.contains_key(unk.content()) {
             return Err(format!("it lacks `{}`, the token for unknown text", unk.content()));
         }
@@ -189,7 +192,7 @@ impl Vocabulary {
     }
 
     /// Checks the assumptions that the builder of the model makes.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, special: &HashSet<String>) -> Result<(), String> {
         let mut seen = vec![false; self.ids.len()];
         for (token, &id) in &self.ids {
             match seen.get_mut(id as usize) {
@@ -202,6 +205,7 @@ impl Vocabulary {
                 }
             }
         }
+        self.check_merges(special)?;
         for (left, right) in &self.merges {
             for token in [left, right, &format!("{left}{right}")] {
                 if !self.ids.contains_key(token) {
@@ -210,6 +214,29 @@ impl Vocabulary {
             }
         }
         Ok(())
+    }
+}
+
+impl Vocabulary {
+    /// Checks that each token can come up: it is one character, with or without the end of a word, the result of a merge, or
+    /// special. A list of merges that was cut would give other tokens for the same text.
+    fn check_merges(&self, special: &HashSet<String>) -> Result<(), String> {
+        let merged: HashSet<String> =
+            self.merges.iter().map(|(left, right)| format!("{left}{right}")).collect();
+        let is_single = |token: &str| token.strip_suffix(END_OF_WORD).unwrap_or(token).chars().count() <= 1;
+        let mut unreachable: Vec<&String> = self
+            .ids
+            .keys()
+            .filter(|token| !is_single(token) && !merged.contains(*token) && !special.contains(*token))
+            .collect();
+        unreachable.sort();
+        match unreachable.first() {
+            None => Ok(()),
+            Some(first) => Err(format!(
+                "no merge makes `{first}` and {} more of its tokens: the list of merges was cut",
+                unreachable.len() - 1
+            )),
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Deserialize;
-use xdit_core::{Error, Result};
+use xdit_core::{Error, Result, files};
 
 /// The size limit of a tokenizer file; published ones have at most 20 MB.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -112,18 +113,10 @@ impl From<StringOrObject> for AddedToken {
 
 /// The bytes of a file, or `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let size = match std::fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(path, error)),
-    };
-    if size > MAX_FILE_BYTES {
-        return Err(unreadable(
-            path,
-            format!("it has {size} bytes, and the limit for tokenizer files is {MAX_FILE_BYTES}"),
-        ));
+    if path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return Ok(None);
     }
-    std::fs::read(path).map(Some).map_err(|error| unreadable(path, error))
+    files::read(path, MAX_FILE_BYTES).map(Some)
 }
 
 /// The value in a JSON file, or `None` if the file does not exist.
@@ -136,7 +129,6 @@ pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Opt
 
 /// The error for a tokenizer file that exists but is not usable.
 pub(super) fn unreadable(path: &Path, reason: impl Display) -> Error {
-    Error::failure(format!("cannot read the tokenizer file `{}`: {reason}", path.display())).hint(
-        "download the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer",
-    )
+    Error::failure(format!("cannot read the tokenizer file `{}`: {reason}", path.display()))
+        .hint("download the checkpoint's `tokenizer` folder again; the file may be truncated")
 }

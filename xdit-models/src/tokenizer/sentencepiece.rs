@@ -42,12 +42,15 @@ impl Model {
     /// A short description of the fault in `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut model = Self::default();
+        // The vocabulary comes first; what follows it shows that the file was not cut between two fields.
+        let (mut announced, mut is_whole) = (None, false);
         let mut fields = Fields(bytes);
         while let Some((number, value)) = fields.next()? {
             match (number, value) {
                 (1, Value::Bytes(piece)) => model.pieces.push(parse_piece(piece)?),
-                (2, Value::Bytes(trainer)) => check_trainer(trainer)?,
+                (2, Value::Bytes(trainer)) => announced = Some(check_trainer(trainer)?),
                 (3, Value::Bytes(normalizer)) => {
+                    is_whole = true;
                     let mut fields = Fields(normalizer);
                     while let Some((number, value)) = fields.next()? {
                         if let (2, Value::Bytes(charsmap)) = (number, value) {
@@ -58,9 +61,14 @@ impl Model {
                 _ => {}
             }
         }
-        match model.pieces.is_empty() {
-            true => Err("it contains no sentencepiece vocabulary".into()),
-            false => Ok(model),
+        let pieces = model.pieces.len();
+        match announced {
+            _ if pieces == 0 => Err("it contains no sentencepiece vocabulary".into()),
+            Some(announced) if announced > pieces as u64 => {
+                Err(format!("it has only {pieces} of {announced} pieces: it was cut"))
+            }
+            Some(_) if is_whole => Ok(model),
+            _ => Err(format!("it ends after {pieces} pieces, before its own options: it was cut")),
         }
     }
 }
@@ -82,16 +90,19 @@ fn parse_piece(bytes: &[u8]) -> Result<Piece, String> {
     Ok(piece)
 }
 
-fn check_trainer(bytes: &[u8]) -> Result<(), String> {
-    let mut fields = Fields(bytes);
+/// Checks the options of the training, and returns the number of pieces in them, or 0.
+fn check_trainer(bytes: &[u8]) -> Result<u64, String> {
+    let (mut fields, mut pieces) = (Fields(bytes), 0);
     while let Some((number, value)) = fields.next()? {
-        if let (3, Value::Varint(kind)) = (number, value)
-            && kind != UNIGRAM
-        {
-            return Err(format!("it is a sentencepiece model of type {kind}, not a Unigram model"));
+        match (number, value) {
+            (3, Value::Varint(kind)) if kind != UNIGRAM => {
+                return Err(format!("it is a sentencepiece model of type {kind}, not a Unigram model"));
+            }
+            (4, Value::Varint(count)) => pieces = count,
+            _ => {}
         }
     }
-    Ok(())
+    Ok(pieces)
 }
 
 /// A protobuf value, by its wire type.
@@ -175,10 +186,12 @@ mod tests {
             charsmap: b"map".to_vec(),
         };
         assert_eq!(Model::parse(&bytes), Ok(expected));
-        // Truncated anywhere, the file is refused or lacks whole fields; it never causes a panic.
+        // Truncated anywhere, the file is refused.
         for end in 0..bytes.len() {
-            let _ = Model::parse(&bytes[..end]);
+            assert!(Model::parse(&bytes[..end]).is_err(), "{end}");
         }
+        let few = [&field(1, &piece)[..], &field(2, &[3 << 3, 1, 4 << 3, 7]), &field(3, b"")].concat();
+        assert_eq!(Model::parse(&few), Err("it has only 1 of 7 pieces: it was cut".into()));
         assert_eq!(Model::parse(&bytes[..piece.len()]), Err("it ends in the middle of a field".into()));
     }
 
