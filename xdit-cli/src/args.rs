@@ -1,7 +1,9 @@
 //! The options of the command line, parsed but not yet checked against each other.
 
 mod bench;
+mod decode;
 mod generate;
+mod habits;
 mod micro_conditions;
 mod parse;
 mod processes;
@@ -14,7 +16,8 @@ use clap_complete::Shell;
 use crate::checkpoints::built_in;
 
 pub use bench::BenchArgs;
-pub use generate::{Dtype, GenerateArgs, KeepPolicy, OutputType, ParallelArgs, ReportFormat};
+pub use decode::DecodeArgs;
+pub use generate::{Dtype, GenerateArgs, KeepPolicy, OutputType, ParallelArgs, ReportFormat, Seed};
 pub use parse::parse;
 pub use processes::{LauncherName, ProcessArgs};
 
@@ -27,6 +30,9 @@ pub struct Cli {
     /// The subcommand to run.
     #[command(subcommand)]
     pub command: Command,
+    /// Sentences on options that mean nothing here.
+    #[arg(skip)]
+    pub notes: Vec<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -45,7 +51,9 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Show the work of each rank for `xdit generate` with the same options, without loading weights.
     Plan(Box<GenerateArgs>),
-    /// Show the components of a checkpoint, and the memory that it needs.
+    /// Decode latents that `xdit generate` wrote into pictures.
+    Decode(DecodeArgs),
+    /// Show the components of a checkpoint and the memory that it needs, or the parameters in a picture.
     Inspect(InspectArgs),
     /// Show the devices of this machine, and what is missing for others.
     Devices(DevicesArgs),
@@ -69,9 +77,10 @@ pub enum Command {
 #[command(after_help = "\
 Examples:
   xdit inspect ./pixart
+  xdit inspect xdit.png
   xdit inspect PixArt-alpha/PixArt-XL-2-512x512 --json | jq .parameters")]
 pub struct InspectArgs {
-    /// The model: a folder in the diffusers layout, an id on the Hugging Face hub, or `built-in`.
+    /// The model: a folder in the diffusers layout, an id on the Hugging Face hub, or `built-in`; or a picture.
     #[arg(default_value = built_in::NAME)]
     pub model: String,
     /// Print JSON instead of a table.
@@ -83,6 +92,9 @@ pub struct InspectArgs {
     /// Branch, tag or commit of the model on the hub [default: main].
     #[arg(long)]
     pub revision: Option<String>,
+    /// Folder for downloaded models [default: the cache of `huggingface_hub`].
+    #[arg(long, value_name = "FOLDER")]
+    pub download_dir: Option<PathBuf>,
     /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,

@@ -14,7 +14,6 @@ use xdit_models::component::ModelIndex;
 use crate::args::BenchArgs;
 use crate::checkpoints::{built_in, put};
 use crate::launcher;
-use crate::model::locate;
 use crate::parameters::Settings;
 use crate::print;
 use crate::progress::Progress;
@@ -97,7 +96,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         write(&job.model, &scratch)?;
         scratch.path().to_owned()
     } else {
-        locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?
+        job.locate(&options, &mut progress)?
     };
     if !ModelIndex::read(&folder)?.components.keys().any(|name| name.starts_with("tokenizer")) {
         // Without a tokenizer, a prompt is the number of a class.

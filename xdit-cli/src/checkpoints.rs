@@ -54,7 +54,42 @@ fn write(dir: &Path, force: bool, files: &[(&str, &[u8])]) -> Result<()> {
         return Err(Error::usage(format!("the folder `{shown}` is not empty"))
             .hint("choose another folder, or add `--force` to replace the checkpoint in this one"));
     }
+    // Without this file, which is in every checkpoint, the others may be anybody's.
+    let index = Path::new("model_index.json");
+    let unknown = (!is_empty && !dir.join(index).exists()).then(|| first(dir)).flatten();
+    if let Some(other) = foreign(dir, Path::new(""), files).or(unknown) {
+        return Err(Error::usage(format!(
+            "the folder `{shown}` holds `{}`, which is not of this checkpoint",
+            other.display()
+        ))
+        .hint("choose another folder: `--force` replaces only a checkpoint that the same command wrote"));
+    }
     put(dir, files)
+}
+
+/// The name of something in `dir`.
+fn first(dir: &Path) -> Option<PathBuf> {
+    fs::read_dir(dir).ok()?.find_map(|entry| Some(entry.ok()?.file_name().into()))
+}
+
+/// Something in `dir/inside` that is not of a checkpoint with these `files`: another file, a link, or other contents of
+/// a JSON file. Weights may differ, as those of another seed do.
+fn foreign(dir: &Path, inside: &Path, files: &[(&str, &[u8])]) -> Option<PathBuf> {
+    let entries = fs::read_dir(dir.join(inside)).into_iter().flatten();
+    entries.filter_map(|entry| Some(inside.join(entry.ok()?.file_name()))).find_map(|path| {
+        let full = dir.join(&path);
+        let is_of_json = |bytes: &[u8]| fs::read(&full).is_ok_and(|found| found == bytes);
+        let is_json = path.extension().is_some_and(|extension| extension == "json");
+        match fs::symlink_metadata(&full) {
+            Ok(found) if found.is_dir() => foreign(dir, &path, files),
+            Ok(found) if found.is_file() => {
+                let known = files.iter().find(|(name, _)| Path::new(name) == path);
+                let known = known.is_some_and(|(_, bytes)| !is_json || is_of_json(bytes));
+                (!known).then_some(path)
+            }
+            _ => Some(path),
+        }
+    })
 }
 
 /// Writes files and the folders that they are in. A file appears only when it is complete.

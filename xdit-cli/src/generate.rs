@@ -5,17 +5,17 @@ use std::time::Instant;
 
 use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Step};
 use xdit_core::run::record::RankReport;
-use xdit_core::{Error, ErrorKind, Result};
+use xdit_core::{Error, Result};
 
 use crate::args::GenerateArgs;
 use crate::launcher;
-use crate::model::locate;
-use crate::output::{encode_png, finish_latents, put_latents, write_file};
+use crate::output::{check_format, encode, finish_latents, put_latents, write_file};
 use crate::parameters::{Parameters, Settings};
 use crate::print;
 use crate::progress::{Progress, say};
 use crate::report::{Output, Report, Stopwatch, peak_rss_bytes, ranks};
 use crate::resolve::Invocation;
+use crate::threads;
 use crate::trace::Trace;
 
 /// Runs `xdit generate`.
@@ -23,6 +23,7 @@ use crate::trace::Trace;
 /// # Errors
 /// If the options are not valid, the run fails, or a file cannot be written.
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    threads::start(args.threads)?;
     let processes = launcher::Job::meet(&args.processes)?;
     let end = generate(args, &processes);
     processes.finish(end)
@@ -33,27 +34,21 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     let (start, leads) = (Instant::now(), processes.leads());
     let job = Invocation::resolve(args, processes)?;
     let mut progress = Progress::new(job.request.images(), args.quiet || !leads);
-    let mut folder = || {
-        locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress).map_err(
-            |error| match (&args.from, &args.model) {
-                (Some(picture), None) if error.kind() == ErrorKind::Usage => error.hint(format!(
-                    "`{}` contains only the name of its model: give the folder with `--model`",
-                    picture.display()
-                )),
-                _ => error,
-            },
-        )
-    };
+    let mut folder = || job.locate(args, &mut progress);
     // One process downloads the model; the others of its host find it.
     let folder = processes.first_then_others(&mut folder)?;
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
+    check_format(job.output_type, resolved.size, resolved.frames)?;
     let settings = job.settings(&resolved);
     let details = args.trace.is_some();
     if let Some(all) = &processes.processes {
         launcher::agree(all, &launcher::described(&resolved, &settings, &folder, details))?;
     }
     let cancel = Cancel::new();
+    for warning in job.warnings.iter().filter(|_| leads) {
+        progress.warn(warning);
+    }
     let mut watched = Watched {
         progress,
         stopwatch: Stopwatch::default(),
@@ -121,7 +116,7 @@ impl Saver<'_> {
             return put_latents(path, &latents, image, self.job.request.images());
         }
         let parameters = self.metadata.then(|| self.job.parameters(self.settings, image));
-        write_file(path, &encode_png(&frames, parameters.as_ref()))?;
+        write_file(path, &encode(self.job.output_type, &frames, parameters.as_ref()))?;
         self.announce(path)
     }
 

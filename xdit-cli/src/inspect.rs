@@ -1,5 +1,6 @@
-//! `xdit inspect`: the components of a checkpoint.
+//! `xdit inspect`: the components of a checkpoint, or the parameters in a picture.
 
+mod picture;
 mod table;
 
 use std::path::Path;
@@ -12,7 +13,8 @@ use xdit_core::{Error, Result};
 use xdit_models::component::ModelIndex;
 
 use crate::args::InspectArgs;
-use crate::model::locate;
+use crate::model::{Place, locate};
+use crate::output::is_picture;
 use crate::print;
 use crate::progress::Progress;
 
@@ -93,9 +95,15 @@ pub struct Weights {
 /// # Errors
 /// If the checkpoint cannot be found or read.
 pub fn run(args: &InspectArgs) -> Result<()> {
+    let path = Path::new(&args.model);
+    if is_picture(path) {
+        return print(&picture::inspect(path, args.json)?);
+    }
     let mut progress = Progress::new(1, args.quiet);
     let variant = args.variant.as_deref();
-    let folder = locate(&args.model, args.revision.as_deref(), variant, &mut progress)?;
+    let place =
+        Place { revision: args.revision.as_deref(), variant, download_dir: args.download_dir.as_deref() };
+    let folder = locate(&args.model, place, &mut progress)?;
     let inspection = inspect(&folder, variant)?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection)

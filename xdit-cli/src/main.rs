@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod checkpoints;
+mod decode;
 mod devices;
 mod generate;
 mod inspect;
@@ -18,6 +19,7 @@ mod plan;
 mod progress;
 mod report;
 mod resolve;
+mod threads;
 mod trace;
 
 use std::io::{self, Write};
@@ -45,9 +47,13 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    for note in &cli.notes {
+        say(&format!("note: {note}"));
+    }
     match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Plan(args) => plan::run(*args),
+        Command::Decode(args) => decode::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Bench(args) => bench::run(*args),

@@ -1,6 +1,6 @@
 //! Finds the folder of a model by its path, id or name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use xdit_core::Result;
 use xdit_core::hub::{self, HubOptions};
@@ -8,22 +8,33 @@ use xdit_core::hub::{self, HubOptions};
 use crate::checkpoints::built_in;
 use crate::progress::Progress;
 
+/// Where to find a model on the hub, and which of its weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place<'a> {
+    /// The branch, tag or commit.
+    pub revision: Option<&'a str>,
+    /// The variant of the weight files.
+    pub variant: Option<&'a str>,
+    /// The folder for downloads, in place of the cache of `huggingface_hub`.
+    pub download_dir: Option<&'a Path>,
+}
+
 /// The folder of `model`, which is downloaded or unpacked if necessary.
 ///
 /// # Errors
 /// If it cannot be found, downloaded or unpacked.
-pub fn locate(
-    model: &str,
-    revision: Option<&str>,
-    variant: Option<&str>,
-    progress: &mut Progress,
-) -> Result<PathBuf> {
+pub fn locate(model: &str, place: Place<'_>, progress: &mut Progress) -> Result<PathBuf> {
+    let Place { revision, variant, download_dir } = place;
     if model == built_in::NAME {
-        return built_in::folder();
+        let folder = built_in::folder()?;
+        return hub::check_folder(&folder, variant).map(|()| folder);
     }
     let mut options = HubOptions::from_vars(|name| std::env::var(name).ok());
     if let Some(revision) = revision {
         options.revision = revision.to_owned();
+    }
+    if let Some(folder) = download_dir {
+        options.cache_dir = folder.to_owned();
     }
     options.variant = variant.map(str::to_owned);
     hub::resolve(model, &options, &mut |download| progress.download(&download))

@@ -1,9 +1,14 @@
 //! The output files of a run. Their paths are determined and tested before any work, and a file appears only when it
 //! is complete.
 
+mod exif;
+mod jpeg;
 mod latents;
+mod picture;
 mod png;
+mod webp;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,47 +20,52 @@ use crate::args::OutputType;
 use crate::interrupt;
 
 pub use latents::{decode_latents, finish_latents, put_latents};
-pub use png::{encode_png, read_parameters};
+pub use picture::{check_format, encode, is_picture, read_parameters};
 
 /// The output files of a run.
 #[derive(Debug)]
 pub struct Outputs {
     /// One path for each picture, or one for all latents.
     pub paths: Vec<PathBuf>,
+    /// A file that will be replaced although the options do not name it.
+    pub replaced: Option<PathBuf>,
 }
 
 impl Outputs {
-    /// Determines the paths of `images` pictures with seeds from `seed` on, and checks that they can be written.
+    /// Determines the paths of pictures with `seeds`, and checks that they can be written.
     ///
     /// `{i}` and `{seed}` in the path are replaced by the index and seed of the picture. Without them, the file in
     /// a folder is called `xdit.png`, and several pictures get `-0`, `-1`, … before the extension.
     ///
     /// # Errors
     /// If the extension does not match `output_type`, or a file cannot be written.
-    pub fn plan(output: Option<&Path>, output_type: OutputType, images: usize, seed: u64) -> Result<Self> {
-        let extension = match output_type {
-            OutputType::Png => "png",
-            OutputType::Latent => "safetensors",
-        };
+    pub fn plan(output: Option<&Path>, output_type: OutputType, seeds: &[u64]) -> Result<Self> {
+        let extensions = output_type.extensions();
         let mut path = output.unwrap_or(Path::new("")).to_owned();
         let is_folder = path.as_os_str().is_empty() || path.is_dir() || ends_with_separator(&path);
         if is_folder {
-            path.push(format!("xdit.{extension}"));
+            path.push(format!("xdit.{}", extensions[0]));
         }
-        if path.extension().is_some_and(|found| !found.eq_ignore_ascii_case(extension)) {
-            return Err(Error::usage(format!("output `{}` does not end in `.{extension}`", path.display()))
-                .hint(match output_type {
-                    OutputType::Png => "pictures are written as PNG; add `--output-type latent` for latents",
-                    OutputType::Latent => {
-                        "latents are written as safetensors; add `--output-type png` for pictures"
-                    }
-                }));
+        let fits = |found: &OsStr| extensions.iter().any(|extension| found.eq_ignore_ascii_case(extension));
+        if path.extension().is_some_and(|found| !fits(found)) {
+            return Err(Error::usage(format!("output `{}` does not end in `.{}`", path.display(), extensions[0]))
+                .hint("the endings `.png`, `.jpg`, `.webp` and, for latents, `.safetensors` choose a format, and so does `--output-type`"));
         }
-        let files = if output_type == OutputType::Latent { 1 } else { images };
+        let files = if output_type == OutputType::Latent { 1 } else { seeds.len() };
         let paths = (0..files)
-            .map(|index| target(&name(&path, index, files, seed.wrapping_add(index as u64))))
+            .map(|index| target(&name(&path, index, files, seeds[index])))
             .collect::<Result<Vec<PathBuf>>>()?;
-        let outputs = Self { paths };
+        let mut sorted: Vec<&PathBuf> = paths.iter().collect();
+        sorted.sort();
+        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::usage(format!(
+                "several pictures would be written to `{}`",
+                twice[0].display()
+            ))
+            .hint("tell them apart by `{i}` in the path"));
+        }
+        let replaced = paths.iter().find(|path| is_folder && path.exists()).cloned();
+        let outputs = Self { paths, replaced };
         outputs.check()?;
         Ok(outputs)
     }
@@ -72,6 +82,12 @@ impl Outputs {
             }
         }
         Ok(())
+    }
+
+    /// A warning, if a file will be replaced that the options do not name.
+    pub fn warning(&self) -> Option<String> {
+        let path = self.replaced.as_ref()?.display();
+        Some(format!("`{path}` exists and will be replaced; `--output` names another file"))
     }
 
     /// The path of picture `index`; all latents share one file.
@@ -197,7 +213,8 @@ mod tests {
     use super::*;
 
     fn names(output: &str, images: usize) -> Vec<String> {
-        let outputs = Outputs::plan(Some(Path::new(output)), OutputType::Png, images, 7).unwrap();
+        let seeds: Vec<u64> = (7..7 + images as u64).collect();
+        let outputs = Outputs::plan(Some(Path::new(output)), OutputType::Png, &seeds).unwrap();
         outputs.paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
     }
 
@@ -216,7 +233,7 @@ mod tests {
     #[test]
     fn checks_and_failures_leave_no_files_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 2, 0).unwrap();
+        let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, &[0, 1]).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         // After the check, the second path is taken by a folder: only complete files may exist.
         fs::create_dir(&outputs.paths[1]).unwrap();
@@ -230,7 +247,7 @@ mod tests {
     fn results_have_the_permissions_of_ordinary_files() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, 1, 0).unwrap();
+        let outputs = Outputs::plan(Some(dir.path()), OutputType::Png, &[0]).unwrap();
         write_file(outputs.path(0), &[1]).unwrap();
         let ordinary = dir.path().join("ordinary");
         fs::write(&ordinary, "").unwrap();

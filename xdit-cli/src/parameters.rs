@@ -51,6 +51,9 @@ pub struct Settings {
     pub num_inference_steps: usize,
     /// The strength of guidance.
     pub guidance_scale: f32,
+    /// Whether it is an input of the model.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub distilled_guidance: bool,
     /// The strength of classifier-free guidance, for models that take the guidance scale as an input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub true_cfg_scale: Option<f32>,
@@ -108,23 +111,35 @@ impl Parameters {
     /// The text that picture viewers and web interfaces read from the PNG chunk `parameters`.
     ///
     /// # Source
-    /// `create_infotext` of AUTOMATIC1111's stable-diffusion-webui.
+    /// `create_infotext` of AUTOMATIC1111's stable-diffusion-webui, and of Forge for the distilled scale.
     pub fn infotext(&self) -> String {
         let Self { prompt, seed, settings, .. } = self;
         let mut text = format!("{prompt}\n");
         if let Some(negative) = settings.negative_prompt.as_ref().filter(|negative| !negative.is_empty()) {
             text += &format!("Negative prompt: {negative}\n");
         }
+        // Web interfaces for FLUX tell the two scales apart.
+        let guidance = match settings.distilled_guidance {
+            true => {
+                let scale = settings.true_cfg_scale.unwrap_or(1.0);
+                format!("CFG scale: {scale}, Distilled CFG Scale: {}", settings.guidance_scale)
+            }
+            false => format!("CFG scale: {}", settings.guidance_scale),
+        };
         text + &format!(
-            "Steps: {}, CFG scale: {}, Seed: {seed}, Size: {}x{}, Model: {}, Version: xdit {}",
+            "Steps: {}, {guidance}, Seed: {seed}, Size: {}x{}, Model: {}, Version: xdit {}",
             settings.num_inference_steps,
-            settings.guidance_scale,
             settings.width,
             settings.height,
             quoted(&settings.model),
             settings.version,
         )
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The text as a field of the last line: quoted if it contains a character that separates fields.

@@ -14,7 +14,6 @@ use xdit_core::weights::Residency;
 
 use crate::args::{GenerateArgs, ReportFormat};
 use crate::launcher;
-use crate::model::locate;
 use crate::print;
 use crate::progress::Progress;
 use crate::report::by_axis;
@@ -31,7 +30,7 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     }
     let job = Invocation::resolve(&args, &launcher::Job::default())?;
     let mut progress = Progress::new(job.request.images(), args.quiet);
-    let folder = locate(&job.model, job.revision.as_deref(), job.load.variant.as_deref(), &mut progress)?;
+    let folder = job.locate(&args, &mut progress)?;
     let pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
     let (costs, kept) = (pipeline.costs(&resolved)?, pipeline.kept());

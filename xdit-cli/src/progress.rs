@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use xdit_core::error::printable;
 use xdit_core::hub::Download;
 use xdit_core::pipeline::{Observer, Phase, Step};
 
@@ -51,14 +52,21 @@ impl Progress {
     pub fn download(&mut self, download: &Download<'_>) {
         match self.style {
             Style::Quiet => {}
+            _ if download.waits => self.bars.suspend(|| {
+                say(&format!("waiting for another process that downloads {}", printable(download.file)));
+            }),
             Style::Lines if download.finished => {
-                say(&format!("downloaded {} ({})", download.file, HumanBytes(download.done_bytes)));
+                say(&format!(
+                    "downloaded {} ({})",
+                    printable(download.file),
+                    HumanBytes(download.done_bytes)
+                ));
             }
             Style::Lines => {}
             Style::Bars => {
                 let bar = self.download.get_or_insert_with(|| {
                     let template = "{msg} {bar:24} {bytes} of {total_bytes} · {bytes_per_sec} · {eta} left";
-                    ProgressBar::new(0).with_style(style(template)).with_message(download.file.to_owned())
+                    ProgressBar::new(0).with_style(style(template)).with_message(printable(download.file))
                 });
                 bar.set_length(download.total_bytes.unwrap_or(download.done_bytes));
                 bar.set_position(download.done_bytes);
@@ -146,7 +154,7 @@ impl Observer for Progress {
     }
 
     fn warn(&mut self, message: &str) {
-        self.bars.suspend(|| say(&format!("warning: {message}")));
+        self.bars.suspend(|| say(&format!("warning: {}", printable(message))));
     }
 }
 

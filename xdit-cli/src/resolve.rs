@@ -6,18 +6,21 @@ mod prompts;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use xdit_core::device::{check_dtype, default_dtype, find};
 use xdit_core::pipeline::{Keep, LoadOptions, Processes, Request, Resolved, check};
-use xdit_core::{Error, Result};
+use xdit_core::{Error, ErrorKind, Result};
 
-use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType};
+use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType, Seed};
 use crate::checkpoints::built_in;
 use crate::launcher;
+use crate::model::{Place, locate};
 use crate::output::{Outputs, decode_latents, read_parameters};
 use crate::parameters::{Parameters, Settings};
+use crate::progress::Progress;
 use crate::trace::TraceFile;
 
 /// The limit on the number of pictures in one run; a larger number is assumed to be a typing error.
@@ -35,8 +38,12 @@ pub struct Invocation {
     pub request: Request,
     /// The files for the results.
     pub outputs: Outputs,
+    /// Their type.
+    pub output_type: OutputType,
     /// The file for the trace, if requested.
     pub trace: Option<TraceFile>,
+    /// Warnings about the options.
+    pub warnings: Vec<String>,
     dtype: Dtype,
     init_latents: Option<PathBuf>,
 }
@@ -49,14 +56,17 @@ impl Invocation {
     /// If an option is not valid, a file cannot be read, or an output cannot be written.
     pub fn resolve(args: &GenerateArgs, processes: &launcher::Job) -> Result<Self> {
         let mut parallel = parallel::parallel(&args.parallel)?;
+        let output_type =
+            args.output_type.or_else(|| OutputType::of(args.output.as_deref()?)).unwrap_or_default();
         let devices = devices(&args.device, parallel.mesh.size(), processes)?;
         let device = devices[0].clone();
         let stored = args.from.as_deref().map(read_parameters).transpose()?;
         let texts = prompts::texts(args, stored.as_ref())?;
         let (seed, settings) = match stored {
-            Some(Parameters { seed, settings, .. }) => (args.seed.or(Some(seed)), Some(settings)),
-            None => (args.seed, None),
+            Some(Parameters { seed, settings, .. }) => (seed, Some(settings)),
+            None => (0, None),
         };
+        let seeds = seeds(args, seed, processes)?;
         if let (Some(from), Some(latents), None) =
             (&args.from, settings.as_ref().and_then(|s| s.init_latents.as_ref()), &args.init_latents)
         {
@@ -94,8 +104,9 @@ impl Invocation {
             skip_layer_guidance: guidance::skip_layers(args, old)?,
             guidance_rescale: args.guidance_rescale.or(old.map(|s| s.guidance_rescale)).unwrap_or_default(),
             micro_conditions: args.micro_conditions.or(old.map(|s| &s.micro_conditions))?,
-            seed: seed.unwrap_or_default(),
-            images_per_prompt: args.num_images.unwrap_or(1),
+            seed: seeds[0],
+            images_per_prompt: args.num_images.unwrap_or(seeds.len()),
+            seeds: if seeds.len() > 1 { seeds } else { Vec::new() },
             max_sequence_length: args.max_sequence_length.or(old.map(|s| s.max_sequence_length)),
             clip_skip: args.clip_skip.or(old.and_then(|s| s.clip_skip)),
             clean_caption: match args.no_clean_caption {
@@ -108,7 +119,7 @@ impl Invocation {
             },
             vae_tiling: args.vae_tiling.or(old.map(|s| s.vae_tiling)).unwrap_or(false),
             init_latents: args.init_latents.as_deref().map(decode_latents).transpose()?,
-            decode: args.output_type.unwrap_or_default() == OutputType::Png,
+            decode: output_type != OutputType::Latent,
             parallel,
             ..texts
         };
@@ -119,6 +130,15 @@ impl Invocation {
                 "`{images}` pictures are more than the {MAX_IMAGES} of one run"
             )));
         }
+        // Files are written by one process; others may not even have the folder.
+        let outputs = match processes.leads() {
+            true => Outputs::plan(
+                args.output.as_deref(),
+                output_type,
+                &(0..images).map(|image| request.seed_of(image)).collect::<Vec<_>>(),
+            )?,
+            false => Outputs { paths: vec![PathBuf::new()], replaced: None },
+        };
         Ok(Self {
             model: args
                 .model
@@ -126,24 +146,33 @@ impl Invocation {
                 .or_else(|| Some(old?.model.clone()))
                 .unwrap_or_else(|| built_in::NAME.to_owned()),
             revision: args.revision.clone().or_else(|| same_model?.revision.clone()),
-            // Files are written by one process; others may not even have the folder.
-            outputs: match processes.leads() {
-                true => Outputs::plan(
-                    args.output.as_deref(),
-                    args.output_type.unwrap_or_default(),
-                    images,
-                    request.seed,
-                )?,
-                false => Outputs { paths: vec![PathBuf::new()] },
-            },
+            output_type,
             trace: match &args.trace {
                 Some(path) if processes.leads() => Some(TraceFile::plan(path)?),
                 _ => None,
             },
+            warnings: prompts::without_quotes(args).into_iter().chain(outputs.warning()).collect(),
+            outputs,
             init_latents: args.init_latents.clone(),
             dtype,
             load,
             request,
+        })
+    }
+
+    /// The folder of the model, which is downloaded or unpacked if necessary.
+    ///
+    /// # Errors
+    /// If it cannot be found, downloaded or unpacked.
+    pub fn locate(&self, args: &GenerateArgs, progress: &mut Progress) -> Result<PathBuf> {
+        let (revision, variant) = (self.revision.as_deref(), self.load.variant.as_deref());
+        let place = Place { revision, variant, download_dir: args.download_dir.as_deref() };
+        locate(&self.model, place, progress).map_err(|error| match (&args.from, &args.model) {
+            (Some(picture), None) if error.kind() == ErrorKind::Usage => error.hint(format!(
+                "`{}` contains only the name of its model: give the folder with `--model`",
+                picture.display()
+            )),
+            _ => error,
         })
     }
 
@@ -164,6 +193,7 @@ impl Invocation {
             width: resolved.size[1],
             num_inference_steps: resolved.num_inference_steps,
             guidance_scale: resolved.guidance_scale,
+            distilled_guidance: resolved.distilled_guidance,
             true_cfg_scale: self.request.true_cfg_scale,
             skip_guidance_layers: skip.map(|skip| skip.layers.clone()).unwrap_or_default(),
             skip_layer_guidance_scale: skip.map(|skip| skip.scale),
@@ -176,7 +206,7 @@ impl Invocation {
             clean_caption: self.request.clean_caption,
             use_resolution_binning: self.request.use_resolution_binning,
             vae_tiling: self.request.vae_tiling,
-            init_latents: self.init_latents.as_ref().map(|path| path.display().to_string()),
+            init_latents: self.init_latents.as_ref().map(|path| file_name(path)),
             num_pipeline_patch: stale.then_some(plan.stale_patches()),
             warmup_steps: stale.then_some(self.request.parallel.warmup_steps),
             distrifusion: stale && plan.distrifusion,
@@ -194,10 +224,25 @@ impl Invocation {
             prompt_2: Some(second).filter(|text| *text != prompt),
             prompt_3: Some(third).filter(|text| *text != prompt),
             prompt,
-            seed: request.seed.wrapping_add(index as u64),
+            seed: request.seed_of(index),
             settings: Settings { negative_prompt: negative, ..settings.clone() },
         }
     }
+}
+
+/// The seeds that the options give, or `default`.
+fn seeds(args: &GenerateArgs, default: u64, processes: &launcher::Job) -> Result<Vec<u64>> {
+    if args.seed.contains(&Seed::Random) && processes.processes.is_some() {
+        return Err(Error::usage("`--seed random` would be another seed in each process")
+            .hint("give all processes the same number"));
+    }
+    // The hashers of the standard library start with random numbers of the system. 32 bits are enough, and easy to type.
+    let random = || RandomState::new().build_hasher().finish() >> 32;
+    let seeds = args.seed.iter().map(|seed| match seed {
+        Seed::Random => random(),
+        Seed::Of(seed) => *seed,
+    });
+    Ok(if args.seed.is_empty() { vec![default] } else { seeds.collect() })
 }
 
 /// The devices of the ranks of this process, of `ranks` in all: the device called `name`, or, if that is CUDA without
@@ -217,8 +262,12 @@ fn devices(name: &str, ranks: usize, processes: &launcher::Job) -> Result<Vec<De
 /// contains the names of users.
 fn stored_name(model: &str) -> String {
     let folder = std::fs::canonicalize(model).ok().filter(|path| path.is_dir());
-    let name = folder.as_deref().and_then(|path| path.file_name());
-    name.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned())
+    folder.map_or_else(|| model.to_owned(), |path| file_name(&path))
+}
+
+/// The last part of `path`.
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// The policy for a process with a single request.

@@ -1,6 +1,7 @@
 //! The options of `xdit generate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use burn::tensor::DType;
 use clap::{Args, ValueEnum};
@@ -28,10 +29,10 @@ pub struct GenerateArgs {
     /// built-in].
     #[arg(long, short_alias = 'm', value_name = "PATH_OR_ID")]
     pub model: Option<String>,
-    /// Description of the picture; several prompts give several pictures.
+    /// Description of the picture; several prompts give several pictures, and `-` reads one from standard input.
     #[arg(long, short_alias = 'p', num_args = 1.., value_name = "TEXT")]
     pub prompt: Vec<String>,
-    /// Text file with one prompt a line.
+    /// Text file with one prompt a line; `-` is standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
     /// Prompt for the second text encoder, one for all prompts or one for each [default: the prompt].
@@ -58,8 +59,8 @@ pub struct GenerateArgs {
     /// Width of the picture in pixels [default: the model's].
     #[arg(long, short_alias = 'W', value_name = "PIXELS")]
     pub width: Option<usize>,
-    /// Take the parameters from a PNG file written by this program; other options override them.
-    #[arg(long, value_name = "IMAGE.png")]
+    /// Take the parameters from a picture written by this program; other options override them.
+    #[arg(long, value_name = "PICTURE")]
     pub from: Option<PathBuf>,
 
     /// Number of denoising steps [default: the model's, see `xdit inspect`].
@@ -96,9 +97,10 @@ pub struct GenerateArgs {
     /// Fraction of the steps at which skip-layer guidance stops [default: 0.2].
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Generation")]
     pub skip_layer_guidance_stop: Option<f64>,
-    /// Seed of the first picture; picture `i` uses seed + `i` [default: 0].
-    #[arg(long, short_alias = 's', help_heading = "Generation")]
-    pub seed: Option<u64>,
+    /// Seed of the first picture, and picture `i` uses seed + `i`; several seeds give a picture of each prompt with each;
+    /// `random` takes a new one [default: 0].
+    #[arg(long, short_alias = 's', num_args = 1.., value_delimiter = ',', help_heading = "Generation")]
+    pub seed: Vec<Seed>,
     /// Start from these latents instead of noise: a safetensors file with the key `latents`, in f32, of shape [n,
     /// c, h, w].
     #[arg(long, value_name = "FILE", help_heading = "Generation")]
@@ -135,7 +137,8 @@ pub struct GenerateArgs {
     /// `out-0.png`, … [default: xdit.png or xdit.safetensors].
     #[arg(long, short_alias = 'o', value_name = "PATH", help_heading = "Output")]
     pub output: Option<PathBuf>,
-    /// Type of the output: PNG files, or one safetensors file with the final latents [default: png].
+    /// Type of the output: pictures, or one safetensors file with the final latents [default: that of the output's ending,
+    /// or png].
     #[arg(long, value_enum, help_heading = "Output")]
     pub output_type: Option<OutputType>,
     /// Do not store the prompt, the seed and the other parameters in pictures.
@@ -167,6 +170,12 @@ pub struct GenerateArgs {
     /// Branch, tag or commit of the model on the hub [default: main].
     #[arg(long, help_heading = "Model and device")]
     pub revision: Option<String>,
+    /// Folder for downloaded models [default: the cache of `huggingface_hub`].
+    #[arg(long, value_name = "FOLDER", help_heading = "Model and device")]
+    pub download_dir: Option<PathBuf>,
+    /// Number of threads that compute on the CPU; no picture depends on it [default: one for each core].
+    #[arg(long, value_name = "COUNT", help_heading = "Model and device")]
+    pub threads: Option<usize>,
 
     /// The distribution of work over ranks.
     #[command(flatten)]
@@ -220,6 +229,29 @@ pub struct ParallelArgs {
     pub distrifusion: bool,
 }
 
+/// The seed of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed {
+    /// A new one.
+    Random,
+    /// This one.
+    Of(u64),
+}
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "random" => Ok(Self::Random),
+            _ => text
+                .parse()
+                .map(Self::Of)
+                .map_err(|_| "give a whole number that is not negative, or `random`".to_owned()),
+        }
+    }
+}
+
 /// The type of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OutputType {
@@ -227,8 +259,34 @@ pub enum OutputType {
     #[default]
     #[value(alias = "pil")]
     Png,
+    /// Pictures as JPEG files of high quality.
+    #[value(alias = "jpg")]
+    Jpeg,
+    /// Pictures as WebP files without loss.
+    Webp,
     /// The final latents as a safetensors file.
     Latent,
+}
+
+impl OutputType {
+    /// The endings of the names of such files; the first one is the default.
+    pub fn extensions(self) -> &'static [&'static str] {
+        match self {
+            Self::Png => &["png"],
+            Self::Jpeg => &["jpg", "jpeg"],
+            Self::Webp => &["webp"],
+            Self::Latent => &["safetensors"],
+        }
+    }
+
+    /// The type whose files end like `path`, if there is one.
+    pub fn of(path: &Path) -> Option<Self> {
+        let found = path.extension()?;
+        let is_of = |output_type: &Self| {
+            output_type.extensions().iter().any(|known| found.eq_ignore_ascii_case(known))
+        };
+        Self::value_variants().iter().copied().find(is_of)
+    }
 }
 
 /// The format of a report.

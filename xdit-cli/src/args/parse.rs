@@ -7,42 +7,66 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use xdit_core::Error;
 
-use super::Cli;
+use super::{Cli, habits};
 
 /// Parses the command line.
 ///
 /// # Errors
 /// A usage error, if the command line is not valid.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
-    let parsed = Cli::command()
-        .try_get_matches_from(with_dashes(argv))
-        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let (argv, notes) = with_our_names(argv);
+    let parsed =
+        Cli::command().try_get_matches_from(&argv).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
-        Ok(cli) => Ok(cli),
+        Ok(cli) => Ok(Cli { notes, ..cli }),
         // `--help` and `--version` arrive as errors, and so does a bare `xdit`, which asks for help.
         Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => Err(in_our_words(&error)),
+        Err(error) => Err(in_our_words(&error, &argv)),
     }
 }
 
-/// Replaces underscores in the names of long options by dashes: `--guidance_scale=4` becomes `--guidance-scale=4`.
-fn with_dashes(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut options = true;
+/// Replaces underscores in the names of long options by dashes (`--guidance_scale=4` becomes `--guidance-scale=4`) and
+/// [names of other programs](habits) by ours. Options without a meaning here are left out; each has a note.
+fn with_our_names(argv: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<String>) {
+    let (mut options, mut notes) = (true, Vec::new());
     let spell = |argument: OsString| {
         options &= argument != "--";
-        match argument.to_str().filter(|text| options && text.starts_with("--")) {
-            Some(text) => {
-                let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
-                format!("{}{value}", name.replace('_', "-")).into()
-            }
-            None => argument,
+        let Some(text) = argument.to_str().filter(|text| options && text.starts_with('-')) else {
+            return Some(argument);
+        };
+        let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+        let name = if name.starts_with("--") { name.replace('_', "-") } else { name.to_owned() };
+        if let Some(note) = habits::nothing(&name) {
+            notes.push(note);
+            return None;
         }
+        Some(format!("{}{value}", habits::same(&name).unwrap_or(&name)).into())
     };
-    argv.into_iter().map(spell).collect()
+    (argv.into_iter().filter_map(spell).collect(), notes)
+}
+
+/// The hint for a value that begins with a dash, which looks like an option: `--negative-prompt -blurry`. `argument` is the
+/// option or the value that clap complains of.
+fn dashed(argument: &str, argv: &[OsString]) -> Option<String> {
+    let pairs = argv.windows(2).filter_map(|pair| Some((pair[0].to_str()?, pair[1].to_str()?)));
+    let is_value =
+        |text: &str| text.starts_with('-') && (!text.starts_with("--") || text.contains(char::is_whitespace));
+    let mut dashed = pairs.filter(|(option, value)| {
+        let takes_it = option.starts_with('-') && !option.contains('=') && is_value(value) && value.len() > 1;
+        takes_it && (value.starts_with(argument) || *option == argument)
+    });
+    let (option, value) = dashed.next()?;
+    Some(match option {
+        "--seed" | "-s" => "seeds are not negative; `--seed random` takes a new one each time".to_owned(),
+        _ if value.contains(char::is_whitespace) => {
+            format!("a value that begins with a dash follows an equals sign: `{option}=\"{value}\"`")
+        }
+        _ => format!("a value that begins with a dash follows an equals sign: `{option}={value}`"),
+    })
 }
 
 /// Converts the error to one sentence and a hint.
-fn in_our_words(error: &clap::Error) -> Error {
+fn in_our_words(error: &clap::Error, argv: &[OsString]) -> Error {
     let get = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join("`, `")),
@@ -53,15 +77,22 @@ fn in_our_words(error: &clap::Error) -> Error {
     let argument = get(ContextKind::InvalidArg).map(name).unwrap_or_default();
     let value = get(ContextKind::InvalidValue).unwrap_or_default();
     let (message, hint) = match error.kind() {
+        ErrorKind::UnknownArgument if !argument.starts_with('-') => {
+            let hint = "put a text of several words in quotes: `--prompt \"a small cactus\"`";
+            (format!("`{argument}` belongs to no option"), Some(hint.to_owned()))
+        }
         ErrorKind::UnknownArgument => {
-            let hint = get(ContextKind::SuggestedArg).map(|name| format!("did you mean `{name}`?"));
+            let similar = || get(ContextKind::SuggestedArg).map(|name| format!("did you mean `{name}`?"));
+            let hint = dashed(&argument, argv).or_else(similar);
             (format!("unknown option `{argument}`"), hint)
         }
         ErrorKind::InvalidSubcommand => {
             let hint = get(ContextKind::SuggestedSubcommand).map(|name| format!("did you mean `{name}`?"));
             (format!("unknown command `{}`", get(ContextKind::InvalidSubcommand).unwrap_or_default()), hint)
         }
-        ErrorKind::InvalidValue if value.is_empty() => (format!("`{argument}` needs a value"), None),
+        ErrorKind::InvalidValue if value.is_empty() => {
+            (format!("`{argument}` needs a value"), dashed(&argument, argv))
+        }
         ErrorKind::InvalidValue => {
             let hint = get(ContextKind::ValidValue).map(|valid| format!("possible values: `{valid}`"));
             (format!("`{value}` is not a valid value of `{argument}`"), hint)
@@ -130,8 +161,8 @@ mod tests {
     fn only_option_names_are_changed() {
         let out = cli(&["--negative_prompt=a_b=c_d", "--prompt", "snake_case"]);
         assert!(out.contains("a_b=c_d") && out.contains("snake_case"), "{out}");
-        let kept = with_dashes(["--", "--a_b"].map(OsString::from));
-        assert_eq!(kept[1], "--a_b");
+        let (kept, _) = with_our_names(["--", "--a_b", "--verbose"].map(OsString::from));
+        assert_eq!(kept[1..], ["--a_b", "--verbose"]);
     }
 
     #[test]
@@ -143,9 +174,41 @@ mod tests {
             (&["--cfg-scale", "4", "-n", "b"], &["--guidance-scale", "4", "--negative-prompt", "b"]),
             (&["--num-images-per-prompt", "2"], &["--num-images", "2"]),
             (&["--precision", "bf16"], &["--dtype", "bf16"]),
+            (&["--guidance=4", "-b", "2"], &["--guidance-scale=4", "--num-images", "2"]),
         ] {
             assert_eq!(cli(other), cli(ours), "{other:?}");
         }
+    }
+
+    #[test]
+    fn options_without_a_meaning_here_are_noted() {
+        let argv = ["xdit", "generate", "--use_torch_compile", "--prompt", "a", "--trust-remote-code"];
+        let cli = parse(argv.map(OsString::from)).unwrap();
+        assert_eq!(
+            cli.notes,
+            [
+                "`--use-torch-compile` changes nothing: nothing is compiled by PyTorch",
+                "`--trust-remote-code` changes nothing: no code of a model is run"
+            ]
+        );
+    }
+
+    #[test]
+    fn values_that_begin_with_a_dash() {
+        let hint = |argv: &[&str]| {
+            let argv = ["xdit", "generate"].iter().chain(argv).map(OsString::from);
+            parse(argv).unwrap_err().to_string().split_once("hint: ").unwrap().1.to_owned()
+        };
+        let equals = "a value that begins with a dash follows an equals sign: ";
+        assert_eq!(hint(&["--negative-prompt", "-blurry"]), format!("{equals}`--negative-prompt=-blurry`"));
+        assert_eq!(hint(&["--prompt", "-- a cat"]), format!("{equals}`--prompt=\"-- a cat\"`"));
+        assert_eq!(hint(&["--output", "-a.png"]), format!("{equals}`--output=-a.png`"));
+        assert_eq!(
+            hint(&["--seed", "-1"]),
+            "seeds are not negative; `--seed random` takes a new one each time"
+        );
+        assert_eq!(hint(&["--quiet", "--modle", "a"]), "did you mean `--model`?");
+        assert!(hint(&["a", "cat"]).starts_with("put a text of several words in quotes"));
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub fn described(
             ("prompt-2", format!("{:?}", request.prompts_2)),
             ("prompt-3", format!("{:?}", request.prompts_3)),
             ("seed", request.seed.to_string()),
+            ("list of seeds", format!("{:?}", request.seeds)),
             ("num-images", request.images_per_prompt.to_string()),
             ("output-type", if request.decode { "png" } else { "latent" }.to_owned()),
             ("contents of the initial latents", format!("{init_latents:?}")),

@@ -1,14 +1,13 @@
 //! Pictures and clips as PNG files, still or animated, that contain their parameters.
 
-use std::fs::File;
-use std::io::BufReader;
-use std::path::Path;
+use std::io::Cursor;
 
 use xdit_core::pipeline::Picture;
-use xdit_core::{Error, Result};
 
 use crate::parameters::Parameters;
 
+/// The first bytes of a file.
+pub const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// The text chunk with all parameters, as JSON.
 const JSON: &str = "xdit";
 /// The text chunk that other programs read.
@@ -21,7 +20,7 @@ const FRAMES_PER_SECOND: u16 = 8;
 ///
 /// # Panics
 /// If there is no frame.
-pub fn encode_png(frames: &[Picture], parameters: Option<&Parameters>) -> Vec<u8> {
+pub fn encode(frames: &[Picture], parameters: Option<&Parameters>) -> Vec<u8> {
     let texts = parameters.map(|parameters| {
         let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
         [(INFOTEXT, parameters.infotext()), (JSON, json)]
@@ -61,31 +60,21 @@ fn write(
     writer.finish()
 }
 
-/// Reads the parameters from the PNG file `path`.
+/// The text with the parameters in the file `bytes`, if there is one.
 ///
 /// # Errors
-/// If the file cannot be read or contains no parameters.
-pub fn read_parameters(path: &Path) -> Result<Parameters> {
-    let shown = path.display();
-    let file = File::open(path).map_err(|error| Error::failure(format!("cannot read `{shown}`: {error}")))?;
-    let reader = png::Decoder::new(BufReader::new(file))
-        .read_info()
-        .map_err(|error| Error::failure(format!("`{shown}` is not a valid PNG file: {error}")))?;
+/// The reason why the file cannot be read.
+pub fn json(bytes: &[u8]) -> Result<Option<String>, String> {
+    let reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|error| error.to_string())?;
     let info = reader.info();
     let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == JSON);
     let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == JSON);
-    let json = match (latin1, utf8) {
-        (Some(chunk), _) => chunk.text.clone(),
-        (None, Some(chunk)) => chunk
-            .get_text()
-            .map_err(|error| Error::failure(format!("the parameters in `{shown}` are corrupt: {error}")))?,
-        (None, None) => {
-            return Err(Error::usage(format!("`{shown}` contains no parameters of this program"))
-                .hint("give a picture written by `xdit generate` that no other program has saved since"));
-        }
-    };
-    serde_json::from_str(&json)
-        .map_err(|error| Error::failure(format!("the parameters in `{shown}` are corrupt: {error}")))
+    match (latin1, utf8) {
+        (Some(chunk), _) => Ok(Some(chunk.text.clone())),
+        // A compressed text has a limit of 2 MiB.
+        (None, Some(chunk)) => chunk.get_text().map(Some).map_err(|error| error.to_string()),
+        (None, None) => Ok(None),
+    }
 }
 
 #[cfg(test)]
@@ -98,7 +87,7 @@ mod tests {
         let frames = [10, 20, 30].map(|value| Picture { width: 2, height: 1, rgb: vec![value; 6] });
         let mut bytes = Vec::new();
         write(&frames, [(INFOTEXT, "a".into()), (JSON, "b".into())], &mut bytes).unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
+        let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().unwrap();
         assert_eq!(reader.info().animation_control.unwrap().num_frames, 3);
         for frame in &frames {
             let mut rgb = vec![0; 6];

@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use xdit_core::pipeline::Request;
-use xdit_core::{Error, Result};
+use xdit_core::{Error, Result, files};
 
 use crate::args::GenerateArgs;
 use crate::parameters::Parameters;
+
+/// The most bytes of a file with prompts.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A request with all its texts: those given as options, or those of the picture in `--from`.
 ///
@@ -42,6 +45,15 @@ fn prompts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Vec<Strin
         return read_prompts(path);
     }
     match stored {
+        _ if args.prompt == ["-"] => {
+            let bytes = from_standard_input()?;
+            match text(&bytes, "standard input")?.trim() {
+                "" => Err(Error::usage("standard input contains no prompt").hint(
+                    "write it into a pipe, as in `echo \"a small cactus\" | xdit generate --prompt -`",
+                )),
+                prompt => Ok(vec![prompt.to_owned()]),
+            }
+        }
         _ if !args.prompt.is_empty() => Ok(args.prompt.clone()),
         Some(parameters) => Ok(vec![parameters.prompt.clone()]),
         None => Err(Error::usage("there is no prompt")
@@ -51,23 +63,52 @@ fn prompts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Vec<Strin
 
 /// Reads one prompt a line; blank lines are ignored.
 fn read_prompts(path: &Path) -> Result<Vec<String>> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|error| {
-        Error::failure(format!("cannot read `{shown}`: {error}"))
-            .hint("give a text file with one prompt a line")
-    })?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        Error::usage(format!("line {line} of `{shown}` is not UTF-8"))
-            .hint("save the file in the encoding UTF-8")
-    })?;
-    // Editors on Windows mark UTF-8 with a character that is not part of the prompt.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let is_input = path == Path::new("-");
+    let (bytes, name) = match is_input {
+        true => (from_standard_input()?, "standard input".to_owned()),
+        false => {
+            let read = files::read(path, MAX_BYTES);
+            (
+                read.map_err(|error| error.hint("give a text file with one prompt a line"))?,
+                format!("`{}`", path.display()),
+            )
+        }
+    };
+    let text = text(&bytes, &name)?;
     let prompts: Vec<String> =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if prompts.is_empty() {
-        return Err(Error::usage(format!("`{shown}` contains no prompt")).hint("write one prompt a line"));
+        return Err(Error::usage(format!("{name} contains no prompt")).hint("write one prompt a line"));
     }
     Ok(prompts)
+}
+
+fn from_standard_input() -> Result<Vec<u8>> {
+    files::read_to_end(&mut std::io::stdin(), "standard input", MAX_BYTES)
+}
+
+/// The text in `bytes`, which are called `name`.
+fn text<'a>(bytes: &'a [u8], name: &str) -> Result<&'a str> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let line = bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        Error::usage(format!("line {line} of {name} is not UTF-8"))
+            .hint("save the file in the encoding UTF-8")
+    })?;
+    // Editors on Windows mark UTF-8 with a character that is not part of the prompt.
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+/// A warning for prompts that are surely one prompt of several words without quotes.
+pub fn without_quotes(args: &GenerateArgs) -> Option<String> {
+    let is_word = |text: &String| {
+        text.chars().any(char::is_alphabetic)
+            && !text.contains(|char: char| char.is_whitespace() || char == '_')
+    };
+    let all_words = args.prompt.len() > 1 && args.prompt.iter().all(is_word);
+    all_words.then(|| {
+        format!(
+            "`--prompt` has {} values of one word each, and each gives a picture of its own: put a prompt of several words in quotes",
+            args.prompt.len()
+        )
+    })
 }

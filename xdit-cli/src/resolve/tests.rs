@@ -8,8 +8,9 @@ use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::transformer::TransformerSpec;
 
 use super::Invocation;
+use crate::args::OutputType;
 use crate::args::{Command, parse};
-use crate::output::encode_png;
+use crate::output::encode;
 
 /// The run of `xdit generate --output DIR/ ARGS`.
 fn job(dir: &Path, args: &[&str]) -> Invocation {
@@ -44,13 +45,14 @@ fn write(job: &Invocation, index: usize, path: &Path) {
         generated_size: [16; 2],
         num_inference_steps: 4,
         guidance_scale: 3.0,
+        distilled_guidance: false,
         max_sequence_length: 77,
         frames: None,
         plan: Plan::new(&ParallelConfig::default(), &work).unwrap(),
     };
     let parameters = job.parameters(&job.settings(&resolved), index);
     let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-    std::fs::write(path, encode_png(&[picture], Some(&parameters))).unwrap();
+    std::fs::write(path, encode(OutputType::Png, &[picture], Some(&parameters))).unwrap();
 }
 
 /// All texts of a request with one prompt.

@@ -30,7 +30,7 @@ fn a_model_that_is_not_there() {
     let workspace = Workspace::new();
     insta::assert_snapshot!(workspace.error(&["bench", "./none"]), @r"
     2
-    error: `./none` is neither a folder nor a model id
+    error: there is no folder `./none`
     hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
     ");
     insta::assert_snapshot!(workspace.error(&["bench", "flux-dev", "--repeat", "0"]), @r"

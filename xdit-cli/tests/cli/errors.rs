@@ -8,7 +8,7 @@ use safetensors::tensor::TensorView;
 use crate::workspace::Workspace;
 
 /// Runs `xdit generate --model demo --prompt a` with `args`, which must fail before any weights are loaded.
-fn error(workspace: &Workspace, args: &[&str]) -> String {
+pub fn error(workspace: &Workspace, args: &[&str]) -> String {
     let run = ["generate", "--model", "demo", "--prompt", "a"];
     let error = workspace.error(&[&run, args].concat());
     assert!(!error.contains("loading"), "{error}");
@@ -94,15 +94,34 @@ fn values() {
     2
     error: a maximum sequence length of `0` leaves no prompt
     ");
-    insta::assert_snapshot!(error(&workspace, &["--output-type", "jpeg"]), @r"
+    insta::assert_snapshot!(error(&workspace, &["--output-type", "bmp"]), @r"
     2
-    error: `jpeg` is not a valid value of `--output-type`
-    hint: possible values: `png`, `latent`
+    error: `bmp` is not a valid value of `--output-type`
+    hint: possible values: `png`, `jpeg`, `webp`, `latent`
     ");
-    insta::assert_snapshot!(error(&workspace, &["--seed", "1", "--seed", "2"]), @r"
+    insta::assert_snapshot!(error(&workspace, &["--width", "1", "--width", "2"]), @r"
     2
-    error: `--seed` is given twice
+    error: `--width` is given twice
     hint: run the command with `--help` for its options
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--seed=-1"]), @r"
+    2
+    error: `-1` is not a valid value of `--seed`
+    hint: give a whole number that is not negative, or `random`
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--seed", "1", "2", "--num-images", "3"]), @r"
+    2
+    error: `2` seeds are given for `3` images of each prompt
+    hint: several seeds give one image of each prompt with each seed
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--seed", "1", "1", "--output", "{seed}.png"]), @r"
+    2
+    error: several pictures would be written to `1.png`
+    hint: tell them apart by `{i}` in the path
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--threads", "0"]), @r"
+    2
+    error: `0` threads are not between 1 and 1024
     ");
 }
 
@@ -285,15 +304,15 @@ fn outputs() {
     error: cannot write `demo/model_index.json/a.png`: `demo/model_index.json` is not a folder
     hint: choose another path
     ");
-    insta::assert_snapshot!(error(&workspace, &["--output", "a.jpg"]), @r"
+    insta::assert_snapshot!(error(&workspace, &["--output", "a.tiff"]), @r"
     2
-    error: output `a.jpg` does not end in `.png`
-    hint: pictures are written as PNG; add `--output-type latent` for latents
+    error: output `a.tiff` does not end in `.png`
+    hint: the endings `.png`, `.jpg`, `.webp` and, for latents, `.safetensors` choose a format, and so does `--output-type`
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "a.png", "--output-type", "latent"]), @r"
     2
     error: output `a.png` does not end in `.safetensors`
-    hint: latents are written as safetensors; add `--output-type png` for pictures
+    hint: the endings `.png`, `.jpg`, `.webp` and, for latents, `.safetensors` choose a format, and so does `--output-type`
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "fol{x}er-{i}/a.png"]), @r"
     1
@@ -398,107 +417,6 @@ fn pictures_given_as_a_source_of_parameters() {
     2
     error: `xdit.png` was made from the latents `xdit.safetensors`, which it does not carry
     hint: give them with `--init-latents`
-    ");
-}
-
-#[test]
-fn models() {
-    let workspace = Workspace::new();
-    fs::create_dir(workspace.path("folder")).unwrap();
-    fs::write(workspace.path("file"), "").unwrap();
-    let model = |name| workspace.error(&["generate", "--model", name, "--prompt", "a"]);
-    insta::assert_snapshot!(model("./missing"), @r"
-    2
-    error: `./missing` is neither a folder nor a model id
-    hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
-    ");
-    insta::assert_snapshot!(model("folder"), @r"
-    2
-    error: the folder `folder` is empty
-    hint: give the folder that contains `model_index.json`; a hub id is used only if no folder has that name
-    ");
-    insta::assert_snapshot!(model("file"), @r"
-    2
-    error: `file` is a file, not a model folder
-    hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
-    ");
-    insta::assert_snapshot!(model("owner/name"), @r"
-    1
-    error: `owner/name` at revision `main` is not in the cache `hub/hub`
-    hint: unset `HF_HUB_OFFLINE` to download it, or set `HF_HOME` to a cache that contains it
-    ");
-    insta::assert_snapshot!(workspace.error(&["inspect", "folder"]), @r"
-    2
-    error: the folder `folder` is empty
-    hint: give the folder that contains `model_index.json`; a hub id is used only if no folder has that name
-    ");
-}
-
-#[test]
-fn broken_checkpoints() {
-    // Each case damages one file of a fresh checkpoint.
-    let broken = |file: &str, change: &dyn Fn(Vec<u8>) -> Option<Vec<u8>>| {
-        let workspace = Workspace::with_demo();
-        let path = workspace.path("demo").join(file);
-        match change(fs::read(&path).unwrap()) {
-            Some(bytes) => fs::write(&path, bytes).unwrap(),
-            None => fs::remove_file(&path).unwrap(),
-        }
-        error(&workspace, &[])
-    };
-    let half = |bytes: Vec<u8>| Some(bytes[..bytes.len() / 2].to_vec());
-    let replace = |from: &'static str, to: &'static str| {
-        move |bytes: Vec<u8>| Some(String::from_utf8(bytes).unwrap().replace(from, to).into_bytes())
-    };
-    insta::assert_snapshot!(broken("transformer/diffusion_pytorch_model.safetensors", &half), @r"
-    1
-    error: `demo/transformer/diffusion_pytorch_model.safetensors` is not a valid safetensors file: incomplete metadata, file not fully covered
-    hint: download the file again: it is truncated or corrupt
-    ");
-    insta::assert_snapshot!(broken("vae/diffusion_pytorch_model.safetensors", &|_| None), @r"
-    1
-    error: no weights `diffusion_pytorch_model.safetensors` in `demo/vae`
-    hint: check that the download is complete and laid out as `save_pretrained` writes it
-    ");
-    insta::assert_snapshot!(broken("text_encoder/model.safetensors", &|_| Some(Vec::new())), @r"
-    1
-    error: `demo/text_encoder/model.safetensors` is empty
-    hint: download the file again
-    ");
-    insta::assert_snapshot!(broken("tokenizer/spiece.model", &half), @r"
-    1
-    error: cannot read the tokenizer file `demo/tokenizer/spiece.model`: it ends in the middle of a field
-    hint: download the checkpoint's `tokenizer` folder again; the file may be truncated or a Git LFS pointer
-    ");
-    insta::assert_snapshot!(broken("tokenizer/spiece.model", &|_| None), @r"
-    1
-    error: no T5 vocabulary in `demo/tokenizer`
-    hint: download `tokenizer.json` or `spiece.model` from the `tokenizer` folder of a checkpoint
-    ");
-    insta::assert_snapshot!(broken("model_index.json", &half), @r"
-    1
-    error: `demo/model_index.json` is not valid JSON: EOF while parsing a value at line 9 column 18
-    hint: the file may be incomplete: download it again
-    ");
-    insta::assert_snapshot!(broken("model_index.json", &replace("PixArtAlphaPipeline", "CubismPipeline")), @r"
-    1
-    error: pipelines of class `CubismPipeline` are not supported
-    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `LattePipeline`, `FluxPipeline`, `DiTPipeline`, `StableDiffusionXLPipeline`
-    ");
-    insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3")), @r"
-    1
-    error: tensor `transformer_blocks.2.scale_shift_table` is missing from `demo/transformer/diffusion_pytorch_model.safetensors`
-    hint: the weights and the `config.json` beside them do not describe the same model
-    ");
-    insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 1")), @r"
-    1
-    error: tensor `transformer_blocks.1.attn1.to_k.bias` and 20 more in `demo/transformer/diffusion_pytorch_model.safetensors` belongs to no part of the model
-    hint: the weights and the `config.json` beside them do not describe the same model
-    ");
-    insta::assert_snapshot!(broken("scheduler/scheduler_config.json", &replace("epsilon", "telepathy")), @r"
-    1
-    error: option `prediction_type` of `DPMSolverMultistepScheduler` is `telepathy`
-    hint: expected one of `epsilon`, `sample`, `v_prediction`, `flow_prediction`
     ");
 }
 

@@ -242,7 +242,7 @@ fn progress_is_plain_text_without_a_terminal() {
     loading vae
     decoding
     ");
-    assert_eq!(workspace.run(&[&run[..], &["--quiet"]].concat()).stderr, "");
+    assert_eq!(workspace.run(&[&run[..], &["--quiet", "--output", "a.png"]].concat()).stderr, "");
 }
 
 #[test]
@@ -431,4 +431,143 @@ fn memory_changes_no_picture() {
     for keep in ["all", "transformer", "request", "none"] {
         assert_eq!(run(keep), expected, "{keep}");
     }
+}
+
+/// Several seeds give the pictures that each seed gives alone.
+#[test]
+fn several_seeds() {
+    let workspace = Workspace::with_demo();
+    workspace.generate(&["--prompt", "a", "b", "--seed", "9", "4", "--output", "{i}-{seed}.png"]);
+    for (name, prompt, seed) in [("0-9", "a", "9"), ("1-4", "a", "4"), ("2-9", "b", "9"), ("3-4", "b", "4")] {
+        workspace.generate(&["--prompt", prompt, "--seed", seed, "--output", "one.png"]);
+        assert_eq!(
+            pixels(&workspace.path(&format!("{name}.png"))),
+            pixels(&workspace.path("one.png")),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_random_seed_is_stored() {
+    let workspace = Workspace::with_demo();
+    let seeds: Vec<String> = (0..2)
+        .map(|_| workspace.generate(&["--prompt", "a", "--seed", "random", "--output", "{seed}.png"]))
+        .collect();
+    assert_ne!(seeds[0], seeds[1]);
+    let file = seeds[0].trim();
+    workspace.generate(&["--from", file, "--output", "again.png"]);
+    assert_eq!(pixels(&workspace.path("again.png")), pixels(&workspace.path(file)));
+    let seed = file.strip_suffix(".png").unwrap();
+    workspace.generate(&["--prompt", "a", "--seed", seed, "--output", "again.png"]);
+    assert_eq!(pixels(&workspace.path("again.png")), pixels(&workspace.path(file)));
+}
+
+/// Prompts come from a pipe as from the command line.
+#[test]
+fn prompts_from_standard_input() {
+    let workspace = Workspace::with_demo();
+    let run = |args: &[&str], text: &str| {
+        let mut command =
+            workspace.command(&["generate", "--model", "demo", "--num-inference-steps", "1", "--quiet"]);
+        let mut child = command.args(args).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(run(&["--prompt", "-"], "a small\ncactus\n").0, "xdit.png\n");
+    let bytes = fs::read(workspace.path("xdit.png")).unwrap();
+    assert!(String::from_utf8_lossy(&bytes).contains(r#""prompt":"a small\ncactus""#));
+    assert_eq!(run(&["--prompt-file", "-"], "a\n\nb\n").0, "xdit-0.png\nxdit-1.png\n");
+    let (_, error) = run(&["--prompt", "-"], " \n");
+    assert!(error.starts_with("error: standard input contains no prompt\nhint: "), "{error}");
+}
+
+/// The number of threads changes no picture.
+#[test]
+fn threads() {
+    let workspace = Workspace::with_demo();
+    for threads in ["1", "3"] {
+        workspace.generate(&["--prompt", "a", "--threads", threads, "--output", &format!("{threads}.png")]);
+    }
+    assert_eq!(pixels(&workspace.path("1.png")), pixels(&workspace.path("3.png")));
+}
+
+/// What a person may not have meant is said, but does not end the run.
+#[test]
+fn warnings_about_options() {
+    let workspace = Workspace::with_demo();
+    let warnings = |args: &[&str]| {
+        let run = ["generate", "--model", "demo", "--num-inference-steps", "1", "--quiet"];
+        let run = workspace.run(&[&run, args].concat());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        run.stderr
+    };
+    assert_eq!(warnings(&["--prompt", "a small cactus"]), "");
+    assert_eq!(
+        warnings(&["--prompt", "a small cactus"]),
+        "warning: `xdit.png` exists and will be replaced; `--output` names another file\n"
+    );
+    // A file that the options name is meant.
+    assert_eq!(warnings(&["--prompt", "a small cactus", "--output", "xdit.png"]), "");
+    let words = warnings(&["--prompt", "small", "cactus"]);
+    assert!(words.starts_with("warning: `--prompt` has 2 values of one word each"), "{words}");
+    assert_eq!(
+        warnings(&["--prompt", "a b", "--output", "x.png", "--use_torch_compile"]),
+        "note: `--use-torch-compile` changes nothing: nothing is compiled by PyTorch\n"
+    );
+}
+
+/// JPEG and WebP files have the picture, and the parameters to make it again.
+#[test]
+fn other_formats() {
+    let workspace = Workspace::with_demo();
+    let options = ["--prompt", "ein größerer 🌵", "--seed", "5"];
+    workspace.generate(&[&options[..], &["--output", "a.png"]].concat());
+    for (name, signature) in
+        [("a.jpg", &b"\xff\xd8\xff"[..]), ("a.JPEG", b"\xff\xd8\xff"), ("a.webp", b"RIFF")]
+    {
+        assert_eq!(workspace.generate(&[&options[..], &["--output", name]].concat()), format!("{name}\n"));
+        assert!(fs::read(workspace.path(name)).unwrap().starts_with(signature), "{name}");
+        workspace.generate(&["--from", name, "--output", "again.png"]);
+        assert_eq!(
+            fs::read(workspace.path("again.png")).unwrap(),
+            fs::read(workspace.path("a.png")).unwrap()
+        );
+    }
+    let bytes = fs::read(workspace.path("a.webp")).unwrap();
+    let mut decoder = image_webp::WebPDecoder::new(std::io::Cursor::new(bytes)).unwrap();
+    let mut rgb = vec![0; decoder.output_buffer_size().unwrap()];
+    decoder.read_image(&mut rgb).unwrap();
+    assert_eq!((decoder.dimensions().0, decoder.dimensions().1, rgb), pixels(&workspace.path("a.png")));
+    assert_eq!(workspace.generate(&["--prompt", "a", "--output-type", "webp"]), "xdit.webp\n");
+    workspace.generate(&["--prompt", "a", "--output", "plain.jpg", "--no-metadata"]);
+    let bare = workspace.error(&["generate", "--from", "plain.jpg"]);
+    assert!(bare.contains("`plain.jpg` contains no parameters of this program"), "{bare}");
+}
+
+/// Latents that are decoded later give the pictures that the same run gives at once.
+#[test]
+fn latents_are_decoded() {
+    let workspace = Workspace::with_demo();
+    let run = ["--prompt", "a", "b", "--seed", "3"];
+    workspace.generate(&run);
+    workspace.generate(&[&run[..], &["--output", "two.safetensors"]].concat());
+    let decode = ["decode", "two.safetensors", "--model", "demo", "--output", "later.png"];
+    assert_eq!(workspace.ok(&decode), "later-0.png\nlater-1.png\n");
+    for index in 0..2 {
+        let [at_once, later] =
+            ["xdit", "later"].map(|name| pixels(&workspace.path(&format!("{name}-{index}.png"))));
+        assert_eq!(at_once, later);
+    }
+    let error =
+        workspace.error(&["decode", "two.safetensors", "--model", "demo", "--output", "a.safetensors"]);
+    assert!(error.starts_with("2\nerror: decoded latents are pictures\n"), "{error}");
+    let view = TensorView::new(Dtype::F32, vec![1, 3, 2, 2], &[0; 48]).unwrap();
+    fs::write(workspace.path("rgb"), safetensors::serialize([("latents", view)], None).unwrap()).unwrap();
+    insta::assert_snapshot!(workspace.error(&["decode", "rgb", "--model", "demo"]), @r"
+    2
+    error: latents of shape [1, 3, 2, 2] do not fit this model
+    hint: it decodes [n, 4, height, width], or [n, 4, frames, height, width]
+    ");
 }

@@ -45,7 +45,9 @@ fn the_first_page() {
       generate           Generate pictures from prompts
       plan               Show the work of each rank for `xdit generate` with the same options, without
                          loading weights
-      inspect            Show the components of a checkpoint, and the memory that it needs
+      decode             Decode latents that `xdit generate` wrote into pictures
+      inspect            Show the components of a checkpoint and the memory that it needs, or the
+                         parameters in a picture
       devices            Show the devices of this machine, and what is missing for others
       bench              Measure the speed of a model, by default of published size with random weights
       demo-checkpoint    Write the built-in model as a checkpoint in the diffusers layout

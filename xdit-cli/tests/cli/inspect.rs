@@ -56,3 +56,22 @@ fn a_checkpoint_that_cannot_run_can_be_inspected() {
         "{table}"
     );
 }
+
+#[test]
+fn a_picture_shows_how_it_was_made() {
+    let workspace = Workspace::with_demo();
+    workspace.generate(&["--prompt", "a\nb", "--seed", "7", "--negative-prompt", "c", "--output", "a.jpg"]);
+    let table = workspace.ok(&["inspect", "a.jpg"]);
+    for line in [
+        "prompt                  a\\nb",
+        "seed                    7",
+        "negative-prompt         c",
+        "model                   demo",
+    ] {
+        assert!(table.lines().any(|found| found == line), "{line} in {table}");
+    }
+    assert!(table.ends_with("\nagain: xdit generate --from a.jpg\n"), "{table}");
+    let json: serde_json::Value =
+        serde_json::from_str(&workspace.ok(&["inspect", "a.jpg", "--json"])).unwrap();
+    assert_eq!((&json["prompt"], &json["seed"]), (&"a\nb".into(), &7.into()));
+}

@@ -95,3 +95,43 @@ fn a_hangup_ends_the_program_unless_it_is_ignored() {
     }
     assert_eq!(workspace.files(), ["demo"]);
 }
+
+/// A standard error that is closed, full or a broken pipe changes neither results nor exit codes.
+#[cfg(target_os = "linux")]
+#[test]
+fn nobody_needs_to_listen() {
+    let workspace = Workspace::with_demo();
+    let shell = |script: &str| {
+        let program = workspace.command(&[]);
+        let script = script.replace("xdit", program.get_program().to_str().unwrap());
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).current_dir(workspace.path("")).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code()
+    };
+    let generate = "xdit generate --model demo --prompt a --num-inference-steps 2 --output";
+    for (number, target) in ["2>&-", "2>/dev/full", "2> >(exec true)", "2>&- >&-"].into_iter().enumerate() {
+        assert_eq!(shell(&format!("{generate} {number}.png {target}")), Some(0), "{target}");
+        assert_eq!(pixels(&workspace.path(&format!("{number}.png"))).0, 256);
+        assert_eq!(shell(&format!("{generate} none/a.png {target}")), Some(1), "{target}");
+        assert_eq!(shell(&format!("xdit generate --modle {target}")), Some(2), "{target}");
+        let long = format!("{generate} a.png --num-images 1000 {target} & sleep 1; kill -INT $!; wait $!");
+        // A shell starts background jobs with the signal ignored, unless it has job control.
+        assert_eq!(shell(&format!("set -m; {long}")), Some(130), "{target}");
+    }
+}
+
+/// No file stays open while pictures are made.
+#[cfg(target_os = "linux")]
+#[test]
+fn few_files_are_open_at_a_time() {
+    let workspace = Workspace::with_demo();
+    let program = workspace.command(&[]);
+    let script = format!(
+        "ulimit -n 64; exec {} generate --model demo --prompt a --num-inference-steps 1 --num-images 100 --quiet --height 64 --width 64 --no-use-resolution-binning --output out-",
+        program.get_program().to_str().unwrap()
+    );
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &script]).current_dir(workspace.path("")).stdin(Stdio::null()).stdout(Stdio::null());
+    assert!(shell.status().unwrap().success());
+    assert_eq!(workspace.files().len(), 101);
+}

@@ -14,6 +14,7 @@ mod help;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;
+mod models;
 mod plan;
 mod processes;
 mod random;

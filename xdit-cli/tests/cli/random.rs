@@ -42,11 +42,11 @@ fn existing_files_are_kept() {
     2
     error: `full/thesis.txt` is not a folder
     ");
-    workspace.ok(&["random-checkpoint", "full", "--force", "--quiet"]);
-    assert_eq!(
-        fs::read(workspace.path("full/thesis.txt")).unwrap(),
-        b"42",
-        "files that do not belong to a checkpoint stay"
-    );
-    workspace.ok(&["generate", "--model", "full", "--prompt", "a", "--num-inference-steps", "1", "--quiet"]);
+    // `--force` replaces a checkpoint of this command, and nothing else.
+    insta::assert_snapshot!(workspace.error(&["random-checkpoint", "full", "--force"]), @r"
+    2
+    error: the folder `full` holds `thesis.txt`, which is not of this checkpoint
+    hint: choose another folder: `--force` replaces only a checkpoint that the same command wrote
+    ");
+    assert_eq!(fs::read(workspace.path("full/thesis.txt")).unwrap(), b"42");
 }
