@@ -8,7 +8,7 @@ use xdit_core::plan::mesh::Axis::{self, Cfg, Data, Ring, Tensor as Tp, Ulysses};
 use xdit_tests::on_ranks::{TOLERANCE, mesh};
 use xdit_tests::verified::{Counts, add, check, model_of};
 use xdit_tests::world::Reports;
-use xdit_tests::{assert_close, device, goldens};
+use xdit_tests::{assert_close, device, goldens, relative_l2};
 
 const CHECKPOINT: &str = "sdxl-base";
 
@@ -106,20 +106,66 @@ fn exact_methods_equal_serial() {
     check(&counts);
 }
 
+/// DistriFusion on the ring axis equals a single rank with the same strips, and with all steps synchronous the whole
+/// picture.
+#[test]
+fn distrifusion_equals_one_rank_with_its_strips() {
+    let (mut pipeline, mut counts) = (open(), Counts::new());
+    let mut latents = |degrees: &[(Axis, usize)], patches, warmup_steps| {
+        let parallel = ParallelConfig {
+            mesh: mesh(degrees),
+            patches: Some(patches),
+            warmup_steps,
+            distrifusion: !degrees.is_empty() || patches > 1,
+            ..ParallelConfig::default()
+        };
+        let request = Request { parallel, num_inference_steps: Some(4), guidance_rescale: 0.0, ..request() };
+        let made = pipeline.generate(&request, &mut ());
+        made.unwrap_or_else(|error| panic!("{degrees:?}: {error}")).latents::<4>()
+    };
+    let serial = latents(&[], 1, 0);
+    for (strips, warmup_steps) in [(2, 0), (2, 1), (3, 0), (4, 1), (9, 0)] {
+        let oracle = latents(&[], strips, warmup_steps);
+        let apart = relative_l2(&oracle, &serial);
+        println!("{strips} strips, {warmup_steps} warm-up steps: {apart:.1e} apart");
+        assert!(apart > 1e-3, "old rows, moments and keys must show");
+        assert!(apart < 0.5, "a strip that used nothing of the others would be further off");
+        for others in [vec![], vec![(Cfg, 2)], vec![(Tp, 2)], vec![(Cfg, 2), (Tp, 2)]] {
+            let degrees = [others, vec![(Ring, strips)]].concat();
+            if mesh(&degrees).size() <= 16 {
+                let made = latents(&degrees, 1, warmup_steps);
+                assert_close(&format!("{degrees:?}, {warmup_steps}"), &made, &oracle, TOLERANCE);
+                add(&mut counts, model_of(CHECKPOINT), "DistriFusion", 1);
+            }
+        }
+    }
+    assert_close("synchronous strips", &latents(&[], 3, 9), &serial, TOLERANCE);
+    assert_close("synchronous ranks", &latents(&[(Ring, 3)], 1, 9), &serial, TOLERANCE);
+    check(&counts);
+}
+
 /// Levels have different numbers of heads and pixels, and rows are sent in addition to keys.
 #[test]
 fn ranks_send_and_keep_what_the_plan_says() {
     let mut pipeline = open();
     let methods = [
-        vec![(Cfg, 2), (Tp, 2)],
-        vec![(Ring, 3)],
-        vec![(Ulysses, 2), (Tp, 2)],
-        vec![(Cfg, 2), (Ring, 2), (Ulysses, 2)],
-        vec![(Ring, 4), (Ulysses, 2)],
+        (vec![(Cfg, 2), (Tp, 2)], false),
+        (vec![(Ring, 3)], false),
+        (vec![(Ring, 3)], true),
+        (vec![(Ulysses, 2), (Tp, 2)], false),
+        (vec![(Cfg, 2), (Ring, 2), (Ulysses, 2)], false),
+        (vec![(Ring, 4), (Ulysses, 2)], false),
     ];
     // Columns that can be halved, and columns that cannot.
-    for (degrees, width) in methods.iter().flat_map(|degrees| [(degrees, 64), (degrees, 56)]) {
-        let parallel = ParallelConfig { mesh: mesh(degrees), ..ParallelConfig::default() };
+    for ((degrees, distrifusion), width) in methods.iter().flat_map(|method| [(method, 64), (method, 56)]) {
+        let parallel = ParallelConfig {
+            mesh: mesh(degrees),
+            warmup_steps: 0,
+            distrifusion: *distrifusion,
+            ..ParallelConfig::default()
+        };
+        // The last step of DistriFusion sends nothing for a next one.
+        let steps = if *distrifusion { 2 } else { 3 };
         let request = Request { parallel, width: Some(width), guidance_rescale: 0.0, ..request() };
         let resolved = pipeline.resolve(&request).unwrap();
         let (plan, costs) = (&resolved.plan, pipeline.costs(&resolved).unwrap());
@@ -130,16 +176,21 @@ fn ranks_send_and_keep_what_the_plan_says() {
             let what = format!("rank {} of {degrees:?}, {width} pixels wide", report.rank);
             let parameters = cost.share.parameters;
             assert_eq!(report.parameter_bytes, parameters.steps + parameters.once, "{what}");
-            assert_eq!((report.peak_kv_bytes, cost.peak_kv_bytes), (0, 0), "{what}");
+            assert_eq!(report.peak_kv_bytes, cost.peak_kv_bytes, "{what}");
+            assert_eq!(cost.peak_kv_bytes > 0, *distrifusion, "{what}");
             for axis in Axis::ALL {
                 let sent = report.traffic.of_label(axis.name()).sent_bytes;
-                assert_eq!(sent, 3 * cost.step_bytes.get(&axis).unwrap_or(&0), "{axis:?}: {what}");
+                // Strips exchange rows over the same link as keys.
+                let rows = if *distrifusion && axis == Ring { cost.row_bytes } else { 0 };
+                let planned = rows + cost.step_bytes.get(&axis).unwrap_or(&0);
+                assert_eq!(sent, steps * planned, "{axis:?}: {what}");
             }
             let rows = report.traffic.of_label("ringxulysses").sent_bytes;
             // At the end, the latents are gathered.
             let tokens = plan.tokens(&(0..1), plan.mesh.sequence_coordinate(report.rank));
             let gathered = 4 * 4 * tokens * (plan.mesh.sequence_degree() - 1);
-            assert_eq!(rows, 3 * cost.row_bytes + gathered as u64, "rows: {what}");
+            let planned = if *distrifusion { 0 } else { steps * cost.row_bytes };
+            assert_eq!(rows, planned + gathered as u64, "rows: {what}");
             assert_eq!(rows > 0, plan.mesh.sequence_degree() > 1, "{what}");
         }
     }

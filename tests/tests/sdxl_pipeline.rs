@@ -35,7 +35,7 @@ fn refusals_read_well() {
         let parallel = ParallelConfig { mesh, ..ParallelConfig::default() };
         Request { parallel, ..Request::new("a cat") }
     };
-    let mut distrifusion = on(Axis::Ring, 2);
+    let mut distrifusion = on(Axis::Ulysses, 2);
     distrifusion.parallel.distrifusion = true;
     let refusals = [
         Request { height: Some(100), ..Request::new("a cat") },
@@ -54,19 +54,19 @@ fn refusals_read_well() {
     hint: use `96`
 
     height `104` is not a multiple of 32, so its rows cannot be split
-    hint: use `128`, or leave the ring and Ulysses degrees out
+    hint: use `128`, or leave the picture whole
 
-    a height of `64` cannot be split between 3 sequence ranks
+    a height of `64` cannot be split into 3 parts
     hint: use at most `2`: each needs 32 pixels
 
-    a height of `128` cannot be split between 5 sequence ranks
+    a height of `128` cannot be split into 5 parts
     hint: use at most `4`: each needs 32 pixels
 
     PipeFusion does not apply to Stable Diffusion XL base: all layers of a UNet need rows of other patches, for their convolutions, and its skips tie the last stage to the first
     hint: use the ring or the Ulysses degree, which split its rows
 
-    DistriFusion does not apply to Stable Diffusion XL base: rows and moments of the previous step are not implemented; the ring and Ulysses axes cut rows exactly
-    hint: use the ring or the Ulysses degree, which split its rows
+    in DistriFusion, each rank has a strip of the UNet's rows, which Ulysses degree `2` cannot cut
+    hint: use the ring degree for the number of strips
 
     guidance rescale `1.5` is not between 0 and 1
 

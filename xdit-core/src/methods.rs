@@ -5,6 +5,7 @@ pub mod distrifusion;
 pub mod keys;
 pub mod pipefusion;
 pub mod ring;
+pub mod stale_rows;
 pub mod ulysses;
 pub mod vae;
 

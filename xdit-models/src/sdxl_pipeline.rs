@@ -57,35 +57,30 @@ impl SdxlRecipe {
 pub const NAME: &str = "Stable Diffusion XL base";
 
 /// The methods that do not apply to the model.
-pub const GAPS: &[Gap] = &[
-    Gap {
-        model: NAME,
-        method: "PipeFusion",
-        reason: "all layers of a UNet need rows of other patches, for their convolutions, and its skips tie the last \
-                 stage to the first",
-    },
-    Gap {
-        model: NAME,
-        method: "DistriFusion",
-        reason: "rows and moments of the previous step are not implemented; the ring and Ulysses axes cut rows exactly",
-    },
-];
+pub const GAPS: &[Gap] = &[Gap {
+    model: NAME,
+    method: "PipeFusion",
+    reason: "all layers of a UNet need rows of other patches, for their convolutions, and its skips tie the last stage to \
+             the first",
+}];
 
-/// Refuses the methods in [`GAPS`].
+/// Refuses PipeFusion, and strips of several ranks.
 fn check_methods(request: &Request) -> Result<()> {
     let parallel = &request.parallel;
     let staged = parallel.mesh.degree(Axis::Pipeline) > 1 || parallel.stage_blocks.is_some();
-    let requested = |method: &str| match method {
-        "DistriFusion" => parallel.distrifusion,
-        _ => staged || !parallel.distrifusion && parallel.patches.is_some_and(|patches| patches > 1),
-    };
-    match GAPS.iter().find(|gap| requested(gap.method)) {
-        None => Ok(()),
-        Some(Gap { model, method, reason }) => {
-            Err(Error::usage(format!("{method} does not apply to {model}: {reason}"))
-                .hint("use the ring or the Ulysses degree, which split its rows"))
-        }
+    let patches = !parallel.distrifusion && parallel.patches.is_some_and(|patches| patches > 1);
+    if let (true, Gap { model, method, reason }) = (staged || patches, &GAPS[0]) {
+        return Err(Error::usage(format!("{method} does not apply to {model}: {reason}"))
+            .hint("use the ring or the Ulysses degree, which split its rows"));
     }
+    let ulysses = parallel.mesh.degree(Axis::Ulysses);
+    if parallel.distrifusion && ulysses > 1 {
+        return Err(Error::usage(format!(
+            "in DistriFusion, each rank has a strip of the UNet's rows, which Ulysses degree `{ulysses}` cannot cut"
+        ))
+        .hint("use the ring degree for the number of strips"));
+    }
+    Ok(())
 }
 
 /// `[[height, width], [top, left], [height, width]]` in the order of the reference.
@@ -128,22 +123,20 @@ impl Recipe for SdxlRecipe {
         let config = &model.transformer.config;
         let size = model.size(request, config.sample_size);
         check_size(size, model.pixels_per_token(), "")?;
-        let (unit, sequence) =
-            (model.pixels_per_token() * config.row_grain(), request.parallel.mesh.sequence_degree());
+        let unit = model.pixels_per_token() * config.row_grain();
+        let patches = if request.parallel.distrifusion { request.parallel.patches } else { None };
+        let sequence = request.parallel.mesh.sequence_degree().max(patches.unwrap_or(1));
         if sequence > 1 {
             let [height, _] = size;
             if height % unit != 0 {
                 return Err(Error::usage(format!(
                     "height `{height}` is not a multiple of {unit}, so its rows cannot be split"
                 ))
-                .hint(format!(
-                    "use `{}`, or leave the ring and Ulysses degrees out",
-                    height.div_ceil(unit) * unit
-                )));
+                .hint(format!("use `{}`, or leave the picture whole", height.div_ceil(unit) * unit)));
             }
             if sequence > height / unit {
                 return Err(Error::usage(format!(
-                    "a height of `{height}` cannot be split between {sequence} sequence ranks"
+                    "a height of `{height}` cannot be split into {sequence} parts"
                 ))
                 .hint(format!("use at most `{}`: each needs {unit} pixels", height / unit)));
             }

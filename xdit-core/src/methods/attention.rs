@@ -13,6 +13,7 @@ use crate::methods::distrifusion::{DistriFusion, Exchange};
 use crate::methods::keys::{Keys, Kv};
 use crate::methods::pipefusion::KvCache;
 use crate::methods::ring::Ring;
+use crate::methods::stale_rows::{StaleRows, StripPass};
 use crate::methods::ulysses::Ulysses;
 use crate::methods::vae::SplitRows;
 use crate::plan::Plan;
@@ -51,12 +52,37 @@ pub struct ParallelAttention {
     ring_coordinate: usize,
     ulysses: Option<Ulysses>,
     exchange: Option<KeyExchange>,
-    /// For each guidance branch that has asynchronous steps with several patches, the cache of each number of tokens that
-    /// are one token for the methods.
-    caches: Vec<Option<BTreeMap<usize, KvCache>>>,
+    /// For each guidance branch that has asynchronous steps with several patches, the cache of each resolution.
+    caches: Vec<Option<BTreeMap<Resolution, KvCache>>>,
     /// The rows of this rank, if others have the rest of the image.
     rows: Option<SplitRows>,
+    /// The rows of strips, if they use those of the previous step.
+    stale_rows: Option<StaleRows>,
     pass: Pass,
+}
+
+/// The number of tokens in an attention in proportion to those of the plan: a place may be one token, and the levels of a
+/// UNet have fewer pixels. Each rank has whole places, or whole pieces of rows, so the proportion is the same on each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Resolution {
+    tokens: usize,
+    planned: usize,
+}
+
+impl Resolution {
+    /// Equal proportions are equal, whatever the numbers.
+    fn new(tokens: usize, planned: usize) -> Self {
+        let (mut divisor, mut rest) = (tokens, planned);
+        while rest > 0 {
+            (divisor, rest) = (rest, divisor % rest);
+        }
+        Self { tokens: tokens / divisor, planned: planned / divisor }
+    }
+
+    /// The number of tokens in the place of `planned` ones.
+    fn of(self, planned: usize) -> usize {
+        planned * self.tokens / self.planned
+    }
 }
 
 impl ParallelAttention {
@@ -69,22 +95,43 @@ impl ParallelAttention {
     ) -> Self {
         let caches = (0..plan.branches.len()).map(|branch| plan.caches(branch).then(BTreeMap::new)).collect();
         let pass = Pass { step: 0, patches: 0..plan.patches.len(), branch: 0 };
-        Self { plan, ring_coordinate, ulysses, exchange, caches, rows: None, pass }
+        Self { plan, ring_coordinate, ulysses, exchange, caches, rows: None, stale_rows: None, pass }
     }
 
     /// The same attention, with rows that are divided among the ranks of `sequence`, for models that
-    /// [mix them](Attention::rows).
+    /// [mix them](Attention::rows). In DistriFusion, these are the ranks of `ring`.
     #[must_use]
-    pub fn splitting_rows(self, sequence: Option<Arc<dyn Link>>) -> Self {
+    pub fn splitting_rows(self, sequence: Option<Arc<dyn Link>>, ring: Option<Arc<dyn Link>>) -> Self {
         // Tokens stand for rows: only the proportions of the shares matter.
         let all = 0..self.plan.patches.len();
         let shares = |link: &Arc<dyn Link>| (0..link.size()).map(|at| self.plan.tokens(&all, at)).collect();
         let rows = sequence.map(|link| SplitRows::new(link.clone(), shares(&link)));
-        Self { rows, ..self }
+        let strips = match &ring {
+            Some(ring) => (0..ring.size()).map(|at| self.plan.ring_tokens(&all, at)).collect(),
+            None => self.plan.patches.iter().map(Range::len).collect(),
+        };
+        let stale_rows = self.plan.distrifusion.then(|| StaleRows::new(ring, strips));
+        Self { rows, stale_rows, ..self }
+    }
+
+    /// The operations on rows of the picture between the passes, which use no old values.
+    pub fn exact_rows(&self) -> &dyn Rows {
+        match &self.rows {
+            Some(rows) => rows,
+            None => &Whole,
+        }
     }
 
     /// Sets the pass to which the next calls belong.
     pub fn begin(&mut self, pass: Pass) {
+        if let Some(rows) = &mut self.stale_rows {
+            let Pass { step, patches, branch } = pass.clone();
+            let exchange = Exchange {
+                synchronous: step < self.plan.synchronous_steps,
+                send: self.plan.branches[branch].steps.contains(&(step + 1)),
+            };
+            rows.begin(StripPass { branch, strips: patches, exchange });
+        }
         self.pass = pass;
     }
 
@@ -106,27 +153,27 @@ impl ParallelAttention {
         self.caches.iter().flatten().flat_map(BTreeMap::values)
     }
 
-    /// An empty cache for attention that sees `fold` tokens as one.
-    fn cache(plan: &Plan, ring_coordinate: usize, fold: usize) -> KvCache {
-        let tokens = |patch| plan.ring_tokens(&(patch..patch + 1), ring_coordinate) / fold;
+    /// An empty cache for attention at a resolution.
+    fn cache(plan: &Plan, ring_coordinate: usize, at: Resolution) -> KvCache {
+        let tokens = |patch| at.of(plan.ring_tokens(&(patch..patch + 1), ring_coordinate));
         KvCache::new(split::consecutive(&(0..plan.patches.len()).map(tokens).collect::<Vec<_>>()))
     }
 
-    /// The runs of each patch of this pass in the tokens that Ulysses has gathered, if `fold` tokens are one. These are
-    /// ordered by rank, and within a rank's share by patch.
-    fn runs(&self, fold: usize) -> Vec<Vec<Range<usize>>> {
+    /// The runs of each patch of this pass in the tokens that Ulysses has gathered. These are ordered by rank, and within a
+    /// rank's share by patch.
+    fn runs(&self, at: Resolution) -> Vec<Vec<Range<usize>>> {
         let patches = self.pass.patches.len();
         let first = self.ring_coordinate * self.plan.mesh.degree(Axis::Ulysses);
         let ranks = first..first + self.plan.mesh.degree(Axis::Ulysses);
         let of_rank =
-            |rank| self.pass.patches.clone().map(move |patch| self.plan.shard(patch, rank).len() / fold);
+            |rank| self.pass.patches.clone().map(move |patch| at.of(self.plan.shard(patch, rank).len()));
         let runs = split::consecutive(&ranks.flat_map(of_rank).collect::<Vec<_>>());
         (0..patches).map(|patch| runs.iter().skip(patch).step_by(patches).cloned().collect()).collect()
     }
 
-    /// The number of tokens of `patches` on each ring rank, if `fold` tokens are one.
-    fn ring_tokens(&self, patches: &Range<usize>, fold: usize) -> Vec<usize> {
-        let tokens = |ring| self.plan.ring_tokens(patches, ring) / fold;
+    /// The number of tokens of `patches` on each ring rank.
+    fn ring_tokens(&self, patches: &Range<usize>, at: Resolution) -> Vec<usize> {
+        let tokens = |ring| at.of(self.plan.ring_tokens(patches, ring));
         (0..self.plan.mesh.degree(Axis::Ring)).map(tokens).collect()
     }
 }
@@ -144,12 +191,9 @@ impl Attention for ParallelAttention {
         let heads = image.q.dims()[2];
         let scale = scale(&image.q);
         let tokens = self.plan.ulysses_tokens(&self.pass.patches, self.ring_coordinate);
-        // A UNet's levels have fewer tokens than the plan, but in the same proportions, since each rank has whole pieces
-        // of rows.
-        let planned = tokens[self.ulysses.as_ref().map_or(0, Ulysses::rank)] / fold;
-        let present = image.q.dims()[1];
-        let at_level = |tokens: usize| tokens * present / planned;
-        let tokens: Vec<_> = tokens.into_iter().map(|tokens| at_level(tokens / fold)).collect();
+        let planned = tokens[self.ulysses.as_ref().map_or(0, Ulysses::rank)];
+        let at = Resolution::new(image.q.dims()[1], planned);
+        let tokens: Vec<_> = tokens.into_iter().map(|tokens| at.of(tokens)).collect();
         let (image, text) = match &self.ulysses {
             Some(ulysses) => {
                 (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text)))
@@ -163,11 +207,11 @@ impl Attention for ParallelAttention {
         };
         let fresh = Kv { k: image.k, v: image.v };
         let Pass { step, patches, branch } = self.pass.clone();
-        let runs = self.runs(fold);
+        let runs = self.runs(at);
         let mut known = patches.clone();
         let (plan, ring) = (&self.plan, self.ring_coordinate);
-        let new = || Self::cache(plan, ring, fold);
-        let keys = match self.caches[branch].as_mut().map(|caches| caches.entry(fold).or_insert_with(new)) {
+        let new = || Self::cache(plan, ring, at);
+        let keys = match self.caches[branch].as_mut().map(|caches| caches.entry(at).or_insert_with(new)) {
             None => Keys::new(text_kv, fresh),
             Some(cache) if step < self.plan.synchronous_steps => {
                 // The first asynchronous step needs the keys of the last synchronous one only.
@@ -187,7 +231,7 @@ impl Attention for ParallelAttention {
             }
         };
 
-        let tokens_of_keys: Vec<_> = self.ring_tokens(&known, fold).into_iter().map(at_level).collect();
+        let tokens_of_keys = self.ring_tokens(&known, at);
         let (image_out, text_out) = match &mut self.exchange {
             Some(KeyExchange::Ring(ring)) => ring.attend(image.q, text_q, keys, &tokens_of_keys, scale),
             Some(KeyExchange::DistriFusion(strips)) => {
@@ -211,9 +255,9 @@ impl Attention for ParallelAttention {
     }
 
     fn rows(&self) -> &dyn Rows {
-        match &self.rows {
+        match &self.stale_rows {
             Some(rows) => rows,
-            None => &Whole,
+            None => self.exact_rows(),
         }
     }
 }

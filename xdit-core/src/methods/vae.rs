@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use xdit_kernels::{Affine, Conv2d, Moments};
 
 use crate::attention::{Qkv, scale};
-use crate::link::{Link, Place};
+use crate::link::{Arriving, Link, Place};
 use crate::methods::keys::{Keys, Kv};
 use crate::methods::ring::Ring;
 use crate::rows::{Rows, Whole};
@@ -41,9 +41,14 @@ impl SplitRows {
         self.shares.iter().map(|theirs| own * theirs / share).collect()
     }
 
-    /// `x` between the last `above` rows of the rank above and the first `below` rows of the one below, where there
-    /// are such ranks.
-    fn with_halo(&self, x: Tensor<4>, [above, below]: [usize; 2]) -> Tensor<4> {
+    /// This rank's index among them.
+    pub(super) fn rank(&self) -> usize {
+        self.link.rank()
+    }
+
+    /// Sends the border rows of `x`, and receives the last `above` rows of the rank above and the first `below` rows of
+    /// the one below, as far as there are such ranks and rows.
+    pub(super) fn exchange_borders(&self, x: &Tensor<4>, [above, below]: [usize; 2]) -> Arriving<4> {
         let [b, c, rows, cols] = x.dims();
         assert!(rows >= above.max(below), "{rows} rows are too few to give {above} and {below} of them");
         let (mut sends, mut receives) = (Vec::new(), Vec::new());
@@ -54,13 +59,43 @@ impl SplitRows {
                 sends.push((neighbour, x.clone().narrow(2, given.start, given.len())));
             }
             if taken > 0 {
-                receives.push((neighbour, Place::of(&x).slot([b, c, taken, cols])));
+                receives.push((neighbour, Place::of(x).slot([b, c, taken, cols])));
             }
         }
-        let takes_from_above = up.is_some() && above > 0;
-        let mut parts = self.link.exchange(sends, receives).wait();
-        parts.insert(usize::from(takes_from_above), x);
-        Tensor::cat(parts, 2)
+        self.link.exchange(sends, receives)
+    }
+
+    /// The rows that [`exchange_borders`](Self::exchange_borders) received: those above, and those below.
+    pub(super) fn above_and_below(
+        &self,
+        rows: Vec<Tensor<4>>,
+        [above, below]: [usize; 2],
+    ) -> [Option<Tensor<4>>; 2] {
+        let mut rows = rows.into_iter();
+        let [up, down] = self.neighbours();
+        [(up, above), (down, below)].map(|(neighbour, taken)| {
+            neighbour.filter(|_| taken > 0).map(|_| rows.next().expect("rows of each neighbour"))
+        })
+    }
+
+    /// Sends this rank's moments to all others, and receives theirs.
+    pub(super) fn exchange_moments(&self, own: &Moments) -> Arriving<2> {
+        let [b, groups] = own.mean.dims();
+        let shapes = vec![[2 * b, groups]; self.link.size()];
+        let both = Tensor::cat(vec![own.mean.clone(), own.deviation.clone()], 0);
+        self.link.gather_others(both, &shapes)
+    }
+
+    /// The moments of the other ranks, as [`exchange_moments`](Self::exchange_moments) received them, if those of this
+    /// rank are of `own` elements.
+    pub(super) fn of_others(&self, moments: Vec<Tensor<2>>, own: usize) -> Vec<Moments> {
+        let mut counts = self.of_each(own);
+        counts.remove(self.rank());
+        let of_rank = |(both, count): (Tensor<2>, usize)| {
+            let b = both.dims()[0] / 2;
+            Moments { count, mean: both.clone().narrow(0, 0, b), deviation: both.narrow(0, b, b) }
+        };
+        moments.into_iter().zip(counts).map(of_rank).collect()
     }
 
     /// The ranks above and below.
@@ -71,9 +106,6 @@ impl SplitRows {
 }
 
 impl Rows for SplitRows {
-    /// # Panics
-    /// If the convolution neither keeps rows nor divides or doubles their number, or if it upsamples and adds a
-    /// residual.
     fn conv(
         &self,
         conv: &Conv2d,
@@ -81,42 +113,16 @@ impl Rows for SplitRows {
         norm: Option<&Affine>,
         residual: Option<Tensor<4>>,
     ) -> Tensor<4> {
-        let [top, bottom, left, right] = conv.padding;
-        let [_, _, kernel, _] = conv.weight.dims();
-        let doubled = if conv.upsample { 2 } else { 1 };
-        let rows = x.dims()[2] * doubled;
-        assert!(rows.is_multiple_of(conv.stride), "{rows} rows in steps of {}", conv.stride);
-        // With a stride, the kernel may end before the padding at the bottom does.
-        let used = kernel.checked_sub(conv.stride + top).filter(|used| *used <= bottom);
-        let bottom = used.expect("a convolution that keeps rows, but for its stride");
-        assert!(residual.is_none() || !conv.upsample, "no autoencoder adds a residual as it upsamples");
-        if [top, bottom] == [0, 0] {
-            return Whole.conv(conv, x, norm, residual);
-        }
-        // Where there is a neighbour, its rows stand for the padding. They double, too, so there may be more than
-        // the padding had, and the result has rows that are the neighbour's.
-        let halo = [top, bottom].map(|padding| padding.div_ceil(doubled));
-        let [up, down] = self.neighbours();
-        let padding = [up.map_or(top, |_| 0), down.map_or(bottom, |_| 0), left, right];
-        let y = Whole.conv(&Conv2d { padding, ..conv.clone() }, self.with_halo(x, halo), norm, residual);
-        if !conv.upsample {
-            return y;
-        }
-        y.narrow(2, up.map_or(0, |_| halo[0] * doubled - top), rows)
+        conv_between(conv, x, norm, residual, |x, halo| {
+            self.above_and_below(self.exchange_borders(x, halo).wait(), halo)
+        })
     }
 
     fn moments(&self, x: Tensor<4>, groups: usize) -> Moments {
-        let Moments { count, mean, deviation } = Whole.moments(x, groups);
-        let [b, groups] = mean.dims();
-        let shapes = vec![[2 * b, groups]; self.link.size()];
-        let arrived = self.link.all_gather(Tensor::cat(vec![mean, deviation], 0), &shapes).wait();
-        let of_rank = |(both, count): (Tensor<2>, usize)| Moments {
-            count,
-            mean: both.clone().narrow(0, 0, b),
-            deviation: both.narrow(0, b, b),
-        };
-        let moments = arrived.into_iter().zip(self.of_each(count)).map(of_rank);
-        moments.reduce(Moments::merge).expect("the moments of this rank at least")
+        let own = Whole.moments(x, groups);
+        let mut moments = self.of_others(self.exchange_moments(&own).wait(), own.count);
+        moments.insert(self.rank(), own);
+        moments.into_iter().reduce(Moments::merge).expect("the moments of this rank at least")
     }
 
     fn attend(&self, pixels: Qkv) -> Tensor<4> {
@@ -124,4 +130,40 @@ impl Rows for SplitRows {
         let keys = Keys::new(None, Kv { k: pixels.k, v: pixels.v });
         self.ring.attend(pixels.q, None, keys, &tokens, scale).0
     }
+}
+
+/// A convolution of some rows of an image. `neighbours` gets them, and the numbers of rows that the kernel reaches above
+/// and below; it returns the rows there, or `None` at the border of the image.
+///
+/// # Panics
+/// If the convolution neither keeps rows nor divides or doubles their number, or if it upsamples and adds a residual.
+pub(super) fn conv_between(
+    conv: &Conv2d,
+    x: Tensor<4>,
+    norm: Option<&Affine>,
+    residual: Option<Tensor<4>>,
+    neighbours: impl FnOnce(&Tensor<4>, [usize; 2]) -> [Option<Tensor<4>>; 2],
+) -> Tensor<4> {
+    let [top, bottom, left, right] = conv.padding;
+    let [_, _, kernel, _] = conv.weight.dims();
+    let doubled = if conv.upsample { 2 } else { 1 };
+    let rows = x.dims()[2] * doubled;
+    assert!(rows.is_multiple_of(conv.stride), "{rows} rows in steps of {}", conv.stride);
+    // With a stride, the kernel may end before the padding at the bottom does.
+    let used = kernel.checked_sub(conv.stride + top).filter(|used| *used <= bottom);
+    let bottom = used.expect("a convolution that keeps rows, but for its stride");
+    assert!(residual.is_none() || !conv.upsample, "no model adds a residual as it upsamples");
+    if [top, bottom] == [0, 0] {
+        return Whole.conv(conv, x, norm, residual);
+    }
+    // Where there is a neighbour, its rows stand for the padding. They double, too, so there may be more than the padding
+    // had, and the result has rows that are the neighbour's.
+    let halo = [top, bottom].map(|padding| padding.div_ceil(doubled));
+    let [above, below] = neighbours(&x, halo);
+    let padding =
+        [if above.is_some() { 0 } else { top }, if below.is_some() { 0 } else { bottom }, left, right];
+    let first = above.as_ref().map_or(0, |_| halo[0] * doubled - top);
+    let x = Tensor::cat(above.into_iter().chain([x]).chain(below).collect(), 2);
+    let y = Whole.conv(&Conv2d { padding, ..conv.clone() }, x, norm, residual);
+    if conv.upsample { y.narrow(2, first, rows) } else { y }
 }

@@ -189,8 +189,17 @@ pub fn sent_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> Vec<Sent> {
 pub fn row_bytes(plan: &Plan, sizes: &Sizes, rank: usize, step: usize) -> u64 {
     let (at, ranks) = (plan.mesh.sequence_coordinate(rank), plan.mesh.sequence_degree());
     let RowExchanges { up, down, all } = sizes.rows;
+    // In DistriFusion, the branch's last step sends none: there is no next step to use them.
+    let sends = |branch: &usize| {
+        !plan.distrifusion
+            || step < plan.synchronous_steps
+            || plan.branches[*branch].steps.contains(&(step + 1))
+    };
     let of_block = up * usize::from(at > 0) + down * usize::from(at + 1 < ranks) + all * (ranks - 1);
-    let passes = plan.branches_at(rank, step).map(|branch| plan.blocks_of(branch, plan.stage(rank)).count());
+    let passes = plan
+        .branches_at(rank, step)
+        .filter(sends)
+        .map(|branch| plan.blocks_of(branch, plan.stage(rank)).count());
     (of_block * passes.sum::<usize>()) as u64
 }
 
@@ -215,13 +224,21 @@ pub fn peak_kv_bytes(plan: &Plan, sizes: &Sizes, rank: usize) -> u64 {
     // In DistriFusion each patch comes with its own text.
     let keeps_text = |branch| plan.caches(branch) && !plan.distrifusion;
     let text = |branch| if keeps_text(branch) { sizes.text_tokens[branch] } else { 0 };
-    let of_branch = |branch| {
-        let tokens =
-            |block: usize| sizes.exchanges[block].attentions * image(branch) / sizes.frames + text(branch);
-        plan.blocks_of(branch, plan.stage(rank)).map(tokens).sum::<usize>()
+    let width = view.kv_width(&view.resolution());
+    let at_level = |level: &LevelExchanges, tokens: usize| {
+        let at = view.resolution_of(level);
+        level.attentions * at.of(tokens) * view.kv_width(&at)
     };
-    let tokens: usize = plan.branches_of(rank).map(of_branch).sum();
-    (tokens * view.kv_width(&view.resolution()) * sizes.dtype.size()) as u64
+    let of_branch = |branch| {
+        let in_levels: usize = sizes.levels.iter().map(|level| at_level(level, image(branch))).sum();
+        let elements = |block: usize| {
+            let tokens = sizes.exchanges[block].attentions * image(branch) / sizes.frames + text(branch);
+            tokens * width + in_levels
+        };
+        plan.blocks_of(branch, plan.stage(rank)).map(elements).sum::<usize>()
+    };
+    let elements: usize = plan.branches_of(rank).map(of_branch).sum();
+    (elements * sizes.dtype.size()) as u64
 }
 
 /// The heads and the number of tokens of an attention.

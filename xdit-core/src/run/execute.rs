@@ -7,7 +7,6 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use xdit_comm::Group;
 
-use crate::attention::Attention;
 use crate::error::{Error, Result};
 use crate::finite;
 use crate::link::{Arriving, Link, Place, Slot, fail, must};
@@ -193,7 +192,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
                     false => KeyExchange::Ring(Ring::new(link)),
                 }),
             )
-            .splitting_rows(groups.sequence.clone()),
+            .splitting_rows(groups.sequence.clone(), groups.ring.clone()),
             hidden_place: Place { dtype: transformer.dtype(), ..Place::of(&latents) },
             positions,
             latents: ([b, c], Place::of(&latents)),
@@ -380,7 +379,7 @@ impl<'a, T: Transformer> Walker<'a, T> {
             self.gather_predictions(&**cfg, step, patches);
         }
         let prediction = self.guidance.combine(&self.predictions);
-        let moments = |x: Tensor<3>| self.attention.rows().moments(x.unsqueeze_dim(1), 1);
+        let moments = |x: Tensor<3>| self.attention.exact_rows().moments(x.unsqueeze_dim(1), 1);
         let prediction = self.guidance.rescale(prediction, &self.predictions, moments);
         self.predictions.fill(None);
         let lengths: Vec<usize> = self.shards[patches.clone()].iter().map(Range::len).collect();
