@@ -2,14 +2,15 @@
 
 import contextlib
 import functools
+import inspect
 import json
+import sys
 from pathlib import Path
 from unittest import mock
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
-from diffusers.schedulers import scheduling_ddpm
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 PROMPT = "A photo of a fox, sitting on the red sofa beside a broken teapot"
@@ -103,6 +104,26 @@ CASES = {
         35,
         size(64, 96) | {"num_inference_steps": 6, "num_images_per_prompt": 2},
         {"scheduler": {"_class_name": "DDPMScheduler", "clip_sample": False, "steps_offset": 1}},
+    ),
+    # The model is evaluated twice a step.
+    "alpha-256-heun": ("pixart-alpha-256", 36, size(64, 64), {"scheduler": {"_class_name": "HeunDiscreteScheduler"}}),
+    "alpha-256-unipc": (
+        "pixart-alpha-256",
+        37,
+        size(64, 64) | {"num_inference_steps": 6},
+        {"scheduler": {"_class_name": "UniPCMultistepScheduler", "solver_order": 3}},
+    ),
+    "alpha-256-euler-ancestral": (
+        "pixart-alpha-256",
+        38,
+        size(64, 64) | {"num_images_per_prompt": 2},
+        {"scheduler": {"_class_name": "EulerAncestralDiscreteScheduler"}},
+    ),
+    "alpha-256-sde": (
+        "pixart-alpha-256",
+        39,
+        size(64, 64),
+        {"scheduler": {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}},
     ),
     "sigma-512-long-prompt": ("pixart-sigma-512", 41, size(64, 64) | {"prompt": LONG_PROMPT + ", " + LONG_PROMPT}, {}),
     # `PixArtAlphaPipeline` cannot take a single step with this scheduler, but `PixArtSigmaPipeline` can.
@@ -252,18 +273,22 @@ def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @contextlib.contextmanager
-def noise_of_f32(seeds: list[int], shape: tuple):
-    """The generators of pictures after their initial latents; from them, a scheduler draws f32 in an f64 run, too."""
+def noise_of_f32(scheduler, seeds: list[int], shape: tuple):
+    """The generators of pictures after their initial latents; from them, `scheduler` draws f32 in an f64 run, too."""
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        yield {}
+        return
+    module = sys.modules[type(scheduler).__module__]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator in generators:
         torch.randn(shape, generator=generator)
-    randn_tensor = scheduling_ddpm.randn_tensor
+    randn_tensor = module.randn_tensor
 
     def drawn(*args, dtype, **kwargs):
         return randn_tensor(*args, dtype=torch.float32, **kwargs).to(dtype)
 
-    with mock.patch.object(scheduling_ddpm, "randn_tensor", drawn):
-        yield generators
+    with mock.patch.object(module, "randn_tensor", drawn):
+        yield {"generator": generators}
 
 
 def run_both(
@@ -289,8 +314,7 @@ def run_both(
     recorder.close()
 
     # The distance between single and double precision in this case: no tolerance can be below it.
-    with noise_of_f32(seeds, recorder.tensors["init_latents"][:1].shape) as generators:
-        stochastic = {"generator": generators} if isinstance(pipe64.scheduler, DDPMScheduler) else {}
+    with noise_of_f32(pipe64.scheduler, seeds, recorder.tensors["init_latents"][:1].shape) as stochastic:
         double = run_pipeline(pipe64, call, latents=recorder.tensors["init_latents"].double(), **stochastic)
     rounding = {key: relative_distance(tensors[key], double[key]) for key in ["steps.noise_pred", "latents"]}
     rounding["image"] = (tensors["image"].int() - double["image"].int()).abs().max().item()

@@ -1,6 +1,7 @@
 //! Compares PixArt on many ranks with a single rank: serially, or with the same patches and warm-up.
 
 use burn::tensor::DType;
+use serde_json::json;
 use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::Axis::{Pipeline as Pp, Ulysses};
@@ -49,19 +50,33 @@ fn distrifusion_equals_one_rank_with_its_patches() {
     );
 }
 
+fn open_with(scheduler: serde_json::Value) -> OnRanks {
+    let index = |index: &mut serde_json::Value| index["scheduler"][1] = scheduler["_class_name"].clone();
+    let copy = changed("pixart-alpha-256", "model_index.json", index);
+    std::fs::write(copy.path().join("scheduler/scheduler_config.json"), scheduler.to_string()).unwrap();
+    open(copy.path().to_str().unwrap())
+}
+
 /// A scheduler that adds noise in each step: the noise is that of the whole picture, so the mesh and the patches that
 /// divide it do not matter.
 #[test]
 fn noise_in_steps_does_not_depend_on_the_mesh() {
-    let index = |index: &mut serde_json::Value| index["scheduler"][1] = "DDPMScheduler".into();
-    let copy = changed("pixart-alpha-256", "model_index.json", index);
-    let config = serde_json::json!({"_class_name": "DDPMScheduler", "clip_sample": false, "steps_offset": 1});
-    std::fs::write(copy.path().join("scheduler/scheduler_config.json"), config.to_string()).unwrap();
-    let mut subject = open(copy.path().to_str().unwrap());
+    let mut subject =
+        open_with(json!({"_class_name": "DDPMScheduler", "clip_sample": false, "steps_offset": 1}));
     assert_eq!(subject.exact_methods_equal_serial(), 41);
     subject.pipefusion_depends_on_patches_and_warmup_only();
     subject.synchronous_pipefusion_equals_serial(vec![1, 3]);
     subject.distrifusion_equals_one_rank_with_its_patches();
+}
+
+/// Schedulers that keep an earlier sample, which is divided with the patches.
+#[test]
+fn kept_samples_do_not_depend_on_the_mesh() {
+    for class in ["HeunDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler"] {
+        let mut subject = open_with(json!({"_class_name": class}));
+        assert_eq!(subject.exact_methods_equal_serial(), 41);
+        subject.pipefusion_depends_on_patches_and_warmup_only();
+    }
 }
 
 /// Compares with the real xDiT, in the cases where its results are right.

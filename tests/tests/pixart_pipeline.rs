@@ -12,7 +12,30 @@ const TOLERANCE: f64 = 1e-4;
 
 #[test]
 fn every_recorded_call() {
-    check_calls(&["alpha-", "sigma-", "demo-"], 19, TOLERANCE);
+    check_calls(&["alpha-", "sigma-", "demo-"], 23, TOLERANCE);
+}
+
+/// `LoadOptions::scheduler` replaces the checkpoint's scheduler, here with that of a recorded call.
+#[test]
+fn another_scheduler() {
+    let case = Case::load("alpha-256-unipc");
+    let open = |scheduler: &str| {
+        let options =
+            LoadOptions { scheduler: Some(scheduler.to_owned()), ..LoadOptions::new(device(), DType::F32) };
+        xdit_models::open(&goldens().join("pixart-alpha-256"), &options)
+    };
+    let made = |scheduler: &str| {
+        let request = Request { decode: false, ..request(&case) };
+        open(scheduler).unwrap().generate(&request, &mut ()).unwrap().latents::<4>()
+    };
+    let unipc = made("unipc");
+    // The recorded call is of third order, the checkpoint's options are of second.
+    let difference = relative_l2(&unipc, &case.tensor("latents"));
+    assert!(difference > 1e-3 && difference < 1.0, "{difference}");
+    assert!(relative_l2(&made("UniPCMultistepScheduler"), &unipc) == 0.0);
+    assert!(relative_l2(&made("unipc-karras"), &unipc) > 1e-3);
+    let error = open("flow-euler").err().expect("a flow does not fit").to_string();
+    assert!(error.contains("`flow-euler` does not fit"), "{error}");
 }
 
 /// Half precision, on a single rank and on a pipeline of two: close to f32 within the precision of 8 or 11 bits.

@@ -32,6 +32,9 @@ pub struct Settings {
     pub revision: Option<String>,
     /// The variant of the weight files.
     pub variant: Option<String>,
+    /// The scheduler, if it is not the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<String>,
     /// The type of weights and activations.
     pub dtype: Dtype,
     /// The description of content to avoid, if one was given.

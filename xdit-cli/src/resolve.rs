@@ -85,11 +85,12 @@ impl Invocation {
         parallel.distrifusion |= old.is_some_and(|s| s.distrifusion);
         let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_else(|| Dtype::of(default_dtype(&device)));
         check_dtype(&device, &args.device, dtype.burn())?;
-        // Revision and variant belong to a model, so another model does not inherit them.
+        // Revision, variant and scheduler belong to a model, so another model does not inherit them.
         let same_model = old.filter(|_| args.model.is_none());
         let load = LoadOptions {
             dtype: dtype.burn(),
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
+            scheduler: args.scheduler.clone().or_else(|| same_model?.scheduler.clone()),
             devices,
             keep: keep(args.keep.unwrap_or_default()),
             random_weights: false,
@@ -185,6 +186,7 @@ impl Invocation {
             model: stored_name(&self.model),
             revision: self.revision.clone(),
             variant: self.load.variant.clone(),
+            scheduler: self.load.scheduler.clone(),
             dtype: self.dtype,
             negative_prompt: self.request.negative_prompts.first().cloned(),
             negative_prompt_2: self.request.negative_prompt_2.clone(),

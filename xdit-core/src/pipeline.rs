@@ -32,6 +32,8 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// The variant of the weight files, such as `fp16`. Components without that variant use the plain files.
     pub variant: Option<String>,
+    /// The scheduler in place of the checkpoint's own, by a name that [`replaced`](crate::scheduler::replaced) accepts.
+    pub scheduler: Option<String>,
     /// The components that stay in memory between requests.
     pub keep: Keep,
     /// Whether weights are random numbers made on the device, for benchmarks. Of the files, only headers are read.
@@ -48,6 +50,7 @@ impl LoadOptions {
             devices: vec![device],
             dtype,
             variant: None,
+            scheduler: None,
             keep: Keep::Auto,
             random_weights: false,
             processes: None,

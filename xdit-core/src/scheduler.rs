@@ -10,21 +10,31 @@
 //! for bit. Otherwise they agree to 1e-6, except with `rescale_betas_zero_snr`, where the noisiest levels are
 //! differences of nearly equal roots.
 //!
-//! Dynamic thresholding is refused, because it needs a quantile of the whole sample.
+//! Dynamic thresholding needs a quantile of the whole sample, so it is refused unless its limits leave no choice.
 
+mod beta;
+mod clip;
 mod ddim;
 mod ddpm;
+mod dpm_solver;
 mod dpm_solver_multistep;
+mod dpm_solver_singlestep;
+mod euler_ancestral_discrete;
 mod euler_discrete;
 mod flow_match_euler_discrete;
 mod grid;
+mod heun;
 mod history;
+mod lcm;
+mod level;
 mod noise_schedule;
 mod options;
 mod prediction;
+mod replace;
 mod sigmas;
 mod steps;
 mod timesteps;
+mod unipc_multistep;
 
 use burn::tensor::Tensor;
 use serde_json::Value;
@@ -32,22 +42,28 @@ use serde_json::Value;
 use crate::{Error, Result};
 
 pub use history::History;
+pub use replace::{SHORT_NAMES, replaced};
 pub use steps::Steps;
 
 use ddim::Ddim;
 use ddpm::Ddpm;
 use dpm_solver_multistep::DpmSolverMultistep;
+use dpm_solver_singlestep::DpmSolverSinglestep;
+use euler_ancestral_discrete::EulerAncestralDiscrete;
 use euler_discrete::EulerDiscrete;
 use flow_match_euler_discrete::FlowMatchEulerDiscrete;
+use heun::Heun;
+use lcm::Lcm;
 use options::SchedulerOptions;
+use unipc_multistep::UniPcMultistep;
 
 /// A noise schedule and the solver that follows it.
 ///
 /// # Shapes
 /// - samples, model outputs and results: `[batch, tokens, features]`, all of the same shape; results in f32
 pub trait Scheduler: Send + Sync {
-    /// The timesteps passed to the model, one for each step. There may be one more than requested, where diffusers'
-    /// grid has one more.
+    /// The timesteps passed to the model, one for each step, which is one evaluation of the model. There may be more than
+    /// requested: one more where diffusers' grid has one more, and twice as many in a method of second order.
     fn timesteps(&self) -> &[f32];
 
     /// The standard deviation of the initial latents.
@@ -83,31 +99,119 @@ pub trait Scheduler: Send + Sync {
     ) -> Tensor<3>;
 }
 
-/// Builds a scheduler from its options and the requested steps.
-type Build = fn(&mut SchedulerOptions<'_>, &Steps) -> Result<Box<dyn Scheduler>>;
+/// The path from data to noise that a model was trained on, which decides the schedulers that fit it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Noise is added to the data; the model predicts the noise, the data or a velocity.
+    Diffusion,
+    /// The straight path from data to noise; the model predicts the flow along it.
+    Flow,
+}
 
-/// The schedulers, by their class names in diffusers (`_class_name`).
-const SCHEDULERS: [(&str, Build); 5] = [
-    ("DDIMScheduler", |options, steps| {
-        let steps = steps.without_sigmas("DDIMScheduler")?;
-        Ok(Box::new(Ddim::new(options, steps)?))
-    }),
-    ("DDPMScheduler", |options, steps| {
-        let steps = steps.without_sigmas("DDPMScheduler")?;
-        Ok(Box::new(Ddpm::new(options, steps)?))
-    }),
-    ("DPMSolverMultistepScheduler", |options, steps| {
-        let steps = steps.without_sigmas("DPMSolverMultistepScheduler")?;
-        Ok(Box::new(DpmSolverMultistep::new(options, steps)?))
-    }),
-    ("EulerDiscreteScheduler", |options, steps| {
-        let steps = steps.without_sigmas("EulerDiscreteScheduler")?;
-        Ok(Box::new(EulerDiscrete::new(options, steps)?))
-    }),
-    ("FlowMatchEulerDiscreteScheduler", |options, steps| {
-        Ok(Box::new(FlowMatchEulerDiscrete::new(options, steps)?))
-    }),
+/// A class of schedulers.
+struct Class {
+    /// Its name in diffusers (`_class_name`).
+    name: &'static str,
+    /// The path that it follows, unless its options select another.
+    path: Path,
+    /// Whether a model may set the noise levels.
+    accepts_sigmas: bool,
+    /// Builds a scheduler from its options and the requested steps.
+    build: fn(&mut SchedulerOptions<'_>, &Steps) -> Result<Box<dyn Scheduler>>,
+}
+
+const CLASSES: [Class; 11] = [
+    Class {
+        name: "DDIMScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(Ddim::new(options, steps.count)?)),
+    },
+    Class {
+        name: "DDPMScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(Ddpm::new(options, steps.count)?)),
+    },
+    Class {
+        name: "DPMSolverMultistepScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(DpmSolverMultistep::new(options, steps.count)?)),
+    },
+    Class {
+        name: "DPMSolverSinglestepScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(DpmSolverSinglestep::new(options, steps.count)?)),
+    },
+    Class {
+        name: "EulerAncestralDiscreteScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(EulerAncestralDiscrete::new(options, steps.count)?)),
+    },
+    Class {
+        name: "EulerDiscreteScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(EulerDiscrete::new(options, steps.count)?)),
+    },
+    Class {
+        name: "FlowMatchEulerDiscreteScheduler",
+        path: Path::Flow,
+        accepts_sigmas: true,
+        build: |options, steps| Ok(Box::new(FlowMatchEulerDiscrete::new(options, steps)?)),
+    },
+    Class {
+        name: "FlowMatchHeunDiscreteScheduler",
+        path: Path::Flow,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(Heun::flow_match(options, steps.count)?)),
+    },
+    Class {
+        name: "HeunDiscreteScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(Heun::discrete(options, steps.count)?)),
+    },
+    Class {
+        name: "LCMScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(Lcm::new(options, steps.count)?)),
+    },
+    Class {
+        name: "UniPCMultistepScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(UniPcMultistep::new(options, steps.count)?)),
+    },
 ];
+
+/// The names of all classes.
+pub fn class_names() -> Vec<&'static str> {
+    CLASSES.iter().map(|class| class.name).collect()
+}
+
+/// The class of a `scheduler_config.json`.
+fn class_of(config: &Value) -> Result<&'static Class> {
+    let names = || class_names().iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let class = config.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
+        Error::usage("the scheduler config has no `_class_name`")
+            .hint(format!("set it to one of {}", names()))
+    })?;
+    CLASSES.iter().find(|candidate| candidate.name == class).ok_or_else(|| {
+        Error::usage(format!("the scheduler `{class}` is not supported"))
+            .hint(format!("choose one of {}", names()))
+    })
+}
+
+/// The path that the scheduler described by a `scheduler_config.json` follows.
+fn path_of(config: &Value) -> Result<Path> {
+    let class = class_of(config)?;
+    Ok(if config["prediction_type"] == "flow_prediction" { Path::Flow } else { class.path })
+}
 
 /// Builds the scheduler described by a `scheduler_config.json` for `steps`: a number of steps, or [`Steps`].
 ///
@@ -125,21 +229,30 @@ const SCHEDULERS: [(&str, Build); 5] = [
 /// # Ok::<(), xdit_core::Error>(())
 /// ```
 pub fn scheduler(config: &Value, steps: impl Into<Steps>) -> Result<Box<dyn Scheduler>> {
-    let steps = steps.into();
-    let names = || SCHEDULERS.map(|(name, _)| format!("`{name}`")).join(", ");
-    let class = config.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
-        Error::usage("the scheduler config has no `_class_name`")
-            .hint(format!("set it to one of {}", names()))
-    })?;
-    let (class, build) = SCHEDULERS.iter().find(|(name, _)| *name == class).ok_or_else(|| {
-        Error::usage(format!("the scheduler `{class}` is not supported"))
-            .hint(format!("choose one of {}", names()))
-    })?;
+    let (steps, class) = (steps.into(), class_of(config)?);
     if steps.count == 0 {
         return Err(Error::usage("the number of inference steps is `0`").hint("ask for at least one step"));
     }
-    let mut options = SchedulerOptions::new(class, config);
-    let scheduler = build(&mut options, &steps)?;
+    if steps.sigmas.is_some() && !class.accepts_sigmas {
+        return Err(Error::usage(format!("`{}` does not accept noise levels from the model", class.name))
+            .hint("use `FlowMatchEulerDiscreteScheduler` with a model that sets its own noise levels"));
+    }
+    let mut options = SchedulerOptions::new(class.name, config);
+    let scheduler = (class.build)(&mut options, &steps)?;
     options.finish()?;
     Ok(scheduler)
+}
+
+/// Checks a `scheduler_config.json` for a model that was trained on `path`, before the number of steps is known.
+/// `steps` turns a number into [`Steps`].
+///
+/// # Errors
+/// As [`scheduler`], if there is no schedule for any of some small numbers of steps. If the scheduler does not fit.
+pub fn check(config: &Value, path: Path, steps: impl Fn(usize) -> Steps) -> Result<()> {
+    if path_of(config)? != path {
+        return Err(replace::does_not_fit(class_of(config)?.name, path));
+    }
+    // A single step is impossible for some options, and more than a few for others.
+    let results = [2, 1, 4, 20].into_iter().map(|count| scheduler(config, steps(count)).map(drop));
+    results.reduce(|first, next| if first.is_ok() { first } else { next.or(first) }).expect("not empty")
 }

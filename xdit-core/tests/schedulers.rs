@@ -7,7 +7,9 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use xdit_core::json::read_json;
 use xdit_core::noise::Generator;
-use xdit_core::scheduler::{History, Scheduler, Steps, scheduler};
+use xdit_core::scheduler::{
+    History, Path as Trained, SHORT_NAMES, Scheduler, Steps, check, class_names, replaced, scheduler,
+};
 
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
 
@@ -56,6 +58,17 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|b| f64::from(*b)))
 }
 
+/// The config of `case`, with the scheduler that it names.
+fn config(case: &Value) -> Value {
+    match case["class"].as_str() {
+        Some(class) => {
+            let path = if class.starts_with("FlowMatch") { Trained::Flow } else { Trained::Diffusion };
+            replaced(&case["config"], class, path).unwrap()
+        }
+        None => case["config"].clone(),
+    }
+}
+
 /// `count` steps, placed as `case` specifies.
 fn steps(case: &Value, count: usize) -> Steps {
     let mut steps = Steps::new(count);
@@ -78,7 +91,7 @@ struct Run {
 
 impl Run {
     fn new(file: &SafeTensors<'_>, case: &Value, count: usize) -> Self {
-        let scheduler = scheduler(&case["config"], steps(case, count)).unwrap();
+        let scheduler = scheduler(&config(case), steps(case, count)).unwrap();
         let (shape, noise) = values(file, "noise");
         let (_, outputs) = values(file, "outputs");
         Self {
@@ -137,7 +150,7 @@ fn compare(kind: &str, tolerance: f64, wanted: impl Fn(&Value) -> bool) {
     }
     println!("{kind}: {compared} tensors, largest relative error {worst:.2e}");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    assert!(compared > 5000, "{compared}");
+    assert!(compared > 14000, "{compared}");
 }
 
 /// A step divides differences of logarithms by each other, so errors in the last place of PyTorch's functions are
@@ -161,7 +174,7 @@ fn configs_without_finite_numbers_in_diffusers_are_refused() {
     for case in cases() {
         for count in case["undefined_steps"].as_array().unwrap() {
             let count = count.as_u64().unwrap() as usize;
-            let error = scheduler(&case["config"], steps(&case, count)).err();
+            let error = scheduler(&config(&case), steps(&case, count)).err();
             assert!(error.is_some(), "{count} steps: {case}");
         }
     }
@@ -196,6 +209,9 @@ fn patches_give_the_same_result_as_the_whole() {
             }
             whole = run.scheduler.step(step, &mut history, run.outputs[step].clone(), whole, noise);
         }
+        if patches.is_empty() {
+            continue;
+        }
         let joined = Tensor::cat(patches.into_iter().map(|(sample, ..)| sample).collect(), 1);
         assert_eq!(to_vec(joined), to_vec(whole), "{case}");
     }
@@ -209,7 +225,7 @@ fn refusal(config: Value, steps: impl Into<Steps>) -> String {
 fn refusals_name_the_option_and_the_value() {
     let dpm = |name: &str, value: Value| json!({"_class_name": "DPMSolverMultistepScheduler", name: value});
     for (name, value) in [
-        ("algorithm_type", json!("sde-dpmsolver++")),
+        ("algorithm_type", json!("sde-deis")),
         ("solver_type", json!("rk4")),
         ("solver_order", json!(4)),
         ("solver_order", json!(0)),
@@ -220,9 +236,8 @@ fn refusals_name_the_option_and_the_value() {
         ("beta_start", json!("small")),
         ("timestep_spacing", json!("random")),
         ("final_sigmas_type", json!("one")),
-        ("thresholding", json!(true)),
         ("thresholding", json!("yes")),
-        ("use_beta_sigmas", json!(true)),
+        ("use_beta_sigmas", json!(1)),
         ("use_dynamic_shifting", json!(true)),
         ("steps_offset", json!(-1)),
         ("num_train_timesteps", json!(1)),
@@ -251,7 +266,7 @@ fn refusal_messages() {
         refusal(json!({}), 4),
         refusal(config("PNDMScheduler", json!({})), 4),
         refusal(ddim(json!({"timestep_spacing": "random"})), 4),
-        refusal(ddim(json!({"thresholding": true})), 4),
+        refusal(ddim(json!({"thresholding": true, "sample_max_value": 1.5})), 4),
         refusal(ddim(json!({"eta": 1.0, "gamma": 0})), 4),
         refusal(ddim(json!({"trained_betas": [0.1, 0.2]})), 4),
         refusal(ddim(json!({})), 0),
@@ -265,26 +280,30 @@ fn refusal_messages() {
         refusal(config("DDPMScheduler", json!({"variance_type": "learned_range"})), 4),
         refusal(config("DDPMScheduler", json!({"variance_type": "fixed_large_log"})), 4),
         refusal(flow_match(json!({"use_dynamic_shifting": true})), 4),
-        refusal(flow_match(json!({"stochastic_sampling": true})), 4),
-        refusal(flow_match(json!({"use_beta_sigmas": true})), 4),
         refusal(flow_match(json!({"time_shift_type": "cubic"})), 4),
         refusal(flow_match(json!({"shift_terminal": 0.1})), 1),
+        refusal(dpm(json!({"algorithm_type": "sde-dpmsolver", "solver_order": 3})), 4),
+        refusal(config("UniPCMultistepScheduler", json!({"solver_type": "bh1"})), 4),
+        refusal(config("UniPCMultistepScheduler", json!({"solver_p": {}})), 4),
+        refusal(config("LCMScheduler", json!({})), 51),
+        refusal(config("LCMScheduler", json!({"original_inference_steps": 0})), 4),
+        refusal(config("EulerAncestralDiscreteScheduler", json!({"prediction_type": "sample"})), 4),
     ];
     insta::assert_snapshot!(refusals.join("\n\n"), @r"
     the scheduler config has no `_class_name`
-    hint: set it to one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
+    hint: set it to one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `DPMSolverSinglestepScheduler`, `EulerAncestralDiscreteScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`, `FlowMatchHeunDiscreteScheduler`, `HeunDiscreteScheduler`, `LCMScheduler`, `UniPCMultistepScheduler`
 
     the scheduler `PNDMScheduler` is not supported
-    hint: choose one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`
+    hint: choose one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `DPMSolverSinglestepScheduler`, `EulerAncestralDiscreteScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`, `FlowMatchHeunDiscreteScheduler`, `HeunDiscreteScheduler`, `LCMScheduler`, `UniPCMultistepScheduler`
 
     option `timestep_spacing` of `DDIMScheduler` is `random`
     hint: expected one of `linspace`, `leading`, `trailing`
 
-    option `thresholding` of `DDIMScheduler` is `true`: a patch cannot compute a quantile of the whole sample
-    hint: set `thresholding` to `false` in the scheduler config
+    option `thresholding` is `true` with a `sample_max_value` of `1.5`: a patch cannot compute a quantile of the whole sample
+    hint: set `thresholding` to `false` in the scheduler config, or `sample_max_value` to 1
 
     the config of `DDIMScheduler` has unknown options: `eta`, `gamma`
-    hint: known options: `beta_end`, `beta_schedule`, `beta_start`, `clip_sample`, `clip_sample_range`, `num_train_timesteps`, `prediction_type`, `rescale_betas_zero_snr`, `set_alpha_to_one`, `steps_offset`, `thresholding`, `timestep_spacing`, `trained_betas`
+    hint: known options: `beta_end`, `beta_schedule`, `beta_start`, `clip_sample`, `clip_sample_range`, `dynamic_thresholding_ratio`, `num_train_timesteps`, `prediction_type`, `rescale_betas_zero_snr`, `sample_max_value`, `set_alpha_to_one`, `steps_offset`, `thresholding`, `timestep_spacing`, `trained_betas`
 
     option `trained_betas` has `2` values
     hint: give one for each of the `1000` timesteps of `num_train_timesteps`
@@ -322,18 +341,96 @@ fn refusal_messages() {
     option `use_dynamic_shifting` is `true`, but the size of the image is unknown
     hint: set `use_dynamic_shifting` to `false` in the scheduler config
 
-    option `stochastic_sampling` of `FlowMatchEulerDiscreteScheduler` is `true`: noise is drawn only before the first step
-    hint: set `stochastic_sampling` to `false` in the scheduler config
-
-    option `use_beta_sigmas` of `FlowMatchEulerDiscreteScheduler` is `true`: quantiles of the beta distribution are not implemented
-    hint: set `use_beta_sigmas` to `false` in the scheduler config
-
     option `time_shift_type` of `FlowMatchEulerDiscreteScheduler` is `cubic`
     hint: expected one of `exponential`, `linear`
 
     the noise levels of `1` steps are not all finite: [NaN, 0.0]
     hint: use more inference steps, or correct the shifts in the scheduler config
+
+    option `solver_order` is `3` with `algorithm_type` `sde-dpmsolver`
+    hint: choose an order of 1 or 2, or set `algorithm_type` to `sde-dpmsolver++`
+
+    option `solver_type` is `bh1` with `final_sigmas_type` `zero`
+    hint: set `solver_type` to `bh2`, or `final_sigmas_type` to `sigma_min`
+
+    option `solver_p` of `UniPCMultistepScheduler` is set: another scheduler cannot be the predictor
+    hint: set `solver_p` to `null` in the scheduler config
+
+    the number of inference steps is `51`
+    hint: ask for at most `50` steps, the number that the model was distilled on
+
+    option `original_inference_steps` is `0`
+    hint: expected 1 to `1000`, the number of training timesteps
+
+    option `prediction_type` of `EulerAncestralDiscreteScheduler` is `sample`
+    hint: expected one of `epsilon`, `v_prediction`
     ");
+}
+
+#[test]
+fn names_of_replacements() {
+    let dpm = json!({"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": true});
+    let flow = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0});
+    for name in SHORT_NAMES.into_iter().chain(class_names()) {
+        let is_flow = name.to_lowercase().starts_with("flow");
+        for (config, path) in [(&dpm, Trained::Diffusion), (&flow, Trained::Flow)] {
+            let new = replaced(config, name, path);
+            assert_eq!(new.is_ok(), is_flow == (path == Trained::Flow), "{name}");
+            new.map_or(Ok(()), |new| check(&new, path, Steps::new)).unwrap();
+        }
+    }
+    let diffusion = |config: &Value, name: &str| replaced(config, name, Trained::Diffusion);
+    let karras = json!({
+        "_class_name": "UniPCMultistepScheduler", "use_karras_sigmas": true, "use_exponential_sigmas": false,
+        "use_beta_sigmas": false, "use_lu_lambdas": false,
+    });
+    assert_eq!(diffusion(&dpm, "UniPC-Karras").unwrap(), karras);
+    let sde = json!({
+        "_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": true, "algorithm_type": "sde-dpmsolver++",
+    });
+    assert_eq!(diffusion(&dpm, "DPM++ 2M SDE").unwrap(), sde);
+    // The checkpoint's own scheduler need not be supported.
+    let pndm = json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true, "steps_offset": 1});
+    check(&diffusion(&pndm, "ddim").unwrap(), Trained::Diffusion, Steps::new).unwrap();
+
+    let refused = |name: &str, path| replaced(&dpm, name, path).unwrap_err().to_string();
+    let refusals = [
+        refused("unipcm", Trained::Diffusion),
+        refused("flow-euler", Trained::Diffusion),
+        refused("euler-a", Trained::Flow),
+        refused("ddim-karras", Trained::Diffusion),
+        refused("unipc-lu", Trained::Diffusion),
+        check(&dpm, Trained::Flow, Steps::new).unwrap_err().to_string(),
+    ];
+    insta::assert_snapshot!(refusals.join("\n\n"), @r"
+    there is no scheduler `unipcm`
+    hint: the nearest names are `unipc`, `ddim`, `ddpm`; all short names: `ddim`, `ddpm`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `euler`, `euler-a`, `flow-euler`, `flow-heun`, `heun`, `lcm`, `unipc`, each also with `-karras`, `-exponential`, `-beta` or `-lu` if it has such noise levels
+
+    the scheduler `flow-euler` does not fit: it follows a flow, and this model was trained on diffusion
+    hint: choose one of `ddim`, `ddpm`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `euler`, `euler-a`, `heun`, `lcm`, `unipc`
+
+    the scheduler `euler-a` does not fit: it is for diffusion, and this model was trained on a flow
+    hint: choose one of `flow-euler`, `flow-heun`
+
+    scheduler `ddim-karras`: `DDIMScheduler` has no option `use_karras_sigmas`
+    hint: choose the scheduler without this ending, or another one
+
+    scheduler `unipc-lu`: `UniPCMultistepScheduler` has no option `use_lu_lambdas`
+    hint: choose the scheduler without this ending, or another one
+
+    the scheduler `DPMSolverMultistepScheduler` does not fit: it is for diffusion, and this model was trained on a flow
+    hint: choose one of `flow-euler`, `flow-heun`
+    ");
+}
+
+/// Options for which a single step is impossible.
+#[test]
+fn a_config_is_checked_with_numbers_of_steps_that_it_can_have() {
+    let terminal = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": 0.1});
+    assert!(scheduler(&terminal, 1).is_err());
+    check(&terminal, Trained::Flow, Steps::new).unwrap();
+    let unknown = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shifts": 0.1});
+    assert!(check(&unknown, Trained::Flow, Steps::new).is_err());
 }
 
 #[test]

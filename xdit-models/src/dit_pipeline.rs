@@ -4,7 +4,7 @@
 
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
 use xdit_core::plan::guidance::Branch;
-use xdit_core::scheduler::Steps;
+use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
 use crate::component::ModelIndex;
@@ -34,7 +34,7 @@ impl Recipe for DitRecipe {
     const FAMILY: Family = Family {
         name: "DiT",
         transformer: &["Transformer2DModel", "DiTTransformer2DModel"],
-        scheduler: &["DDIMScheduler", "DPMSolverMultistepScheduler"],
+        path: Path::Diffusion,
         steps: Steps::new,
     };
 

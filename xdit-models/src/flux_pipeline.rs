@@ -5,7 +5,7 @@
 use xdit_core::Result;
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
 use xdit_core::plan::guidance::{Branch, Guidance};
-use xdit_core::scheduler::Steps;
+use xdit_core::scheduler::{Path, Steps};
 
 use crate::component::ModelIndex;
 use crate::flux::{Conditions, Flux};
@@ -66,7 +66,7 @@ impl Recipe for FluxRecipe {
     const FAMILY: Family = Family {
         name: "FLUX",
         transformer: &["FluxTransformer2DModel"],
-        scheduler: &["FlowMatchEulerDiscreteScheduler"],
+        path: Path::Flow,
         steps: |count| Steps::new(count).with_even_sigmas(),
     };
 

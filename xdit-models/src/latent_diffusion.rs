@@ -22,7 +22,7 @@ use xdit_core::run::noise::{Noise, PictureNoise};
 use xdit_core::run::ranks::{Ranks, check_devices, local_ranks};
 use xdit_core::run::residency::Kept;
 use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model};
-use xdit_core::scheduler::{Scheduler, Steps, scheduler};
+use xdit_core::scheduler::{self, Path, Scheduler, Steps, scheduler};
 use xdit_core::shared::Shared;
 use xdit_core::tokens::pack;
 use xdit_core::transformer::{IntoParts, Transformer, TransformerSpec};
@@ -80,8 +80,8 @@ pub struct Family {
     pub name: &'static str,
     /// The supported classes of the transformer.
     pub transformer: &'static [&'static str],
-    /// The supported classes of the noise scheduler.
-    pub scheduler: &'static [&'static str],
+    /// The path that the transformer was trained on, which the noise scheduler must follow.
+    pub path: Path,
     /// The scheduler's steps for a given number of steps.
     pub steps: fn(usize) -> Steps,
 }
@@ -270,9 +270,28 @@ pub struct LatentPipeline<R: Recipe> {
     options: LoadOptions,
     kept: Kept,
     model: Arc<LatentModel<R::Transformer>>,
-    /// The contents of `scheduler_config.json`.
+    /// The contents of `scheduler_config.json`, with the chosen scheduler.
     scheduler: Value,
     ranks: Ranks<LatentModel<R::Transformer>>,
+}
+
+/// The checked config of the scheduler `name`, or of the checkpoint's own.
+fn scheduler_config(index: &ModelIndex, name: Option<&str>, family: &Family) -> Result<Value> {
+    let mut classes = scheduler::class_names();
+    if let (Some(_), Some(class)) = (name, index.components.get("scheduler")) {
+        // Only its options are used.
+        classes.push(class);
+    }
+    let own = read_json(index.folder("scheduler", &classes)?.join("scheduler_config.json"))?;
+    let steps = |count| (family.steps)(count).of_image(1);
+    let Some(name) = name else {
+        // The fault of the checkpoint, not of the request.
+        scheduler::check(&own, family.path, steps).map_err(Error::into_failure)?;
+        return Ok(own);
+    };
+    let new = scheduler::replaced(&own, name, family.path)?;
+    scheduler::check(&new, family.path, steps)?;
+    Ok(new)
 }
 
 impl<R: Recipe> LatentPipeline<R> {
@@ -285,11 +304,7 @@ impl<R: Recipe> LatentPipeline<R> {
         options: &LoadOptions,
         recipe: impl FnOnce(&LatentModel<R::Transformer>) -> Result<R>,
     ) -> Result<Box<dyn Pipeline>> {
-        let folder = index.folder("scheduler", R::FAMILY.scheduler)?;
-        let scheduler_config = read_json(folder.join("scheduler_config.json"))?;
-        // Any error here is the fault of the checkpoint, not of the request.
-        let any_steps = (R::FAMILY.steps)(1).of_image(1);
-        scheduler(&scheduler_config, any_steps).map_err(Error::into_failure)?;
+        let scheduler = scheduler_config(index, options.scheduler.as_deref(), &R::FAMILY)?;
         let mut model = LatentModel::open(index, options, &R::FAMILY)?;
         let recipe = recipe(&model)?;
         let transformer_bytes = model.transformer.bytes + model.vae.bytes;
@@ -298,7 +313,7 @@ impl<R: Recipe> LatentPipeline<R> {
         let (options, model) = (options.clone(), Arc::new(model));
         let ranks =
             Ranks::new(model.clone(), options.devices.clone(), kept.keep).over(options.processes.clone());
-        Ok(Box::new(Self { recipe, options, kept, model, scheduler: scheduler_config, ranks }))
+        Ok(Box::new(Self { recipe, options, kept, model, scheduler, ranks }))
     }
 
     /// The noise scheduler for a picture of `size`.

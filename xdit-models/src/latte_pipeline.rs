@@ -5,7 +5,7 @@
 use burn::tensor::Tensor;
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
 use xdit_core::plan::guidance::{Branch, Guidance};
-use xdit_core::scheduler::Steps;
+use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
 use crate::caption::caption;
@@ -41,7 +41,7 @@ impl Recipe for LatteRecipe {
     const FAMILY: Family = Family {
         name: "Latte",
         transformer: &["LatteTransformer3DModel"],
-        scheduler: &["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"],
+        path: Path::Diffusion,
         steps: Steps::new,
     };
 

@@ -5,7 +5,7 @@
 use burn::tensor::Tensor;
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
 use xdit_core::plan::guidance::Branch;
-use xdit_core::scheduler::Steps;
+use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
 use crate::caption::caption;
@@ -58,12 +58,7 @@ impl Recipe for PixArtRecipe {
     const FAMILY: Family = Family {
         name: "PixArt",
         transformer: &["Transformer2DModel", "PixArtTransformer2DModel"],
-        scheduler: &[
-            "DPMSolverMultistepScheduler",
-            "DDIMScheduler",
-            "DDPMScheduler",
-            "EulerDiscreteScheduler",
-        ],
+        path: Path::Diffusion,
         steps: Steps::new,
     };
 

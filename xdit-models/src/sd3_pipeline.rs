@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
 use xdit_core::plan::check_skipped_layers;
 use xdit_core::plan::guidance::{Branch, Guidance};
-use xdit_core::scheduler::Steps;
+use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
 use crate::clip::ClipOutput;
@@ -105,7 +105,7 @@ impl Recipe for Sd3Recipe {
     const FAMILY: Family = Family {
         name: "Stable Diffusion 3",
         transformer: &["SD3Transformer2DModel"],
-        scheduler: &["FlowMatchEulerDiscreteScheduler"],
+        path: Path::Flow,
         steps: Steps::new,
     };
 

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::mesh::Axis;
-use xdit_core::scheduler::Steps;
+use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
 use crate::Gap;
@@ -95,7 +95,7 @@ impl Recipe for SdxlRecipe {
     const FAMILY: Family = Family {
         name: "Stable Diffusion XL",
         transformer: &["UNet2DConditionModel"],
-        scheduler: &["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler"],
+        path: Path::Diffusion,
         steps: Steps::new,
     };
 

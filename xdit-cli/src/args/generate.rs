@@ -66,6 +66,17 @@ pub struct GenerateArgs {
     /// Number of denoising steps [default: the model's, see `xdit inspect`].
     #[arg(long, alias = "steps", value_name = "STEPS", help_heading = "Generation")]
     pub num_inference_steps: Option<usize>,
+    /// Scheduler in place of the model's own, with the same options: ddim, ddpm, dpm++2m, dpm++2m-sde, dpm++2s,
+    /// dpm++2s-sde, euler, euler-a, heun, lcm or unipc; for SD3 and FLUX, flow-euler or flow-heun; or a class of
+    /// diffusers. `-karras`, `-exponential`, `-beta` or `-lu` at the end chooses the noise levels [default: the model's].
+    #[arg(
+        long,
+        alias = "sampler",
+        alias = "sampling-method",
+        value_name = "NAME",
+        help_heading = "Generation"
+    )]
+    pub scheduler: Option<String>,
     /// Strength of classifier-free guidance, turned off by 1 and below; FLUX.1-dev takes it as an input instead
     /// [default: the model's, see `xdit inspect`].
     #[arg(

@@ -136,3 +136,16 @@ fn a_picture_says_nothing_of_options_that_were_not_given() {
             && !bytes.contains("prompt_2")
     );
 }
+
+/// A scheduler belongs to the model, so another model does not take it over.
+#[test]
+fn a_picture_remembers_its_scheduler() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.png");
+    let from = file.to_str().unwrap();
+    write(&job(dir.path(), &["--model", "m", "--prompt", "a", "--scheduler", "unipc-karras"]), 0, &file);
+    let scheduler = |args: &[&str]| job(dir.path(), &[&["--from", from], args].concat()).load.scheduler;
+    assert_eq!(scheduler(&[]).as_deref(), Some("unipc-karras"));
+    assert_eq!(scheduler(&["--sampler", "euler"]).as_deref(), Some("euler"));
+    assert_eq!(scheduler(&["--model", "n"]), None);
+}

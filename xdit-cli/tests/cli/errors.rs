@@ -81,6 +81,11 @@ fn values() {
     2
     error: guidance scale `NaN` is not a finite number
     ");
+    insta::assert_snapshot!(error(&workspace, &["--scheduler", "dpm++"]), @r"
+    2
+    error: there is no scheduler `dpm++`
+    hint: the nearest names are `dpm++2m`, `dpm++2s`, `ddpm`; all short names: `ddim`, `ddpm`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `euler`, `euler-a`, `flow-euler`, `flow-heun`, `heun`, `lcm`, `unipc`, each also with `-karras`, `-exponential`, `-beta` or `-lu` if it has such noise levels
+    ");
     insta::assert_snapshot!(error(&workspace, &["--num-images", "0"]), @r"
     2
     error: `0` images of each prompt leave nothing to do
@@ -240,6 +245,8 @@ fn impossible_plans() {
         (&["--ulysses-degree", "64"][..], "ulysses × tensor degree `64` is more than the model's"),
         (&["--pipefusion-parallel-degree", "9"], "pipeline degree `9` is more than the model's"),
         (&["--data-parallel-degree", "2"], "data-parallel degree `2` for 1 picture leaves ranks idle"),
+        (&["--scheduler", "flow-heun"], "`flow-heun` does not fit"),
+        (&["--scheduler", "lcm", "--num-inference-steps", "60"], "at most `50` steps"),
         (&["--use-cfg-parallel", "--guidance-scale", "1"], "but guidance is off"),
         (
             &["--pipefusion-parallel-degree", "2", "--attn-layer-num-for-pp", "10", "18"],

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
+use super::clip::{Clip, clip};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
@@ -19,8 +20,7 @@ pub(super) struct Ddim {
     /// ᾱ at the beginning and at the end of each step.
     alphas_cumprod: Vec<(f32, f32)>,
     prediction: Prediction,
-    /// The predicted data is clamped to ± this value.
-    clip: Option<f32>,
+    clip: Option<Clip>,
 }
 
 impl Ddim {
@@ -28,9 +28,7 @@ impl Ddim {
         let schedule = NoiseSchedule::new(options)?;
         let grid = Timesteps::new(options, Spacing::Leading, schedule.len(), steps)?;
         let prediction = options.choice("prediction_type", Prediction::Epsilon, &Prediction::NAMES)?;
-        options.refuse_flag("thresholding", "a patch cannot compute a quantile of the whole sample")?;
-        let clip_range = options.number("clip_sample_range", 1.0)?;
-        let clip = options.flag("clip_sample", true)?.then_some(clip_range as f32);
+        let clip = Clip::new(options, true)?;
         let final_alpha =
             if options.flag("set_alpha_to_one", true)? { 1.0 } else { schedule.alphas_cumprod[0] };
 
@@ -66,10 +64,7 @@ impl Scheduler for Ddim {
 
         let data = self.prediction.data(sample.clone(), output.clone(), alpha, sigma);
         let noise = self.prediction.noise(sample, output, alpha, sigma);
-        let data = match self.clip {
-            Some(range) => data.clamp(-range, range),
-            None => data,
-        };
+        let data = clip(self.clip, data);
         data * end.sqrt() + noise * (1.0 - end).sqrt()
     }
 }

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
+use super::clip::{Clip, clip};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
@@ -21,8 +22,7 @@ pub(super) struct Ddpm {
     timesteps: Vec<f32>,
     steps: Vec<Step>,
     prediction: Prediction,
-    /// The predicted data is clamped to ± this value.
-    clip: Option<f32>,
+    clip: Option<Clip>,
 }
 
 /// The numbers of one step.
@@ -52,7 +52,6 @@ impl Ddpm {
         let schedule = NoiseSchedule::new(options)?;
         let grid = Timesteps::new(options, Spacing::Leading, schedule.len(), steps)?;
         let prediction = options.choice("prediction_type", Prediction::Epsilon, &Prediction::NAMES)?;
-        options.refuse_flag("thresholding", "a patch cannot compute a quantile of the whole sample")?;
         let variance = options.choice(
             "variance_type",
             Variance::Small,
@@ -68,8 +67,7 @@ impl Ddpm {
             return Err(Error::usage("option `variance_type` of `DDPMScheduler` is a learned variance")
                 .hint("set `variance_type` to `fixed_small`: models here return their prediction only"));
         }
-        let clip_range = options.number("clip_sample_range", 1.0)?;
-        let clip = options.flag("clip_sample", true)?.then_some(clip_range as f32);
+        let clip = Clip::new(options, true)?;
 
         let timesteps: Vec<f32> = grid.below(schedule.len(), steps).into_iter().map(|t| t as f32).collect();
         let step = |(index, &timestep): (usize, &f32)| {
@@ -133,10 +131,7 @@ impl Scheduler for Ddpm {
         let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let Step { alpha, sigma, of_data, of_sample, deviation } = self.steps[step];
         let data = self.prediction.data(sample.clone(), output, alpha, sigma);
-        let data = match self.clip {
-            Some(range) => data.clamp(-range, range),
-            None => data,
-        };
+        let data = clip(self.clip, data);
         let mean = data * of_data + sample * of_sample;
         match noise {
             Some(noise) => mean + noise.cast(DType::F32) * deviation,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::grid::{interpolate, linspace, linspace_f32};
+use super::grid::{interpolate, linspace_f32};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
@@ -35,19 +35,16 @@ impl EulerDiscrete {
             options.choice("timestep_type", false, &[("discrete", false), ("continuous", true)])?;
         let sigma_options = SigmaOptions::new(
             options,
-            &[("use_karras_sigmas", Spread::Karras), ("use_exponential_sigmas", Spread::Exponential)],
+            &[
+                ("use_karras_sigmas", Spread::Karras),
+                ("use_exponential_sigmas", Spread::Exponential),
+                ("use_beta_sigmas", Spread::Beta),
+            ],
         )?;
         let schedule = NoiseSchedule::new(options)?.with_finite_sigmas();
         let grid = Timesteps::new(options, Spacing::Linspace, schedule.len(), steps)?;
 
-        let visited = match grid.spacing {
-            // These timesteps lie between those of training.
-            Spacing::Linspace => {
-                let grid = linspace(0.0, schedule.len() as f64 - 1.0, steps).into_iter().rev();
-                grid.map(|t| f64::from(t as f32)).collect()
-            }
-            Spacing::Leading | Spacing::Trailing => grid.below(schedule.len(), steps),
-        };
+        let visited = grid.fractional(schedule.len(), steps);
         let table = schedule.sigmas();
         let trained = LogSigmas::new(&table);
         let at_visited: Vec<f64> = if log_linear {
@@ -69,11 +66,7 @@ impl EulerDiscrete {
         } else {
             levels.iter().map(|sigma| trained.timestep(*sigma) as f32).collect()
         };
-        let sigma_max = sigmas.iter().copied().fold(0.0, f32::max);
-        let init_noise_sigma = match grid.spacing {
-            Spacing::Linspace | Spacing::Trailing => sigma_max,
-            Spacing::Leading => (sigma_max * sigma_max + 1.0).sqrt(),
-        };
+        let init_noise_sigma = grid.init_noise_sigma(&sigmas);
         Ok(Self { timesteps, sigmas, init_noise_sigma, prediction })
     }
 }
@@ -102,14 +95,7 @@ impl Scheduler for EulerDiscrete {
     ) -> Tensor<3> {
         let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
-        let data = match self.prediction {
-            Prediction::Velocity => {
-                let variance = sigma * sigma + 1.0;
-                output * (-sigma / variance.sqrt()) + sample.clone() / variance
-            }
-            // Here σ is relative to a signal of level one.
-            prediction => prediction.data(sample.clone(), output, 1.0, sigma),
-        };
+        let data = self.prediction.data_beside_noise(sample.clone(), output, sigma);
         let derivative = (sample.clone() - data) / sigma;
         sample + derivative * (next - sigma)
     }

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::grid::linspace;
 use super::options::SchedulerOptions;
-use super::sigmas::{Spread, exponential, karras};
+use super::sigmas::{Spread, beta, exponential, karras};
 use super::steps::Steps;
 use super::{History, Scheduler};
 use crate::{Error, Result};
@@ -19,6 +19,8 @@ pub(super) struct FlowMatchEulerDiscrete {
     timesteps: Vec<f32>,
     /// The noise level at the beginning of each step, and at the end of the last.
     sigmas: Vec<f32>,
+    /// Whether each step predicts the data and adds noise again.
+    stochastic: bool,
 }
 
 /// How noise levels are shifted upwards: a larger image needs more noise to hide its contents.
@@ -68,6 +70,26 @@ impl Shift {
     }
 }
 
+fn to_f32(x: f64) -> f64 {
+    f64::from(x as f32)
+}
+
+/// Levels evenly between the ends of the training table, to which a fixed shift has already been applied.
+fn own_levels(shift: Shift, trained: f64, steps: usize) -> Vec<f64> {
+    let end = |sigma: f64| match shift {
+        Shift::Fixed(_) => shift.of(to_f32(sigma), to_f32),
+        Shift::BySize(_) => to_f32(sigma),
+    };
+    let grid = linspace(end(1.0) * trained, end(1.0 / trained) * trained, steps);
+    grid.into_iter().map(|timestep| timestep / trained).collect()
+}
+
+/// The noise levels of a run of `steps` with the fixed shift `shift`.
+pub(super) fn fixed_shift(shift: f64, trained: f64, steps: usize) -> Vec<f64> {
+    let shift = Shift::Fixed(shift);
+    own_levels(shift, trained, steps).into_iter().map(|sigma| shift.of(sigma, |x| x)).collect()
+}
+
 impl FlowMatchEulerDiscrete {
     pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Self> {
         let trained = options.count("num_train_timesteps", 1000)? as f64;
@@ -75,28 +97,23 @@ impl FlowMatchEulerDiscrete {
         let terminal = options.optional_number("shift_terminal")?.filter(|terminal| *terminal != 0.0);
         let spread = Spread::chosen(
             options,
-            &[("use_karras_sigmas", Spread::Karras), ("use_exponential_sigmas", Spread::Exponential)],
+            &[
+                ("use_karras_sigmas", Spread::Karras),
+                ("use_exponential_sigmas", Spread::Exponential),
+                ("use_beta_sigmas", Spread::Beta),
+            ],
         )?;
         let (own_min, own_max) =
             (options.optional_number("sigma_min")?, options.optional_number("sigma_max")?);
         let inverted = options.flag("invert_sigmas", false)?;
-        options.refuse_flag("stochastic_sampling", "noise is drawn only before the first step")?;
+        let stochastic = options.flag("stochastic_sampling", false)?;
 
         // Levels passed in by the model are computed in f32; diffusers' own are computed in f64.
-        let to_f32 = |x: f64| f64::from(x as f32);
         let in_f32 = steps.sigmas.is_some();
         let round = |x: f64| if in_f32 { to_f32(x) } else { x };
         let levels: Vec<f64> = match &steps.sigmas {
             Some(sigmas) => sigmas.iter().copied().map(to_f32).collect(),
-            None => {
-                // The ends of the training table, to which a fixed shift has already been applied.
-                let end = |sigma: f64| match shift {
-                    Shift::Fixed(_) => shift.of(to_f32(sigma), to_f32),
-                    Shift::BySize(_) => to_f32(sigma),
-                };
-                let grid = linspace(end(1.0) * trained, end(1.0 / trained) * trained, steps.count);
-                grid.into_iter().map(|timestep| timestep / trained).collect()
-            }
+            None => own_levels(shift, trained, steps.count),
         };
         let mut levels: Vec<f64> = levels.into_iter().map(|sigma| shift.of(sigma, round)).collect();
         let last = levels.len() - 1;
@@ -110,6 +127,7 @@ impl FlowMatchEulerDiscrete {
         let levels = match spread {
             Spread::Karras => karras(max, min, steps.count),
             Spread::Exponential => exponential(max, min, steps.count),
+            Spread::Beta => beta(max, min, steps.count),
             _ => levels,
         };
         let mut sigmas: Vec<f32> = levels.iter().map(|sigma| *sigma as f32).collect();
@@ -125,7 +143,7 @@ impl FlowMatchEulerDiscrete {
             ))
             .hint("use more inference steps, or correct the shifts in the scheduler config"));
         }
-        Ok(Self { timesteps, sigmas })
+        Ok(Self { timesteps, sigmas, stochastic })
     }
 }
 
@@ -134,15 +152,26 @@ impl Scheduler for FlowMatchEulerDiscrete {
         &self.timesteps
     }
 
+    fn adds_noise(&self, _step: usize) -> bool {
+        self.stochastic
+    }
+
     fn step(
         &self,
         step: usize,
         _: &mut History,
         model_output: Tensor<3>,
         sample: Tensor<3>,
-        _: Option<Tensor<3>>,
+        noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
         let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
-        sample + output * (self.sigmas[step + 1] - self.sigmas[step])
+        let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
+        match noise {
+            None => sample + output * (next - sigma),
+            Some(noise) => {
+                let data = sample - output * sigma;
+                data * (1.0 - next) + noise.cast(DType::F32) * next
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The previous outputs that a multistep solver needs.
+//! The previous outputs, and the previous sample, that a solver of higher order needs.
 
 use std::ops::Range;
 
@@ -11,6 +11,8 @@ use burn::tensor::Tensor;
 pub struct History {
     /// Oldest first, already converted to the quantity that the solver integrates.
     outputs: Vec<Tensor<3>>,
+    /// An earlier sample, from which the solver starts once more.
+    sample: Option<Tensor<3>>,
     /// The step of the newest output.
     step: Option<usize>,
 }
@@ -21,9 +23,12 @@ impl History {
     /// # Panics
     /// If `span` is not within the tokens.
     pub fn narrow(&self, span: Range<usize>) -> Self {
-        let outputs =
-            self.outputs.iter().map(|output| output.clone().narrow(1, span.start, span.len())).collect();
-        Self { outputs, step: self.step }
+        let cut = |tensor: &Tensor<3>| tensor.clone().narrow(1, span.start, span.len());
+        Self {
+            outputs: self.outputs.iter().map(cut).collect(),
+            sample: self.sample.as_ref().map(cut),
+            step: self.step,
+        }
     }
 
     /// The number of stored outputs.
@@ -34,6 +39,19 @@ impl History {
     /// The output of `age` steps ago; 0 is the newest.
     pub(super) fn output(&self, age: usize) -> Tensor<3> {
         self.outputs[self.outputs.len() - 1 - age].clone()
+    }
+
+    /// The sample that was [kept](Self::keep_sample) last.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(super) fn sample(&self) -> Tensor<3> {
+        self.sample.clone().expect("an earlier step keeps its sample")
+    }
+
+    /// Keeps `sample` instead of the one before.
+    pub(super) fn keep_sample(&mut self, sample: Tensor<3>) {
+        self.sample = Some(sample);
     }
 
     /// Adds the output of `step` and drops all but the newest `keep`.

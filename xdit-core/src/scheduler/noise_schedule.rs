@@ -21,20 +21,44 @@ pub(super) struct NoiseSchedule {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum BetaSchedule {
+pub(super) enum BetaSchedule {
     Linear,
     ScaledLinear,
     Cosine,
 }
 
+/// The defaults of a scheduler class.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults {
+    /// β of the first and the last timestep.
+    pub(super) beta_start: f64,
+    pub(super) beta_end: f64,
+    pub(super) beta_schedule: BetaSchedule,
+    /// Whether the class can rescale the schedule to a terminal timestep of pure noise. Others ignore that option.
+    pub(super) rescales: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { beta_start: 0.0001, beta_end: 0.02, beta_schedule: BetaSchedule::Linear, rescales: true }
+    }
+}
+
 impl NoiseSchedule {
+    /// Reads the schedule of a class with the usual [`Defaults`].
     pub(super) fn new(options: &mut SchedulerOptions<'_>) -> Result<Self> {
+        Self::with_defaults(options, Defaults::default())
+    }
+
+    /// Reads the schedule of a class with its own defaults.
+    pub(super) fn with_defaults(options: &mut SchedulerOptions<'_>, defaults: Defaults) -> Result<Self> {
+        let zero_terminal_snr = defaults.rescales && options.flag("rescale_betas_zero_snr", false)?;
         let timesteps = options.count("num_train_timesteps", 1000)?;
-        let beta_start = options.number("beta_start", 0.0001)?;
-        let beta_end = options.number("beta_end", 0.02)?;
+        let beta_start = options.number("beta_start", defaults.beta_start)?;
+        let beta_end = options.number("beta_end", defaults.beta_end)?;
         let beta_schedule = options.choice(
             "beta_schedule",
-            BetaSchedule::Linear,
+            defaults.beta_schedule,
             &[
                 ("linear", BetaSchedule::Linear),
                 ("scaled_linear", BetaSchedule::ScaledLinear),
@@ -42,7 +66,6 @@ impl NoiseSchedule {
             ],
         )?;
         let trained_betas = options.numbers("trained_betas")?;
-        let zero_terminal_snr = options.flag("rescale_betas_zero_snr", false)?;
         if !(2..=MAX_TIMESTEPS).contains(&timesteps) {
             return Err(Error::usage(format!("option `num_train_timesteps` is `{timesteps}`"))
                 .hint(format!("a noise schedule needs at least two timesteps and at most {MAX_TIMESTEPS}")));

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// Options of other schedulers in diffusers. There, configs are passed from one scheduler to another, and each
 /// ignores the options that it does not use.
-const OF_OTHER_SCHEDULERS: [&str; 41] = [
+const OF_OTHER_SCHEDULERS: [&str; 43] = [
     "algorithm_type",
     "base_image_seq_len",
     "base_shift",
@@ -24,6 +24,7 @@ const OF_OTHER_SCHEDULERS: [&str; 41] = [
     "lower_order_final",
     "max_image_seq_len",
     "max_shift",
+    "original_inference_steps",
     "predict_x0",
     "rescale_betas_zero_snr",
     "sample_max_value",
@@ -40,6 +41,7 @@ const OF_OTHER_SCHEDULERS: [&str; 41] = [
     "stochastic_sampling",
     "thresholding",
     "time_shift_type",
+    "timestep_scaling",
     "timestep_spacing",
     "timestep_type",
     "use_beta_sigmas",
@@ -87,6 +89,17 @@ impl<'a> SchedulerOptions<'a> {
         count.ok_or_else(|| self.unexpected(name, "a whole number, at least 0"))
     }
 
+    /// A list of whole numbers.
+    pub(super) fn counts(&mut self, name: &'static str) -> Result<Option<Vec<usize>>> {
+        self.get(name)
+            .map(|value| {
+                let count = |value: &Value| usize::try_from(value.as_u64()?).ok();
+                let counts = value.as_array().and_then(|values| values.iter().map(count).collect());
+                counts.ok_or_else(|| self.unexpected(name, "a list of whole numbers, at least 0"))
+            })
+            .transpose()
+    }
+
     pub(super) fn flag(&mut self, name: &'static str, default: bool) -> Result<bool> {
         let Some(value) = self.get(name) else { return Ok(default) };
         value.as_bool().ok_or_else(|| self.unexpected(name, "`true` or `false`"))
@@ -113,6 +126,20 @@ impl<'a> SchedulerOptions<'a> {
                 .hint(format!("set `{name}` to `false` in the scheduler config")));
         }
         Ok(())
+    }
+
+    /// Refuses any value and gives `reason`.
+    pub(super) fn refuse(&mut self, name: &'static str, reason: &str) -> Result<()> {
+        match self.get(name) {
+            None => Ok(()),
+            Some(_) => Err(Error::usage(format!("option `{name}` of `{}` is set: {reason}", self.class))
+                .hint(format!("set `{name}` to `null` in the scheduler config"))),
+        }
+    }
+
+    /// Whether the option `name` was read.
+    pub(super) fn has_read(&self, name: &str) -> bool {
+        self.known.contains(&name)
     }
 
     /// Refuses options that were not read and belong to no other scheduler.

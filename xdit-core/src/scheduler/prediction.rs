@@ -30,6 +30,19 @@ impl Prediction {
         }
     }
 
+    /// The predicted data in data + σ · ε, where the signal has level one. Outputs belong to the sample that was
+    /// scaled to variance one.
+    pub(super) fn data_beside_noise(self, sample: Tensor<3>, output: Tensor<3>, sigma: f32) -> Tensor<3> {
+        match self {
+            Self::Velocity => {
+                let variance = sigma * sigma + 1.0;
+                output * (-sigma / variance.sqrt()) + sample / variance
+            }
+            Self::Epsilon | Self::Flow => sample - output * sigma,
+            Self::Sample => output,
+        }
+    }
+
     /// The predicted noise, at signal level `alpha` and noise level `sigma`.
     pub(super) fn noise(self, sample: Tensor<3>, output: Tensor<3>, alpha: f32, sigma: f32) -> Tensor<3> {
         match self {

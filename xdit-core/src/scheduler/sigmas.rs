@@ -1,6 +1,8 @@
 //! Noise levels that are chosen directly, not through timesteps.
 
-use super::grid::linspace;
+use super::beta::quantile;
+use super::grid::{interpolate, linspace};
+use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use crate::{Error, Result};
 
@@ -13,10 +15,14 @@ pub(super) enum Spread {
     Karras,
     /// Even in ln σ.
     Exponential,
+    /// Quantiles of a beta distribution (arXiv 2407.12173).
+    Beta,
     /// Even in ln σ as well, but from a table of logarithms (arXiv 2206.00927).
     Lu,
     /// The straight path of flow matching, shifted towards the noise by `shift`.
     Flow { shift: f64 },
+    /// The same path from the grid of UniPC, stretched to end at `terminal` unless it is zero.
+    FlowFromOne { shift: f64, terminal: f64 },
 }
 
 impl Spread {
@@ -32,7 +38,6 @@ impl Spread {
                 chosen.push((name, *spread));
             }
         }
-        options.refuse_flag("use_beta_sigmas", "quantiles of the beta distribution are not implemented")?;
         if let [(first, _), (second, _), ..] = chosen[..] {
             return Err(Error::usage(format!("options `{first}` and `{second}` are both `true`"))
                 .hint("set all but one to `false`: a run has one spread of noise levels"));
@@ -51,6 +56,12 @@ pub(super) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
 /// Noise levels evenly spaced in ln σ.
 pub(super) fn exponential(max: f64, min: f64, steps: usize) -> Vec<f64> {
     linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect()
+}
+
+/// Noise levels at the quantiles of a beta distribution.
+pub(super) fn beta(max: f64, min: f64, steps: usize) -> Vec<f64> {
+    let shares = linspace(0.0, 1.0, steps).into_iter().map(|ramp| 1.0 - ramp);
+    shares.map(|share| min + quantile(share) * (max - min)).collect()
 }
 
 /// The options that determine the noise levels of a run.
@@ -101,6 +112,7 @@ impl SigmaOptions {
             Spread::Timesteps => visited,
             Spread::Karras => karras(max, min, steps),
             Spread::Exponential => exponential(max, min, steps),
+            Spread::Beta => beta(max, min, steps),
             Spread::Lu => {
                 let (max, min) = trained.bounds();
                 let ramp = linspace(0.0, 1.0, steps).into_iter();
@@ -114,6 +126,19 @@ impl SigmaOptions {
                 shifted.truncate(steps);
                 shifted
             }
+            Spread::FlowFromOne { shift, terminal } => {
+                let sigmas = linspace(1.0, 1.0 / trained.len() as f64, steps + 1).into_iter().take(steps);
+                let mut levels: Vec<_> = sigmas.map(|s| shift * s / (1.0 + (shift - 1.0) * s)).collect();
+                if terminal != 0.0 {
+                    let stretch = (1.0 - levels[steps - 1]) / (1.0 - terminal);
+                    levels.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / stretch);
+                }
+                // Without signal, λ would not be finite.
+                if (levels[0] - 1.0).abs() < 1e-6 {
+                    levels[0] -= 1e-6;
+                }
+                levels
+            }
         }
     }
 
@@ -122,6 +147,42 @@ impl SigmaOptions {
         let last = if self.ends_at_sigma_min { table[0] } else { 0.0 };
         sigmas.iter().map(|sigma| *sigma as f32).chain([last]).collect()
     }
+}
+
+/// The timesteps of a run and their noise levels.
+pub(super) struct Placed {
+    pub(super) timesteps: Vec<f32>,
+    pub(super) sigmas: Vec<f64>,
+    /// The noise levels of the training timesteps.
+    pub(super) table: Vec<f32>,
+}
+
+/// Places the `steps` of a run. The options decide whether noise levels follow from the timesteps `visited`, or
+/// timesteps from noise levels; the latter are rounded for the spreads that `rounds` selects.
+pub(super) fn place(
+    visited: Vec<f64>,
+    options: &SigmaOptions,
+    schedule: &NoiseSchedule,
+    steps: usize,
+    rounds: impl Fn(Spread) -> bool,
+) -> Placed {
+    let table = schedule.sigmas();
+    let trained = LogSigmas::new(&table);
+    let bounds = (table[table.len() - 1].into(), table[0].into());
+    let at_visited = visited.iter().map(|t| interpolate(*t, &table)).collect();
+    let sigmas = options.sigmas(at_visited, bounds, &trained, steps);
+    let looked_up = || sigmas.iter().map(|sigma| trained.timestep(*sigma));
+    let timesteps: Vec<f64> = match options.spread {
+        Spread::Timesteps => visited,
+        Spread::Flow { .. } | Spread::FlowFromOne { .. } => {
+            sigmas.iter().map(|sigma| sigma * schedule.len() as f64).collect()
+        }
+        spread if rounds(spread) => looked_up().map(f64::round_ties_even).collect(),
+        _ => looked_up().collect(),
+    };
+    // The model is always given whole timesteps, even for noise levels between them.
+    let timesteps = timesteps.into_iter().map(|t| t.trunc() as f32).collect();
+    Placed { timesteps, sigmas, table }
 }
 
 /// The logarithms of the training noise levels, used to look up timesteps.

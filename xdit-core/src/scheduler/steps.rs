@@ -1,7 +1,6 @@
 //! The steps that a run requests from its scheduler.
 
 use super::grid::linspace;
-use crate::{Error, Result};
 
 /// The number of steps, and further data that some schedulers need to place them.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,15 +31,6 @@ impl Steps {
     #[must_use]
     pub fn of_image(self, tokens: usize) -> Self {
         Self { image_tokens: Some(tokens), ..self }
-    }
-
-    /// The number of steps, for a scheduler that does not accept noise levels.
-    pub(super) fn without_sigmas(&self, class: &str) -> Result<usize> {
-        match self.sigmas {
-            None => Ok(self.count),
-            Some(_) => Err(Error::usage(format!("`{class}` does not accept noise levels from the model"))
-                .hint("use `FlowMatchEulerDiscreteScheduler` with a model that sets its own noise levels")),
-        }
     }
 }
 

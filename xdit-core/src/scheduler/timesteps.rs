@@ -42,12 +42,37 @@ impl Timesteps {
             ],
         )?;
         let offset = options.count("steps_offset", 0)?;
+        Ok(Self { spacing, offset, ..Self::linspace(trained, steps)? })
+    }
+
+    /// Evenly spaced timesteps, for a scheduler without options for them.
+    pub(super) fn linspace(trained: usize, steps: usize) -> Result<Self> {
         if steps > trained {
             return Err(Error::usage(format!("the number of inference steps is `{steps}`")).hint(format!(
                 "ask for at most `{trained}` steps, the number of timesteps that the model was trained on"
             )));
         }
-        Ok(Self { spacing, offset, trained, steps })
+        Ok(Self { spacing: Spacing::Linspace, offset: 0, trained, steps })
+    }
+
+    /// Timesteps below `end`, the noisiest first, for a solver whose model accepts those between whole ones.
+    pub(super) fn fractional(&self, end: usize, points: usize) -> Vec<f64> {
+        match self.spacing {
+            Spacing::Linspace => {
+                let grid = linspace(0.0, end as f64 - 1.0, points).into_iter().rev();
+                grid.map(|t| f64::from(t as f32)).collect()
+            }
+            Spacing::Leading | Spacing::Trailing => self.below(end, points),
+        }
+    }
+
+    /// The standard deviation of the initial latents of a solver with σ relative to the signal.
+    pub(super) fn init_noise_sigma(&self, sigmas: &[f32]) -> f32 {
+        let max = sigmas.iter().copied().fold(0.0, f32::max);
+        match self.spacing {
+            Spacing::Linspace | Spacing::Trailing => max,
+            Spacing::Leading => (max * max + 1.0).sqrt(),
+        }
     }
 
     /// Whole timesteps below `end`, the noisiest first. They are taken from a grid of `points`, as many as the run

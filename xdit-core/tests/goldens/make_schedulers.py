@@ -1,23 +1,26 @@
 """Records runs of diffusers' schedulers with many configs; `tests/schedulers.rs` compares with them.
 
-    pip install torch==2.15.0 diffusers==0.42.1 numpy safetensors
+    pip install torch==2.15.0 diffusers==0.42.1 numpy safetensors scipy==1.17.1
     python make_schedulers.py
 
 `schedulers.json` contains the cases: the contents of a `scheduler_config.json`, and numbers of steps. Cases of flow
-matching also have the number of image tokens, which shifts the noise levels, and a flag for even noise levels.
-Numbers of steps for which diffusers gives no finite values are listed under `undefined_steps`.
+matching also have the number of image tokens, which shifts the noise levels, and a flag for even noise levels. A case
+with a `class` replaces the config's scheduler with this one, by `from_config`. Numbers of steps for which diffusers
+gives no finite values are listed under `undefined_steps`.
 
 `schedulers.safetensors` contains `noise` and the model's `outputs` of each step, which all cases share. For case `i`
 with `n` steps it contains, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs`
-(if scaling changes them), and `init_noise_sigma`. Noise in steps
-comes from a generator with the seed `n`.
+(if scaling changes them), and `init_noise_sigma`. Noise in steps comes from a generator with the seed `n`.
 
 PyTorch uses a vector library for square roots, logarithms and exponentials. Its results are off by up to 0.9 units in
 the last place and depend on the processor. Every case is therefore recorded twice: with unmodified diffusers
-(`i/n/published/`), and with these three functions correctly rounded (`i/n/rounded/`).
+(`i/n/published/`), and with these functions correctly rounded (`i/n/rounded/`). The latter also solves systems of
+equations in f64, and forms weighted sums without fused operations. A run keeps the values of earlier runs, which may
+come from another processor.
 """
 
 import contextlib
+import inspect
 import json
 from pathlib import Path
 from unittest import mock
@@ -26,9 +29,10 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 STEPS = [1, 2, 5, 14, 20]
+FEW_STEPS = [1, 2, 3, 8]
 SHAPE = (2, 5, 3)
 
 DPM = {"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1"}
@@ -36,6 +40,13 @@ DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.42.1"}
 DDPM = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.42.1"}
 EULER = {"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.42.1"}
 FLOW_MATCH = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.42.1"}
+
+UNIPC = {"_class_name": "UniPCMultistepScheduler", "_diffusers_version": "0.42.1"}
+HEUN = {"_class_name": "HeunDiscreteScheduler", "_diffusers_version": "0.42.1"}
+EULER_A = {"_class_name": "EulerAncestralDiscreteScheduler", "_diffusers_version": "0.42.1"}
+LCM = {"_class_name": "LCMScheduler", "_diffusers_version": "0.42.1"}
+SINGLESTEP = {"_class_name": "DPMSolverSinglestepScheduler", "_diffusers_version": "0.42.1"}
+FLOW_HEUN = {"_class_name": "FlowMatchHeunDiscreteScheduler", "_diffusers_version": "0.42.1"}
 
 PIXART = DPM | {
     "algorithm_type": "dpmsolver++", "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001,
@@ -170,6 +181,130 @@ CASES = [
     SDXL | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
 ]
 
+BETA = {"use_beta_sigmas": True}
+KARRAS = {"use_karras_sigmas": True}
+EXPONENTIAL = {"use_exponential_sigmas": True}
+NOISE = {"predict_x0": False, **SIGMA_MIN}
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+SDE_NOISE = {"algorithm_type": "sde-dpmsolver", **SIGMA_MIN}
+V = {"prediction_type": "v_prediction"}
+ORDERS, SOLVERS = (1, 2, 3), ("midpoint", "heun")
+
+# Recorded with fewer steps.
+FURTHER_CASES = [
+    *(
+        UNIPC | {"solver_order": order, "solver_type": solver} | end
+        for end in (SIGMA_MIN, NOISE) for order in ORDERS for solver in ("bh1", "bh2")
+    ),
+    UNIPC,
+    UNIPC | {"solver_order": 3},
+    UNIPC | {"solver_type": "bh1"},
+    UNIPC | {"solver_type": "midpoint", **SCALED},
+    UNIPC | {"lower_order_final": False},
+    UNIPC | {"lower_order_final": False, "solver_order": 3, **SIGMA_MIN},
+    UNIPC | {"disable_corrector": [0, 1, 4]},
+    UNIPC | {"disable_corrector": [0], "solver_order": 3},
+    UNIPC | {"prediction_type": "v_prediction"},
+    UNIPC | {"prediction_type": "sample"},
+    UNIPC | {"prediction_type": "v_prediction"} | NOISE,
+    UNIPC | {"prediction_type": "sample"} | NOISE,
+    UNIPC | {"timestep_spacing": "leading", "steps_offset": 1},
+    UNIPC | {"timestep_spacing": "trailing"},
+    UNIPC | KARRAS,
+    UNIPC | KARRAS | SIGMA_MIN | {"solver_order": 3},
+    UNIPC | KARRAS | {"sigma_min": 0.05, "sigma_max": 20.0},
+    UNIPC | EXPONENTIAL,
+    UNIPC | EXPONENTIAL | SIGMA_MIN,
+    UNIPC | BETA,
+    UNIPC | BETA | SIGMA_MIN | {"solver_order": 3},
+    UNIPC | COSINE,
+    UNIPC | FLOW | {"flow_shift": 3.0},
+    UNIPC | FLOW | {"flow_shift": 5.0, "solver_order": 3, "shift_terminal": 0.1},
+    UNIPC | FLOW | {"solver_order": 1, **SIGMA_MIN},
+    UNIPC | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    HEUN,
+    HEUN | SCALED,
+    HEUN | {"timestep_spacing": "leading", "steps_offset": 1},
+    HEUN | {"timestep_spacing": "trailing"},
+    HEUN | {"prediction_type": "v_prediction"},
+    HEUN | {"prediction_type": "sample"},
+    HEUN | {"clip_sample": True},
+    HEUN | {"clip_sample": True, "clip_sample_range": 2.5},
+    HEUN | KARRAS,
+    HEUN | EXPONENTIAL,
+    HEUN | BETA | SCALED,
+    HEUN | COSINE,
+    HEUN | {"trained_betas": [0.001 * (i + 1) for i in range(100)], "num_train_timesteps": 100},
+    *(SINGLESTEP | {"solver_order": order} for order in (1, 2, 3)),
+    *(SINGLESTEP | {"solver_order": order, "solver_type": "heun"} for order in (2, 3)),
+    *(SINGLESTEP | SIGMA_MIN | {"solver_order": order, "lower_order_final": True} for order in (2, 3)),
+    *(SINGLESTEP | SIGMA_MIN | {"solver_order": order} for order in (2, 3)),
+    *(
+        SINGLESTEP | SIGMA_MIN | {"algorithm_type": "dpmsolver", "solver_order": order, "solver_type": solver}
+        for order in (1, 2, 3) for solver in ("midpoint", "heun")
+    ),
+    SINGLESTEP | {"prediction_type": "v_prediction"},
+    SINGLESTEP | {"prediction_type": "sample", "solver_order": 3},
+    SINGLESTEP | SIGMA_MIN | {"algorithm_type": "dpmsolver", "prediction_type": "v_prediction"},
+    SINGLESTEP | SIGMA_MIN | {"solver_type": "bh2", "algorithm_type": "deis"},
+    SINGLESTEP | KARRAS,
+    SINGLESTEP | KARRAS | COSINE | {"lambda_min_clipped": -5.1},
+    SINGLESTEP | COSINE | {"lambda_min_clipped": -5.1},
+    SINGLESTEP | EXPONENTIAL | {"solver_order": 3, **SIGMA_MIN},
+    SINGLESTEP | BETA,
+    SINGLESTEP | FLOW | {"flow_shift": 3.0},
+    SINGLESTEP | SCALED | {"num_train_timesteps": 500},
+    PIXART | BETA,
+    PIXART | BETA | {"solver_order": 3, **SIGMA_MIN},
+    EULER | BETA,
+    SDXL | BETA | {"sigma_min": 0.03, "sigma_max": 14.6},
+    FLOW_MATCH | BETA,
+    SD3 | BETA | TERMINAL,
+    FLOW_HEUN,
+    FLOW_HEUN | {"shift": 3.0},
+    FLOW_HEUN | {"shift": 0.7, "num_train_timesteps": 500},
+    EULER_A,
+    EULER_A | SCALED,
+    EULER_A | {"timestep_spacing": "leading", "steps_offset": 1},
+    EULER_A | V | {"timestep_spacing": "trailing"},
+    EULER_A | V | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    EULER_A | COSINE,
+    LCM,
+    LCM | V | {"clip_sample": True},
+    LCM | {"prediction_type": "sample", "original_inference_steps": 20, "timestep_scaling": 3.0},
+    LCM | {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "thresholding": True},
+    *(base | SDE | {"solver_order": order, "solver_type": solver}
+      for base in (PIXART, SINGLESTEP) for order in ORDERS for solver in SOLVERS),
+    *(base | SDE | SIGMA_MIN | V | {"solver_order": 3} for base in (PIXART, SINGLESTEP)),
+    *(PIXART | SDE_NOISE | {"solver_order": order, "solver_type": solver} for order in (1, 2) for solver in SOLVERS),
+    PIXART | SDE | KARRAS | {"euler_at_final": True},
+    PIXART | {"thresholding": True},
+    PIXART | {"thresholding": True, "algorithm_type": "dpmsolver", "sample_max_value": 0.7} | SIGMA_MIN,
+    UNIPC | {"thresholding": True, "sample_max_value": 0.7},
+    SINGLESTEP | {"thresholding": True, "dynamic_thresholding_ratio": 0.5},
+    DDIM | {"thresholding": True, "sample_max_value": 0.7},
+    DDPM | {"thresholding": True},
+    FLOW_MATCH | {"stochastic_sampling": True, "shift": 3.0},
+]
+
+# Checkpoints' configs, and the classes that replace their own.
+REPLACED = [
+    *((config, name) for config in (PIXART, SDXL, DIT) for name in (
+        "UniPCMultistepScheduler", "HeunDiscreteScheduler", "DPMSolverSinglestepScheduler", "DDIMScheduler",
+        "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
+        "DDPMScheduler",
+    )),
+    (SDXL | KARRAS | {"sigma_min": 0.03, "sigma_max": 14.6}, "HeunDiscreteScheduler"),
+    (SDXL | KARRAS | {"sigma_min": 0.03, "sigma_max": 14.6}, "UniPCMultistepScheduler"),
+    (PIXART | KARRAS | {"sigma_min": 0.05, "sigma_max": 20.0}, "HeunDiscreteScheduler"),
+    (PIXART | {"algorithm_type": "deis", "solver_type": "logrho", "solver_order": 3}, "UniPCMultistepScheduler"),
+    (UNIPC | {"solver_type": "bh1", "solver_order": 3, **KARRAS}, "DPMSolverMultistepScheduler"),
+    (SD3, "FlowMatchHeunDiscreteScheduler"),
+    (FLUX_DEV, "FlowMatchHeunDiscreteScheduler"),
+]
+
 
 @contextlib.contextmanager
 def rounded_functions():
@@ -179,11 +314,18 @@ def rounded_functions():
     def by_f64(function):
         return lambda tensor: function(tensor.double()).to(tensor.dtype)
 
-    sqrt, log, exp = by_f64(torch.sqrt), by_f64(torch.log), by_f64(torch.exp)
+    sqrt, log, exp, expm1 = (by_f64(function) for function in (torch.sqrt, torch.log, torch.exp, torch.expm1))
     with contextlib.ExitStack() as stack:
         for owner in (torch, torch.Tensor):
-            for name, function in {"sqrt": sqrt, "log": log, "exp": exp}.items():
+            for name, function in {"sqrt": sqrt, "log": log, "exp": exp, "expm1": expm1}.items():
                 stack.enter_context(mock.patch.object(owner, name, function))
+        solve = torch.linalg.solve
+        by_solving = lambda matrix, rhs: solve(matrix.double(), rhs.double()).to(rhs.dtype)
+        stack.enter_context(mock.patch.object(torch.linalg, "solve", by_solving))
+        weighted = lambda _, weights, tensors: sum(
+            (weight * tensor for weight, tensor in zip(weights, tensors.unbind(1))), start=-0.0 * tensors[:, 0]
+        ) if len(weights) else 0
+        stack.enter_context(mock.patch.object(torch, "einsum", weighted))
         root = lambda tensor, exponent: sqrt(tensor) if exponent == 0.5 else power(tensor, exponent)
         stack.enter_context(mock.patch.object(torch.Tensor, "__pow__", root))
         yield
@@ -192,7 +334,7 @@ def rounded_functions():
 def run(case, steps, noise, outputs):
     """The timesteps, samples, model inputs and initial standard deviation of one run."""
     config = case["config"]
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    scheduler = getattr(diffusers, case.get("class", config["_class_name"])).from_config(config)
     arguments = {}
     if case.get("even_sigmas"):
         arguments["sigmas"] = np.linspace(1.0, 1 / steps, steps)
@@ -208,7 +350,7 @@ def run(case, steps, noise, outputs):
     sample = noise * sigma
     # One stream for all steps.
     generator = torch.Generator().manual_seed(steps)
-    stochastic = {"generator": generator} if config["_class_name"] == "DDPMScheduler" else {}
+    stochastic = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     samples, inputs, scaled = [], [], False
     for timestep, output in zip(scheduler.timesteps, outputs):
         inputs.append(scale_model_input(sample, timestep))
@@ -243,9 +385,12 @@ def main():
     for config, tokens, even_sigmas in FLOW_MATCH_CASES:
         configs.append({"config": config, "image_tokens": tokens, "even_sigmas": even_sigmas})
     configs += [{"config": config} for config in STOCHASTIC_CASES]
+    configs += [{"config": config, "count": FEW_STEPS} for config in FURTHER_CASES]
+    configs += [{"config": config, "class": name, "count": FEW_STEPS} for config, name in REPLACED]
     for i, case in enumerate(configs):
+        counts = case.pop("count", STEPS)
         case |= {"steps": [], "undefined_steps": []}
-        for steps in STEPS:
+        for steps in counts:
             published = run(case, steps, noise, outputs)
             if not torch.isfinite(published["samples"]).all():
                 case["undefined_steps"].append(steps)
@@ -261,7 +406,8 @@ def main():
 
     folder = Path(__file__).parent
     (folder / "schedulers.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
-    save_file(tensors, folder / "schedulers.safetensors")
+    earlier = load_file(folder / "schedulers.safetensors")
+    save_file({name: earlier.get(name, tensor) for name, tensor in tensors.items()}, folder / "schedulers.safetensors")
     print(f"{len(cases)} configs, torch {torch.__version__}, diffusers {diffusers.__version__}")
 
 
