@@ -13,7 +13,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{ErrorKind, Result};
 use xdit_models::clip::{ClipOutput, ClipTextConfig, ClipTextModel};
 use xdit_models::t5::{T5Config, T5Encoder};
-use xdit_models::tokenizer::{ClipTokenizer, T5Tokenizer};
+use xdit_models::tokenizer::{ClipTokenizer, T5Tokenizer, Tokenizer};
 use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
 /// The tolerance of one module: f32 rounding, with another order of summation than in the reference.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use xdit_models::caption::clean_caption;
 use xdit_models::resolution::nearest_size;
-use xdit_models::tokenizer::T5Tokenizer;
+use xdit_models::tokenizer::{T5Tokenizer, Tokenizer};
 use xdit_tests::goldens;
 
 fn recorded(name: &str) -> Value {

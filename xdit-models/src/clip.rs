@@ -12,9 +12,9 @@ use xdit_core::config::Config;
 use xdit_core::linear::Linear;
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
-use xdit_kernels::{Activation, activate, layer_norm};
+use xdit_kernels::{Activation, activate};
 
-use crate::layers::Heads;
+use crate::layers::{Heads, Norm};
 
 /// The `eos_token_id` in configs from before transformers used that option. It was never the id of CLIP's end
 /// token.
@@ -162,7 +162,7 @@ impl ClipTextModel {
             layers: (0..config.num_hidden_layers)
                 .map(|index| Layer::load(config, &model.at("encoder.layers").at(index)))
                 .collect::<Result<_>>()?,
-            final_layer_norm: Norm::load(config, &model.at("final_layer_norm"))?,
+            final_layer_norm: Norm::load(&model.at("final_layer_norm"), hidden_size, config.eps)?,
             text_projection: projection
                 .then(|| weights.linear_without_bias("text_projection", hidden_size, projection_dim))
                 .transpose()?,
@@ -256,12 +256,12 @@ impl Layer {
         let attention = weights.at("self_attn");
         let mlp = weights.at("mlp");
         Ok(Self {
-            layer_norm1: Norm::load(config, &weights.at("layer_norm1"))?,
+            layer_norm1: Norm::load(&weights.at("layer_norm1"), hidden_size, config.eps)?,
             q_proj: attention.linear("q_proj", hidden_size, hidden_size)?,
             k_proj: attention.linear("k_proj", hidden_size, hidden_size)?,
             v_proj: attention.linear("v_proj", hidden_size, hidden_size)?,
             out_proj: attention.linear("out_proj", hidden_size, hidden_size)?,
-            layer_norm2: Norm::load(config, &weights.at("layer_norm2"))?,
+            layer_norm2: Norm::load(&weights.at("layer_norm2"), hidden_size, config.eps)?,
             fc1: mlp.linear("fc1", hidden_size, intermediate_size)?,
             fc2: mlp.linear("fc2", intermediate_size, hidden_size)?,
         })
@@ -278,27 +278,5 @@ impl Layer {
 
         let y = self.fc1.forward(self.layer_norm2.forward(x.clone()));
         self.fc2.forward(activate(config.activation, y)) + x
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Norm {
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    eps: f64,
-}
-
-impl Norm {
-    fn load(config: &ClipTextConfig, weights: &Weights) -> Result<Self> {
-        let c = config.hidden_size;
-        Ok(Self {
-            weight: weights.tensor("weight", [c])?,
-            bias: weights.tensor("bias", [c])?,
-            eps: config.eps,
-        })
-    }
-
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        layer_norm(x, Some(self.weight.clone()), Some(self.bias.clone()), self.eps)
     }
 }

@@ -9,7 +9,7 @@ use xdit_core::linear::Linear;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, TransformerSpec};
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, activate};
+use xdit_kernels::{Activation, activate, layer_norm};
 
 use crate::position::{PositionCache, SinCos2d};
 
@@ -50,6 +50,37 @@ impl Heads {
     pub fn join(self, x: Tensor<4>) -> Tensor<3> {
         let [b, n, h, d] = x.dims();
         x.reshape([b, n, h * d])
+    }
+}
+
+/// A layer norm with scale and shift.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// `[c]`
+    pub weight: Tensor<1>,
+    /// `[c]`
+    pub bias: Tensor<1>,
+    eps: f64,
+}
+
+impl Norm {
+    /// Loads the norm of `c` features from `weights`.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has the wrong shape.
+    pub fn load(weights: &Weights, c: usize, eps: f64) -> Result<Self> {
+        Ok(Self { weight: weights.tensor("weight", [c])?, bias: weights.tensor("bias", [c])?, eps })
+    }
+
+    /// # Shapes
+    /// `x` and the result: `[b, n, c]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.forward_shifted(x, self.bias.clone())
+    }
+
+    /// As [`forward`](Self::forward), with another shift `[c]`.
+    pub fn forward_shifted(&self, x: Tensor<3>, shift: Tensor<1>) -> Tensor<3> {
+        layer_norm(x, Some(self.weight.clone()), Some(shift), self.eps)
     }
 }
 
@@ -114,7 +145,7 @@ pub fn modulation_rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> 
     std::array::from_fn(|row| modulation.clone().narrow(1, first + row, 1))
 }
 
-/// Two linear layers with an approximate GELU between them; the inner width is four times the outer one.
+/// Two linear layers with an approximate GELU between them.
 ///
 /// # Source
 /// diffusers' `FeedForward` with `gelu-approximate`.
@@ -125,13 +156,21 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// Loads the layers from `weights`.
+    /// Loads the layers from `weights`, with four times as many features inside as outside.
     ///
     /// # Errors
     /// If a layer is missing or has the wrong shape.
     pub fn load(weights: &Weights, dim: usize) -> Result<Self> {
+        Self::load_of(weights, dim, 4 * dim)
+    }
+
+    /// As [`load`](Self::load), with `inner` features inside.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_of(weights: &Weights, dim: usize, inner: usize) -> Result<Self> {
         let net = weights.at("net");
-        Ok(Self { proj: net.linear("0.proj", dim, 4 * dim)?, out: net.linear("2", 4 * dim, dim)? })
+        Ok(Self { proj: net.linear("0.proj", dim, inner)?, out: net.linear("2", inner, dim)? })
     }
 
     /// # Shapes

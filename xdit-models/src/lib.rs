@@ -3,6 +3,7 @@
 
 pub mod adaln_single;
 pub mod autoencoder_kl;
+pub mod bert;
 pub mod caption;
 pub mod clip;
 pub mod component;

@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
+use xdit_core::config::Config;
 use xdit_core::finite;
 use xdit_core::pipeline::{Cancel, Keep, LoadOptions, Observer, Phase, Step};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
+use crate::bert::{BertConfig, BertModel};
 use crate::clip::{ClipOutput, ClipTextConfig, ClipTextModel};
 use crate::component::{Component, ModelIndex};
 use crate::t5::{T5Config, T5Encoder};
-use crate::tokenizer::{ClipTokenizer, Encoding, T5Tokenizer};
+use crate::tokenizer::{BertTokenizer, ClipTokenizer, T5Tokenizer, Tokenizer};
 
 /// The maximum number of texts whose encodings are kept for the next request.
 const MAX_KNOWN: usize = 32;
@@ -37,7 +39,7 @@ impl Folders {
     ];
 }
 
-/// The padding of T5's texts.
+/// The padding of texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Padding {
     /// No padding, for models that mask it: masked padding does not change the states of the text.
@@ -63,37 +65,108 @@ pub struct Desk<'a> {
     pub observer: &'a mut dyn Observer,
 }
 
-/// A text encoder: its weights, and the encodings of recent texts.
-struct Encoder<C, M, E> {
-    folders: Folders,
-    component: Component<C>,
-    load: fn(&C, &Weights) -> Result<M>,
-    held: Option<M>,
-    /// The encodings by ids and skipped layers.
-    known: HashMap<Ids, E>,
+/// A kind of text encoder.
+pub trait TextModel: Sized {
+    /// The options of its `config.json`.
+    type Config;
+    /// Its tokenizer.
+    type Tokenizer: Tokenizer;
+    /// The encoding of a text.
+    type Encoding: Clone;
+
+    /// The supported classes of the tokenizer.
+    const TOKENIZERS: &'static [&'static str];
+
+    /// The number of rows of the embedding.
+    fn vocab_size(config: &Self::Config) -> usize;
+
+    /// Encodes a text.
+    fn encode(&self, text: &Ids) -> Self::Encoding;
+
+    /// Fails if a value is not finite; `check` checks one tensor.
+    ///
+    /// # Errors
+    /// Those of `check`.
+    fn check(encoding: &Self::Encoding, check: impl Fn(Tensor<3>) -> Result<()>) -> Result<()>;
 }
 
-/// The ids of a text, and the number of the encoder's layers to skip (CLIP) or of the tokens attended to (T5).
-type Ids = (Vec<u32>, usize);
+/// A text as a model gets it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ids {
+    /// The ids of its tokens and of the padding.
+    pub ids: Vec<u32>,
+    /// The number of tokens that are attended to.
+    pub visible: usize,
+    /// The number of the encoder's layers to skip.
+    pub skip: usize,
+}
 
-impl<C, M, E: Clone> Encoder<C, M, E> {
-    fn new(folders: Folders, component: Component<C>, load: fn(&C, &Weights) -> Result<M>) -> Self {
-        Self { folders, component, load, held: None, known: HashMap::new() }
+/// A text encoder with its tokenizer: its weights, and the encodings of recent texts.
+pub struct Text<M: TextModel> {
+    folders: Folders,
+    tokenizer: M::Tokenizer,
+    component: Component<M::Config>,
+    load: fn(&M::Config, &Weights) -> Result<M>,
+    held: Option<M>,
+    known: HashMap<Ids, M::Encoding>,
+}
+
+/// T5 with its tokenizer.
+pub type T5Text = Text<T5Encoder>;
+/// CLIP with its tokenizer.
+pub type ClipText = Text<ClipTextModel>;
+/// BERT with its tokenizer.
+pub type BertText = Text<BertModel>;
+
+impl<M: TextModel> Text<M> {
+    /// Opens the tokenizer and checks the model, which must be of `class`.
+    fn open_class(
+        index: &ModelIndex,
+        options: &LoadOptions,
+        folders: Folders,
+        class: &str,
+        read: fn(Config) -> Result<M::Config>,
+        load: fn(&M::Config, &Weights) -> Result<M>,
+    ) -> Result<Self> {
+        let folder = index.folder(folders.encoder, &[class])?;
+        let component = Component::open(&folder, "model", options, read, |_| options.dtype, load)?;
+        let tokenizer = M::Tokenizer::load(&index.folder(folders.tokenizer, M::TOKENIZERS)?)?;
+        let (ids, rows) = (tokenizer.vocab_size(), M::vocab_size(&component.config));
+        if ids > rows {
+            return Err(Error::failure(format!(
+                "`{}` has {ids} ids, `{}` embeddings of {rows}",
+                folders.tokenizer, folders.encoder
+            ))
+            .hint("the components of this checkpoint come from different models"));
+        }
+        Ok(Self { folders, tokenizer, component, load, held: None, known: HashMap::new() })
     }
 
-    /// Encodes each of `texts`. Equal texts are encoded once, and texts of the previous request not again.
-    fn encode(
+    /// The options of the model.
+    pub fn config(&self) -> &M::Config {
+        &self.component.config
+    }
+
+    /// The number of tokens of `text`, which is cut to `max_length`.
+    pub fn tokens(&self, text: &str, max_length: usize) -> usize {
+        self.tokenizer.encode(text, max_length).ids.len()
+    }
+
+    /// Encodes each of `texts`, whose tokens are cut to `max_length` and then padded; the number is that of the layers to
+    /// skip. Equal texts are encoded once, and texts of the previous request not again.
+    fn encode_all(
         &mut self,
-        texts: &[Ids],
+        texts: &[(&str, Padding, usize)],
+        max_length: usize,
         desk: &mut Desk<'_>,
-        encode: impl Fn(&M, &Ids) -> E,
-    ) -> Result<Vec<E>> {
+    ) -> Result<Vec<M::Encoding>> {
+        let texts = self.ids(texts, max_length, desk.observer);
         let before = std::mem::take(&mut self.known);
         let known = match texts.iter().all(|text| before.contains_key(text)) {
             true => before,
             false => {
                 self.load(desk)?;
-                let known = self.encode_new(texts, &before, desk, encode);
+                let known = self.encode_new(&texts, &before, desk);
                 if !desk.keep.keeps_text_encoders() {
                     self.held = None;
                     // The device keeps freed memory for this thread, and ranks are others.
@@ -102,10 +175,13 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
                 known?
             }
         };
-        let encodings = texts.iter().map(|text| known[text].clone()).collect();
+        let encodings: Vec<_> = texts.iter().map(|text| known[text].clone()).collect();
         if desk.keep.keeps_transformer() {
             self.known = known.into_iter().take(MAX_KNOWN).collect();
         }
+        let what = || format!("the values of `{}`", self.folders.encoder);
+        let check = |values: Tensor<3>| finite::check(&values, self.component.dtype, what);
+        encodings.iter().try_for_each(|encoding| M::check(encoding, check))?;
         Ok(encodings)
     }
 
@@ -127,17 +203,16 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
     fn encode_new(
         &self,
         texts: &[Ids],
-        before: &HashMap<Ids, E>,
+        before: &HashMap<Ids, M::Encoding>,
         desk: &mut Desk<'_>,
-        encode: impl Fn(&M, &Ids) -> E,
-    ) -> Result<HashMap<Ids, E>> {
+    ) -> Result<HashMap<Ids, M::Encoding>> {
         let encoder = self.held.as_ref().expect("loaded before");
         let mut known = HashMap::new();
         desk.observer.begin(Phase::Encode, Instant::now());
         for (index, text) in texts.iter().enumerate() {
             desk.cancel.check()?;
             if !known.contains_key(text) {
-                let encoding = before.get(text).cloned().unwrap_or_else(|| encode(encoder, text));
+                let encoding = before.get(text).cloned().unwrap_or_else(|| encoder.encode(text));
                 known.insert(text.clone(), encoding);
             }
             let step = Step { phase: Phase::Encode, done: index + 1, of: texts.len() };
@@ -147,37 +222,41 @@ impl<C, M, E: Clone> Encoder<C, M, E> {
         Ok(known)
     }
 
-    /// Fails if the encoder's output is not finite.
-    fn check<const D: usize>(&self, values: &Tensor<D>) -> Result<()> {
-        finite::check(values, self.component.dtype, || format!("the values of `{}`", self.folders.encoder))
+    /// The ids of each of `texts`. Warns about texts that were cut.
+    fn ids(
+        &self,
+        texts: &[(&str, Padding, usize)],
+        max_length: usize,
+        observer: &mut dyn Observer,
+    ) -> Vec<Ids> {
+        let mut seen: HashMap<&str, Vec<u32>> = HashMap::new();
+        let mut own = |text| {
+            let new = || {
+                let encoding = self.tokenizer.encode(text, max_length);
+                if let Some(dropped) = &encoding.dropped {
+                    observer.warn(&format!(
+                        "the prompt is longer than the {max_length} tokens that go to `{}`, this part was cut off: {}",
+                        self.folders.encoder,
+                        shortened(dropped)
+                    ));
+                }
+                encoding.ids
+            };
+            seen.entry(text).or_insert_with(new).clone()
+        };
+        let padded = |&(text, padding, skip)| {
+            let mut ids = own(text);
+            let own = ids.len();
+            let (all, visible) = match padding {
+                Padding::None => (own, own),
+                Padding::Seen => (own.max(max_length), own.max(max_length)),
+                Padding::Masked { tokens } => (own.max(tokens), own),
+            };
+            ids.resize(all, self.tokenizer.pad_id());
+            Ids { ids, visible, skip }
+        };
+        texts.iter().map(padded).collect()
     }
-}
-
-/// The ids of each of `texts`, of which `tokenize` returns at most `max_length`. Warns about texts that were cut.
-fn ids<'a>(
-    texts: &[(&'a str, usize)],
-    folders: Folders,
-    max_length: usize,
-    observer: &mut dyn Observer,
-    tokenize: impl Fn(&str) -> (Encoding, Vec<u32>),
-) -> Vec<Ids> {
-    let mut seen: HashMap<&'a str, Vec<u32>> = HashMap::new();
-    let mut ids = |&(text, layers)| {
-        if let Some(ids) = seen.get(text) {
-            return (ids.clone(), layers);
-        }
-        let (encoding, ids) = tokenize(text);
-        if let Some(dropped) = &encoding.dropped {
-            observer.warn(&format!(
-                "the prompt is longer than the {max_length} tokens that go to `{}`, this part was cut off: {}",
-                folders.encoder,
-                shortened(dropped)
-            ));
-        }
-        seen.insert(text, ids.clone());
-        (ids, layers)
-    };
-    texts.iter().map(&mut ids).collect()
 }
 
 /// The beginning of `text` in quotes, on one line, and the number of characters left out.
@@ -190,10 +269,24 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// T5 with its tokenizer.
-pub struct T5Text {
-    tokenizer: T5Tokenizer,
-    encoder: Encoder<T5Config, T5Encoder, Tensor<3>>,
+impl TextModel for T5Encoder {
+    type Config = T5Config;
+    type Tokenizer = T5Tokenizer;
+    type Encoding = Tensor<3>;
+
+    const TOKENIZERS: &'static [&'static str] = &["T5Tokenizer", "T5TokenizerFast"];
+
+    fn vocab_size(config: &T5Config) -> usize {
+        config.vocab_size
+    }
+
+    fn encode(&self, text: &Ids) -> Tensor<3> {
+        self.forward_masked(&text.ids, text.visible)
+    }
+
+    fn check(states: &Tensor<3>, check: impl Fn(Tensor<3>) -> Result<()>) -> Result<()> {
+        check(states.clone())
+    }
 }
 
 impl T5Text {
@@ -202,23 +295,12 @@ impl T5Text {
     /// # Errors
     /// If anything in them is missing, malformed or inconsistent.
     pub fn open(index: &ModelIndex, options: &LoadOptions, folders: Folders) -> Result<Self> {
-        let encoder = Component::open(
-            &index.folder(folders.encoder, &["T5EncoderModel"])?,
-            "model",
-            options,
-            T5Config::read,
-            |_| options.dtype,
-            T5Encoder::load,
-        )?;
-        let tokenizer =
-            T5Tokenizer::load(&index.folder(folders.tokenizer, &["T5Tokenizer", "T5TokenizerFast"])?)?;
-        check_vocabulary(folders, tokenizer.vocab_size(), encoder.config.vocab_size)?;
-        Ok(Self { tokenizer, encoder: Encoder::new(folders, encoder, T5Encoder::load) })
+        Self::open_class(index, options, folders, "T5EncoderModel", T5Config::read, T5Encoder::load)
     }
 
     /// The number of features of a text token.
     pub fn features(&self) -> usize {
-        self.encoder.component.config.d_model
+        self.config().d_model
     }
 
     /// The states of each text, `[1, n, features]`. Texts are cut to `max_length` tokens before padding.
@@ -245,41 +327,30 @@ impl T5Text {
         max_length: usize,
         desk: &mut Desk<'_>,
     ) -> Result<Vec<Tensor<3>>> {
-        let plain: Vec<_> = texts.iter().map(|(text, _)| (*text, 0)).collect();
-        let plain = ids(&plain, self.encoder.folders, max_length, desk.observer, |text| {
-            let encoding = self.tokenizer.encode(text, max_length);
-            let ids = encoding.ids.clone();
-            (encoding, ids)
-        });
-        // Beside the ids is the number of tokens that are attended to.
-        let padded = |((mut ids, _), (_, padding)): (Ids, &(&str, Padding))| {
-            let own = ids.len();
-            let (all, visible) = match *padding {
-                Padding::None => (own, own),
-                Padding::Seen => (own.max(max_length), own.max(max_length)),
-                Padding::Masked { tokens } => (own.max(tokens), own),
-            };
-            ids.resize(all, self.tokenizer.pad_id());
-            (ids, visible)
-        };
-        let texts: Vec<Ids> = plain.into_iter().zip(texts).map(padded).collect();
-        let states = self
-            .encoder
-            .encode(&texts, desk, |encoder, (ids, visible)| encoder.forward_masked(ids, *visible))?;
-        states.iter().try_for_each(|states| self.encoder.check(states))?;
-        Ok(states)
-    }
-
-    /// The number of tokens of `text`, which is cut to `max_length`.
-    pub fn tokens(&self, text: &str, max_length: usize) -> usize {
-        self.tokenizer.encode(text, max_length).ids.len()
+        let texts: Vec<_> = texts.iter().map(|&(text, padding)| (text, padding, 0)).collect();
+        self.encode_all(&texts, max_length, desk)
     }
 }
 
-/// CLIP with its tokenizer.
-pub struct ClipText {
-    tokenizer: ClipTokenizer,
-    encoder: Encoder<ClipTextConfig, ClipTextModel, ClipOutput>,
+impl TextModel for ClipTextModel {
+    type Config = ClipTextConfig;
+    type Tokenizer = ClipTokenizer;
+    type Encoding = ClipOutput;
+
+    const TOKENIZERS: &'static [&'static str] = &["CLIPTokenizer", "CLIPTokenizerFast"];
+
+    fn vocab_size(config: &ClipTextConfig) -> usize {
+        config.vocab_size
+    }
+
+    fn encode(&self, text: &Ids) -> ClipOutput {
+        self.forward(&text.ids, text.skip)
+    }
+
+    fn check(output: &ClipOutput, check: impl Fn(Tensor<3>) -> Result<()>) -> Result<()> {
+        check(output.hidden.clone())?;
+        check(output.pooled.clone().unsqueeze())
+    }
 }
 
 impl ClipText {
@@ -298,26 +369,9 @@ impl ClipText {
             true => ("CLIPTextModelWithProjection", ClipTextModel::load_with_projection),
             false => ("CLIPTextModel", ClipTextModel::load),
         };
-        let folder = index.folder(folders.encoder, &[class])?;
-        let encoder =
-            Component::open(&folder, "model", options, ClipTextConfig::read, |_| options.dtype, load)?;
-        let tokenizer =
-            ClipTokenizer::load(&index.folder(folders.tokenizer, &["CLIPTokenizer", "CLIPTokenizerFast"])?)?;
-        check_vocabulary(folders, tokenizer.vocab_size(), encoder.config.vocab_size)?;
-        let (length, positions) = (tokenizer.max_length(), encoder.config.max_position_embeddings);
-        if length > positions {
-            return Err(Error::failure(format!(
-                "`{}` makes texts of {length} tokens, `{}` has {positions} positions",
-                folders.tokenizer, folders.encoder
-            ))
-            .hint("the components of this checkpoint come from different models"));
-        }
-        Ok(Self { tokenizer, encoder: Encoder::new(folders, encoder, load) })
-    }
-
-    /// The options of the model.
-    pub fn config(&self) -> &ClipTextConfig {
-        &self.encoder.component.config
+        let this = Self::open_class(index, options, folders, class, ClipTextConfig::read, load)?;
+        check_positions(folders, this.text_tokens(), this.config().max_position_embeddings)?;
+        Ok(this)
     }
 
     /// The number of tokens of each text, padding included.
@@ -331,28 +385,69 @@ impl ClipText {
     /// # Errors
     /// If weights cannot be read, values are not finite, or the request is cancelled.
     pub fn encode(&mut self, texts: &[(&str, usize)], desk: &mut Desk<'_>) -> Result<Vec<ClipOutput>> {
-        let length = self.tokenizer.max_length();
-        let texts = ids(texts, self.encoder.folders, length, desk.observer, |text| {
-            let encoding = self.tokenizer.encode(text, length);
-            let ids = encoding.padded(length, self.tokenizer.pad_id());
-            (encoding, ids)
-        });
-        let encode = |encoder: &ClipTextModel, (ids, skip): &Ids| encoder.forward(ids, *skip);
-        let outputs = self.encoder.encode(&texts, desk, encode)?;
-        for output in &outputs {
-            self.encoder.check(&output.hidden)?;
-            self.encoder.check(&output.pooled)?;
-        }
-        Ok(outputs)
+        let texts: Vec<_> = texts.iter().map(|&(text, skip)| (text, Padding::Seen, skip)).collect();
+        self.encode_all(&texts, self.text_tokens(), desk)
     }
 }
 
-fn check_vocabulary(folders: Folders, ids: usize, rows: usize) -> Result<()> {
-    if ids <= rows {
+impl TextModel for BertModel {
+    type Config = BertConfig;
+    type Tokenizer = BertTokenizer;
+    type Encoding = Tensor<3>;
+
+    const TOKENIZERS: &'static [&'static str] = &["BertTokenizer", "BertTokenizerFast"];
+
+    fn vocab_size(config: &BertConfig) -> usize {
+        config.vocab_size
+    }
+
+    fn encode(&self, text: &Ids) -> Tensor<3> {
+        self.forward(&text.ids)
+    }
+
+    fn check(states: &Tensor<3>, check: impl Fn(Tensor<3>) -> Result<()>) -> Result<()> {
+        check(states.clone())
+    }
+}
+
+impl BertText {
+    /// Opens the tokenizer and checks the model, which gets texts of at most `max_length` tokens.
+    ///
+    /// # Errors
+    /// If anything in them is missing, malformed or inconsistent.
+    pub fn open(
+        index: &ModelIndex,
+        options: &LoadOptions,
+        folders: Folders,
+        max_length: usize,
+    ) -> Result<Self> {
+        let this = Self::open_class(index, options, folders, "BertModel", BertConfig::read, BertModel::load)?;
+        check_positions(folders, max_length, this.config().max_position_embeddings)?;
+        Ok(this)
+    }
+
+    /// The states of each text, `[1, n, hidden_size]`, without padding. Texts are cut to `max_length` tokens.
+    ///
+    /// # Errors
+    /// If weights cannot be read, values are not finite, or the request is cancelled.
+    pub fn encode(
+        &mut self,
+        texts: &[&str],
+        max_length: usize,
+        desk: &mut Desk<'_>,
+    ) -> Result<Vec<Tensor<3>>> {
+        let texts: Vec<_> = texts.iter().map(|&text| (text, Padding::None, 0)).collect();
+        self.encode_all(&texts, max_length, desk)
+    }
+}
+
+/// Checks that a model has positions for all tokens of a text.
+fn check_positions(folders: Folders, length: usize, positions: usize) -> Result<()> {
+    if length <= positions {
         return Ok(());
     }
     Err(Error::failure(format!(
-        "`{}` has {ids} ids, `{}` embeddings of {rows}",
+        "`{}` makes texts of {length} tokens, `{}` has {positions} positions",
         folders.tokenizer, folders.encoder
     ))
     .hint("the components of this checkpoint come from different models"))

@@ -1,17 +1,40 @@
 //! Converts text to token ids; each tokenizer has its own file.
 //!
-//! A tokenizer is a plain struct with `load(dir)` and `encode(text, max_length)`. There is no trait, because each
-//! pipeline names the tokenizer that its text encoder was trained with. Code shared by several tokenizers (such as
-//! reading `tokenizer_config.json`) is in a module of its own.
+//! Each text encoder names the tokenizer that it was trained with. Code shared by several tokenizers (such as reading
+//! `tokenizer_config.json`) is in a module of its own.
 
+mod bert;
 mod charsmap;
 mod clip;
 mod config;
 mod sentencepiece;
 mod t5;
 
+use std::path::Path;
+
+use xdit_core::Result;
+
+pub use bert::BertTokenizer;
 pub use clip::ClipTokenizer;
 pub use t5::T5Tokenizer;
+
+/// Converts text to ids.
+pub trait Tokenizer: Sized {
+    /// Loads the `tokenizer` folder of a checkpoint.
+    ///
+    /// # Errors
+    /// If its files are missing, malformed or too large.
+    fn load(dir: &Path) -> Result<Self>;
+
+    /// The ids of `text` with its special tokens, cut to `max_length` including these.
+    fn encode(&self, text: &str, max_length: usize) -> Encoding;
+
+    /// The id used to pad texts.
+    fn pad_id(&self) -> u32;
+
+    /// The number of ids, including added tokens; the text encoder's table may have more rows.
+    fn vocab_size(&self) -> usize;
+}
 
 /// The ids of one text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ mod tokens;
 use std::path::{Path, PathBuf};
 
 use tokens::{Goldens, copy, published};
-use xdit_models::tokenizer::{ClipTokenizer, Encoding};
+use xdit_models::tokenizer::{ClipTokenizer, Encoding, Tokenizer};
 
 /// The files of a published tokenizer.
 const FILES: [&str; 4] = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];

@@ -5,7 +5,7 @@ mod tokens;
 use std::path::{Path, PathBuf};
 
 use tokens::{Goldens, copy, published};
-use xdit_models::tokenizer::T5Tokenizer;
+use xdit_models::tokenizer::{T5Tokenizer, Tokenizer};
 
 fn data() -> PathBuf {
     tokens::data("t5")

@@ -11,11 +11,11 @@ use tokenizers::normalizers::{Lowercase, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{SplitDelimiterBehavior, Tokenizer as Pipeline};
 use xdit_core::{Error, Result};
 
-use super::Encoding;
 use super::config::{AddedToken, TokenizerConfig, read, read_json, unreadable};
+use super::{Encoding, Tokenizer};
 
 /// The suffix of a word's last token in the vocabulary.
 const END_OF_WORD: &str = "</w>";
@@ -36,14 +36,14 @@ const MAX_LENGTH: usize = 77;
 /// `CLIPTokenizer` in `transformers/models/clip/tokenization_clip.py` (5.23), and `convert_to_native_format` in
 /// `tokenization_utils_tokenizers.py` for the choice of files.
 pub struct ClipTokenizer {
-    tokenizer: Tokenizer,
+    tokenizer: Pipeline,
     bos_id: u32,
     eos_id: u32,
     pad_id: u32,
     max_length: usize,
 }
 
-impl ClipTokenizer {
+impl Tokenizer for ClipTokenizer {
     /// Loads the `tokenizer` folder of a checkpoint.
     ///
     /// The vocabulary is read from `tokenizer.json` if it exists, as in `transformers`, and otherwise from
@@ -52,11 +52,44 @@ impl ClipTokenizer {
     ///
     /// # Errors
     /// If the files are missing, truncated, malformed, larger than 64 MiB or inconsistent with each other.
-    pub fn load(dir: &Path) -> Result<Self> {
+    fn load(dir: &Path) -> Result<Self> {
         let config = TokenizerConfig::load(dir)?;
         let vocabulary = Vocabulary::load(dir)?;
         let path = vocabulary.path.clone();
         Self::build(vocabulary, config).map_err(|reason| unreadable(&path, reason))
+    }
+
+    /// The ids of `text` between the start and end tokens, cut to `max_length` including both.
+    ///
+    /// The rest of the text is returned as `dropped`, so that the pipeline can warn about it. With a `max_length`
+    /// below 2 there is no room for both special tokens.
+    ///
+    /// # Source
+    /// `_get_clip_prompt_embeds` in `diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
+    fn encode(&self, text: &str, max_length: usize) -> Encoding {
+        let encoding =
+            self.tokenizer.encode_fast(text, false).expect("a model with an unknown token encodes any text");
+        let all = encoding.get_ids();
+        let (kept, cut) = all.split_at(all.len().min(max_length.saturating_sub(2)));
+        let ids = [self.bos_id].iter().chain(kept).chain([&self.eos_id]).copied().take(max_length).collect();
+        Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
+    }
+
+    /// The id used to pad a text to [`max_length`](ClipTokenizer::max_length).
+    fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// The number of ids, including added tokens; the text encoder's table may have more rows.
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+}
+
+impl ClipTokenizer {
+    /// The maximum number of ids of a text in the model's training.
+    pub fn max_length(&self) -> usize {
+        self.max_length
     }
 
     fn build(vocabulary: Vocabulary, config: TokenizerConfig) -> Result<Self, String> {
@@ -90,7 +123,7 @@ impl ClipTokenizer {
             .end_of_word_suffix(END_OF_WORD.to_owned())
             // A cache would belong to the thread and outlive the tokenizer.
             .cache_capacity(0);
-        let mut tokenizer = Tokenizer::new(model.build().map_err(|error| error.to_string())?);
+        let mut tokenizer = Pipeline::new(model.build().map_err(|error| error.to_string())?);
         let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ");
         let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true);
         let (spaces, words) = (spaces.expect("the pattern is valid"), words.expect("the pattern is valid"));
@@ -122,41 +155,10 @@ impl ClipTokenizer {
         })
     }
 
-    /// The ids of `text` between the start and end tokens, cut to `max_length` including both.
-    ///
-    /// The rest of the text is returned as `dropped`, so that the pipeline can warn about it. With a `max_length`
-    /// below 2 there is no room for both special tokens.
-    ///
-    /// # Source
-    /// `_get_clip_prompt_embeds` in `diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
-    pub fn encode(&self, text: &str, max_length: usize) -> Encoding {
-        let encoding =
-            self.tokenizer.encode_fast(text, false).expect("a model with an unknown token encodes any text");
-        let all = encoding.get_ids();
-        let (kept, cut) = all.split_at(all.len().min(max_length.saturating_sub(2)));
-        let ids = [self.bos_id].iter().chain(kept).chain([&self.eos_id]).copied().take(max_length).collect();
-        Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
-    }
-
     /// The text of `ids`, including special tokens. Unlike T5's, it keeps the spaces between words and punctuation.
     fn decode(&self, ids: &[u32]) -> String {
         let text = self.tokenizer.decode(ids, false).expect("decoding only joins bytes");
         text.replace(END_OF_WORD, " ").trim().to_owned()
-    }
-
-    /// The id used to pad a text to [`max_length`](Self::max_length).
-    pub fn pad_id(&self) -> u32 {
-        self.pad_id
-    }
-
-    /// The maximum number of ids of a text in the model's training.
-    pub fn max_length(&self) -> usize {
-        self.max_length
-    }
-
-    /// The number of ids, including added tokens; the text encoder's table may have more rows.
-    pub fn vocab_size(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
     }
 }
 

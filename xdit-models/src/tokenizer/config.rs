@@ -26,6 +26,12 @@ pub(super) struct TokenizerConfig {
     #[serde(default)]
     pub unk_token: Option<AddedToken>,
     #[serde(default)]
+    pub cls_token: Option<AddedToken>,
+    #[serde(default)]
+    pub sep_token: Option<AddedToken>,
+    #[serde(default)]
+    pub mask_token: Option<AddedToken>,
+    #[serde(default)]
     pub additional_special_tokens: Option<Vec<AddedToken>>,
     /// The number of `<extra_id_N>` sentinels that T5 has beyond its sentencepiece vocabulary.
     #[serde(default)]
@@ -34,6 +40,15 @@ pub(super) struct TokenizerConfig {
     pub clean_up_tokenization_spaces: Option<bool>,
     #[serde(default)]
     pub model_max_length: Option<f64>,
+    /// Whether BERT's text is put into lower case.
+    #[serde(default)]
+    pub do_lower_case: Option<bool>,
+    /// Whether each Chinese character is a word for BERT.
+    #[serde(default)]
+    pub tokenize_chinese_chars: Option<bool>,
+    /// Whether accents are removed from BERT's text; by default if it is put into lower case.
+    #[serde(default)]
+    pub strip_accents: Option<bool>,
 }
 
 impl TokenizerConfig {
@@ -50,6 +65,9 @@ impl TokenizerConfig {
             config.bos_token = map.bos_token.or(config.bos_token);
             config.eos_token = map.eos_token.or(config.eos_token);
             config.unk_token = map.unk_token.or(config.unk_token);
+            config.cls_token = map.cls_token.or(config.cls_token);
+            config.sep_token = map.sep_token.or(config.sep_token);
+            config.mask_token = map.mask_token.or(config.mask_token);
             config.additional_special_tokens =
                 map.additional_special_tokens.or(config.additional_special_tokens);
         }

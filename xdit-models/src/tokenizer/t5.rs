@@ -1,21 +1,21 @@
-//! The tokenizer of T5, a text encoder of PixArt, Stable Diffusion 3 and FLUX.
+//! The tokenizer of T5 and mT5, text encoders of most models.
 
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
-use tokenizers::Tokenizer;
+use tokenizers::Tokenizer as Pipeline;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use xdit_core::{Error, Result};
 
-use super::Encoding;
 use super::charsmap::precompiled;
 use super::config::{AddedToken, TokenizerConfig, read, read_json, unreadable};
 use super::sentencepiece::{Model, PieceKind};
+use super::{Encoding, Tokenizer};
 
 /// The id of `<unk>` in every T5 vocabulary, even if the sentencepiece trainer recorded another.
 const UNK_ID: usize = 2;
@@ -31,7 +31,9 @@ const MAX_PIECE_BYTES: usize = 1024;
 ///
 /// Special tokens written in the text (`</s>`, `<extra_id_0>`) are cut out first and converted to their ids. The
 /// text between them is normalized with the rules of the sentencepiece model and split at white space. Each word is
-/// prefixed with `▁` and divided into the pieces with the best total score.
+/// prefixed with `▁` and divided into the pieces with the best total score. If the vocabulary has a piece for each byte,
+/// as mT5's has, a character without pieces becomes its bytes, as in sentencepiece; the class in `transformers` makes it
+/// `<unk>`.
 ///
 /// Sentencepiece itself gives the same ids for ordinary text. It differs for words that have two divisions with the
 /// same score, for letters with several combining marks, and in its lack of special tokens.
@@ -40,14 +42,14 @@ const MAX_PIECE_BYTES: usize = 1024;
 /// `T5Tokenizer` in `transformers/models/t5/tokenization_t5.py` (5.23), and `convert_to_native_format` in
 /// `tokenization_utils_tokenizers.py` for the choice of files.
 pub struct T5Tokenizer {
-    tokenizer: Tokenizer,
+    tokenizer: Pipeline,
     eos_id: u32,
     pad_id: u32,
     /// Whether decoding removes the space before punctuation.
     tidy_spaces: bool,
 }
 
-impl T5Tokenizer {
+impl Tokenizer for T5Tokenizer {
     /// Loads the `tokenizer` folder of a checkpoint.
     ///
     /// The vocabulary and the normalizer are read from `tokenizer.json` if it exists, and otherwise from
@@ -58,7 +60,7 @@ impl T5Tokenizer {
     ///
     /// # Errors
     /// If neither file exists, or a file is truncated, malformed or larger than 64 MiB.
-    pub fn load(dir: &Path) -> Result<Self> {
+    fn load(dir: &Path) -> Result<Self> {
         let config = TokenizerConfig::load(dir)?;
         let extra_ids = config.extra_ids.unwrap_or(EXTRA_IDS);
         if extra_ids > MAX_EXTRA_IDS {
@@ -70,6 +72,34 @@ impl T5Tokenizer {
         Self::build(vocabulary, config).map_err(|reason| unreadable(&path, reason))
     }
 
+    /// The ids of `text`, followed by `</s>`, cut to `max_length`.
+    ///
+    /// The rest of the text is returned as `dropped`, so that the pipeline can warn about it. With `max_length` 0
+    /// there is no room even for `</s>`.
+    ///
+    /// # Source
+    /// `encode_prompt` in `diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py`.
+    fn encode(&self, text: &str, max_length: usize) -> Encoding {
+        let encoding =
+            self.tokenizer.encode_fast(text, false).expect("a model with an unknown token encodes any text");
+        let all = encoding.get_ids();
+        let (kept, cut) = all.split_at(all.len().min(max_length.saturating_sub(1)));
+        let ids = kept.iter().copied().chain([self.eos_id]).take(max_length).collect();
+        Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
+    }
+
+    /// The id used to pad the texts of a batch to the same length.
+    fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// The number of ids, including added tokens; the text encoder's table may have more rows.
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+}
+
+impl T5Tokenizer {
     fn build(vocabulary: Vocabulary, config: TokenizerConfig) -> Result<Self, String> {
         let named = |token: &Option<AddedToken>, name: &str| {
             token.clone().unwrap_or_else(|| AddedToken::special(name))
@@ -93,9 +123,10 @@ impl T5Tokenizer {
         added.retain(|token| seen.insert(token.content().to_owned()));
 
         let metaspace = Metaspace::new('▁', PrependScheme::Always, true);
-        let model =
-            Unigram::from(vocabulary.pieces, Some(UNK_ID), false).map_err(|error| error.to_string())?;
-        let mut tokenizer = Tokenizer::new(model);
+        let byte_fallback = has_all_bytes(&vocabulary.pieces);
+        let model = Unigram::from(vocabulary.pieces, Some(UNK_ID), byte_fallback)
+            .map_err(|error| error.to_string())?;
+        let mut tokenizer = Pipeline::new(model);
         if !vocabulary.charsmap.is_empty() {
             let normalizer = precompiled(&vocabulary.charsmap)?;
             tokenizer.with_normalizer(Some(normalizer)).map_err(|error| error.to_string())?;
@@ -119,37 +150,18 @@ impl T5Tokenizer {
         })
     }
 
-    /// The ids of `text`, followed by `</s>`, cut to `max_length`.
-    ///
-    /// The rest of the text is returned as `dropped`, so that the pipeline can warn about it. With `max_length` 0
-    /// there is no room even for `</s>`.
-    ///
-    /// # Source
-    /// `encode_prompt` in `diffusers/pipelines/pixart_alpha/pipeline_pixart_alpha.py`.
-    pub fn encode(&self, text: &str, max_length: usize) -> Encoding {
-        let encoding =
-            self.tokenizer.encode_fast(text, false).expect("a model with an unknown token encodes any text");
-        let all = encoding.get_ids();
-        let (kept, cut) = all.split_at(all.len().min(max_length.saturating_sub(1)));
-        let ids = kept.iter().copied().chain([self.eos_id]).take(max_length).collect();
-        Encoding { ids, dropped: (!cut.is_empty()).then(|| self.decode(cut)) }
-    }
-
     /// The text of `ids`, including special tokens.
     fn decode(&self, ids: &[u32]) -> String {
         let text = self.tokenizer.decode(ids, false).expect("decoding only joins pieces");
         if self.tidy_spaces { tidy_spaces(text) } else { text }
     }
+}
 
-    /// The id used to pad the texts of a batch to the same length.
-    pub fn pad_id(&self) -> u32 {
-        self.pad_id
-    }
-
-    /// The number of ids, including added tokens; the text encoder's table may have more rows.
-    pub fn vocab_size(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
-    }
+/// Whether there is a piece for each byte: `<0x00>` to `<0xFF>`.
+fn has_all_bytes(pieces: &[(String, f64)]) -> bool {
+    let bytes: std::collections::HashSet<&str> =
+        pieces.iter().map(|(text, _)| text.as_str()).filter(|text| text.starts_with("<0x")).collect();
+    (0..=u8::MAX).all(|byte| bytes.contains(&*format!("<0x{byte:02X}>")))
 }
 
 /// Removes the spaces that splitting inserted before punctuation and English contractions.
