@@ -7,7 +7,7 @@ mod decorators;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use decorators::{Keys, Tampered, Wire, with_keys};
+use decorators::{Keys, Skip, Tampered, Wire, with_keys, with_skip};
 use xdit_comm::LaunchOptions;
 use xdit_core::link::Link;
 use xdit_core::plan::mesh::{Axis, Mesh};
@@ -15,7 +15,8 @@ use xdit_core::plan::{ParallelConfig, Plan};
 use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
 use xdit_tests::toy::{Kind, Subject, Toy};
-use xdit_tests::world::{pictures, run_in};
+use xdit_tests::world::{Job, pictures, run_in};
+use xdit_tests::wrapped::Wrapped;
 
 const TOLERANCE: f64 = 1e-5;
 const VISIBLE: f64 = 1e-3;
@@ -53,13 +54,22 @@ impl Run {
 
     /// As [`error`](Self::error), with wrong keys in another block than the second one.
     fn error_at(&self, wire: Option<(&'static str, Wire)>, keys: Option<Keys>, block: usize) -> f64 {
+        self.distance(wire, |job| with_keys(job, keys, block))
+    }
+
+    /// The distance of the final latents from the oracle's, with the given mistake in messages, in a job with mistakes.
+    fn distance(
+        &self,
+        wire: Option<(&'static str, Wire)>,
+        mistaken: impl FnOnce(Job<Toy>) -> Job<Wrapped>,
+    ) -> f64 {
         let Self { subject, plan } = self;
         let turns = Turns { patches: plan.stale_patches(), warmup_steps: 0, displaced: plan.distrifusion };
         let (toy, noise) = (Toy::whole(subject), subject.noise());
         let (guidance, branches) = (subject.guidance(), subject.branches());
         let expected =
             oracle::denoise(&toy, &*subject.scheduler(), &guidance, &branches, &noise, turns, None);
-        let job = with_keys(subject.job(plan.clone()), keys, block);
+        let job = mistaken(subject.job(plan.clone()));
         let seen = move |world: Arc<dyn Link>| match wire {
             Some((group, wire)) => Tampered::new(world, group, wire),
             None => world,
@@ -140,6 +150,31 @@ fn wrong_frames_and_places_show() {
             let error = run.error_at(None, Some(Keys::SpanMoved), block);
             println!("{axis:?}, distrifusion: {distrifusion}, {what}: {error:.1e} ({sound:.0e} without)");
             assert!(error > VISIBLE, "{axis:?}: other {what} make {error:.1e} only");
+        }
+    }
+}
+
+/// A block takes a skip connection that is another block's output, or another token's.
+#[test]
+fn wrong_skips_show() {
+    for (axis, patches, distrifusion) in [
+        (Axis::Pipeline, 3, false),
+        (Axis::Ring, 1, false),
+        (Axis::Ring, 1, true),
+        (Axis::Ulysses, 2, false),
+        (Axis::Tensor, 1, false),
+    ] {
+        let run = Run::new(Kind::UShaped, axis, patches, distrifusion);
+        for &[from, to] in &run.subject.spec.skips {
+            let sound = run.distance(None, |job| with_skip(job, None, to));
+            assert!(sound <= TOLERANCE, "{}{sound:.1e} without a mistake", run.plan);
+            for skip in [Skip::OfBlockBefore, Skip::TokensMoved] {
+                let error = run.distance(None, |job| with_skip(job, Some(skip), to));
+                println!(
+                    "{axis:?}, distrifusion: {distrifusion}, {from} to {to}, {skip:?}: {error:.1e} ({sound:.0e} without)"
+                );
+                assert!(error > VISIBLE, "{axis:?}, {from} to {to}: {skip:?} makes {error:.1e} only");
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 
 mod attention;
 mod link;
+mod skips;
 
 pub use attention::{Keys, with_keys};
 pub use link::{Tampered, Wire};
+pub use skips::{Skip, with_skip};
