@@ -13,14 +13,24 @@ from diffusers import (
     AutoencoderKL,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
+    HunyuanDiT2DModel,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
 
 import checkpoints
 import make_dit
+import make_hunyuan
 import make_sdxl
 import sd3_checkpoints
 from flux_checkpoints import flux_vae_config, scheduler_config, transformer_config
@@ -179,6 +189,52 @@ def dit() -> dict:
     }
 
 
+def hunyuan() -> dict:
+    """Version 1.1."""
+    transformer = make_hunyuan.transformer_config(
+        40,
+        attention_head_dim=88,
+        cross_attention_dim=1024,
+        cross_attention_dim_t5=2048,
+        hidden_size=1408,
+        mlp_ratio=4.3637,
+        num_attention_heads=16,
+        pooled_projection_dim=1024,
+        sample_size=128,
+    )
+    bert = make_hunyuan.bert_config(
+        hidden_size=1024,
+        intermediate_size=4096,
+        max_position_embeddings=512,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        vocab_size=47020,
+    )
+    mt5 = T5_XXL | {"d_ff": 5120, "d_model": 2048, "num_heads": 32, "vocab_size": 250112}
+    vae = checkpoints.vae_config(**make_hunyuan.VERSION, scaling_factor=0.13025)
+    vae |= {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
+    weights = "diffusion_pytorch_model"
+    return {
+        "model_index": {
+            "_class_name": "HunyuanDiTPipeline",
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "text_encoder": ["transformers", "BertModel"],
+            "text_encoder_2": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "BertTokenizer"],
+            "tokenizer_2": ["transformers", "T5Tokenizer"],
+            "transformer": ["diffusers", "HunyuanDiT2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "scheduler": make_hunyuan.scheduler_config(0.03),
+        "components": {
+            "transformer": component(HunyuanDiT2DModel.from_config(transformer), transformer, weights, 1),
+            "text_encoder": component(BertModel(BertConfig(**bert)), bert, "model", 1),
+            "text_encoder_2": component(T5EncoderModel(T5Config(**mt5)), mt5, "model", 2),
+            "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
+        },
+    }
+
+
 def pixart(pipeline: str, scale_vae: dict, **changes) -> dict:
     """The models for 1024×1024 pixels."""
     transformer = checkpoints.transformer_config(128, 28, **PIXART, **changes)
@@ -273,6 +329,7 @@ def main() -> None:
         write("dit-xl", dit())
         write("flux-dev", flux(FLUX_DEV, shift=3.0, use_dynamic_shifting=True))
         write("flux-schnell", flux(FLUX_DEV | {"guidance_embeds": False}, shift=1.0, use_dynamic_shifting=False))
+        write("hunyuan-11", hunyuan())
         write("pixart-alpha", pixart("PixArtAlphaPipeline", {}))
         write("pixart-sigma", pixart("PixArtSigmaPipeline", checkpoints.SIGMA_VAE, use_additional_conditions=False, **checkpoints.SIGMA))
         for name in SD3:

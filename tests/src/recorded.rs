@@ -103,7 +103,8 @@ pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
 /// The names of all recorded calls, which are many steps of many pipelines.
 pub fn calls() -> Vec<String> {
     let is_call = |name: &String| !Case::load(name).json["call"].is_null();
-    names(&["alpha-", "dit-", "flux-", "sd3", "sdxl-", "sigma-"]).into_iter().filter(is_call).collect()
+    let prefixes = ["alpha-", "dit-", "flux-", "hunyuan-", "sd3", "sdxl-", "sigma-"];
+    names(&prefixes).into_iter().filter(is_call).collect()
 }
 
 fn names(prefixes: &[&str]) -> Vec<String> {
@@ -126,7 +127,8 @@ fn names(prefixes: &[&str]) -> Vec<String> {
 pub fn made(name: &str, case: &Case, device: &Device, dtype: DType) -> Generated {
     let scratch = tempfile::tempdir().unwrap();
     let options = LoadOptions {
-        variant: case.json["checkpoint"].as_str().unwrap().contains("2k").then(|| "fp16".to_owned()),
+        // Used where it exists.
+        variant: Some("fp16".to_owned()),
         ..LoadOptions::new(device.clone(), dtype)
     };
     let mut pipeline = xdit_models::open(&checkpoint(case, scratch.path()), &options)

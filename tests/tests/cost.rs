@@ -14,6 +14,7 @@ use xdit_core::weights::Residency;
 use xdit_models::component::Component;
 use xdit_models::dit::{self, Dit};
 use xdit_models::flux::{self, Flux};
+use xdit_models::hunyuan::{self, Hunyuan};
 use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::latte::Latte;
 use xdit_models::pixart::{self, PixArt};
@@ -246,7 +247,10 @@ where
     let [rows, columns] = [5, 7];
     let noise = random("noise", [1, rows * columns, spec.channels * spec.patch * spec.patch]);
     let noise = Tokens { x: noise, positions: Positions::grid(rows, columns) };
-    let skipping = Branch { steps: 1..2, skip_layers: vec![0, spec.blocks - 1] };
+    // The first and the last block that can be skipped.
+    let skippable = |block: &usize| !spec.skips.iter().flatten().any(|end| end == block);
+    let ends = [(0..spec.blocks).find(skippable), (0..spec.blocks).rev().find(skippable)];
+    let skipping = Branch { steps: 1..2, skip_layers: ends.into_iter().flatten().collect() };
     let branches = [Branch::classifier_free(true), vec![skipping]].concat();
     let work = Work { spec: spec.clone(), tokens: rows * columns, grain: 1, steps: 3, branches, images: 1 };
     let sizes = Sizes {
@@ -299,6 +303,10 @@ where
 fn models_know_their_seams() {
     let text = |features| random("text", [1, 6, features]);
     check_model::<Latte>("latte", &text(32), 0);
+    let sizes = Some([1024, 1024, 768, 512, 0, 0]);
+    let t5 = random("t5", [1, 256, 32]);
+    let conditions = hunyuan::Conditions { bert: text(32), t5, t5_tokens: 9, sizes };
+    check_model::<Hunyuan>("hunyuan-11", &conditions, 0);
     let pooled = |features| random("pooled", [1, features]);
     let conditions = pixart::Conditions { text: text(32), bias: None, size: None };
     check_model::<PixArt>("pixart-alpha-256", &conditions, 0);

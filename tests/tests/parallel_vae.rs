@@ -224,9 +224,16 @@ fn a_failing_rank_ends_all() {
 #[test]
 fn pictures_equal_serial() {
     let mut counts = Counts::new();
-    for checkpoint in
-        ["pixart-alpha-256", "pixart-sigma-512", "sd35-medium", "flux-dev", "dit-256", "latte", "sdxl-base"]
-    {
+    for checkpoint in [
+        "pixart-alpha-256",
+        "pixart-sigma-512",
+        "sd35-medium",
+        "flux-dev",
+        "dit-256",
+        "hunyuan-11",
+        "latte",
+        "sdxl-base",
+    ] {
         pictures_of(checkpoint, &mut counts);
     }
     check(&counts);

@@ -20,7 +20,14 @@ use crate::progress::Progress;
 use crate::report::{Stopwatch, peak_rss_bytes};
 use crate::resolve::Invocation;
 
-/// A CLIP tokenizer of a few hundred tokens. The values of tokens do not change the time of a text encoder.
+/// A BERT tokenizer of a few hundred tokens. The values of tokens do not change the time of a text encoder.
+const BERT_TOKENIZER: [(&str, &[u8]); 3] = [
+    ("special_tokens_map.json", include_bytes!("../published/bert-tokenizer/special_tokens_map.json")),
+    ("tokenizer_config.json", include_bytes!("../published/bert-tokenizer/tokenizer_config.json")),
+    ("vocab.txt", include_bytes!("../published/bert-tokenizer/vocab.txt")),
+];
+
+/// A CLIP tokenizer of a few hundred tokens.
 const CLIP_TOKENIZER: [(&str, &[u8]); 4] = [
     ("merges.txt", include_bytes!("../published/clip-tokenizer/merges.txt")),
     ("special_tokens_map.json", include_bytes!("../published/clip-tokenizer/special_tokens_map.json")),
@@ -177,6 +184,7 @@ fn write(name: &str, folder: &TempDir) -> Result<()> {
     let index = published::described(name)["model_index"].clone();
     for (component, class) in index.as_object().expect("an object") {
         let files = match class[1].as_str() {
+            Some("BertTokenizer") => &BERT_TOKENIZER[..],
             Some("CLIPTokenizer") => &CLIP_TOKENIZER[..],
             Some("T5Tokenizer" | "T5TokenizerFast") => &t5[..],
             _ => continue,

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// Owners of models that are available only on the hub.
-const HUB_OWNERS: [&str; 4] = ["PixArt-alpha/", "stabilityai/", "black-forest-labs/", "facebook/"];
+const HUB_OWNERS: [&str; 5] =
+    ["PixArt-alpha/", "stabilityai/", "black-forest-labs/", "facebook/", "Tencent-Hunyuan/"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is in the workspace")

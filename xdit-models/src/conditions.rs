@@ -2,7 +2,7 @@
 
 use xdit_core::transformer::{IntoParts, Part, Parts};
 
-use crate::{dit, flux, pixart, sd3, unet};
+use crate::{dit, flux, hunyuan, pixart, sd3, unet};
 
 impl IntoParts for pixart::Conditions {
     fn into_parts(self) -> Parts {
@@ -70,7 +70,26 @@ impl IntoParts for flux::Conditions {
     }
 }
 
-/// The text and the pooled text.
+impl IntoParts for hunyuan::Conditions {
+    fn into_parts(self) -> Parts {
+        let sizes = self.sizes.into_iter().flatten();
+        let numbers = [self.t5_tokens].into_iter().chain(sizes).map(|number| number as f64);
+        Parts { tensors: vec![self.bert.into(), self.t5.into()], numbers: numbers.collect() }
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        let [bert, t5] = pair(parts.tensors);
+        let numbers: Vec<usize> = parts.numbers.into_iter().map(|number| number as usize).collect();
+        Self {
+            bert: bert.tensor(),
+            t5: t5.tensor(),
+            t5_tokens: numbers[0],
+            sizes: numbers[1..].try_into().ok(),
+        }
+    }
+}
+
+/// The text and the pooled text, or two texts.
 fn pair(tensors: Vec<Part>) -> [Part; 2] {
     tensors.try_into().expect("two tensors")
 }
@@ -98,6 +117,10 @@ mod tests {
             survives(&pixart::Conditions { text: tensor([1, 3, 4]), bias, size });
         }
         survives(&dit::Conditions { class: 1000 });
+        for sizes in [None, Some([1024, 768, 512, 256, 3, 4])] {
+            let (bert, t5) = (tensor([1, 3, 4]), tensor([1, 5, 2]));
+            survives(&hunyuan::Conditions { bert, t5, t5_tokens: 4, sizes });
+        }
         survives(&sd3::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]) });
         let micro = [512.0, 768.0, 8.0, 16.0, 1024.0, 960.0];
         survives(&unet::Conditions { text: tensor([1, 3, 4]), pooled: tensor([1, 5]), micro });

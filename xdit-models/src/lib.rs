@@ -13,6 +13,8 @@ pub mod dit;
 pub mod dit_pipeline;
 pub mod flux;
 pub mod flux_pipeline;
+pub mod hunyuan;
+pub mod hunyuan_pipeline;
 pub mod labels;
 pub mod latent_diffusion;
 pub mod latte;
@@ -82,6 +84,7 @@ pub const MODELS: &[Model] = &[
         class_name: "StableDiffusion3Pipeline",
         open: sd3_pipeline::open,
     },
+    Model { name: "HunyuanDiT 1.1, 1.2", class_name: "HunyuanDiTPipeline", open: hunyuan_pipeline::open },
     Model { name: "Latte", class_name: "LattePipeline", open: latte_pipeline::open },
     Model { name: "FLUX.1 schnell, dev", class_name: "FluxPipeline", open: flux_pipeline::open },
     Model { name: "DiT-XL/2 (256, 512)", class_name: "DiTPipeline", open: dit_pipeline::open },

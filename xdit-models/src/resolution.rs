@@ -1,4 +1,4 @@
-//! The picture sizes that PixArt was trained on, one for each aspect ratio.
+//! The picture sizes that models were trained on: PixArt's, one for each aspect ratio, and HunyuanDiT's standard sizes.
 
 /// The label of a training bucket (its height divided by its width), the height and the width.
 type Bin = (f64, usize, usize);
@@ -20,6 +20,32 @@ pub fn nearest_size(sample_size: usize, height: usize, width: usize) -> Option<[
     let distance = |bin: &Bin| (bin.0 - ratio).abs();
     let nearest = bins.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
     nearest.map(|&(_, height, width)| [height, width])
+}
+
+/// HunyuanDiT's aspect ratios, width divided by height, and the sizes of each, width and height.
+const STANDARD: &[(f64, &[[usize; 2]])] = &[
+    (1.0, &[[1024, 1024], [1280, 1280]]),
+    (4.0 / 3.0, &[[1024, 768], [1152, 864], [1280, 960]]),
+    (3.0 / 4.0, &[[768, 1024], [864, 1152], [960, 1280]]),
+    (16.0 / 9.0, &[[1280, 768]]),
+    (9.0 / 16.0, &[[768, 1280]]),
+];
+
+/// The standard height and width of HunyuanDiT for a picture of `[height, width]`: itself if it is standard, otherwise of
+/// the sizes with the nearest aspect ratio that with the nearest area.
+///
+/// # Source
+/// diffusers' `map_to_standard_shapes`; of equally near ones, the first is used.
+pub fn standard_size([height, width]: [usize; 2]) -> [usize; 2] {
+    if STANDARD.iter().any(|(_, sizes)| sizes.contains(&[width, height])) {
+        return [height, width];
+    }
+    let ratio = width as f64 / height as f64;
+    let nearest = STANDARD.iter().min_by(|a, b| (a.0 - ratio).abs().total_cmp(&(b.0 - ratio).abs()));
+    let (_, sizes) = nearest.expect("there are several");
+    let distance = |[w, h]: &&[usize; 2]| (w * h).abs_diff(width * height);
+    let [width, height] = *sizes.iter().min_by_key(distance).expect("there are several");
+    [height, width]
 }
 
 const BINS_256: &[Bin] = &[

@@ -61,3 +61,69 @@ impl RotaryEmbedding {
         (0..places).map(at).collect()
     }
 }
+
+/// A rotation of a head's features by column and row, where the grid of any picture is stretched so that its longer side
+/// has the length of a square's of `base_size` tokens, and its shorter side is centred in it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CenteredRotary {
+    /// The number of features of a head, a multiple of 4: half of them turn by column, half by row.
+    pub dim: usize,
+    /// The side of the square in tokens.
+    pub base_size: usize,
+}
+
+impl CenteredRotary {
+    /// The angles of the tokens at `positions`.
+    ///
+    /// # Source
+    /// HunyuanDiT (Li et al. 2024) §2.1; diffusers' `get_resize_crop_region_for_grid` and `get_2d_rotary_pos_embed`, in f32
+    /// as there.
+    pub fn rotary(&self, positions: &Positions, device: &Device) -> Rotary {
+        let [_, rows, columns] = positions.extent();
+        let [by_row, by_column] = self.places(rows, columns).map(|places| self.angles(&places));
+        let table = |of: fn(f64) -> f64| {
+            let ids = positions.ids().iter();
+            let angles = ids
+                .flat_map(|&[_, row, column]| by_column[column as usize].iter().chain(&by_row[row as usize]));
+            let values = angles.map(|&angle| of(f64::from(angle)) as f32).collect();
+            let shape = [positions.ids().len(), self.dim / 2];
+            Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+        };
+        Rotary { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// The place of each row and of each column.
+    fn places(&self, rows: usize, columns: usize) -> [Vec<f32>; 2] {
+        let base = self.base_size as f64;
+        // Python rounds halves to the even number.
+        let shorter = |of: usize, by: usize| (base / by as f64 * of as f64).round_ties_even();
+        let sizes = match rows > columns {
+            true => [base, shorter(columns, rows)],
+            false => [shorter(rows, columns), base],
+        };
+        let along = |size: f64, count: usize| {
+            let start = ((base - size) / 2.0).round_ties_even();
+            let end = ((start + size) * (count - 1) as f64 / count as f64) as f32;
+            linspace(start as f32, end, count)
+        };
+        [along(sizes[0], rows), along(sizes[1], columns)]
+    }
+
+    /// The angle of each pair of features at each of `places`.
+    fn angles(&self, places: &[f32]) -> Vec<Vec<f32>> {
+        let dim = self.dim / 2;
+        let frequency = |pair: usize| 1.0 / 10000f64.powf(f64::from(2.0 * pair as f32 / dim as f32)) as f32;
+        let frequencies: Vec<f32> = (0..dim / 2).map(frequency).collect();
+        places.iter().map(|place| frequencies.iter().map(|frequency| place * frequency).collect()).collect()
+    }
+}
+
+/// `count` numbers from `start` to `end`, as PyTorch rounds them: the second half is counted from the end.
+fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
+    let step = if count > 1 { (end - start) / (count - 1) as f32 } else { 0.0 };
+    let at = |index| match index < count / 2 || count == 1 {
+        true => start + step * index as f32,
+        false => end - step * (count - 1 - index) as f32,
+    };
+    (0..count).map(at).collect()
+}

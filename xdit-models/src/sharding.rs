@@ -3,6 +3,7 @@
 
 mod dit;
 mod flux;
+mod hunyuan;
 mod latte;
 mod pixart;
 mod sd3;

@@ -85,9 +85,18 @@ impl TimestepEmbedding {
     /// # Errors
     /// If a layer is missing or has the wrong shape.
     pub fn load(weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
+        Self::load_of(weights, [c_in, c_out, c_out])
+    }
+
+    /// As [`load`](Self::load), with `inner` features between the layers (diffusers' `PixArtAlphaTextProjection` with
+    /// `silu_fp32`).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_of(weights: &Weights, [c_in, inner, c_out]: [usize; 3]) -> Result<Self> {
         Ok(Self {
-            linear_1: weights.linear("linear_1", c_in, c_out)?,
-            linear_2: weights.linear("linear_2", c_out, c_out)?,
+            linear_1: weights.linear("linear_1", c_in, inner)?,
+            linear_2: weights.linear("linear_2", inner, c_out)?,
         })
     }
 

@@ -131,7 +131,7 @@ pub struct GenerateArgs {
     /// Leave prompts as they are, in lower case.
     #[arg(long, conflicts_with = "clean_caption", help_heading = "Generation")]
     pub no_clean_caption: bool,
-    /// Generate at the requested size, even if PixArt was not trained on it [default: false].
+    /// Generate at the requested size, even if PixArt or HunyuanDiT was not trained on it [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         hide_possible_values = true, help_heading = "Generation")]
     pub no_use_resolution_binning: Option<bool>,

@@ -6,9 +6,10 @@ use xdit_core::{Error, Result};
 
 /// Sizes and places, each two numbers of pixels.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Sizes as inputs of the model (Stable Diffusion XL)")]
+#[command(next_help_heading = "Sizes as inputs of the model (Stable Diffusion XL, HunyuanDiT 1.1)")]
 pub struct MicroConditionArgs {
-    /// Size of the original picture; small ones give blurred pictures [default: the size of the picture].
+    /// Size of the original picture; small ones give blurred pictures [default: the size of the picture; for HunyuanDiT
+    /// 1024 1024].
     #[arg(long, num_args = 1..=2, value_delimiter = ',', value_names = ["HEIGHT", "WIDTH"])]
     pub original_size: Option<Vec<usize>>,
     /// Corner of the crop from it [default: 0 0, which centres objects].
