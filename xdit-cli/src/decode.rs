@@ -39,6 +39,7 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
         revision: args.revision.as_deref(),
         variant: args.variant.as_deref(),
         download_dir: args.download_dir.as_deref(),
+        ..Place::default()
     };
     let folder = locate(&args.model, place, &mut progress)?;
     let options = LoadOptions { variant: args.variant.clone(), ..LoadOptions::new(device, dtype) };

@@ -101,8 +101,12 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     let mut progress = Progress::new(1, args.quiet);
     let variant = args.variant.as_deref();
-    let place =
-        Place { revision: args.revision.as_deref(), variant, download_dir: args.download_dir.as_deref() };
+    let place = Place {
+        revision: args.revision.as_deref(),
+        variant,
+        download_dir: args.download_dir.as_deref(),
+        ..Place::default()
+    };
     let folder = locate(&args.model, place, &mut progress)?;
     let inspection = inspect(&folder, variant)?;
     if args.json {

@@ -15,6 +15,8 @@ pub struct Place<'a> {
     pub revision: Option<&'a str>,
     /// The variant of the weight files.
     pub variant: Option<&'a str>,
+    /// Components that are not needed.
+    pub without: &'a [&'a str],
     /// The folder for downloads, in place of the cache of `huggingface_hub`.
     pub download_dir: Option<&'a Path>,
 }
@@ -24,7 +26,7 @@ pub struct Place<'a> {
 /// # Errors
 /// If it cannot be found, downloaded or unpacked.
 pub fn locate(model: &str, place: Place<'_>, progress: &mut Progress) -> Result<PathBuf> {
-    let Place { revision, variant, download_dir } = place;
+    let Place { revision, variant, without, download_dir } = place;
     if model == built_in::NAME {
         let folder = built_in::folder()?;
         return hub::check_folder(&folder, variant).map(|()| folder);
@@ -37,5 +39,6 @@ pub fn locate(model: &str, place: Place<'_>, progress: &mut Progress) -> Result<
         options.cache_dir = folder.to_owned();
     }
     options.variant = variant.map(str::to_owned);
+    options.without = without.iter().map(|&name| name.to_owned()).collect();
     hub::resolve(model, &options, &mut |download| progress.download(&download))
 }

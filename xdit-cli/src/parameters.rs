@@ -35,6 +35,9 @@ pub struct Settings {
     /// The scheduler, if it is not the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<String>,
+    /// `none` if the third text encoder was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder_3: Option<String>,
     /// The type of weights and activations.
     pub dtype: Dtype,
     /// The description of content to avoid, if one was given.

@@ -3,13 +3,15 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use xdit_core::error::printable;
 use xdit_core::hub::Download;
 use xdit_core::pipeline::{Observer, Phase, Step};
 
 /// The number of lines for the steps of one picture in a plain log.
 const LINES_A_PICTURE: usize = 4;
+/// The time from which on the time of a run is estimated after its first step.
+const LONG_RUN: Duration = Duration::from_secs(120);
 
 /// Shows progress on standard error.
 pub struct Progress {
@@ -18,6 +20,10 @@ pub struct Progress {
     /// The visible bars.
     bars: MultiProgress,
     download: Option<ProgressBar>,
+    /// Whether the size of the whole download was shown.
+    announced: bool,
+    /// Whether the time of the run was estimated.
+    estimated: bool,
     /// The phases that have begun. Data-parallel ranks work on several pictures at once.
     running: Vec<Running>,
 }
@@ -45,11 +51,24 @@ impl Progress {
             false if std::io::stderr().is_terminal() => Style::Bars,
             false => Style::Lines,
         };
-        Self { style, images, bars: MultiProgress::new(), download: None, running: Vec::new() }
+        Self {
+            style,
+            images,
+            bars: MultiProgress::new(),
+            download: None,
+            announced: false,
+            estimated: false,
+            running: Vec::new(),
+        }
     }
 
     /// Shows the progress of a download.
     pub fn download(&mut self, download: &Download<'_>) {
+        let (files, bytes) = download.missing;
+        if files > 1 && !self.announced && self.style != Style::Quiet {
+            self.announced = true;
+            self.bars.suspend(|| say(&format!("downloading {files} files, {}", HumanBytes(bytes))));
+        }
         match self.style {
             Style::Quiet => {}
             _ if download.waits => self.bars.suspend(|| {
@@ -132,6 +151,12 @@ impl Observer for Progress {
     fn step(&mut self, Step { phase, done, of }: Step, at: Instant) {
         let Phase::Denoise { image } = phase else { return };
         let Some(running) = self.running.iter().find(|running| running.phase == phase) else { return };
+        if !std::mem::replace(&mut self.estimated, true)
+            && let Some(left) = estimate(at.duration_since(running.begin), of * self.images)
+            && self.style != Style::Quiet
+        {
+            self.bars.suspend(|| say(&left));
+        }
         if let Some(bar) = &running.bar {
             if done == 1 {
                 bar.disable_steady_tick();
@@ -158,6 +183,12 @@ impl Observer for Progress {
     }
 }
 
+/// An estimate of the time of a run of `steps` steps, of which the first one took `first`, if the run is long.
+fn estimate(first: Duration, steps: usize) -> Option<String> {
+    let left = first.checked_mul(u32::try_from(steps).ok()?.checked_sub(1)?)?;
+    (left >= LONG_RUN).then(|| format!("  about {} for {steps} steps", HumanDuration(left)))
+}
+
 /// Writes a line to standard error. A run does not depend on a reader there.
 pub fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
@@ -170,4 +201,17 @@ fn style(template: &str) -> ProgressStyle {
         let _ = write!(text, "{:.2} it/s", state.per_sec());
     };
     ProgressStyle::with_template(template).expect("templates are fixed and valid").with_key("rate", rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_runs_are_estimated() {
+        let estimate = |millis, steps| estimate(Duration::from_millis(millis), steps);
+        assert_eq!(estimate(1000, 120), None);
+        assert_eq!(estimate(1000, 181).unwrap(), "  about 3 minutes for 181 steps");
+        assert_eq!(estimate(u64::MAX, usize::MAX), None);
+    }
 }

@@ -92,6 +92,8 @@ impl Invocation {
             variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
             scheduler: args.scheduler.clone().or_else(|| same_model?.scheduler.clone()),
             devices,
+            no_text_encoder_3: args.text_encoder_3.is_some()
+                || same_model.is_some_and(|s| s.text_encoder_3.is_some()),
             keep: keep(args.keep.unwrap_or_default()),
             random_weights: false,
             processes: processes.processes.clone(),
@@ -167,7 +169,9 @@ impl Invocation {
     /// If it cannot be found, downloaded or unpacked.
     pub fn locate(&self, args: &GenerateArgs, progress: &mut Progress) -> Result<PathBuf> {
         let (revision, variant) = (self.revision.as_deref(), self.load.variant.as_deref());
-        let place = Place { revision, variant, download_dir: args.download_dir.as_deref() };
+        let without: &[&str] =
+            if self.load.no_text_encoder_3 { &["text_encoder_3", "tokenizer_3"] } else { &[] };
+        let place = Place { revision, variant, without, download_dir: args.download_dir.as_deref() };
         locate(&self.model, place, progress).map_err(|error| match (&args.from, &args.model) {
             (Some(picture), None) if error.kind() == ErrorKind::Usage => error.hint(format!(
                 "`{}` contains only the name of its model: give the folder with `--model`",
@@ -187,6 +191,7 @@ impl Invocation {
             revision: self.revision.clone(),
             variant: self.load.variant.clone(),
             scheduler: self.load.scheduler.clone(),
+            text_encoder_3: self.load.no_text_encoder_3.then(|| "none".to_owned()),
             dtype: self.dtype,
             negative_prompt: self.request.negative_prompts.first().cloned(),
             negative_prompt_2: self.request.negative_prompt_2.clone(),

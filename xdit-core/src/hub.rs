@@ -51,12 +51,15 @@ pub struct Download<'a> {
     pub finished: bool,
     /// True if another process downloads the file, and this one waits for it.
     pub waits: bool,
+    /// The number and the size of the files that are missing, this one included; the size is that of the files whose size is
+    /// known.
+    pub missing: (usize, u64),
 }
 
 impl<'a> Download<'a> {
     /// Nothing of `file` yet.
     fn begun(file: &'a str) -> Self {
-        Self { file, done_bytes: 0, total_bytes: None, finished: false, waits: false }
+        Self { file, done_bytes: 0, total_bytes: None, finished: false, waits: false, missing: (1, 0) }
     }
 }
 
@@ -148,7 +151,7 @@ impl Repo<'_> {
         let (revision, variant) = (options.revision.as_str(), options.variant.as_deref());
         // A commit never changes, so a complete snapshot of one needs no request.
         if is_commit(revision)
-            && let Ok(folder) = cache.complete_snapshot(revision, variant)
+            && let Ok(folder) = cache.complete_snapshot(revision, options)
         {
             return Ok(folder);
         }
@@ -174,14 +177,35 @@ impl Repo<'_> {
         self.ensure(&client, commit, MODEL_INDEX, progress)?;
         let folder = cache.snapshot(commit);
         let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES)?;
-        let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?;
-        for file in select(model, &index, &listing.files, variant)? {
-            self.ensure(&client, commit, &file, progress)?;
+        let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?.without(&options.without);
+        let mut missing = select(model, &index, &listing.files, variant)?;
+        missing.retain(|file| !folder.join(file).exists());
+        let bytes = |files: &[String]| files.iter().filter_map(|file| listing.sizes.get(file)).sum();
+        self.check_space(bytes(&missing))?;
+        for (at, file) in missing.iter().enumerate() {
+            let missing = (missing.len() - at, bytes(&missing[at..]));
+            self.ensure(&client, commit, file, &mut |download| progress(Download { missing, ..download }))?;
         }
         // Written last, so that offline runs never see a newer commit that is incomplete. A failure is ignored: a
         // complete cache that is read-only works without the ref.
         let _ = cache.write_ref(revision, commit);
         Ok(folder)
+    }
+
+    /// Checks that `bytes` more fit on the disk of the cache. Partial downloads are counted twice.
+    fn check_space(&self, bytes: u64) -> Result<()> {
+        let cache = &self.options.cache_dir;
+        match cache::free_bytes(cache).filter(|free| bytes > *free) {
+            None => Ok(()),
+            Some(free) => {
+                let [bytes, free] = [bytes, free].map(|bytes| bytes as f64 / 1e9);
+                let (model, cache) = (self.model, cache.display());
+                Err(Error::failure(format!(
+                    "`{model}` takes {bytes:.1} GB more, and {free:.1} GB are free in the cache `{cache}`"
+                ))
+                .hint("free some space, or set `HF_HOME` to a folder on a larger disk"))
+            }
+        }
     }
 
     /// Finds the snapshot left by an earlier run, without using the network.
@@ -196,7 +220,7 @@ impl Repo<'_> {
             ))
             .hint(hint));
         };
-        cache.complete_snapshot(&commit, options.variant.as_deref()).map_err(|missing| {
+        cache.complete_snapshot(&commit, options).map_err(|missing| {
             Error::failure(format!("the cached copy of `{model}` is incomplete: {}", missing.message()))
                 .hint(hint)
         })

@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub variant: Option<String>,
     /// The scheduler in place of the checkpoint's own, by a name that [`replaced`](crate::scheduler::replaced) accepts.
     pub scheduler: Option<String>,
+    /// Whether to leave out the third text encoder of Stable Diffusion 3, its largest, without which it was trained, too.
+    pub no_text_encoder_3: bool,
     /// The components that stay in memory between requests.
     pub keep: Keep,
     /// Whether weights are random numbers made on the device, for benchmarks. Of the files, only headers are read.
@@ -51,6 +53,7 @@ impl LoadOptions {
             dtype,
             variant: None,
             scheduler: None,
+            no_text_encoder_3: false,
             keep: Keep::Auto,
             random_weights: false,
             processes: None,

@@ -77,7 +77,13 @@ impl ModelIndex {
                 }
                 let (shown, index) = (folder.display(), index.display());
                 let error = Error::failure(format!("there is no folder `{shown}`, which `{index}` names"));
-                Err(error.hint("the download is incomplete: fetch the folder, or download the model again"))
+                let hint = "the download is incomplete: fetch the folder, or download the model again";
+                Err(error.hint(match name {
+                    "text_encoder_3" | "tokenizer_3" => {
+                        format!("{hint}; `--text-encoder-3 none` does without it")
+                    }
+                    _ => hint.to_owned(),
+                }))
             }
             Some(class) => Err(Error::failure(format!(
                 "component `{name}` in `{}` is of class `{class}`, which is not supported here",

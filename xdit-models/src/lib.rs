@@ -43,6 +43,7 @@ use xdit_core::pipeline::{LoadOptions, Pipeline};
 use xdit_core::{Error, Result};
 
 use component::ModelIndex;
+use text_encoder::Folders;
 
 /// A supported kind of checkpoint.
 pub struct Model {
@@ -108,7 +109,20 @@ pub const MODELS: &[Model] = &[
 /// # Errors
 /// If its kind is not supported, or anything in it is missing, malformed or inconsistent.
 pub fn open(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
-    let index = ModelIndex::read(dir)?;
+    let mut index = ModelIndex::read(dir)?;
+    if options.no_text_encoder_3 {
+        let removed = index.components.remove(Folders::ALL[2].encoder);
+        if index.class_name != "StableDiffusion3Pipeline" {
+            return Err(Error::usage(format!(
+                "`{}` has no third text encoder to leave out",
+                index.class_name
+            ))
+            .hint("leave out `--text-encoder-3`"));
+        }
+        // A checkpoint without it stays as it is.
+        drop(removed);
+        index.components.remove(Folders::ALL[2].tokenizer);
+    }
     match MODELS.iter().find(|model| model.class_name == index.class_name) {
         Some(model) => (model.open)(&index, options),
         None => {

@@ -181,6 +181,9 @@ pub struct GenerateArgs {
     /// Branch, tag or commit of the model on the hub [default: main].
     #[arg(long, help_heading = "Model and device")]
     pub revision: Option<String>,
+    /// `none` leaves out the third text encoder of Stable Diffusion 3, its largest [default: the model's].
+    #[arg(long = "text-encoder-3", value_name = "none", value_parser = ["none"], hide_possible_values = true, help_heading = "Model and device")]
+    pub text_encoder_3: Option<String>,
     /// Folder for downloaded models [default: the cache of `huggingface_hub`].
     #[arg(long, value_name = "FOLDER", help_heading = "Model and device")]
     pub download_dir: Option<PathBuf>,

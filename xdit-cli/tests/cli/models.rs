@@ -169,6 +169,28 @@ fn variants_and_components_that_a_folder_does_not_have() {
     ");
 }
 
+/// Stable Diffusion 3 can do without its third text encoder, even if it is not there.
+#[test]
+fn a_third_text_encoder_is_left_out_on_request() {
+    let workspace = Workspace::with_demo();
+    assert!(
+        error(&workspace, &["--text-encoder-3", "none"]).contains("has no third text encoder to leave out")
+    );
+    let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/sd3-medium");
+    for folder in fs::read_dir(&goldens).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        fs::create_dir_all(workspace.path("sd3")).unwrap();
+        if !name.ends_with("_3") {
+            #[cfg(unix)]
+            std::os::unix::fs::symlink(&folder, workspace.path("sd3").join(name)).unwrap();
+        }
+    }
+    let missing = workspace.error(&["plan", "--model", "sd3"]);
+    assert!(missing.contains("there is no folder `sd3/text_encoder_3`"), "{missing}");
+    assert!(missing.ends_with("`--text-encoder-3 none` does without it\n"), "{missing}");
+    workspace.ok(&["plan", "--model", "sd3", "--text-encoder-3", "none"]);
+}
+
 /// transformers and diffusers ignore some tensors of published files; no others.
 #[test]
 fn extra_tensors_are_ignored_with_a_note() {

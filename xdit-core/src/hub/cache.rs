@@ -7,8 +7,8 @@
 //! .locks/models--owner--name/<etag>.lock                   held during the download of a blob
 //! ```
 
-use super::MAX_SMALL_BYTES;
 use super::select::{MODEL_INDEX, ModelIndex, select};
+use super::{HubOptions, MAX_SMALL_BYTES};
 use crate::{Result, files};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -63,7 +63,7 @@ impl RepoCache {
     }
 
     /// Returns the snapshot of `commit` if it has every file that the model needs.
-    pub(super) fn complete_snapshot(&self, commit: &str, variant: Option<&str>) -> Result<PathBuf> {
+    pub(super) fn complete_snapshot(&self, commit: &str, options: &HubOptions) -> Result<PathBuf> {
         let folder = self.snapshot(commit);
         let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES).map_err(|error| {
             let why =
@@ -71,8 +71,8 @@ impl RepoCache {
             error.reworded(why)
         })?;
         let text = String::from_utf8_lossy(&text);
-        let index = ModelIndex::parse(&self.model, &text)?;
-        select(&self.model, &index, &files_of(&folder), variant)?;
+        let index = ModelIndex::parse(&self.model, &text)?.without(&options.without);
+        select(&self.model, &index, &files_of(&folder), options.variant.as_deref())?;
         Ok(folder)
     }
 
@@ -121,6 +121,20 @@ impl RepoCache {
 /// Whether `revision` is the full hash of a commit, and therefore always refers to the same contents.
 pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The free space on the disk of `folder` or of the nearest folder above it that exists, if the system reports it.
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let disk = folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok())?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
 }
 
 /// Checks that `path`, which is about to be written, is absent or a regular file. In a shared cache, somebody else might have

@@ -5,6 +5,7 @@ use super::fault::Fault;
 use super::mistaken::without_password;
 use crate::{Error, Result};
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::Response;
@@ -32,6 +33,8 @@ pub(super) struct Client {
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) files: Vec<String>,
+    /// Their sizes in bytes, where the hub lists them.
+    pub(super) sizes: HashMap<String, u64>,
 }
 
 /// The metadata of a file.
@@ -73,8 +76,13 @@ impl Client {
         #[derive(Deserialize)]
         struct Sibling {
             rfilename: String,
+            size: Option<u64>,
         }
-        let url = format!("{}/api/models/{model}/revision/{}", self.endpoint, percent_encoded(revision, ""));
+        let url = format!(
+            "{}/api/models/{model}/revision/{}?blobs=true",
+            self.endpoint,
+            percent_encoded(revision, "")
+        );
         let mut response = self.send(Verb::Get { from: 0 }, &url)?;
         let text = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_string()?;
         let info: ModelInfo =
@@ -83,9 +91,11 @@ impl Client {
             return Err(Fault::strange(format!("`{}` is not a commit", info.sha)));
         }
         // The names become paths in the cache, so any name that would leave it is dropped.
-        let files =
-            info.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|name| is_inner_path(name));
-        Ok(Listing { commit: info.sha, files: files.collect() })
+        let inside = info.siblings.into_iter().filter(|sibling| is_inner_path(&sibling.rfilename));
+        let (files, sizes): (Vec<_>, Vec<_>) =
+            inside.map(|sibling| (sibling.rfilename.clone(), (sibling.rfilename, sibling.size))).unzip();
+        let sizes = sizes.into_iter().filter_map(|(name, size)| Some((name, size?))).collect();
+        Ok(Listing { commit: info.sha, files, sizes })
     }
 
     pub(super) fn file_url(&self, model: &str, commit: &str, file: &str) -> String {

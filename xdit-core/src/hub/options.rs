@@ -25,6 +25,8 @@ pub struct HubOptions {
     pub offline: bool,
     /// Prefer weight files with this word in their names, such as `fp16`.
     pub variant: Option<String>,
+    /// Components that are not needed, such as `text_encoder_3`.
+    pub without: Vec<String>,
     /// The URL of an HTTP proxy.
     pub proxy: Option<String>,
     /// Hosts to reach without the proxy, separated by commas.
@@ -43,6 +45,7 @@ impl HubOptions {
             revision: DEFAULT_REVISION.to_owned(),
             offline: false,
             variant: None,
+            without: Vec::new(),
             proxy: None,
             no_proxy: None,
             ca_file: None,

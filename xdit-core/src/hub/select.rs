@@ -38,6 +38,13 @@ impl ModelIndex {
         }
         Ok(Self { components })
     }
+
+    /// The same without the components in `names`.
+    #[must_use]
+    pub fn without(mut self, names: &[String]) -> Self {
+        self.components.retain(|component| !names.contains(&component.name));
+        self
+    }
 }
 
 /// Parses one entry. A component has the form `"folder": ["library", "Class"]`; `[null, null]` stands for an

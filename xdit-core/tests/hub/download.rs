@@ -12,11 +12,12 @@ use xdit_core::hub::{HubOptions, resolve};
 #[test]
 fn needed_files_are_stored_in_the_layout_of_huggingface_hub() {
     let (cache, hub) = (tempdir().unwrap(), hub());
-    let mut finished = Vec::new();
+    let (mut finished, mut missing) = (Vec::new(), Vec::new());
     let folder = resolve(MODEL, &options(cache.path(), &hub), &mut |download| {
         assert!(download.done_bytes <= download.total_bytes.unwrap());
         if download.finished {
             finished.push((download.file.to_owned(), download.done_bytes));
+            missing.push(download.missing);
         }
     })
     .unwrap();
@@ -36,6 +37,9 @@ fn needed_files_are_stored_in_the_layout_of_huggingface_hub() {
     let expected: Vec<_> =
         needed.iter().map(|&file| (file.to_owned(), files().0[file].len() as u64)).collect();
     assert_eq!(finished, expected);
+    // The list of components comes first, and tells which files follow.
+    let weights = WEIGHTS.len() as u64;
+    assert_eq!(missing, [(1, 0), (3, 8 + weights), (2, 2 + weights), (1, weights)]);
 }
 
 #[test]
@@ -44,7 +48,7 @@ fn a_second_run_requests_only_the_commit() {
     let first = get(&options(cache.path(), &hub)).unwrap();
     hub.requests();
     assert_eq!(get(&options(cache.path(), &hub)).unwrap(), first);
-    assert_eq!(hub.lines(), [format!("GET /api/models/{MODEL}/revision/main")]);
+    assert_eq!(hub.lines(), [format!("GET /api/models/{MODEL}/revision/main?blobs=true")]);
 
     // A commit hash needs no request.
     let pinned = HubOptions { revision: COMMIT.to_owned(), ..options(cache.path(), &hub) };
@@ -84,7 +88,7 @@ fn a_revision_with_slashes_has_its_own_ref() {
     let (cache, hub) = (tempdir().unwrap(), hub());
     let options = HubOptions { revision: "refs/pr/1".to_owned(), ..options(cache.path(), &hub) };
     get(&options).unwrap();
-    assert_eq!(hub.lines()[0], format!("GET /api/models/{MODEL}/revision/refs%2Fpr%2F1"));
+    assert_eq!(hub.lines()[0], format!("GET /api/models/{MODEL}/revision/refs%2Fpr%2F1?blobs=true"));
     assert_eq!(fs::read_to_string(repo(cache.path()).join("refs/refs/pr/1")).unwrap(), COMMIT);
     // Offline, the ref is used.
     get(&HubOptions { offline: true, ..options }).unwrap();

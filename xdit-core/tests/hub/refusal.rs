@@ -329,3 +329,16 @@ fn links_in_a_shared_cache_are_not_followed() {
     }
     get(&options(cache.path(), &hub)).unwrap();
 }
+
+#[test]
+fn a_model_that_does_not_fit_on_the_disk() {
+    let hub = hub_but(|request| {
+        let mut listing = crate::files().listing();
+        listing.body =
+            String::from_utf8(listing.body).unwrap().replace("1000003", "1000000000000000000").into();
+        request.path.contains("/api/").then_some(listing)
+    });
+    let error = error_of(&hub);
+    assert!(error.starts_with(&format!("`{MODEL}` takes 1000000000.0 GB more, and ")), "{error}");
+    assert!(!hub.lines().iter().any(|line| line.contains("safetensors")), "nothing is fetched");
+}

@@ -236,3 +236,13 @@ fn an_index_without_components_is_refused() {
         assert!(error.message().starts_with("the `model_index.json` of `o/n` is not usable"), "{error}");
     }
 }
+
+#[test]
+fn components_that_are_not_needed_are_left_out() {
+    let without = ["text_encoder_3".to_owned()];
+    let index = ModelIndex::parse("o/n", SD3_INDEX).unwrap().without(&without);
+    let listing: Vec<String> = SD3.iter().map(|&name| name.to_owned()).collect();
+    let files = select("o/n", &index, &listing, None).unwrap();
+    assert!(files.iter().any(|file| file.starts_with("text_encoder/")));
+    assert!(!files.iter().any(|file| file.starts_with("text_encoder_3/")), "{files:?}");
+}

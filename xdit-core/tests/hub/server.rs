@@ -125,8 +125,11 @@ impl Files {
     }
 
     pub fn listing(&self) -> Reply {
-        let siblings: Vec<String> =
-            self.0.keys().map(|name| format!(r#"{{"rfilename": "{name}"}}"#)).collect();
+        let siblings: Vec<String> = self
+            .0
+            .iter()
+            .map(|(name, bytes)| format!(r#"{{"rfilename": "{name}", "size": {}}}"#, bytes.len()))
+            .collect();
         let body = format!(r#"{{"sha": "{COMMIT}", "siblings": [{}]}}"#, siblings.join(", "));
         Reply { status: 200, body: body.into_bytes(), ..Reply::default() }
     }
