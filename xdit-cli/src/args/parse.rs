@@ -147,6 +147,7 @@ mod tests {
             let value = match option.get_id().as_str() {
                 _ if !option.get_action().takes_values() => "",
                 "output_type" => "=latent",
+                "text_encoder_3" => "=none",
                 "clean_caption" | "no_use_resolution_binning" | "vae_tiling" => "=false",
                 _ => "=3",
             };

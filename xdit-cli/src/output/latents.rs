@@ -8,12 +8,14 @@ use burn::tensor::TensorData;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use tempfile::NamedTempFile;
-use xdit_core::{Error, Result};
+use xdit_core::{Error, Result, files};
 
 use super::{temporary, unwritable};
 use crate::interrupt;
 
 const KEY: &str = "latents";
+/// The most bytes of a file that is read: the latents of ten thousand pictures.
+const MAX_BYTES: u64 = 1 << 34;
 
 /// The file of the run, from the first picture with latents on. It is global so that a signal handler can complete it.
 static UNFINISHED: Mutex<Option<LatentsFile>> = Mutex::new(None);
@@ -116,8 +118,7 @@ pub fn decode_latents(path: &Path) -> Result<TensorData> {
     let shown = path.display();
     let expected =
         "give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32";
-    let bytes = std::fs::read(path)
-        .map_err(|error| Error::failure(format!("cannot read `{shown}`: {error}")).hint(expected))?;
+    let bytes = files::read(path, MAX_BYTES).map_err(|error| error.hint(expected))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| {
         Error::failure(format!("`{shown}` is not a valid safetensors file: {error}")).hint(expected)
     })?;

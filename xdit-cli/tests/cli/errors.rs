@@ -377,6 +377,12 @@ fn initial_latents() {
     error: `empty` is not a valid safetensors file: header too small
     hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
     ");
+    #[cfg(unix)]
+    insta::assert_snapshot!(from("/dev/zero"), @r"
+    1
+    error: cannot read `/dev/zero`: it is a device or a pipe
+    hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32
+    ");
     insta::assert_snapshot!(from("missing"), @r"
     1
     error: cannot read `missing`: No such file or directory (os error 2)

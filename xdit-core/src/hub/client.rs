@@ -1,9 +1,9 @@
 //! The three requests to the hub: the contents of a revision, the metadata of a file, and the bytes of a file.
 
-use super::HubOptions;
 use super::fault::Fault;
 use super::mistaken::without_password;
-use crate::{Error, Result};
+use super::{HubOptions, MAX_SMALL_BYTES};
+use crate::{Error, Result, files};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -274,7 +274,7 @@ fn root_certs(options: &HubOptions) -> Result<RootCerts> {
         Error::failure(format!("cannot use the certificates in `{}`: {why}", file.display()))
             .hint("unset `SSL_CERT_FILE` to trust the public certificate authorities")
     };
-    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    let pem = files::read(file, MAX_SMALL_BYTES).map_err(|error| unusable(error.message().to_owned()))?;
     let certificates: Vec<Certificate<'static>> = parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -1,10 +1,13 @@
 //! Access to the hub and its cache: the options, and the environment variables that set them.
 
+use crate::files;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The public hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+/// The most bytes of a file with a token.
+const MAX_TOKEN_BYTES: u64 = 1 << 16;
 /// The default revision.
 pub const DEFAULT_REVISION: &str = "main";
 
@@ -120,7 +123,7 @@ fn expand_tilde(value: &str, home: Option<&Path>) -> PathBuf {
 
 /// A missing or unreadable token file means no token: most models need none, and the hub reports those that do.
 fn read_token(file: &Path) -> Option<String> {
-    let token = std::fs::read_to_string(file).ok()?.trim().to_owned();
+    let token = String::from_utf8(files::read(file, MAX_TOKEN_BYTES).ok()?).ok()?.trim().to_owned();
     (!token.is_empty()).then_some(token)
 }
 
