@@ -9,7 +9,8 @@ pub mod stale_rows;
 pub mod ulysses;
 pub mod vae;
 
-/// A way to spread one run over ranks. Methods combine freely and make no demands on a model.
+/// A way to spread one run over ranks. Methods combine freely and make no demands on a transformer. A UNet has none of
+/// the stages and patches of PipeFusion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
     /// Its name in the literature.
