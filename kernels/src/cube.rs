@@ -83,10 +83,29 @@ impl InPlace {
         Self { out, is_input }
     }
 
+    /// The same for images whose channels lie together, without gaps.
+    pub(crate) fn of_pixels(x: &CubeTensor) -> Self {
+        let is_input = x.can_mut();
+        Self { out: if is_input { x.clone() } else { empty_pixels(x, dims(x), x.dtype) }, is_input }
+    }
+
     /// The output as an argument of a kernel whose first buffer is the input.
     pub(crate) fn buffer(&self) -> BufferArg {
         if self.is_input { BufferArg::alias(0, self.out.meta.num_elements()) } else { buffer(&self.out) }
     }
+}
+
+/// Whether the channels of each pixel of `x`, an image `[b, c, y, x]`, lie together and the pixels follow each other.
+pub(crate) fn is_pixels(x: &CubeTensor) -> bool {
+    let shape @ [_, c, rows, cols] = dims(x);
+    let expected = [rows * cols * c, 1, cols * c, c];
+    let strides = x.meta.strides();
+    !x.is_contiguous() && (0..4).all(|dim| shape[dim] == 1 || strides[dim] == expected[dim])
+}
+
+/// Memory for an image `[b, c, y, x]` whose channels lie together.
+pub(crate) fn empty_pixels(like: &CubeTensor, [b, c, rows, cols]: [usize; 4], dtype: DType) -> CubeTensor {
+    burn_cubecl::ops::permute(empty(like, [b, rows, cols, c], dtype), &[0, 3, 1, 2])
 }
 
 /// The integers that index all of `tensors`.

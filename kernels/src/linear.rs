@@ -12,6 +12,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::Tensor;
 
+use crate::activation::{Activation, reference_activate};
 use crate::optional::Optional;
 use crate::plain::{Plain, dims};
 
@@ -21,6 +22,35 @@ use crate::plain::{Plain, dims};
 /// `x`: `[…, c_in]`; `weight`: `[c_out, c_in]`, in checkpoint order; `bias`: `[c_out]`; result `[…, c_out]`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch(), bias.into()))
+}
+
+/// `activation(x · weightᵀ + bias)`. Where both are one operation, 16-bit numbers are rounded once.
+///
+/// # Shapes
+/// As [`linear`].
+pub fn linear_activate<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    activation: Activation,
+) -> Tensor<D> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(Dispatch::linear_activate(x, weight, bias.into(), activation))
+}
+
+/// [`linear`] of the features of `x` and, behind them, those of `y`. Where that saves joining them, the sum over the
+/// features of `x` is rounded on the way.
+///
+/// # Shapes
+/// `x`: `[…, c_x]`; `y`: `[…, c_y]`; `weight`: `[c_out, c_x + c_y]`; `bias`: `[c_out]`; result `[…, c_out]`.
+pub fn linear_of_two<const D: usize>(
+    x: Tensor<D>,
+    y: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let [x, y] = [x, y].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::linear_of_two(x, y, weight.into_dispatch(), bias.into()))
 }
 
 /// Linear layers on the tensors of a backend.
@@ -34,6 +64,50 @@ pub trait LinearOps: Backend {
     ) -> FloatTensor<Self> {
         reference_linear::<Self>(x, weight, bias)
     }
+
+    /// See [`linear_activate`].
+    fn linear_activate(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Optional<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self>;
+
+    /// See [`linear_of_two`].
+    fn linear_of_two(
+        x: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Optional<Self>,
+    ) -> FloatTensor<Self> {
+        <Self as LinearOps>::linear(joined::<Self>(x, y), weight, bias)
+    }
+}
+
+/// [`linear_activate`] on any backend.
+pub(crate) fn reference_linear_activate<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Optional<B>,
+    activation: Activation,
+) -> FloatTensor<B> {
+    reference_activate::<B>(activation, reference_linear::<B>(x, weight, bias))
+}
+
+/// [`linear_of_two`] on any backend.
+pub(crate) fn reference_linear_of_two<B: Backend>(
+    x: FloatTensor<B>,
+    y: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Optional<B>,
+) -> FloatTensor<B> {
+    reference_linear::<B>(joined::<B>(x, y), weight, bias)
+}
+
+/// The features of `x`, and behind them those of `y`.
+fn joined<B: Backend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+    let last = x.rank() - 1;
+    Plain::<B>::cat(vec![Plain::new(x), Plain::new(y)], last).into_inner()
 }
 
 /// [`linear`] on any backend.

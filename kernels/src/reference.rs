@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use crate::activation::{self, Activation};
 use crate::conv::{self, Conv2d, Geometry};
 use crate::group_norm::{self, Affine, Moments};
-use crate::linear::reference_linear;
+use crate::linear::{reference_linear, reference_linear_activate, reference_linear_of_two};
 use crate::rotary::reference_rotary;
 use crate::{attention, norm, residual};
 
@@ -44,6 +44,30 @@ pub fn merge_lse(
 /// See [`linear`](crate::linear()).
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     let y = reference_linear::<Dispatch>(x.into_dispatch(), weight.into_dispatch(), bias.into());
+    Tensor::from_dispatch(y)
+}
+
+/// See [`linear_activate`](crate::linear_activate).
+pub fn linear_activate<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    activation: Activation,
+) -> Tensor<D> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    let y = reference_linear_activate::<Dispatch>(x, weight, bias.into(), activation);
+    Tensor::from_dispatch(y)
+}
+
+/// See [`linear_of_two`](crate::linear_of_two).
+pub fn linear_of_two<const D: usize>(
+    x: Tensor<D>,
+    y: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let [x, y] = [x, y].map(Tensor::into_dispatch);
+    let y = reference_linear_of_two::<Dispatch>(x, y, weight.into_dispatch(), bias.into());
     Tensor::from_dispatch(y)
 }
 

@@ -4,7 +4,7 @@
 //! On a single rank this is the kernel itself, [`Local`]. The parallel methods are decorators around the kernel.
 
 use burn::tensor::Tensor;
-use xdit_kernels::attention;
+use xdit_kernels::{attention, join};
 
 use crate::rows::{Rows, Whole};
 
@@ -155,7 +155,6 @@ impl Attention for Local {
             return (attention(q, k, v, None, scale).reshape(shape), None);
         };
         let (n_text, n_image) = (text.q.dims()[1], image.q.dims()[1]);
-        let join = |text, image| Tensor::cat(vec![text, image], 1);
         let out = attention(join(text.q, image.q), join(text.k, image.k), join(text.v, image.v), None, scale);
         (out.clone().narrow(1, n_text, n_image), Some(out.narrow(1, 0, n_text)))
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
+use xdit_kernels::{Activation, activate};
 
 use crate::link::Link;
 
@@ -86,6 +87,30 @@ impl Linear {
             Some(bias) => sum + bias.unsqueeze(),
             None => sum,
         }
+    }
+
+    /// Applies the layer, and `activation` to its result.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward).
+    pub fn forward_activated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
+        if self.summed_over.is_some() {
+            return activate(activation, self.forward(x));
+        }
+        let parameters = self.parameters();
+        xdit_kernels::linear_activate(x, parameters.weight.clone(), parameters.bias.clone(), activation)
+    }
+
+    /// Applies the layer to the features of `x` and, behind them, those of `y`.
+    ///
+    /// # Shapes
+    /// `x`: `[…, c_x]`, `y`: `[…, c_y]`, result `[…, c_out]`.
+    pub fn forward_of_two<const D: usize>(&self, x: Tensor<D>, y: Tensor<D>) -> Tensor<D> {
+        if self.summed_over.is_some() {
+            return self.forward(Tensor::cat(vec![x, y], D - 1));
+        }
+        let parameters = self.parameters();
+        xdit_kernels::linear_of_two(x, y, parameters.weight.clone(), parameters.bias.clone())
     }
 
     /// The layer whose output features are those of `self` at `indices`, in that order.

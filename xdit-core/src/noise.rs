@@ -15,6 +15,10 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use box_muller::{BLOCK, normal_block};
 use mersenne_twister::MersenneTwister;
+use rayon::prelude::*;
+
+/// Fewer blocks are transformed sooner than another thread wakes up.
+const BLOCKS_OF_TASK: usize = 128;
 
 /// A stream of random numbers, equal to `torch.Generator("cpu").manual_seed(seed)`.
 ///
@@ -53,9 +57,7 @@ impl Generator {
             return (0..count).map(|_| self.normal() as f32).collect();
         }
         let mut values: Vec<f32> = (0..count).map(|_| self.uniform_f32()).collect();
-        for block in values.as_chunks_mut().0 {
-            normal_block(block);
-        }
+        values.as_chunks_mut().0.par_iter_mut().with_min_len(BLOCKS_OF_TASK).for_each(normal_block);
         if !count.is_multiple_of(BLOCK) {
             // The remainder is too short for a block: the last 16 values are drawn again and overwrite earlier
             // ones.

@@ -12,11 +12,11 @@ use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
-use xdit_core::tokens::Tokens;
+use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
-use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
+use xdit_kernels::{Activation, activate, gated_residual, join, layer_norm_modulate, rms_norm};
 
 use crate::latent_diffusion::{Published, TransformerConfig};
 use crate::layers::{FeedForward, Heads, modulation_rows};
@@ -136,6 +136,8 @@ pub struct Flux {
     dtype: DType,
     rotary: RotaryEmbedding,
     rotary_cache: PositionCache<Rotary>,
+    /// For a text of so many tokens and the image behind it.
+    joint_rotary_cache: PositionCache<(usize, Rotary)>,
     timestep_embedder: TimestepEmbedding,
     guidance_embedder: Option<TimestepEmbedding>,
     /// Embeds the pooled text.
@@ -191,6 +193,7 @@ impl Published for Flux {
             dtype: weights.dtype(),
             rotary: config.rotary,
             rotary_cache: PositionCache::default(),
+            joint_rotary_cache: PositionCache::default(),
             timestep_embedder: embedder("timestep_embedder", SINUSOID_WIDTH)?,
             guidance_embedder: guidance.transpose()?,
             text_embedder: embedder("text_embedder", config.pooled_projection_dim)?,
@@ -217,6 +220,13 @@ impl Flux {
         let [b, dim] = by_picture.dims();
         let sum = by_step.unsqueeze_dim::<3>(1) + by_picture.unsqueeze_dim(0);
         activate(Activation::Silu, sum).reshape([timesteps.len() * b, dim])
+    }
+
+    /// The rotation `image` of the tokens at `positions`, behind that of `n_text` text tokens.
+    fn joint_rotary(&self, positions: &Positions, n_text: usize, image: Rotary) -> Rotary {
+        let make = || image.behind(n_text);
+        let (known, joint) = self.joint_rotary_cache.get(positions, || (n_text, make()));
+        if known == n_text { joint } else { make() }
     }
 }
 
@@ -286,6 +296,12 @@ impl Transformer for Flux {
         let local = index - self.first_block;
         let Tokens { x, positions } = &hidden.image;
         let rotary = self.rotary_cache.get(positions, || self.rotary.rotary(positions, &x.device()));
+        // In single blocks, the text is in front of the image.
+        let n_text = hidden.text.as_ref().map_or(0, |text| text.dims()[1]);
+        let rotary = match &self.blocks[index - self.first_block] {
+            Block::Single(_) if n_text > 0 => self.joint_rotary(positions, n_text, rotary),
+            _ => rotary,
+        };
         let given = Given {
             site: Site::new(index, 0),
             modulation: &context.modulations[local],
@@ -317,7 +333,8 @@ struct Given<'a> {
     site: Site,
     /// `[b, rows, dim]`
     modulation: &'a Tensor<3>,
-    /// For the image tokens. All text tokens are at position 0, where the rotation is the identity.
+    /// For the image tokens, in single blocks behind those of the text. All text tokens are at position 0, where the
+    /// rotation is the identity.
     rotary: &'a Rotary,
     /// The last block does not update the text.
     is_last: bool,
@@ -454,24 +471,31 @@ impl SingleBlock {
 
     fn forward(&self, hidden: Hidden, given: &Given, attention: &mut dyn Attention) -> Hidden {
         let Hidden { image: Tokens { x, positions }, text, .. } = hidden;
+        // Text and image pass through the layers as one sequence, with the text in front.
+        let (n_text, n_image) = (text.as_ref().map_or(0, |text| text.dims()[1]), x.dims()[1]);
+        let x = match text {
+            Some(text) => join(text, x),
+            None => x,
+        };
+        let parts = |x: Tensor<4>| {
+            let text = (n_text > 0).then(|| x.clone().narrow(1, 0, n_text));
+            (x.narrow(1, n_text, n_image), text)
+        };
         let [shift, scale, gate] = modulation_rows(given.modulation, 0);
-        let norm = |x: &Tensor<3>| layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS);
-        let normed = norm(&x);
-        let text = text.map(|text| (norm(&text), text));
-        let image_qkv = self.projections.forward(normed.clone(), Some(given.rotary));
-        let text_qkv = text.as_ref().map(|(normed, _)| self.projections.forward(normed.clone(), None));
-        let (y, text_y) = attention.attend(given.site, image_qkv, text_qkv);
-        let x = self.out(x, normed, y, &gate);
-        let text = text.zip(text_y).filter(|_| !given.is_last);
-        let text = text.map(|((normed, x), y)| self.out(x, normed, y, &gate));
-        Hidden::new(Tokens { x, positions }, text)
-    }
-
-    /// The feed-forward and everything after the attention, whose result is `y`.
-    fn out(&self, x: Tensor<3>, normed: Tensor<3>, y: Tensor<4>, gate: &Tensor<3>) -> Tensor<3> {
-        let mlp = activate(Activation::GeluTanh, self.proj_mlp.forward(normed));
-        let y = self.proj_out.forward(Tensor::cat(vec![self.projections.heads.join(y), mlp], 2));
-        finite(gated_residual(x, gate.clone(), y))
+        let normed = layer_norm_modulate(x.clone(), shift, scale, EPS);
+        let qkv = self.projections.forward(normed.clone(), Some(given.rotary));
+        let [(q, text_q), (k, text_k), (v, text_v)] = [qkv.q, qkv.k, qkv.v].map(parts);
+        let text_qkv = text_q.zip(text_k).zip(text_v).map(|((q, k), v)| Qkv { q, k, v });
+        let (y, text_y) = attention.attend(given.site, Qkv { q, k, v }, text_qkv);
+        let y = match text_y {
+            Some(text_y) => join(text_y, y),
+            None => y,
+        };
+        let mlp = self.proj_mlp.forward_activated(normed, Activation::GeluTanh);
+        let y = self.proj_out.forward_of_two(self.projections.heads.join(y), mlp);
+        let x = finite(gated_residual(x, gate, y));
+        let text = (n_text > 0 && !given.is_last).then(|| x.clone().narrow(1, 0, n_text));
+        Hidden::new(Tokens { x: x.narrow(1, n_text, n_image), positions }, text)
     }
 }
 

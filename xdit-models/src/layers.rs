@@ -9,7 +9,7 @@ use xdit_core::linear::Linear;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, TransformerSpec};
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, activate, layer_norm};
+use xdit_kernels::{Activation, layer_norm};
 
 use crate::position::{PositionCache, SinCos2d};
 
@@ -176,7 +176,7 @@ impl FeedForward {
     /// # Shapes
     /// `x` and the result: `[b, n, dim]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.out.forward(activate(Activation::GeluTanh, self.proj.forward(x)))
+        self.out.forward(self.proj.forward_activated(x, Activation::GeluTanh))
     }
 }
 

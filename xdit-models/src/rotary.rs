@@ -31,6 +31,17 @@ impl Rotary {
     pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
         xdit_kernels::rotary(x, self.cos.clone(), self.sin.clone())
     }
+
+    /// The rotation of the same tokens behind `count` others, which are not rotated.
+    #[must_use]
+    pub fn behind(&self, count: usize) -> Self {
+        let [_, pairs] = self.cos.dims();
+        let behind = |table: &Tensor<2>, value: f32| {
+            let still = Tensor::full([count, pairs], value, (&table.device(), table.dtype()));
+            Tensor::cat(vec![still, table.clone()], 0)
+        };
+        Self { cos: behind(&self.cos, 1.0), sin: behind(&self.sin, 0.0) }
+    }
 }
 
 impl RotaryEmbedding {

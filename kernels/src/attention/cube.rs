@@ -1,10 +1,12 @@
-//! Attention on CubeCL's backends: on an NVIDIA GPU by cuDNN in 16 bits without a bias; by tensor cores in
-//! 16 bits elsewhere on CUDA; otherwise by multiply-adds.
+//! Attention on CubeCL's backends: on an NVIDIA GPU by cuDNN in 16 bits without a bias, or by products of cuBLASLt for
+//! one head of many features; by tensor cores in 16 bits elsewhere on CUDA; otherwise by multiply-adds.
 
 mod flash;
 mod inputs;
 mod matrix;
 mod merge;
+#[cfg(feature = "cuda")]
+mod products;
 
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
@@ -25,6 +27,7 @@ impl AttentionOps for CubeBackend {
         #[cfg(feature = "cuda")]
         if of_bias.is_none()
             && let Some(result) = crate::vendor::cudnn::attention_lse(&q, &k, &v, scale)
+                .or_else(|| products::attention_lse(&q, &k, &v, scale))
         {
             return result;
         }

@@ -1,5 +1,8 @@
 //! Convolutions on CubeCL's backends: on an NVIDIA GPU large ones in 16 bits by cuDNN, others by the backend.
 
+#[cfg(feature = "cuda")]
+mod pixels;
+
 use burn::backend::TensorMetadata;
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
@@ -20,6 +23,11 @@ impl ConvOps for CubeBackend {
         shift: Optional<Self>,
         residual: Optional<Self>,
     ) -> FloatTensor<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(convolution) = pixels::Convolution::new(&geometry, &x, &weight, &residual) {
+            let [bias, scale, shift, residual] = [bias, scale, shift, residual].map(Optional::into_option);
+            return convolution.run(x, weight, bias, scale.zip(shift), residual);
+        }
         let norm_act = |x, scale, shift| <Self as GroupNormOps>::norm_act(x, scale, shift, true);
         compose::<Self>(geometry, x, weight, bias, scale, shift, residual, norm_act, product)
     }
@@ -31,10 +39,6 @@ fn product(
     weight: FloatTensor<CubeBackend>,
     stride: usize,
 ) -> FloatTensor<CubeBackend> {
-    #[cfg(feature = "cuda")]
-    if let Some(y) = crate::vendor::cudnn::conv2d(&x, &weight, stride) {
-        return y;
-    }
     // The backend sums in the type of its input.
     let [x, weight] = [x, weight].map(|tensor| match tensor.dtype() {
         DType::F16 | DType::BF16 => CubeBackend::float_cast(tensor, FloatDType::F32),

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::half;
 use super::{LinearOps, reference_linear};
+use crate::activation::{Activation, ActivationOps};
 use crate::cpu::{
     TensorRows, contiguous, dims,
     element::Element,
@@ -48,6 +49,15 @@ impl LinearOps for Flex {
             }
             _ => reference_linear::<Self>(x, weight, bias),
         }
+    }
+
+    fn linear_activate(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Optional<Self>,
+        activation: Activation,
+    ) -> FlexTensor {
+        <Self as ActivationOps>::activate(activation, <Self as LinearOps>::linear(x, weight, bias))
     }
 }
 

@@ -1,24 +1,78 @@
 //! Linear layers on CubeCL's backends: on an NVIDIA GPU by cuBLASLt, elsewhere and without it by the backend's product.
 
+#[cfg(feature = "cuda")]
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn_cubecl::CubeBackend;
 
-use super::{LinearOps, reference_linear};
+use super::{LinearOps, joined, reference_linear};
+use crate::activation::{Activation, ActivationOps};
 use crate::optional::Optional;
+#[cfg(feature = "cuda")]
+use crate::vendor::cublaslt::{self, Epilogue};
 
 impl LinearOps for CubeBackend {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Optional<Self>) -> FloatTensor<Self> {
         #[cfg(feature = "cuda")]
-        if x.shape().num_elements() * weight.shape().num_elements() > 0 {
-            let absent = match &bias {
-                Optional::Absent => None,
-                Optional::Present(bias) => Some(bias),
-            };
-            if let Some(y) = crate::vendor::cublaslt::linear(&x, &weight, absent) {
+        if has_elements(&x, &weight) {
+            let epilogue = Epilogue { bias: present(&bias), ..Epilogue::default() };
+            if let Some(y) = cublaslt::linear(&x, &weight, epilogue) {
                 return y;
             }
         }
         reference_linear::<Self>(x, weight, bias)
+    }
+
+    /// In 16 bits, GELU with the tanh approximation is a part of the product.
+    fn linear_activate(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Optional<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        #[cfg(feature = "cuda")]
+        if activation == Activation::GeluTanh && x.dtype().size() == 2 && has_elements(&x, &weight) {
+            let epilogue = Epilogue { bias: present(&bias), gelu: true, ..Epilogue::default() };
+            if let Some(y) = cublaslt::linear(&x, &weight, epilogue) {
+                return y;
+            }
+        }
+        <Self as ActivationOps>::activate(activation, <Self as LinearOps>::linear(x, weight, bias))
+    }
+
+    /// The second product is added to the first, so that nothing is copied.
+    fn linear_of_two(
+        x: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Optional<Self>,
+    ) -> FloatTensor<Self> {
+        #[cfg(feature = "cuda")]
+        if has_elements(&x, &weight) && has_elements(&y, &weight) {
+            let [c_x, c_y] = [&x, &y].map(|part| part.shape()[part.rank() - 1]);
+            let c_out = weight.shape()[0];
+            let columns = |from, to| burn_cubecl::kernel::slice(weight.clone(), &[0..c_out, from..to]);
+            let epilogue = Epilogue { bias: present(&bias), ..Epilogue::default() };
+            if let Some(sum) = cublaslt::linear(&x, &columns(0, c_x), epilogue) {
+                let epilogue = Epilogue { sum: Some(sum), ..Epilogue::default() };
+                if let Some(sum) = cublaslt::linear(&y, &columns(c_x, c_x + c_y), epilogue) {
+                    return sum;
+                }
+            }
+        }
+        <Self as LinearOps>::linear(joined::<Self>(x, y), weight, bias)
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn has_elements(x: &FloatTensor<CubeBackend>, weight: &FloatTensor<CubeBackend>) -> bool {
+    x.shape().num_elements() * weight.shape().num_elements() > 0
+}
+
+#[cfg(feature = "cuda")]
+fn present(optional: &Optional<CubeBackend>) -> Option<&FloatTensor<CubeBackend>> {
+    match optional {
+        Optional::Absent => None,
+        Optional::Present(tensor) => Some(tensor),
     }
 }

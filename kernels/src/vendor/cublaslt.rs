@@ -94,6 +94,8 @@ const BIAS_POINTER: i32 = 8;
 const BIAS_TYPE: i32 = 26;
 const EPILOGUE_NONE: i32 = 1;
 const EPILOGUE_BIAS: i32 = 4;
+/// With the tanh approximation; beside [`EPILOGUE_BIAS`].
+const EPILOGUE_GELU: i32 = 32;
 const WORKSPACE_BYTES: i32 = 1;
 const REDUCTION_SCHEMES: i32 = 3;
 const REDUCTION_IN_COMPUTE_TYPE: u32 = 2;
@@ -147,6 +149,7 @@ pub(super) fn version() -> Result<String, String> {
 struct Key {
     device: usize,
     dtype: DType,
+    dtype_out: DType,
     /// Rows of the input, its features, and those of the output.
     sizes: [usize; 3],
     /// Elements from one row to the next, of input, weight and output.
@@ -154,6 +157,21 @@ struct Key {
     /// Bytes to a multiple of which weight, input and output are aligned.
     alignments: [u32; 3],
     bias: bool,
+    gelu: bool,
+    sum: bool,
+}
+
+/// What is done with a product.
+#[derive(Default)]
+pub(crate) struct Epilogue<'a> {
+    /// Added, a number for each output feature.
+    pub(crate) bias: Option<&'a CubeTensor>,
+    /// Whether GELU with the tanh approximation follows.
+    pub(crate) gelu: bool,
+    /// A contiguous tensor that nobody else holds, to which the product is added before all else.
+    pub(crate) sum: Option<CubeTensor>,
+    /// Whether the result is f32.
+    pub(crate) wide: bool,
 }
 
 /// What the library chose for a [`Key`]. Handle and descriptions live as long as the process.
@@ -188,24 +206,25 @@ fn plan(api: &Api, lane: &order::Lane, key: Key) -> Option<Plan> {
 
 /// Describes the product to the library, as D = Aᵀ B in columns, which are our rows: A is the weight, B the input.
 fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
-    let number = match key.dtype {
-        DType::F32 => R_32F,
-        DType::F16 => R_16F,
-        DType::BF16 => R_16BF,
-        _ => return None,
+    let number = |dtype| match dtype {
+        DType::F32 => Some(R_32F),
+        DType::F16 => Some(R_16F),
+        DType::BF16 => Some(R_16BF),
+        _ => None,
     };
+    let (number, number_out) = (number(key.dtype)?, number(key.dtype_out)?);
     let ([rows, c_in, c_out], [input_stride, weight_stride, output_stride]) = (key.sizes, key.strides);
     let ok = |status: Status| (status == 0).then_some(());
-    let layout = |columns: usize, rows: usize, stride: usize| {
+    let layout = |number: i32, columns: usize, rows: usize, stride: usize| {
         let mut layout = null_mut();
         // SAFETY: the library writes a pointer to a variable of ours.
         let status =
             unsafe { (api.layout)(&raw mut layout, number, columns as u64, rows as u64, stride as i64) };
         (status == 0).then_some(layout)
     };
-    let weight = layout(c_in, c_out, weight_stride)?;
-    let input = layout(c_in, rows, input_stride)?;
-    let output = layout(c_out, rows, output_stride)?;
+    let weight = layout(number, c_in, c_out, weight_stride)?;
+    let input = layout(number, c_in, rows, input_stride)?;
+    let output = layout(number_out, c_out, rows, output_stride)?;
     let (mut description, mut preference) = (null_mut(), null_mut());
     // SAFETY: as above.
     unsafe {
@@ -217,7 +236,9 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
         ok(unsafe { (api.describe)(description, attribute, (&raw const value).cast(), size_of::<i32>()) })
     };
     describe(TRANSPOSE_A, 1)?;
-    describe(EPILOGUE, if key.bias { EPILOGUE_BIAS } else { EPILOGUE_NONE })?;
+    let bias = if key.bias { EPILOGUE_BIAS } else { 0 };
+    let gelu = if key.gelu { EPILOGUE_GELU } else { 0 };
+    describe(EPILOGUE, (bias | gelu).max(EPILOGUE_NONE))?;
     if key.bias {
         describe(BIAS_TYPE, number)?;
     }
@@ -263,19 +284,21 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
     })
 }
 
-/// `x · weightᵀ + bias` for tensors of one type on a device of CUDA that are not empty. `None`, if the library is
-/// missing or has no way to compute it.
+/// `x · weightᵀ` with an epilogue, for tensors of one type on a device of CUDA that are not empty. `None`, if the library
+/// is missing or has no way to compute it; then nothing was added to a sum.
 ///
 /// # Panics
 /// If an earlier call failed.
-pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, bias: Option<&CubeTensor>) -> Option<CubeTensor> {
+pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) -> Option<CubeTensor> {
+    let Epilogue { bias, gelu, sum, wide } = epilogue;
     let Device::Cuda(device) = &x.device else { return None };
     let (api, lane) = (api().ok()?, order::lane(device.index).ok()?);
     if let Some(failure) = lane.failure() {
         panic!("a linear layer failed in cuBLASLt: {failure}");
     }
+    let dtype_out = if wide { DType::F32 } else { x.dtype };
     let same = |tensor: &CubeTensor| tensor.dtype == x.dtype;
-    if !same(weight) || !bias.is_none_or(same) {
+    if !same(weight) || !bias.is_none_or(same) || !sum.as_ref().is_none_or(|sum| sum.dtype == dtype_out) {
         return None;
     }
     let flat = |tensor: &CubeTensor| match rows(tensor.meta.shape(), tensor.meta.strides()) {
@@ -288,14 +311,20 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, bias: Option<&CubeTens
     let mut shape = x.meta.shape().to_vec();
     let c_in = shape.pop()?;
     shape.push(c_out);
-    let output = empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), x.dtype);
+    let is_sum = sum.is_some();
+    let output = sum.unwrap_or_else(|| {
+        empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), dtype_out)
+    });
     let key = Key {
         device: device.index,
         dtype: x.dtype,
+        dtype_out,
         sizes: [rows_x, c_in, c_out],
         strides: [x_stride, weight_stride, c_out],
         alignments: [&weight, &x, &output].map(alignment),
         bias: bias.is_some(),
+        gelu,
+        sum: is_sum,
     };
     let plan = plan(api, &lane, key)?;
     let scratch = (plan.workspace_bytes > 0).then(|| x.client.empty(plan.workspace_bytes));
@@ -305,7 +334,8 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, bias: Option<&CubeTens
     order::submit(lane, &tensors, scratch, move |addresses, stream| {
         let (input, weight, output) = (addresses[0], addresses[1], addresses[count - 1]);
         let workspace = addresses.get(count).copied().unwrap_or(0);
-        run(api, &plan, [input, weight, output], with_bias.then(|| addresses[2]), workspace, stream)
+        let bias = with_bias.then(|| addresses[2]);
+        run(api, &plan, [input, weight, output], bias, is_sum, workspace, stream)
     });
     Some(output)
 }
@@ -315,10 +345,11 @@ fn run(
     plan: &Plan,
     [input, weight, output]: [u64; 3],
     bias: Option<u64>,
+    is_sum: bool,
     workspace: u64,
     stream: CUstream,
 ) -> Result<(), String> {
-    let (one, zero) = (1.0, 0.0);
+    let (one, of_sum) = (1.0, if is_sum { 1.0 } else { 0.0 });
     let description = plan.description as Opaque;
     // SAFETY: handle, descriptions and algorithm are those of one plan, which lives as long as the process, and only the
     // runner changes the bias in a description of its device. The addresses are those of tensors of the plan's sizes and
@@ -336,7 +367,7 @@ fn run(
                 plan.weight as Opaque,
                 input,
                 plan.input as Opaque,
-                &raw const zero,
+                &raw const of_sum,
                 output,
                 plan.output as Opaque,
                 output,
@@ -382,7 +413,34 @@ fn alignment(tensor: &CubeTensor) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::rows;
+    use burn::tensor::{Distribution, Tensor};
+    use burn_cubecl::CubeBackend;
+
+    use super::*;
+
+    /// The library's documentation does not say which of the two it is.
+    #[test]
+    #[ignore = "takes an NVIDIA GPU"]
+    fn gelu_is_the_approximation_with_tanh() {
+        let device = burn::tensor::Device::cuda(0);
+        let (rows, c) = (64, 64);
+        let x = Tensor::<2>::random([rows, c], Distribution::Uniform(-3.5, -1.5), (&device, DType::F32));
+        let x = x.cast(DType::BF16);
+        let one = Tensor::<2>::eye(c, &device).cast(DType::BF16);
+        let primitive = |x: &Tensor<2>| {
+            x.clone().try_into_primitive::<CubeBackend>().unwrap_or_else(|_| panic!("a tensor on the GPU"))
+        };
+        let y = linear(&primitive(&x), &primitive(&one), Epilogue { gelu: true, ..Epilogue::default() });
+        let y = Tensor::<2>::from_primitive::<CubeBackend>(y.expect("cuBLASLt"));
+        let numbers = |x: Tensor<2>| x.cast(DType::F32).into_data().try_into_vec::<f32>().expect("f32");
+        let far = |f: fn(f64) -> f64| {
+            let pairs = numbers(x.clone()).into_iter().zip(numbers(y.clone()));
+            pairs.map(|(x, y)| (f(f64::from(x)) / f64::from(y) - 1.0).abs()).fold(0.0, f64::max)
+        };
+        let tanh = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)).tanh());
+        // Of the exact function the approximation differs by half at -3.5.
+        assert!(far(tanh) < 0.02, "{}", far(tanh));
+    }
 
     #[test]
     fn rows_at_equal_distances_are_used_where_they_lie() {

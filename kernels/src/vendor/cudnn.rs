@@ -12,6 +12,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::Device;
 
 use super::order;
+use crate::cube::empty_pixels;
 use graph::{Api, Descriptor, Plan, Slot};
 
 /// Version and place of the library, or why there is none.
@@ -49,7 +50,7 @@ struct Key {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Operation {
     Attention,
-    Convolution { stride: usize },
+    Convolution { stride: usize, padding: [usize; 4] },
 }
 
 fn layout(tensor: &CubeTensor, order: [usize; 4]) -> Option<Layout> {
@@ -73,7 +74,10 @@ fn plan(api: &'static Api, lane: &Arc<order::Lane>, device: &Device, key: Key) -
         let handle = api.handle(asked.device)?;
         let operation = match asked.operation {
             Operation::Attention => attention_operation(api, &asked.tensors),
-            Operation::Convolution { stride } => convolution_operation(api, stride, &asked.tensors),
+            Operation::Convolution { stride, padding } => {
+                let convolution = api.convolution(stride, padding);
+                convolution.and_then(|how| convolution_operation(api, &how, &asked.tensors))
+            }
         };
         operation.and_then(|operation| api.plan(handle, operation)).ok()
     });
@@ -97,13 +101,16 @@ fn attention_operation(api: &'static Api, tensors: &[Layout]) -> Result<Descript
 }
 
 /// Image, weight and output.
-fn convolution_operation(api: &'static Api, stride: usize, tensors: &[Layout]) -> Result<Descriptor, String> {
-    let convolution = api.convolution(stride)?;
+fn convolution_operation(
+    api: &'static Api,
+    how: &Descriptor,
+    tensors: &[Layout],
+) -> Result<Descriptor, String> {
     let operation = api.describe(graph::CONVOLUTION_FORWARD)?;
     for ((id, slot), tensor) in IDS.into_iter().zip(graph::CONVOLUTION_TENSORS).zip(tensors) {
         operation.refer(slot, &api.tensor(id, tensor, false)?)?;
     }
-    operation.refer(graph::CONVOLUTION_HOW, &convolution)?;
+    operation.refer(graph::CONVOLUTION_HOW, how)?;
     operation.set_f32(graph::CONVOLUTION_ALPHA, 1.0)?;
     operation.set_f32(graph::CONVOLUTION_BETA, 0.0)?;
     operation.finish()
@@ -169,30 +176,51 @@ pub(crate) fn attention_lse(
     Some((out, permute(lse, &[0, 2, 1])))
 }
 
-/// The convolution of `x` `[b, c_in, y, x]`, which has its padding already, with `weight`, for large tensors of 16
-/// bits. `None`, as in [`attention_lse`].
-///
-/// # Panics
-/// If an earlier call failed.
-pub(crate) fn conv2d(x: &CubeTensor, weight: &CubeTensor, stride: usize) -> Option<CubeTensor> {
-    let &[b, c_in, rows, cols] = x.meta.shape().as_slice() else { return None };
-    let &[c_out, _, ky, kx] = weight.meta.shape().as_slice() else { return None };
-    let steps = |size: usize, kernel: usize| (size - kernel) / stride + 1;
-    let shape = [b, c_out, steps(rows, ky), steps(cols, kx)];
-    let products = shape.iter().product::<usize>() * c_in * ky * kx;
-    if !half(x.dtype) || x.dtype != weight.dtype || products < FEW_PRODUCTS {
-        return None;
+/// The plan of a convolution of images whose channels lie together.
+pub(crate) struct Convolution {
+    plan: Plan,
+    lane: Arc<order::Lane>,
+    api: &'static Api,
+    shape: [usize; 4],
+}
+
+impl Convolution {
+    /// For an image of shape `x` `[b, c_in, y, x]` and a weight of shape `weight`, both of 16 bits on the device of
+    /// `like`. The zeros of `padding` are at the top, bottom, left and right. `None`, as in [`attention_lse`].
+    ///
+    /// # Panics
+    /// If an earlier call failed.
+    pub(crate) fn new(
+        like: &CubeTensor,
+        x: [usize; 4],
+        weight: [usize; 4],
+        stride: usize,
+        padding: [usize; 4],
+    ) -> Option<Self> {
+        let ([b, c_in, rows, cols], [c_out, _, ky, kx], [top, bottom, left, right]) = (x, weight, padding);
+        let steps = |size: usize, kernel: usize| size.checked_sub(kernel).map_or(0, |rest| rest / stride + 1);
+        let shape = [b, c_out, steps(rows + top + bottom, ky), steps(cols + left + right, kx)];
+        if !half(like.dtype) || shape.iter().product::<usize>() * c_in * ky * kx < FEW_PRODUCTS {
+            return None;
+        }
+        let (api, lane, index) = ready(&like.device)?;
+        let pixels =
+            |shape @ [_, c, rows, cols]: [usize; 4]| (like.dtype, shape, [rows * cols * c, 1, cols * c, c]);
+        let tensors = vec![pixels(x), pixels(weight), pixels(shape)];
+        let key = Key { device: index, operation: Operation::Convolution { stride, padding }, tensors };
+        let plan = plan(api, &lane, &like.device, key)?;
+        Some(Self { plan, lane, api, shape })
     }
-    let (api, lane, index) = ready(&x.device)?;
-    let y = empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), x.dtype);
-    let as_is = [0, 1, 2, 3];
-    let tensors = vec![layout(x, as_is)?, layout(weight, as_is)?, layout(&y, as_is)?];
-    let key = Key { device: index, operation: Operation::Convolution { stride }, tensors };
-    let plan = plan(api, &lane, &x.device, key)?;
-    let scratch = (plan.workspace_bytes > 0).then(|| x.client.empty(plan.workspace_bytes));
-    order::submit(lane, &[x, weight, &y], scratch, move |addresses, stream| {
-        let slots: Vec<Slot> = IDS.into_iter().zip(addresses[..3].iter().copied()).collect();
-        api.run(&plan, &slots, addresses.get(3).copied().unwrap_or(0), stream)
-    });
-    Some(y)
+
+    /// Carries it out. The channels of `x` and `weight` lie together at multiples of 16 bytes, and so do the result's.
+    pub(crate) fn run(self, x: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
+        let Self { plan, lane, api, shape } = self;
+        let y = empty_pixels(x, shape, x.dtype);
+        let scratch = (plan.workspace_bytes > 0).then(|| x.client.empty(plan.workspace_bytes));
+        order::submit(lane, &[x, weight, &y], scratch, move |addresses, stream| {
+            let slots: Vec<Slot> = IDS.into_iter().zip(addresses[..3].iter().copied()).collect();
+            api.run(&plan, &slots, addresses.get(3).copied().unwrap_or(0), stream)
+        });
+        y
+    }
 }

@@ -5,6 +5,6 @@ mod tokens;
 
 pub use images::{conv2d, group_norm, group_norm_moments, norm_act};
 pub use tokens::{
-    activate, attention, gated_activate, gated_residual, layer_norm, layer_norm_modulate, linear, merge,
-    rms_norm, rotary,
+    activate, attention, gated_activate, gated_residual, join, layer_norm, layer_norm_modulate, linear,
+    linear_activate, linear_of_two, merge, rms_norm, rotary,
 };

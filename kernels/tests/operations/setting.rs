@@ -150,8 +150,8 @@ impl Setting {
         self.typed(vec![], shape, x.dtype())
     }
 
-    /// `x` in several memory layouts: contiguous, between other features, and with its first two or its last two
-    /// dimensions swapped.
+    /// `x` in several memory layouts: contiguous, between other features, with its first two or its last two
+    /// dimensions swapped, and as an image whose channels lie together.
     pub fn layouts<const D: usize>(&self, x: &Tensor<D>) -> Vec<Tensor<D>> {
         if x.shape().num_elements() == 0 {
             return vec![x.clone()];
@@ -165,7 +165,18 @@ impl Setting {
             let data = data.into_iter().map(|x| x as f32).collect();
             layouts.push(self.typed(data, shape, x.dtype()).swap_dims(a, b));
         }
+        if D == 4 {
+            layouts.push(self.channels_together(x));
+        }
         layouts
+    }
+
+    /// `x` with its second dimension innermost in memory.
+    pub fn channels_together<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
+        let by_pixel = x.clone().swap_dims(1, 2).swap_dims(2, 3);
+        let (data, shape) = (values(&by_pixel), by_pixel.dims());
+        let data = data.into_iter().map(|x| x as f32).collect();
+        self.typed(data, shape, x.dtype()).swap_dims(2, 3).swap_dims(1, 2)
     }
 
     /// Asserts that `actual` is within the [`tolerance`](Self::tolerance) for `roundings` of `expected`, and has the

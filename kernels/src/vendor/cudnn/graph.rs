@@ -182,15 +182,20 @@ impl Api {
         tensor.finish()
     }
 
-    /// How images are convolved: without padding, in f32.
-    pub(super) fn convolution(&'static self, stride: usize) -> Result<Descriptor, String> {
+    /// How images are convolved: in f32, with zeros at the top, bottom, left and right.
+    pub(super) fn convolution(
+        &'static self,
+        stride: usize,
+        padding: [usize; 4],
+    ) -> Result<Descriptor, String> {
+        let [top, bottom, left, right] = padding.map(|width| width as i64);
         let convolution = self.describe(CONVOLUTION)?;
         convolution.set(100, DATA_TYPE, &[0_i32])?;
         convolution.set(101, CONVOLUTION_MODE, &[1_i32])?;
         convolution.set(102, INT64, &[1_i64, 1])?;
         convolution.set(103, INT64, &[stride as i64; 2])?;
-        convolution.set(104, INT64, &[0_i64, 0])?;
-        convolution.set(105, INT64, &[0_i64, 0])?;
+        convolution.set(104, INT64, &[bottom, right])?;
+        convolution.set(105, INT64, &[top, left])?;
         convolution.set(106, INT64, &[2_i64])?;
         convolution.finish()
     }

@@ -70,6 +70,18 @@ pub fn group_norm_moments(setting: &Setting) {
         setting.close_f32(case, &got.deviation, (&deviation, [1, 4]));
     }
 
+    // The same with channels together, and in as many parts as a unit and a cube take.
+    for shape @ [b, c, ..] in [[1, 8, 64, 64], [2, 128, 40, 41], [1, 24, 131, 67]] {
+        for (groups, centre, deviation) in [(4, 1e3, 1.0), (8, 0.2, 2.0)] {
+            let x = setting.normal(2, shape, centre, deviation);
+            let (mean, deviation) = truth::moments(&values(&x), b * groups);
+            let got = moments(setting.channels_together(&x), groups);
+            assert_eq!(c % groups, 0);
+            setting.close_f32("channels together", &got.mean, (&mean, [b, groups]));
+            setting.close_f32("channels together", &got.deviation, (&deviation, [b, groups]));
+        }
+    }
+
     // An image of a decoder's size: its moments must be those of the same numbers in f32.
     let x = setting.normal(3, [1, 8, 256, 256], 0.5, 4.0);
     let (got, wide) = (moments(x.clone(), 2), moments(x.cast(DType::F32), 2));
@@ -145,6 +157,13 @@ pub fn conv2d(setting: &Setting) {
         case([1, 3, 7, 5], [5, 3, 3, 3], 2, [0, 1, 0, 1]),
         case([1, 3, 6, 37], [5, 3, 2, 5], 1, [1, 0, 2, 3]),
         case([0, 3, 6, 7], [5, 3, 3, 3], 1, [1; 4]),
+        // Large enough for cuDNN, with and without channels that it takes as they are.
+        case([1, 24, 40, 44], [64, 24, 3, 3], 1, [1; 4]),
+        case([2, 32, 40, 44], [64, 32, 3, 3], 2, [0, 1, 0, 1]),
+        upsampled(case([1, 16, 24, 20], [64, 16, 3, 3], 1, [1; 4])),
+        plain(case([1, 40, 128, 130], [3, 40, 3, 3], 1, [1; 4])),
+        case([1, 4, 100, 90], [64, 4, 3, 3], 1, [1; 4]),
+        plain(case([1, 64, 100, 90], [64, 64, 1, 1], 1, [0; 4])),
     ] {
         let (shape, [b, c_in, ..]) = (conv.result(), conv.x);
         let x = setting.normal(3, conv.x, 0.2, 0.6);

@@ -40,6 +40,7 @@ pub fn attention(setting: &Setting) {
         [1, 17, 65, 3, 72],
         [2, 49, 77, 2, 40],
         [1, 5, 700, 1, 64],
+        [1, 9, 72, 1, 512],
         [1, 0, 5, 2, 16],
         [0, 4, 5, 2, 16],
     ] {
@@ -185,6 +186,73 @@ pub fn linear(setting: &Setting) {
                     setting.roundings(1, 1 + setting.of_product()),
                 );
             }
+        }
+    }
+}
+
+pub fn linear_activate(setting: &Setting) {
+    let [b, n, c_in, c_out] = [2, 33, 64, 48];
+    // Some outputs are where the two kinds of GELU differ most, and none is large.
+    let (x, weight) = (setting.random(1, [b, n, c_in]), setting.normal(2, [c_out, c_in], 0.0, 0.2));
+    for bias in [None, Some(setting.normal(3, [c_out], -1.0, 1.0))] {
+        let numbers = bias.as_ref().map(values);
+        let sums = truth::linear(&values(&x), &values(&weight), numbers.as_deref(), c_in, c_out);
+        for activation in ACTIVATIONS {
+            let expected: Vec<_> = sums.iter().map(|&sum| truth::activation(activation, sum)).collect();
+            let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+            let y = match setting.version {
+                Version::Reference => reference::linear_activate(x, weight, bias, activation),
+                Version::Own => own::linear_activate(x, weight, bias, activation),
+            };
+            let roundings = setting.roundings(2, 2 + setting.of_product());
+            setting.close(&format!("{activation:?}"), &y, (&expected, [b, n, c_out]), roundings);
+        }
+    }
+}
+
+pub fn linear_of_two(setting: &Setting) {
+    for [n, c_x, c_y, c_out] in [[40, 64, 256, 72], [7, 5, 3, 4], [3, 8, 8, 0]] {
+        let whole = setting.random(1, [2, n, c_x + c_y]);
+        let (weight, bias) = (setting.random(2, [c_out, c_x + c_y]), setting.random(3, [c_out]));
+        let numbers = values(&bias);
+        let expected = truth::linear(&values(&whole), &values(&weight), Some(&numbers), c_x + c_y, c_out);
+        let parts = [(0, c_x), (c_x, c_y)].map(|(first, len)| whole.clone().narrow(2, first, len));
+        for (x, y) in setting.layouts(&parts[0]).into_iter().zip(setting.layouts(&parts[1])) {
+            let (weight, bias) = (weight.clone(), Some(bias.clone()));
+            let sum = match setting.version {
+                Version::Reference => reference::linear_of_two(x, y, weight, bias),
+                Version::Own => own::linear_of_two(x, y, weight, bias),
+            };
+            let roundings = setting.roundings(2, 1 + setting.of_product());
+            setting.close("linear of two", &sum, (&expected, [2, n, c_out]), roundings);
+        }
+    }
+}
+
+/// Parts of one tensor, which are joined without copying, and others, which are not.
+pub fn join(setting: &Setting) {
+    if setting.version == Version::Reference {
+        return;
+    }
+    let (b, n, m, d) = (1, 64, 192, 128);
+    for b in [b, 2] {
+        let whole = setting.random(1, [b, n + m, d]);
+        let expected = values(&whole);
+        let part = |first, len| whole.clone().narrow(1, first, len);
+        setting.close("neighbours", &own::join(part(0, n), part(n, m)), (&expected, [b, n + m, d]), 0);
+        let apart = setting.tensor(values(&part(n, m)).iter().map(|&x| x as f32).collect(), [b, m, d]);
+        setting.close("others", &own::join(part(0, n), apart), (&expected, [b, n + m, d]), 0);
+        // In the wrong order, with a gap, and overlapping.
+        for [(first, len), (second, rest)] in [[(n, m), (0, n)], [(0, n), (2 * n, n)], [(0, 2 * n), (n, n)]] {
+            let joined = own::join(part(first, len), part(second, rest));
+            let of = |from, len| values(&part(from, len));
+            let rows = d * (len + rest);
+            let (a, c) = (of(first, len), of(second, rest));
+            let expected: Vec<f64> = (0..b)
+                .flat_map(|i| [&a[i * len * d..][..len * d], &c[i * rest * d..][..rest * d]].concat())
+                .collect();
+            assert_eq!(expected.len(), b * rows);
+            setting.close("in another order", &joined, (&expected, [b, len + rest, d]), 0);
         }
     }
 }
