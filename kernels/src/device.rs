@@ -113,6 +113,21 @@ pub fn libraries() -> Vec<Library> {
     Vec::new()
 }
 
+/// Opens one of NVIDIA's libraries with `load`: the file that the variable `variable` names or, without it, the first of
+/// `names` that the system's loader, the CUDA toolkit or the packages of a Python installation have. Returns its place,
+/// too.
+///
+/// # Errors
+/// If there is none.
+#[cfg(feature = "cuda")]
+pub fn open_library<L>(
+    variable: &str,
+    names: &[&str],
+    load: impl Fn(&std::ffi::OsStr) -> Result<L, String>,
+) -> Result<(L, String), String> {
+    crate::vendor::candidates(variable, names, load)
+}
+
 /// What `device` is called by its driver. It is opened for this; the CPU has no such name.
 pub fn hardware_name(device: &Device) -> Option<String> {
     #[cfg(feature = "cube")]
@@ -133,7 +148,7 @@ pub fn memory(device: &Device) -> Option<Memory> {
 
 /// The place of `device` among those of CUDA, if it is one.
 #[cfg(feature = "cuda")]
-fn cuda_index(device: &Device) -> Option<usize> {
+pub fn cuda_index(device: &Device) -> Option<usize> {
     match device.as_dispatch() {
         burn::backend::DispatchDevice::Cube(cubecl::Device::Cuda(device)) => Some(device.index),
         _ => None,

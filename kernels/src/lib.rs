@@ -62,6 +62,9 @@ mod testing;
 #[cfg(feature = "cuda")]
 mod vendor;
 
+#[cfg(feature = "cuda")]
+pub use vendor::side::{Done, Side, Watched};
+
 pub use activation::{Activation, ActivationOps, activate, gated_activate};
 pub use attention::{AttentionOps, attention, attention_lse, merge_lse};
 pub use conv::{Conv2d, ConvOps, Geometry, conv2d};

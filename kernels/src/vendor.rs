@@ -6,8 +6,10 @@ pub(crate) mod cublaslt;
 pub(crate) mod cudnn;
 mod library;
 mod order;
+pub(crate) mod side;
 
 use crate::device::Library;
+pub(crate) use library::candidates;
 
 /// The libraries and what became of them. They are opened for this.
 pub(crate) fn libraries() -> Vec<Library> {

@@ -1,5 +1,6 @@
 //! Where NVIDIA's libraries lie.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
@@ -7,6 +8,15 @@ use libloading::Library;
 /// Opens a library: the file that the variable `variable` names or, without it, the first of `names` that the system's
 /// loader, the CUDA toolkit or the packages of a Python installation (below `nvidia/*/lib`) have.
 pub(super) fn open(variable: &str, names: &[&str]) -> Result<(Library, String), String> {
+    candidates(variable, names, |file| load(file))
+}
+
+/// As [`open`], with `load` for opening a file.
+pub(crate) fn candidates<L>(
+    variable: &str,
+    names: &[&str],
+    load: impl Fn(&OsStr) -> Result<L, String>,
+) -> Result<(L, String), String> {
     if let Some(file) = std::env::var_os(variable) {
         let shown = file.to_string_lossy().into_owned();
         return match load(&file) {
@@ -15,12 +25,13 @@ pub(super) fn open(variable: &str, names: &[&str]) -> Result<(Library, String), 
         };
     }
     for name in names {
-        if let Ok(library) = load(name) {
+        if let Ok(library) = load(OsStr::new(name)) {
             return Ok((library, (*name).to_owned()));
         }
     }
     for file in folders().iter().flat_map(|folder| names.iter().map(|name| folder.join(name))) {
-        if let Some(library) = Some(&file).filter(|file| file.is_file()).and_then(|file| load(file).ok()) {
+        let found = Some(&file).filter(|file| file.is_file());
+        if let Some(library) = found.and_then(|file| load(file.as_os_str()).ok()) {
             return Ok((library, file.display().to_string()));
         }
     }
