@@ -153,6 +153,14 @@ pub enum Error {
         /// The call at which the rank died.
         call: Call,
     },
+    /// The transport under the call failed.
+    #[error("{call}: {cause}")]
+    Transport {
+        /// The call that cannot go on.
+        call: Call,
+        /// The transport's words.
+        cause: Arc<str>,
+    },
     /// The position is outside the group.
     #[error("{call}: no position {position} in a group of {size}")]
     NoSuchPosition {

@@ -47,9 +47,10 @@
 //! # Bytes, not tensors
 //!
 //! This crate transfers host bytes; it has no tensors and no devices. The trait `Link` of `xdit-core` transfers
-//! tensors, and one of its implementations is built on a [`Communicator`]. A device transport such as NCCL is another
-//! implementation of `Link`, which uses a [`Communicator`] to start and to detect failures.
-#![forbid(unsafe_code)]
+//! tensors, and one of its implementations is built on a [`Communicator`]. Another one is built on the module `nccl`
+//! (feature `nccl`), whose communicators transfer between addresses of devices. They use a [`Communicator`] to start and
+//! to detect failures.
+#![deny(unsafe_code)]
 
 mod buffer;
 mod communicator;
@@ -59,6 +60,9 @@ mod fabric;
 mod group;
 mod launch;
 mod local;
+#[cfg(feature = "nccl")]
+#[expect(unsafe_code, reason = "calls functions of a library in C, with addresses of a device")]
+pub mod nccl;
 mod pending;
 mod processes;
 pub mod sim;
