@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use xdit_core::device::{check_dtype, default_dtype, find};
+use xdit_core::device::{check_dtype, default_dtype, find, find_each};
 use xdit_core::pipeline::{Keep, LoadOptions, Processes, Request, Resolved, check};
 use xdit_core::{Error, ErrorKind, Result};
 
@@ -252,12 +252,12 @@ fn seeds(args: &GenerateArgs, default: u64, processes: &launcher::Job) -> Result
     Ok(if args.seed.is_empty() { vec![default] } else { seeds.collect() })
 }
 
-/// The devices of the ranks of this process, of `ranks` in all: the device called `name`, or, if that is CUDA without
-/// a number, one GPU for each rank. They follow those of the earlier processes of this host, unless the launcher lets
-/// each process see only its own.
+/// The devices of the ranks of this process, of `ranks` in all, by their names as in [`find_each`]. If a launcher has
+/// started several processes on this host, `cuda` stands for the GPUs after those of the earlier processes, unless the
+/// launcher lets each process see only its own.
 fn devices(name: &str, ranks: usize, processes: &launcher::Job) -> Result<Vec<Device>> {
     let cuda = name == "cuda" || name == "auto" && find("cuda").is_ok();
-    let Some(local) = processes.local.filter(|_| cuda) else { return Ok(vec![find(name)?]) };
+    let Some(local) = processes.local.filter(|_| cuda) else { return find_each(name, ranks) };
     let count = processes.processes.as_ref().map_or(1, Processes::count);
     let each = ranks.div_ceil(count);
     let sees_only_own = find(&format!("cuda:{each}")).is_err();

@@ -1,8 +1,8 @@
 //! Devices by name: `auto`, `cpu`, `cuda`, `vulkan:1`.
 
 use burn::tensor::{DType, Device};
+pub use xdit_kernels::device::Library;
 use xdit_kernels::device::{Api, Missing, hardware_name, list, memory};
-pub use xdit_kernels::device::{Library, libraries};
 
 use crate::error::{Error, Result};
 
@@ -56,6 +56,65 @@ pub fn find(name: &str) -> Result<Device> {
         };
         Error::usage(format!("there is no device `{name}`: {interface} has {count} {devices}")).hint(range)
     })
+}
+
+/// The devices of `ranks` ranks, by names as [`find`] takes them: one for each rank, or one for all. `cuda:0,2` names
+/// several. `cuda`, and `auto` where that is CUDA, stand for the first GPUs if there is one for each rank.
+///
+/// # Errors
+/// As [`find`], and if fewer devices are named than there are ranks, or one twice.
+pub fn find_each(name: &str, ranks: usize) -> Result<Vec<Device>> {
+    let Some((interface, indices)) = name.split_once(':').filter(|(_, indices)| indices.contains(',')) else {
+        let first = find(name)?;
+        let of_cuda = name == "cuda" || name == "auto";
+        return Ok(match list(Api::Cuda) {
+            Ok(found) if of_cuda && found.len() >= ranks && found[0].device == first => {
+                found.into_iter().take(ranks).map(|found| found.device).collect()
+            }
+            _ => vec![first],
+        });
+    };
+    let names: Vec<String> = indices.split(',').map(|index| format!("{interface}:{index}")).collect();
+    let devices = names.iter().map(|name| find(name)).collect::<Result<Vec<_>>>()?;
+    if let Some(twice) = (1..names.len()).find(|&at| names[..at].contains(&names[at])) {
+        return Err(Error::usage(format!("`{name}` names device `{}` twice", names[twice]))
+            .hint(format!("ranks share a device only if it is the only one, as in `{interface}:0`")));
+    }
+    if devices.len() < ranks {
+        return Err(Error::usage(format!("`{name}` names {} devices for {ranks} ranks", devices.len()))
+            .hint("name a device for each rank, or a single one for all"));
+    }
+    Ok(devices.into_iter().take(ranks).collect())
+}
+
+/// The makers' libraries that this build can use. They are opened for this.
+pub fn libraries() -> Vec<Library> {
+    let libraries = xdit_kernels::device::libraries();
+    #[cfg(feature = "cuda")]
+    let libraries = {
+        let mut libraries = libraries;
+        if list(Api::Cuda).is_ok() {
+            let state = nccl().map(|(nccl, place)| format!("{} from `{place}`", nccl.version()));
+            libraries.push(Library { name: "NCCL", purpose: "transfers between GPUs", state });
+        }
+        libraries
+    };
+    libraries
+}
+
+/// NCCL and its place. It is opened once.
+///
+/// # Errors
+/// If it is missing or too old.
+#[cfg(feature = "cuda")]
+pub(crate) fn nccl() -> Result<&'static (std::sync::Arc<xdit_comm::nccl::Nccl>, String), String> {
+    type Opened = Result<(std::sync::Arc<xdit_comm::nccl::Nccl>, String), String>;
+    static NCCL: std::sync::OnceLock<Opened> = std::sync::OnceLock::new();
+    let open = || {
+        let names = &xdit_comm::nccl::NAMES;
+        xdit_kernels::device::open_library("XDIT_NCCL_LIB", names, |file| xdit_comm::nccl::Nccl::open(file))
+    };
+    NCCL.get_or_init(open).as_ref().map_err(Clone::clone)
 }
 
 /// Why an interface has no devices, and what helps.
@@ -230,6 +289,20 @@ mod tests {
             error.starts_with("there is no backend for device `mps`\nhint: possible values: "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn ranks_have_devices_of_their_own_or_share_one() {
+        assert_eq!(find_each("cpu", 4).unwrap(), [Device::flex()]);
+        let error = find_each("cpu:0,1", 2).unwrap_err().to_string();
+        assert!(error.starts_with("unknown device `cpu:0`"), "{error}");
+        if let Ok(found) = list(Api::Cuda) {
+            let all: Vec<Device> = found.into_iter().map(|found| found.device).collect();
+            assert_eq!(find_each("cuda", all.len()).unwrap(), all);
+            assert_eq!(find_each("cuda", all.len() + 1).unwrap(), all[..1]);
+            let twice = find_each("cuda:0,0", 2).unwrap_err().to_string();
+            assert!(twice.starts_with("`cuda:0,0` names device `cuda:0` twice"), "{twice}");
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@
 mod counted;
 mod failure;
 mod host;
+#[cfg(feature = "cuda")]
+#[expect(unsafe_code, reason = "gives a library addresses of tensors")]
+mod nccl;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -27,13 +30,66 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
-use xdit_comm::{Error, Group, Operation};
+use xdit_comm::{Comm, Error, Group, Operation};
 
 pub use counted::{Counted, Meter};
 pub use failure::catch;
 pub(crate) use failure::{fail, first_cause, must};
 pub use host::HostLink;
+#[cfg(feature = "cuda")]
+pub use nccl::NcclLink;
 pub use traffic::{Count, Traffic, Wait};
+
+/// The way of tensors between the ranks of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Over the memory of the host.
+    Host,
+    /// From GPU to GPU.
+    #[cfg(feature = "cuda")]
+    Nccl,
+}
+
+impl Transport {
+    /// The best way between `ranks` ranks, of which those of this process compute on `devices`. If there should be a
+    /// better one, returns the reason why it is not used.
+    pub fn between(devices: &[Device], ranks: usize) -> (Self, Option<String>) {
+        #[cfg(feature = "cuda")]
+        {
+            let gpus: Option<Vec<usize>> = devices.iter().map(xdit_kernels::device::cuda_index).collect();
+            let apart =
+                |gpus: &Vec<usize>| gpus.iter().enumerate().all(|(at, gpu)| !gpus[..at].contains(gpu));
+            if ranks > 1 && gpus.is_some_and(|gpus| apart(&gpus)) {
+                return match crate::device::nccl() {
+                    Ok(_) => (Self::Nccl, None),
+                    Err(reason) => (
+                        Self::Host,
+                        Some(format!(
+                            "GPUs exchange data through the host's memory, which is slow: {reason}"
+                        )),
+                    ),
+                };
+            }
+        }
+        let _ = (devices, ranks);
+        (Self::Host, None)
+    }
+
+    /// The link of a rank that computes on `device`. Every rank of `comm` must call it.
+    ///
+    /// # Errors
+    /// If the ranks cannot be joined.
+    pub fn link(self, comm: Comm, device: &Device) -> Result<Arc<dyn Link>, Error> {
+        match self {
+            Self::Host => {
+                let _ = device;
+                Ok(HostLink::new(comm))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Nccl => NcclLink::new(comm, device),
+        }
+    }
+}
 
 /// One rank's end of a group of ranks that exchange tensors.
 ///
@@ -53,6 +109,15 @@ pub trait Link: fmt::Debug + Send + Sync {
     /// # Errors
     /// If the groups are invalid, or cannot be joined.
     fn split(&self, groups: &[Group]) -> Result<Option<Arc<dyn Link>>, Error>;
+
+    /// As [`split`](Self::split), for links whose ranks do not issue their operations at the same place in their
+    /// programs: sends and receives between stages, which may be issued ahead of their turn.
+    ///
+    /// # Errors
+    /// As [`split`](Self::split).
+    fn channels(&self, groups: &[Group]) -> Result<Option<Arc<dyn Link>>, Error> {
+        self.split(groups)
+    }
 
     /// Issues sends and receives as one operation: none waits for another.
     fn transfer(&self, transfer: Transfer) -> Box<dyn InFlight>;
@@ -144,8 +209,8 @@ pub(crate) fn bytes_of<const D: usize>(tensor: &Tensor<D>) -> u64 {
 pub struct Arriving<const D: usize> {
     in_flight: Box<dyn InFlight>,
     shapes: Vec<[usize; D]>,
-    /// This rank's own part, and its index among the received parts.
-    own: Option<(usize, Tensor<D>)>,
+    /// This rank's own parts, and their indices among all parts.
+    own: Vec<(usize, Tensor<D>)>,
 }
 
 /// A completed operation.
@@ -165,7 +230,7 @@ impl<const D: usize> Arriving<D> {
     /// Tensors that have arrived.
     pub fn here(tensors: Vec<Tensor<D>>) -> Self {
         let shapes = tensors.iter().map(Tensor::dims).collect();
-        Self { in_flight: Box::new(Here(tensors.into_iter().map(flat).collect())), shapes, own: None }
+        Self { in_flight: Box::new(Here(tensors.into_iter().map(flat).collect())), shapes, own: Vec::new() }
     }
 
     /// Whether the transfer is known to be complete. Does not wait.
@@ -179,7 +244,7 @@ impl<const D: usize> Arriving<D> {
         let arrived = must(self.in_flight.wait());
         let mut tensors: Vec<_> =
             arrived.into_iter().zip(self.shapes).map(|(x, shape)| x.reshape(shape)).collect();
-        if let Some((place, own)) = self.own {
+        for (place, own) in self.own {
             tensors.insert(place, own);
         }
         tensors
@@ -219,7 +284,7 @@ impl dyn Link + '_ {
             _ => Operation::SendRecv,
         };
         let payload_bytes = sends.iter().map(|(_, x)| bytes_of(x)).sum();
-        self.issue(operation, payload_bytes, sends, receives, None)
+        self.issue(operation, payload_bytes, sends, receives, Vec::new())
     }
 
     /// Sends `part` to all other ranks, and returns the parts of all ranks in rank order.
@@ -228,41 +293,50 @@ impl dyn Link + '_ {
     /// `shapes[rank]` is the shape of the rank's part.
     pub fn all_gather<const D: usize>(&self, part: Tensor<D>, shapes: &[[usize; D]]) -> Arriving<D> {
         let others = self.gather_others(part.clone(), shapes);
-        Arriving { own: Some((self.rank(), part)), ..others }
+        Arriving { own: vec![(self.rank(), part)], ..others }
     }
 
     /// As `all_gather`, without this rank's own part.
     pub fn gather_others<const D: usize>(&self, part: Tensor<D>, shapes: &[[usize; D]]) -> Arriving<D> {
         let sends = self.others().map(|to| (to, part.clone())).collect();
-        self.issue(Operation::AllGather, bytes_of(&part), sends, self.slots(&part, shapes), None)
+        self.issue(Operation::AllGather, bytes_of(&part), sends, self.slots(&part, shapes), Vec::new())
     }
 
     /// Sends `parts[i]` to rank `i`, and returns the parts from all ranks in rank order.
     ///
     /// # Shapes
     /// `shapes[rank]` is the shape of the part that this rank gets from `rank`.
-    pub fn all_to_all<const D: usize>(
+    pub fn all_to_all<const D: usize>(&self, parts: Vec<Tensor<D>>, shapes: &[[usize; D]]) -> Arriving<D> {
+        self.all_to_all_of(vec![parts], shapes)
+    }
+
+    /// As [`all_to_all`](Self::all_to_all), for several tensors whose parts travel as one operation. The parts of the
+    /// first tensor come first.
+    ///
+    /// # Shapes
+    /// The parts of all tensors have the shapes of the first one's.
+    pub fn all_to_all_of<const D: usize>(
         &self,
-        mut parts: Vec<Tensor<D>>,
+        tensors: Vec<Vec<Tensor<D>>>,
         shapes: &[[usize; D]],
     ) -> Arriving<D> {
-        assert_eq!(parts.len(), self.size(), "a part for each rank");
-        let payload_bytes = parts.iter().map(bytes_of).sum();
-        let own = parts.remove(self.rank());
-        let receives = self.slots(&own, shapes);
-        self.issue(
-            Operation::AllToAll,
-            payload_bytes,
-            self.others().zip(parts).collect(),
-            receives,
-            Some(own),
-        )
+        let (rank, size) = (self.rank(), self.size());
+        let payload_bytes = tensors.iter().flatten().map(bytes_of).sum();
+        let (mut sends, mut receives, mut owned) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, mut parts) in tensors.into_iter().enumerate() {
+            assert_eq!(parts.len(), size, "a part for each rank");
+            let own = parts.remove(rank);
+            receives.extend(self.slots(&own, shapes));
+            sends.extend(self.others().zip(parts));
+            owned.push((index * size + rank, own));
+        }
+        self.issue(Operation::AllToAll, payload_bytes, sends, receives, owned)
     }
 
     /// Returns the [`sum`](Link::sum) of the `x` of all ranks.
     pub fn sum_of<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let shape = x.dims();
-        Arriving { in_flight: self.sum(flat(x)), shapes: vec![shape], own: None }.wait_one()
+        Arriving { in_flight: self.sum(flat(x)), shapes: vec![shape], own: Vec::new() }.wait_one()
     }
 
     fn others(&self) -> impl Iterator<Item = usize> + use<> {
@@ -284,13 +358,13 @@ impl dyn Link + '_ {
         payload_bytes: u64,
         sends: Vec<(usize, Tensor<D>)>,
         receives: Vec<(usize, Slot<D>)>,
-        own: Option<Tensor<D>>,
+        own: Vec<(usize, Tensor<D>)>,
     ) -> Arriving<D> {
         let shapes = receives.iter().map(|(_, slot)| slot.shape).collect();
         let sends = sends.into_iter().map(|(to, x)| (to, flat(x))).collect();
         let receives = receives.iter().map(|(from, slot)| (*from, slot.flat())).collect();
         let in_flight = self.transfer(Transfer { operation, payload_bytes, sends, receives });
-        Arriving { in_flight, shapes, own: own.map(|own| (self.rank(), own)) }
+        Arriving { in_flight, shapes, own }
     }
 }
 

@@ -53,7 +53,7 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
     pub keep: Option<KeepPolicy>,
     /// Device to compute on: `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`; `auto` is the best of
-    /// those that `xdit devices` lists.
+    /// those that `xdit devices` lists. Several ranks take a GPU each where there are enough, or those of `cuda:0,2`.
     #[arg(long, default_value = "auto", help_heading = "Model and device")]
     pub device: String,
     /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].

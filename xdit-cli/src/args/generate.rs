@@ -172,7 +172,7 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
     pub keep: Option<KeepPolicy>,
     /// Device to compute on: `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`; `auto` is the best of
-    /// those that `xdit devices` lists.
+    /// those that `xdit devices` lists. Several ranks take a GPU each where there are enough, or those of `cuda:0,2`.
     #[arg(long, default_value = "auto", help_heading = "Model and device")]
     pub device: String,
     /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
@@ -200,10 +200,13 @@ pub struct GenerateArgs {
     pub processes: ProcessArgs,
 }
 
-/// The distribution of work over ranks, which on the CPU are threads. All methods can be combined.
+/// The distribution of work over ranks, which are threads. All methods can be combined.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Parallelism (the number of ranks is the product of the degrees)")]
 pub struct ParallelArgs {
+    /// Number of GPUs, each with a rank; without degrees, they divide the tokens as with `--ulysses-degree`.
+    #[arg(long, value_name = "COUNT")]
+    pub num_gpus: Option<usize>,
     /// Number of ranks that divide the list of pictures.
     #[arg(long, value_name = "RANKS", default_value_t = 1)]
     pub data_parallel_degree: usize,

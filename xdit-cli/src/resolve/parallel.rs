@@ -31,6 +31,18 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
         mesh = mesh.with(axis, degree);
     }
     ranks = ranks.saturating_mul(mesh.degree(Axis::Cfg));
+    if let Some(gpus) = args.num_gpus {
+        if ranks == 1 && gpus > 1 {
+            // It divides the work of every model, whatever its guidance.
+            (ranks, mesh) = (gpus, mesh.with(Axis::Ulysses, gpus));
+        }
+        if ranks != gpus {
+            return Err(Error::usage(format!(
+                "`--num-gpus {gpus}` does not fit the {ranks} ranks of the degrees"
+            ))
+            .hint("the number of ranks is the product of the degrees: leave one of both out"));
+        }
+    }
     if ranks > MAX_RANKS {
         return Err(Error::usage(format!("`{ranks}` ranks are more than the {MAX_RANKS} of one process"))
             .hint("the degrees multiply: lower one of them"));

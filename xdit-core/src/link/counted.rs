@@ -55,6 +55,10 @@ impl Link for Counted {
         Ok(self.inner.split(groups)?.map(|inner| Self::new(inner, &self.meter)))
     }
 
+    fn channels(&self, groups: &[Group]) -> Result<Option<Arc<dyn Link>>, Error> {
+        Ok(self.inner.channels(groups)?.map(|inner| Self::new(inner, &self.meter)))
+    }
+
     fn transfer(&self, transfer: Transfer) -> Box<dyn InFlight> {
         let travelling = transfer.sends.iter().filter(|(to, _)| *to != self.rank());
         let count = Count {

@@ -35,7 +35,7 @@ impl Ulysses {
 
     /// Exchanges all heads of this rank's tokens for all tokens of this rank's heads.
     ///
-    /// Queries, keys and values are sent separately: concatenating them first would copy each.
+    /// Queries, keys and values are separate messages of one operation: concatenating them first would copy each.
     ///
     /// # Shapes
     /// `[b, tokens[rank], h, d]` to `[b, Σ tokens, h', d]`; the tokens of rank 0 come first.
@@ -44,13 +44,12 @@ impl Ulysses {
         let heads = self.heads(h);
         let mine = heads[self.link.rank()].len();
         let shapes: Vec<_> = tokens.iter().map(|&n| [b, n, mine, d]).collect();
-        // All three are sent before the first wait.
-        let [q, k, v] = [qkv.q, qkv.k, qkv.v]
-            .map(|x| {
-                let parts = heads.iter().map(|heads| x.clone().narrow(2, heads.start, heads.len()));
-                self.link.all_to_all(parts.collect(), &shapes)
-            })
-            .map(|arriving| Tensor::cat(arriving.wait(), 1));
+        let parts = [qkv.q, qkv.k, qkv.v].map(|x| {
+            let part = |heads: &Range<usize>| x.clone().narrow(2, heads.start, heads.len());
+            heads.iter().map(part).collect()
+        });
+        let mut arrived = self.link.all_to_all_of(parts.into(), &shapes).wait().into_iter();
+        let [q, k, v] = [(); 3].map(|()| Tensor::cat(arrived.by_ref().take(shapes.len()).collect(), 1));
         Qkv { q, k, v }
     }
 

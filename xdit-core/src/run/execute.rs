@@ -70,7 +70,8 @@ impl Groups {
                 Group::new(pipeline.label().clone(), edge.map(|stage| pipeline.ranks()[stage]))
             };
             let groups: Vec<_> = mesh.groups(&[Axis::Pipeline]).iter().map(ends).collect();
-            links.extend(split(&groups)?.map(|link| (edge, link)));
+            let link = world.channels(&groups).map_err(|error| Error::failure(error.to_string()))?;
+            links.extend(link.map(|link| (edge, link)));
         }
         Ok(Self {
             rank: world.rank(),

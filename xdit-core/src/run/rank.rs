@@ -181,6 +181,8 @@ impl<M: Model> Rank<M> {
                     true => latents.into_data(),
                     false => latents.squeeze_dim::<4>(2).into_data(),
                 };
+                // On devices, a transfer may fail after its issue, and leave anything in its place.
+                self.world.check().map_err(|error| Error::failure(error.to_string()))?;
                 tell(Event::Completed(Completed { image, latents, frames }));
             }
         }

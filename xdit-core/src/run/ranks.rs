@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use xdit_comm::{Arrival, Comm, LaunchOptions, Processes, run_ranks};
 
 use crate::error::{Error, Result};
-use crate::link::{HostLink, first_cause};
+use crate::link::{Transport, first_cause};
 use crate::plan::mesh::Mesh;
 use crate::run::across::{Across, end_all, followed_in};
 use crate::run::cancel::Cancel;
@@ -94,7 +94,10 @@ impl<M: Model> Ranks<M> {
         if self.world.as_ref().is_some_and(|world| world.size != size || world.detailed != detailed) {
             self.world = None;
         }
-        let world = self.world.take().map_or_else(|| self.start(size, local, detailed), Ok)?;
+        let world = match self.world.take() {
+            Some(world) => world,
+            None => self.start(size, local, detailed, observer)?,
+        };
         let order = Order { job, contexts: SharedContexts::default(), cancel: cancel.clone() };
         world.carry_out(Arc::new(order), self.processes.as_ref(), observer)?;
         self.world = Some(world);
@@ -102,19 +105,31 @@ impl<M: Model> Ranks<M> {
     }
 
     /// Starts the ranks `local` of a world of `size` ranks.
-    fn start(&self, size: usize, local: Range<usize>, detailed: bool) -> Result<World<M>> {
+    fn start(
+        &self,
+        size: usize,
+        local: Range<usize>,
+        detailed: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<World<M>> {
         let (orders, inboxes): (Vec<_>, Vec<_>) = local.clone().map(|_| channel()).unzip();
         let inboxes = Mutex::new(inboxes.into_iter().map(Some).collect::<Vec<_>>());
         let (tell, told) = channel();
         let (model, held, keeps) = (self.model.clone(), self.held.clone(), self.keep.keeps_transformer());
         let devices: Vec<Device> =
             (0..local.len()).map(|index| device(&self.devices, index).clone()).collect();
+        let (transport, note) = Transport::between(&devices, size);
+        if let Some(note) = note {
+            observer.warn(&note);
+        }
         let to_engine = tell.clone();
         let work = move |world: Comm| -> Result<()> {
             let at = world.rank() - local.start;
             let inbox: Option<Receiver<Arc<Order<M>>>> =
                 inboxes.lock().unwrap_or_else(PoisonError::into_inner)[at].take();
-            let rank = Rank::new(HostLink::new(world), model.clone(), devices[at].clone(), detailed);
+            let link = transport.link(world, &devices[at]);
+            let link = link.map_err(|error| Error::failure(error.to_string()))?;
+            let rank = Rank::new(link, model.clone(), devices[at].clone(), detailed);
             let mut rank = rank.holding(held[at].clone(), keeps);
             // Sending fails only if the engine is gone, which then needs no message.
             let tell = |message| drop(to_engine.send(message));
