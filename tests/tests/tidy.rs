@@ -246,12 +246,14 @@ fn unsafe_code_stays_where_it_is() {
     let keyword = concat!("un", "safe");
     let bad = |file: &File, line: &str| {
         let code = line.split("//").next().unwrap_or_default();
-        let allowed = file.path.starts_with("kernels/") || file.path == "xdit-core/src/checkpoint.rs";
+        let allowed = ["kernels/", "xdit-comm/src/nccl", "tests/tests/nccl/", "xdit-core/src/checkpoint.rs"]
+            .iter()
+            .any(|path| file.path.starts_with(path));
         let word = |char: char| !char.is_alphanumeric() && char != '_';
         file.is_rust() && !allowed && code.split(word).any(|word| word == keyword)
     };
     let files = files();
-    none("only kernels compute in place, and only checkpoints map files", places(&files, bad));
+    none("kernels compute in place, NCCL has addresses, and a checkpoint maps a file", places(&files, bad));
     let checkpoint =
         files.iter().find(|file| file.path == "xdit-core/src/checkpoint.rs").expect("checkpoint.rs");
     let blocks = checkpoint.text.matches(&format!("{keyword} {{")).count();

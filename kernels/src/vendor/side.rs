@@ -82,7 +82,8 @@ impl Side {
         let bindings: Vec<_> = tensors.iter().map(|tensor| tensor.handle.clone().binding()).collect();
         let (thread, state) = (StreamId::current(), Arc::new(OnceLock::new()));
         let (side, recorded) = (self.clone(), state.clone());
-        runner(&self.device).submit(move |server: &mut Server| {
+        let runner = runner(&self.device);
+        runner.submit(move |server: &mut Server| {
             let put = || -> Result<Event, String> {
                 let held: Result<Vec<_>, _> =
                     bindings.into_iter().map(|binding| server.get_resource(binding, thread)).collect();
@@ -100,6 +101,8 @@ impl Side {
             // Nobody else sets it.
             drop(recorded.set(put()));
         });
+        // Without this, the runner begins with it when 32 tasks are waiting, and other ranks wait for it.
+        runner.flush_queue();
         Done { side: self.clone(), tensors, state }
     }
 
