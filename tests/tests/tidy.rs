@@ -246,9 +246,15 @@ fn unsafe_code_stays_where_it_is() {
     let keyword = concat!("un", "safe");
     let bad = |file: &File, line: &str| {
         let code = line.split("//").next().unwrap_or_default();
-        let allowed = ["kernels/", "xdit-comm/src/nccl", "tests/tests/nccl/", "xdit-core/src/checkpoint.rs"]
-            .iter()
-            .any(|path| file.path.starts_with(path));
+        let allowed = [
+            "kernels/",
+            "xdit-comm/src/nccl",
+            "xdit-core/src/link/nccl.rs",
+            "tests/tests/nccl/",
+            "xdit-core/src/checkpoint.rs",
+        ]
+        .iter()
+        .any(|path| file.path.starts_with(path));
         let word = |char: char| !char.is_alphanumeric() && char != '_';
         file.is_rust() && !allowed && code.split(word).any(|word| word == keyword)
     };
