@@ -190,8 +190,12 @@ struct Plan {
 fn plan(api: &Api, lane: &order::Lane, key: Key) -> Option<Plan> {
     static HANDLES: OnceLock<Mutex<HashMap<usize, Option<usize>>>> = OnceLock::new();
     static PLANS: OnceLock<Mutex<HashMap<Key, Option<Plan>>>> = OnceLock::new();
-    let mut plans = PLANS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    *plans.entry(key).or_insert_with(|| {
+    let plans = || PLANS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(plan) = plans().get(&key) {
+        return *plan;
+    }
+    // The library may wait for the device, and that for another device, whose thread takes plans meanwhile.
+    let made = || {
         lane.enter().ok()?;
         let mut handles = HANDLES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         let create = || {
@@ -200,8 +204,12 @@ fn plan(api: &Api, lane: &order::Lane, key: Key) -> Option<Plan> {
             (unsafe { (api.create)(&raw mut handle) } == 0).then_some(handle as usize)
         };
         let handle = (*handles.entry(key.device).or_insert_with(create))?;
+        drop(handles);
         make(api, handle, key)
-    })
+    };
+    let made = made();
+    plans().insert(key, made);
+    made
 }
 
 /// Describes the product to the library, as D = Aᵀ B in columns, which are our rows: A is the weight, B the input.

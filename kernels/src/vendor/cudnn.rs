@@ -64,10 +64,11 @@ fn layout(tensor: &CubeTensor, order: [usize; 4]) -> Option<Layout> {
 /// The plan for `key`, made on the device's runner when it is asked for first.
 fn plan(api: &'static Api, lane: &Arc<order::Lane>, device: &Device, key: Key) -> Option<Plan> {
     static PLANS: OnceLock<Mutex<HashMap<Key, Option<Plan>>>> = OnceLock::new();
-    let mut plans = PLANS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(plan) = plans.get(&key) {
+    let plans = || PLANS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(plan) = plans().get(&key) {
         return *plan;
     }
+    // Making a plan may wait for the device, and that for another device, whose thread takes plans from here meanwhile.
     let (lane, asked) = (lane.clone(), key.clone());
     let made = order::on_runner(device, move || {
         lane.enter().ok()?;
@@ -82,7 +83,7 @@ fn plan(api: &'static Api, lane: &Arc<order::Lane>, device: &Device, key: Key) -
         operation.and_then(|operation| api.plan(handle, operation)).ok()
     });
     let made = made.flatten();
-    plans.insert(key, made);
+    plans().insert(key, made);
     made
 }
 

@@ -3,7 +3,7 @@
 //! CubeCL submits the work of a device from one thread, the runner, to streams of its own in the device's primary
 //! context. A call goes to the runner like a launch, and there to the stream of the thread that submitted it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn_cubecl::tensor::CubeTensor;
@@ -19,11 +19,25 @@ use cudarc::driver::{result, sys};
 
 pub(super) type Server = <CudaRuntime as Runtime>::Server;
 
+/// Calls from one event to the next that paces them.
+const PACE: u32 = 32;
+/// Events that the device may be behind.
+const BEHIND: usize = 4;
+
 /// The context of one device.
 pub(super) struct Lane {
     context: Address,
+    pace: Mutex<Pace>,
     /// Why a call failed, until somebody asks.
     failure: Mutex<Option<String>>,
+}
+
+/// The calls since the last event, the events that the device may not have reached, and others to use again.
+#[derive(Default)]
+struct Pace {
+    calls: u32,
+    ahead: VecDeque<Address>,
+    spare: Option<Address>,
 }
 
 /// A pointer of the driver's, which is valid in every thread.
@@ -48,7 +62,7 @@ impl Lane {
             let device = result::device::get(i32::try_from(index).unwrap_or(i32::MAX))?;
             // SAFETY: the driver found the device. The context is never released, so it stays valid.
             let context = unsafe { result::primary_ctx::retain(device)? };
-            Ok(Self { context: Address(context as usize), failure: Mutex::default() })
+            Ok(Self { context: Address(context as usize), pace: Mutex::default(), failure: Mutex::default() })
         };
         make().map_err(|error| format!("the driver fails: {error:?}"))
     }
@@ -58,6 +72,41 @@ impl Lane {
         // SAFETY: the context is retained as long as the process lives.
         unsafe { result::ctx::set_current(self.context.0 as sys::CUcontext) }
             .map_err(|error| format!("{error:?}"))
+    }
+
+    /// Counts a call on `stream`, and waits if the device is far behind.
+    ///
+    /// The driver has room for about a thousand launches of a device. The next one waits inside the driver, and while it
+    /// does, no other device of the process gets work. So this thread waits before, which holds up no other.
+    fn pace(&self, stream: sys::CUstream) -> Result<(), result::DriverError> {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.calls += 1;
+        if pace.calls < PACE {
+            return Ok(());
+        }
+        pace.calls = 0;
+        let event = match pace.spare.take() {
+            Some(event) => event,
+            None => {
+                let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32
+                    | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+                let mut event = std::ptr::null_mut();
+                // SAFETY: the driver writes an event to a variable of ours; the context is current.
+                unsafe { sys::cuEventCreate(&raw mut event, flags) }.result()?;
+                Address(event as usize)
+            }
+        };
+        // SAFETY: event and stream belong to this context, and are never destroyed.
+        unsafe { result::event::record(event.0 as sys::CUevent, stream)? };
+        pace.ahead.push_back(event);
+        if pace.ahead.len() > BEHIND
+            && let Some(oldest) = pace.ahead.pop_front()
+        {
+            // SAFETY: as above.
+            unsafe { result::event::synchronize(oldest.0 as sys::CUevent)? };
+            pace.spare = Some(oldest);
+        }
+        Ok(())
     }
 
     /// Why a call failed since somebody asked last.
@@ -117,7 +166,8 @@ pub(super) fn submit(
             work(&addresses, stream).inspect_err(|_| {
                 // SAFETY: the tensor has so many bytes, and `held` keeps its memory.
                 let _ = unsafe { result::memset_d8_async(addresses[written], 0xff, bytes, stream) };
-            })
+            })?;
+            lane.pace(stream).map_err(|error| format!("{error:?}"))
         });
         if let Err(error) = end {
             *lane.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
