@@ -126,7 +126,10 @@ fn moments_of_pixels(x: &CubeTensor, groups: usize) -> (CubeTensor, usize) {
     let chunks = (b * pixels / (abreast * PIXELS * MANY_CUBES)).clamp(1, MOST_CHUNKS);
     let cubes_of_image = pixels.div_ceil(abreast * PIXELS * chunks);
     let of_group = c / groups;
-    let together = (1..=width).rev().find(|lanes| width % lanes == 0 && of_group % lanes == 0).unwrap_or(1);
+    let together = (1..=width)
+        .rev()
+        .find(|lanes| width.is_multiple_of(*lanes) && of_group.is_multiple_of(*lanes))
+        .unwrap_or(1);
     let parts = cubes_of_image * abreast * (of_group / together);
     let of_parts = empty(x, [b * groups, parts, RECORD], DType::F32);
     let (count, dim) = cubes(&x.client, b * cubes_of_image * UNITS);
