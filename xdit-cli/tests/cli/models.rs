@@ -315,7 +315,7 @@ fn broken_checkpoints() {
     insta::assert_snapshot!(broken("model_index.json", &replace("PixArtAlphaPipeline", "CubismPipeline")), @r"
     1
     error: pipelines of class `CubismPipeline` are not supported
-    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `LattePipeline`, `FluxPipeline`, `DiTPipeline`, `StableDiffusionXLPipeline`
+    hint: supported: `PixArtAlphaPipeline`, `PixArtSigmaPipeline`, `StableDiffusion3Pipeline`, `HunyuanDiTPipeline`, `LattePipeline`, `FluxPipeline`, `DiTPipeline`, `StableDiffusionXLPipeline`
     ");
     insta::assert_snapshot!(broken("transformer/config.json", &replace("\"num_layers\": 2", "\"num_layers\": 3")), @r"
     1

@@ -215,7 +215,7 @@ fn the_report_covers_every_rank() {
         {
           "group": "ulysses",
           "operation": "all_to_all",
-          "calls": 32,
+          "calls": 16,
           "messages": 32,
           "sent_bytes": 261120,
           "wait_s": "[seconds]"
