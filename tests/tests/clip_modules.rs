@@ -231,13 +231,13 @@ fn what_would_change_the_numbers_is_refused() {
 fn the_class_says_whether_there_is_a_projection() {
     let load = |name: &str, load: fn(&ClipTextConfig, &Weights) -> Result<ClipTextModel>| {
         let dir = goldens().join(name).join("text_encoder");
-        let error = load(&config(&dir).unwrap(), &weights(&dir, DType::F32)).unwrap_err();
-        error.message().to_owned()
+        load(&config(&dir).unwrap(), &weights(&dir, DType::F32))
     };
-    let missing = load("clip-l", ClipTextModel::load_with_projection);
+    let missing = load("clip-l", ClipTextModel::load_with_projection).unwrap_err();
+    let missing = missing.message();
     assert!(missing.contains("`text_projection.weight` is missing"), "{missing}");
-    let left_over = load("clip-g", ClipTextModel::load);
-    assert!(left_over.contains("`text_projection.weight` in"), "{left_over}");
+    // As in transformers, a projection that the class does not have is left out.
+    load("clip-g", ClipTextModel::load).unwrap();
 }
 
 #[test]

@@ -487,14 +487,15 @@ impl SingleBlock {
         let [(q, text_q), (k, text_k), (v, text_v)] = [qkv.q, qkv.k, qkv.v].map(parts);
         let text_qkv = text_q.zip(text_k).zip(text_v).map(|((q, k), v)| Qkv { q, k, v });
         let (y, text_y) = attention.attend(given.site, Qkv { q, k, v }, text_qkv);
-        let y = match text_y {
-            Some(text_y) => join(text_y, y),
-            None => y,
+        // The last block does not update the text, which therefore ends with the attention.
+        let (x, normed, y, n_text) = match text_y {
+            Some(text_y) if !given.is_last => (x, normed, join(text_y, y), n_text),
+            _ => (x.narrow(1, n_text, n_image), normed.narrow(1, n_text, n_image), y, 0),
         };
         let mlp = self.proj_mlp.forward_activated(normed, Activation::GeluTanh);
         let y = self.proj_out.forward_of_two(self.projections.heads.join(y), mlp);
         let x = finite(gated_residual(x, gate, y));
-        let text = (n_text > 0 && !given.is_last).then(|| x.clone().narrow(1, 0, n_text));
+        let text = (n_text > 0).then(|| x.clone().narrow(1, 0, n_text));
         Hidden::new(Tokens { x: x.narrow(1, n_text, n_image), positions }, text)
     }
 }

@@ -367,7 +367,7 @@ extern "C" fn ncclAllReduce(
 #[unsafe(no_mangle)]
 extern "C" fn ncclCommGetAsyncError(comm: *mut Comm, state: *mut c_int) -> c_int {
     // SAFETY: as above; the caller gives a number to write to.
-    unsafe { *state = (*comm).shared.error.load(Ordering::Acquire) };
+    unsafe { *state = (&*comm).shared.error.load(Ordering::Acquire) };
     0
 }
 

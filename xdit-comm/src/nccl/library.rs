@@ -68,7 +68,11 @@ impl Nccl {
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the type is that of the function in `nccl.h`.
-                unsafe { *library.get(concat!($name, "\0")).map_err(text)? }
+                unsafe {
+                    *library
+                        .get(concat!($name, "\0"))
+                        .map_err(|_| concat!("it has no function `", $name, "`"))?
+                }
             };
         }
         let ask: unsafe extern "C" fn(*mut c_int) -> Status = function!("ncclGetVersion");
