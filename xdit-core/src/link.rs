@@ -310,7 +310,7 @@ impl dyn Link + '_ {
         self.all_to_all_of(vec![parts], shapes)
     }
 
-    /// As [`all_to_all`](Self::all_to_all), for several tensors whose parts travel as one operation. The parts of the
+    /// As `all_to_all`, for several tensors whose parts travel as one operation. The parts of the
     /// first tensor come first.
     ///
     /// # Shapes
