@@ -36,7 +36,7 @@ mod steps;
 mod timesteps;
 mod unipc_multistep;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use serde_json::Value;
 
 use crate::{Error, Result};
@@ -96,7 +96,31 @@ pub trait Scheduler: Send + Sync {
         model_output: Tensor<3>,
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
+    ) -> Tensor<3> {
+        let wide = |x: Tensor<3>| x.cast(DType::F32);
+        self.step_in_f32(step, history, wide(model_output), wide(sample), noise.map(wide))
+    }
+
+    /// As [`step`](Self::step), of tensors in f32.
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    fn step_in_f32(
+        &self,
+        step: usize,
+        history: &mut History,
+        model_output: Tensor<3>,
+        sample: Tensor<3>,
+        noise: Option<Tensor<3>>,
     ) -> Tensor<3>;
+}
+
+/// `mean` with noise of standard deviation `deviation`, if the step adds noise.
+fn with_noise(mean: Tensor<3>, noise: Option<Tensor<3>>, deviation: f32) -> Tensor<3> {
+    match noise {
+        Some(noise) => mean + noise * deviation,
+        None => mean,
+    }
 }
 
 /// The path from data to noise that a model was trained on, which decides the schedulers that fit it.

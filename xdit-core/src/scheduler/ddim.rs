@@ -1,6 +1,6 @@
 //! DDIM without added noise.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
 use super::noise_schedule::NoiseSchedule;
@@ -50,15 +50,14 @@ impl Scheduler for Ddim {
         &self.timesteps
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         _: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         _: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (start, end) = self.alphas_cumprod[step];
         let (alpha, sigma) = (start.sqrt(), (1.0 - start).sqrt());
 

@@ -1,13 +1,13 @@
 //! DDPM: each step adds noise.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::timesteps::{Spacing, Timesteps};
-use super::{History, Scheduler};
+use super::{History, Scheduler, with_noise};
 use crate::{Error, Result};
 
 /// The smallest variance, whose logarithm is finite.
@@ -120,22 +120,18 @@ impl Scheduler for Ddpm {
         self.timesteps[step] > 0.0
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         _: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let Step { alpha, sigma, of_data, of_sample, deviation } = self.steps[step];
         let data = self.prediction.data(sample.clone(), output, alpha, sigma);
         let data = clip(self.clip, data);
         let mean = data * of_data + sample * of_sample;
-        match noise {
-            Some(noise) => mean + noise.cast(DType::F32) * deviation,
-            None => mean,
-        }
+        with_noise(mean, noise, deviation)
     }
 }

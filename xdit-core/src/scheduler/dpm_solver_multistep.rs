@@ -1,6 +1,6 @@
 //! Multistep DPM-Solver and DPM-Solver++ of orders one to three.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::clip::Clip;
 use super::dpm_solver::{Algorithm, Solver, Weights, clipped_len, length_zero, read_order, read_prediction};
@@ -10,7 +10,7 @@ use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::{SigmaOptions, Spread, place};
 use super::timesteps::{Spacing, Timesteps};
-use super::{History, Scheduler};
+use super::{History, Scheduler, with_noise};
 use crate::{Error, Result};
 
 /// With fewer steps than this, `lower_order_final` lowers the order of the last ones.
@@ -156,7 +156,7 @@ impl Scheduler for DpmSolverMultistep {
         self.algorithm.adds_noise()
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         history: &mut History,
@@ -164,17 +164,13 @@ impl Scheduler for DpmSolverMultistep {
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (model_output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let order = self.order(step, history.len());
         let (prediction, level) = (self.prediction, self.level(step));
         let output = self.algorithm.convert(prediction, self.clip, sample.clone(), model_output, level);
         history.push(step, output, self.solver_order);
         let combination = self.combination(step, order);
         let next = combination.apply(order, sample, history);
-        match noise {
-            Some(noise) => next + noise.cast(DType::F32) * combination.noise,
-            None => next,
-        }
+        with_noise(next, noise, combination.noise)
     }
 }
 

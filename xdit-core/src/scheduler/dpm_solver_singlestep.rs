@@ -1,6 +1,6 @@
 //! Singlestep DPM-Solver and DPM-Solver++ of orders one to three.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::clip::Clip;
 use super::dpm_solver::{Algorithm, Solver, Weights, clipped_len, length_zero, read_order, read_prediction};
@@ -10,7 +10,7 @@ use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::{SigmaOptions, Spread, place};
 use super::timesteps::Timesteps;
-use super::{History, Scheduler};
+use super::{History, Scheduler, with_noise};
 use crate::{Error, Result};
 
 /// DPM-Solver++ (arXiv 2211.01095) and DPM-Solver (arXiv 2206.00927) as singlestep solvers.
@@ -124,7 +124,7 @@ impl Scheduler for DpmSolverSinglestep {
         self.algorithm.adds_noise()
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         history: &mut History,
@@ -132,7 +132,6 @@ impl Scheduler for DpmSolverSinglestep {
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (model_output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (prediction, level) = (self.prediction, self.level(step));
         let output = self.algorithm.convert(prediction, self.clip, sample.clone(), model_output, level);
         history.push(step, output, 3);
@@ -141,10 +140,7 @@ impl Scheduler for DpmSolverSinglestep {
             history.keep_sample(sample);
         }
         let next = combination.apply(history);
-        match noise {
-            Some(noise) => next + noise.cast(DType::F32) * combination.weights.noise,
-            None => next,
-        }
+        with_noise(next, noise, combination.weights.noise)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Euler's method with ancestral sampling: each step removes more noise than needed and adds some.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::grid::interpolate;
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
-use super::prediction::Prediction;
+use super::prediction::{Prediction, to_unit_variance};
 use super::timesteps::{Spacing, Timesteps};
-use super::{History, Scheduler};
+use super::{History, Scheduler, with_noise};
 use crate::Result;
 
 /// Ancestral sampling with Euler steps, from k-diffusion.
@@ -49,8 +49,7 @@ impl Scheduler for EulerAncestralDiscrete {
     }
 
     fn scale_model_input(&self, sample: Tensor<3>, step: usize) -> Tensor<3> {
-        let sigma = self.sigmas[step];
-        sample / (sigma * sigma + 1.0).sqrt()
+        to_unit_variance(sample, self.sigmas[step])
     }
 
     fn adds_noise(&self, step: usize) -> bool {
@@ -58,15 +57,14 @@ impl Scheduler for EulerAncestralDiscrete {
         step + 1 < self.timesteps.len()
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         _: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
         let (variance, next_variance) = (sigma * sigma, next * next);
         let up = (next_variance * (variance - next_variance) / variance).sqrt();
@@ -74,9 +72,6 @@ impl Scheduler for EulerAncestralDiscrete {
         let data = self.prediction.data_beside_noise(sample.clone(), output, sigma);
         let derivative = (sample.clone() - data) / sigma;
         let mean = sample + derivative * (down - sigma);
-        match noise {
-            Some(noise) => mean + noise.cast(DType::F32) * up,
-            None => mean,
-        }
+        with_noise(mean, noise, up)
     }
 }

@@ -1,11 +1,11 @@
 //! Euler's method over noise levels.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::grid::{interpolate, linspace_f32};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
-use super::prediction::Prediction;
+use super::prediction::{Prediction, to_unit_variance};
 use super::sigmas::{LogSigmas, SigmaOptions, Spread};
 use super::timesteps::{Spacing, Timesteps};
 use super::{History, Scheduler};
@@ -81,19 +81,17 @@ impl Scheduler for EulerDiscrete {
     }
 
     fn scale_model_input(&self, sample: Tensor<3>, step: usize) -> Tensor<3> {
-        let sigma = self.sigmas[step];
-        sample / (sigma * sigma + 1.0).sqrt()
+        to_unit_variance(sample, self.sigmas[step])
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         _: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         _: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
         let data = self.prediction.data_beside_noise(sample.clone(), output, sigma);
         let derivative = (sample.clone() - data) / sigma;

@@ -1,6 +1,6 @@
 //! Euler's method along the straight path from noise to data.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::grid::linspace;
 use super::options::SchedulerOptions;
@@ -84,10 +84,15 @@ fn own_levels(shift: Shift, trained: f64, steps: usize) -> Vec<f64> {
     grid.into_iter().map(|timestep| timestep / trained).collect()
 }
 
+/// The noise level `sigma` with the fixed shift `shift`.
+pub(super) fn fixed_shift(sigma: f64, shift: f64) -> f64 {
+    Shift::Fixed(shift).of(sigma, |x| x)
+}
+
 /// The noise levels of a run of `steps` with the fixed shift `shift`.
-pub(super) fn fixed_shift(shift: f64, trained: f64, steps: usize) -> Vec<f64> {
-    let shift = Shift::Fixed(shift);
-    own_levels(shift, trained, steps).into_iter().map(|sigma| shift.of(sigma, |x| x)).collect()
+pub(super) fn fixed_levels(shift: f64, trained: f64, steps: usize) -> Vec<f64> {
+    let own = own_levels(Shift::Fixed(shift), trained, steps);
+    own.into_iter().map(|sigma| fixed_shift(sigma, shift)).collect()
 }
 
 impl FlowMatchEulerDiscrete {
@@ -156,21 +161,20 @@ impl Scheduler for FlowMatchEulerDiscrete {
         self.stochastic
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         _: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
         match noise {
             None => sample + output * (next - sigma),
             Some(noise) => {
                 let data = sample - output * sigma;
-                data * (1.0 - next) + noise.cast(DType::F32) * next
+                data * (1.0 - next) + noise * next
             }
         }
     }

@@ -1,13 +1,13 @@
 //! Heun's method over noise levels, for diffusion and for flow matching.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
-use super::flow_match_euler_discrete::fixed_shift;
+use super::flow_match_euler_discrete::fixed_levels;
 use super::grid::interpolate;
 use super::noise_schedule::{Defaults, NoiseSchedule};
 use super::options::SchedulerOptions;
-use super::prediction::Prediction;
+use super::prediction::{Prediction, to_unit_variance};
 use super::sigmas::{LogSigmas, SigmaOptions, Spread};
 use super::timesteps::{Spacing, Timesteps};
 use super::{History, Scheduler};
@@ -67,7 +67,7 @@ impl Heun {
     pub(super) fn flow_match(options: &mut SchedulerOptions<'_>, steps: usize) -> Result<Self> {
         let trained = options.count("num_train_timesteps", 1000)? as f64;
         let shift = options.number("shift", 1.0)?;
-        let sigmas = fixed_shift(shift, trained, steps).into_iter().map(|sigma| sigma as f32);
+        let sigmas = fixed_levels(shift, trained, steps).into_iter().map(|sigma| sigma as f32);
         let sigmas: Vec<f32> = sigmas.chain([0.0]).collect();
         let timesteps: Vec<f32> = sigmas[..steps].iter().map(|sigma| sigma * trained as f32).collect();
         Ok(Self {
@@ -99,19 +99,17 @@ impl Scheduler for Heun {
         if self.prediction == Prediction::Flow {
             return sample;
         }
-        let sigma = self.sigmas[step.div_ceil(2)];
-        sample / (sigma * sigma + 1.0).sqrt()
+        to_unit_variance(sample, self.sigmas[step.div_ceil(2)])
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         history: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         _: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let sigma = self.sigmas[step.div_ceil(2)];
         let data = clip(self.clip, self.prediction.data_beside_noise(sample.clone(), output, sigma));
         let derivative = (sample.clone() - data) / sigma;

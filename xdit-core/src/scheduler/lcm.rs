@@ -1,6 +1,6 @@
 //! Latent consistency models: each step predicts the data and adds noise again.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
 use super::noise_schedule::{BetaSchedule, Defaults, NoiseSchedule};
@@ -109,20 +109,19 @@ impl Scheduler for Lcm {
         step + 1 < self.timesteps.len()
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         _: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let Step { alpha, sigma, of_data, of_sample, next_alpha, next_sigma } = self.steps[step];
         let data = clip(self.clip, self.prediction.data(sample.clone(), output, alpha, sigma));
         let data = data * of_data + sample * of_sample;
         match noise {
-            Some(noise) => data * next_alpha + noise.cast(DType::F32) * next_sigma,
+            Some(noise) => data * next_alpha + noise * next_sigma,
             None => data,
         }
     }

@@ -53,3 +53,8 @@ impl Prediction {
         }
     }
 }
+
+/// A sample in data + σ · ε, scaled to variance one, as the model expects it.
+pub(super) fn to_unit_variance(sample: Tensor<3>, sigma: f32) -> Tensor<3> {
+    sample / (sigma * sigma + 1.0).sqrt()
+}

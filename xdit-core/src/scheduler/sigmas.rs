@@ -1,6 +1,7 @@
 //! Noise levels that are chosen directly, not through timesteps.
 
 use super::beta::quantile;
+use super::flow_match_euler_discrete::fixed_shift;
 use super::grid::{interpolate, linspace};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
@@ -120,15 +121,14 @@ impl SigmaOptions {
             }
             Spread::Flow { shift } => {
                 let alphas = linspace(1.0, 1.0 / trained.len() as f64, steps + 1).into_iter();
-                let sigmas = alphas.map(|alpha| 1.0 - alpha);
-                let mut shifted: Vec<_> = sigmas.map(|s| shift * s / (1.0 + (shift - 1.0) * s)).collect();
+                let mut shifted: Vec<_> = alphas.map(|alpha| fixed_shift(1.0 - alpha, shift)).collect();
                 shifted.reverse();
                 shifted.truncate(steps);
                 shifted
             }
             Spread::FlowFromOne { shift, terminal } => {
                 let sigmas = linspace(1.0, 1.0 / trained.len() as f64, steps + 1).into_iter().take(steps);
-                let mut levels: Vec<_> = sigmas.map(|s| shift * s / (1.0 + (shift - 1.0) * s)).collect();
+                let mut levels: Vec<_> = sigmas.map(|sigma| fixed_shift(sigma, shift)).collect();
                 if terminal != 0.0 {
                     let stretch = (1.0 - levels[steps - 1]) / (1.0 - terminal);
                     levels.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / stretch);

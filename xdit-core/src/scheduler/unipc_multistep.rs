@@ -1,6 +1,6 @@
 //! UniPC: a multistep predictor, and a corrector that costs no evaluation of the model.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
 use super::dpm_solver::{length_zero, read_order};
@@ -266,15 +266,14 @@ impl Scheduler for UniPcMultistep {
         &self.timesteps
     }
 
-    fn step(
+    fn step_in_f32(
         &self,
         step: usize,
         history: &mut History,
-        model_output: Tensor<3>,
+        output: Tensor<3>,
         sample: Tensor<3>,
         _: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let (output, sample) = (model_output.cast(DType::F32), sample.cast(DType::F32));
         let Level { alpha, sigma, .. } = self.levels[step];
         let output = if self.predict_x0 {
             clip(self.clip, self.prediction.data(sample.clone(), output, alpha, sigma))
