@@ -12,7 +12,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Conv2d, norm_act};
 
-use crate::convolution::{GroupNorm, conv};
+use crate::convolution::{GroupNorm, Resnet, conv};
 use crate::tiling::Tiling;
 
 /// The ε of every group norm.
@@ -209,7 +209,7 @@ impl Encoder {
             let block = weights.at("down_blocks").at(level);
             let mut resnets = Vec::new();
             for index in 0..config.layers_per_block {
-                resnets.push(Resnet::load(groups, &block.at("resnets").at(index), c, c_out)?);
+                resnets.push(Resnet::load((groups, EPS), &block.at("resnets").at(index), c, c_out)?);
                 c = c_out;
             }
             let halve = |c| -> Result<Conv2d> {
@@ -235,7 +235,7 @@ impl Encoder {
     fn forward(&self, image: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
         let mut x = rows.conv(&self.conv_in, image, None, None);
         for (resnets, down) in &self.down_blocks {
-            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, rows));
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, None, rows));
             if let Some(down) = down {
                 x = rows.conv(down, x, None, None);
             }
@@ -267,7 +267,7 @@ impl Decoder {
             let block = weights.at("up_blocks").at(level);
             let mut resnets = Vec::new();
             for index in 0..config.layers_per_block + 1 {
-                resnets.push(Resnet::load(groups, &block.at("resnets").at(index), c, c_out)?);
+                resnets.push(Resnet::load((groups, EPS), &block.at("resnets").at(index), c, c_out)?);
                 c = c_out;
             }
             let double = |c| -> Result<Conv2d> {
@@ -288,7 +288,7 @@ impl Decoder {
     fn forward(&self, z: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
         let mut x = self.mid.forward(rows.conv(&self.conv_in, z, None, None), rows);
         for (resnets, up) in &self.up_blocks {
-            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, rows));
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, None, rows));
             if let Some(up) = up {
                 x = rows.conv(up, x, None, None);
             }
@@ -311,52 +311,18 @@ impl Mid {
         let groups = config.norm_num_groups;
         let attention = || PixelAttention::load(groups, &weights.at("attentions.0"), c);
         Ok(Self {
-            first: Resnet::load(groups, &weights.at("resnets.0"), c, c)?,
+            first: Resnet::load((groups, EPS), &weights.at("resnets.0"), c, c)?,
             attention: config.mid_block_add_attention.then(attention).transpose()?,
-            second: Resnet::load(groups, &weights.at("resnets.1"), c, c)?,
+            second: Resnet::load((groups, EPS), &weights.at("resnets.1"), c, c)?,
         })
     }
 
     fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
-        let mut x = self.first.forward(x, rows);
+        let mut x = self.first.forward(x, None, rows);
         if let Some(attention) = &self.attention {
             x = attention.forward(x, rows);
         }
-        self.second.forward(x, rows)
-    }
-}
-
-/// A residual block: twice group norm, SiLU and convolution, with a shortcut around them.
-#[derive(Clone, Debug)]
-struct Resnet {
-    norm1: GroupNorm,
-    conv1: Conv2d,
-    norm2: GroupNorm,
-    conv2: Conv2d,
-    conv_shortcut: Option<Conv2d>,
-}
-
-impl Resnet {
-    fn load(groups: usize, weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
-        let shortcut = || conv(&weights.at("conv_shortcut"), c_in, c_out, 1);
-        Ok(Self {
-            norm1: GroupNorm::load((groups, EPS), &weights.at("norm1"), c_in)?,
-            conv1: conv(&weights.at("conv1"), c_in, c_out, 3)?,
-            norm2: GroupNorm::load((groups, EPS), &weights.at("norm2"), c_out)?,
-            conv2: conv(&weights.at("conv2"), c_out, c_out, 3)?,
-            conv_shortcut: (c_in != c_out).then(shortcut).transpose()?,
-        })
-    }
-
-    fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
-        let norm = self.norm1.affine(&x, rows);
-        let y = rows.conv(&self.conv1, x.clone(), Some(&norm), None);
-        let x = match &self.conv_shortcut {
-            Some(shortcut) => rows.conv(shortcut, x, None, None),
-            None => x,
-        };
-        let norm = self.norm2.affine(&y, rows);
-        rows.conv(&self.conv2, y, Some(&norm), Some(x))
+        self.second.forward(x, None, rows)
     }
 }
 

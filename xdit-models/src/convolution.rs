@@ -47,3 +47,52 @@ pub fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Resu
         upsample: false,
     })
 }
+
+/// A residual block: twice group norm, SiLU and convolution, with a shortcut around them.
+///
+/// # Source
+/// diffusers' `ResnetBlock2D`.
+#[derive(Clone, Debug)]
+pub struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    /// Loads the block from `weights`; `norm` has the groups and ε of its norms.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has the wrong shape.
+    pub fn load(norm: (usize, f64), weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
+        let shortcut = || conv(&weights.at("conv_shortcut"), c_in, c_out, 1);
+        Ok(Self {
+            norm1: GroupNorm::load(norm, &weights.at("norm1"), c_in)?,
+            conv1: conv(&weights.at("conv1"), c_in, c_out, 3)?,
+            norm2: GroupNorm::load(norm, &weights.at("norm2"), c_out)?,
+            conv2: conv(&weights.at("conv2"), c_out, c_out, 3)?,
+            conv_shortcut: (c_in != c_out).then(shortcut).transpose()?,
+        })
+    }
+
+    /// `time` is added between the convolutions, to each pixel.
+    ///
+    /// # Shapes
+    /// `x`: `[b, c_in, y, x]`; `time`: `[b, c_out]`; result `[b, c_out, y, x]`.
+    pub fn forward(&self, x: Tensor<4>, time: Option<Tensor<2>>, rows: &dyn Rows) -> Tensor<4> {
+        let norm = self.norm1.affine(&x, rows);
+        let y = rows.conv(&self.conv1, x.clone(), Some(&norm), None);
+        let y = match time {
+            Some(time) => y + time.unsqueeze_dim::<3>(2).unsqueeze_dim::<4>(3),
+            None => y,
+        };
+        let x = match &self.conv_shortcut {
+            Some(shortcut) => rows.conv(shortcut, x, None, None),
+            None => x,
+        };
+        let norm = self.norm2.affine(&y, rows);
+        rows.conv(&self.conv2, y, Some(&norm), Some(x))
+    }
+}

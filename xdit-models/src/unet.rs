@@ -19,7 +19,7 @@ use xdit_kernels::{Activation, Conv2d, activate};
 use crate::convolution::{GroupNorm, conv};
 use crate::latent_diffusion::Published;
 use crate::timestep::{TimestepEmbedding, sinusoids_of_width};
-use blocks::{Pass, PixelTransformer, Resnet};
+use blocks::{Pass, PixelTransformer, TimedResnet};
 pub use config::{Level, MICRO_CONDITIONS, UNetConfig};
 
 /// The conditions of one guidance branch.
@@ -52,7 +52,7 @@ pub struct UNet {
     add_embedding: TimestepEmbedding,
     conv_in: Conv2d,
     down_blocks: Vec<Stack>,
-    mid_block: (Resnet, PixelTransformer, Resnet),
+    mid_block: (TimedResnet, PixelTransformer, TimedResnet),
     up_blocks: Vec<Stack>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -61,7 +61,7 @@ pub struct UNet {
 /// The blocks of a level, on the way in or out.
 #[derive(Clone, Debug)]
 struct Stack {
-    blocks: Vec<(Resnet, Option<PixelTransformer>)>,
+    blocks: Vec<(TimedResnet, Option<PixelTransformer>)>,
     /// Halves or doubles rows and columns.
     sampler: Option<Conv2d>,
 }
@@ -81,8 +81,9 @@ impl Published for UNet {
         let down_blocks = load_down(config, weights, &mut waiting)?;
         let innermost = &levels[levels.len() - 1];
         let mid = weights.at("mid_block");
-        let resnet =
-            |name| Resnet::load(config, &mid.at("resnets").at(name), innermost.channels, innermost.channels);
+        let resnet = |name| {
+            TimedResnet::load(config, &mid.at("resnets").at(name), innermost.channels, innermost.channels)
+        };
         let mid_block =
             (resnet(0)?, PixelTransformer::load(config, &mid.at("attentions.0"), innermost)?, resnet(1)?);
         let up_blocks = load_up(config, weights, &mut waiting)?;
@@ -112,7 +113,7 @@ fn load_down(config: &UNetConfig, weights: &Weights, waiting: &mut Vec<usize>) -
         let weights = weights.at("down_blocks").at(index);
         let mut blocks = Vec::new();
         for index in 0..config.layers_per_block {
-            let resnet = Resnet::load(config, &weights.at("resnets").at(index), c, level.channels)?;
+            let resnet = TimedResnet::load(config, &weights.at("resnets").at(index), c, level.channels)?;
             c = level.channels;
             blocks.push((resnet, transformer(config, &weights, index, level, level.down)?));
             waiting.push(c);
@@ -136,7 +137,7 @@ fn load_up(config: &UNetConfig, weights: &Weights, waiting: &mut Vec<usize>) -> 
         let mut blocks = Vec::new();
         for index in 0..config.layers_per_block + 1 {
             let joined = c + waiting.pop().expect("an image waits for each block on the way out");
-            let resnet = Resnet::load(config, &weights.at("resnets").at(index), joined, level.channels)?;
+            let resnet = TimedResnet::load(config, &weights.at("resnets").at(index), joined, level.channels)?;
             c = level.channels;
             blocks.push((resnet, transformer(config, &weights, index, level, level.up)?));
         }
@@ -173,7 +174,7 @@ impl Stack {
 
 impl UNet {
     /// All residual blocks, in the order of their use.
-    fn resnets(&self) -> impl Iterator<Item = &Resnet> {
+    fn resnets(&self) -> impl Iterator<Item = &TimedResnet> {
         let (first, _, second) = &self.mid_block;
         let down = self.down_blocks.iter().flat_map(|stack| &stack.blocks);
         let up = self.up_blocks.iter().flat_map(|stack| &stack.blocks);
@@ -280,7 +281,7 @@ impl Transformer for UNet {
         let added = self.add_embedding.forward(added).reshape([1, b, width]);
         let embedded = activate(Activation::Silu, (time + added).reshape([steps * b, width]));
         // Computes all steps in one matrix product.
-        let of_resnet = |resnet: &Resnet| {
+        let of_resnet = |resnet: &TimedResnet| {
             let all = resnet.time_emb_proj.forward(embedded.clone());
             let c = all.dims()[1];
             all.reshape([steps, b, c])

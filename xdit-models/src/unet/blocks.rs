@@ -9,7 +9,7 @@ use xdit_core::weights::Weights;
 use xdit_kernels::{Activation, Conv2d, activate, layer_norm, norm_act};
 
 use super::config::{Level, UNetConfig};
-use crate::convolution::{GroupNorm, conv};
+use crate::convolution::{GroupNorm, Resnet};
 use crate::layers::Heads;
 
 /// The ε of the norms in transformers: of the group norm before the first layer, and of the layer norms.
@@ -45,33 +45,19 @@ impl Pass<'_> {
     }
 }
 
-/// A residual block: twice group norm, SiLU and convolution, with a shortcut around them. The embedded timestep is added
-/// in the middle.
-///
-/// # Source
-/// diffusers' `ResnetBlock2D`.
+/// A residual block, with the layer for its timesteps.
 #[derive(Clone, Debug)]
-pub(super) struct Resnet {
-    norm1: GroupNorm,
-    conv1: Conv2d,
+pub(super) struct TimedResnet {
+    resnet: Resnet,
     /// Projects the embedded timestep.
     pub time_emb_proj: Linear,
-    norm2: GroupNorm,
-    conv2: Conv2d,
-    conv_shortcut: Option<Conv2d>,
 }
 
-impl Resnet {
+impl TimedResnet {
     pub fn load(config: &UNetConfig, weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
-        let norm = |name, c| GroupNorm::load((config.norm_num_groups, config.norm_eps), &weights.at(name), c);
-        let shortcut = || conv(&weights.at("conv_shortcut"), c_in, c_out, 1);
         Ok(Self {
-            norm1: norm("norm1", c_in)?,
-            conv1: conv(&weights.at("conv1"), c_in, c_out, 3)?,
+            resnet: Resnet::load((config.norm_num_groups, config.norm_eps), weights, c_in, c_out)?,
             time_emb_proj: weights.once().linear("time_emb_proj", config.time_embed_dim(), c_out)?,
-            norm2: norm("norm2", c_out)?,
-            conv2: conv(&weights.at("conv2"), c_out, c_out, 3)?,
-            conv_shortcut: (c_in != c_out).then(shortcut).transpose()?,
         })
     }
 
@@ -79,16 +65,7 @@ impl Resnet {
     /// `[b, c_in, y, x]` to `[b, c_out, y, x]`.
     pub fn forward(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
         let time = pass.times.next().expect("a timestep for each residual block").clone();
-        let rows = pass.rows();
-        let norm = self.norm1.affine(&x, rows);
-        let y = rows.conv(&self.conv1, x.clone(), Some(&norm), None);
-        let y = y + time.unsqueeze_dim::<3>(2).unsqueeze_dim::<4>(3);
-        let x = match &self.conv_shortcut {
-            Some(shortcut) => rows.conv(shortcut, x, None, None),
-            None => x,
-        };
-        let norm = self.norm2.affine(&y, rows);
-        rows.conv(&self.conv2, y, Some(&norm), Some(x))
+        self.resnet.forward(x, Some(time), pass.rows())
     }
 }
 
