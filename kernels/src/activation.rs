@@ -13,6 +13,7 @@ use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::plain::Plain;
+use crate::profile;
 
 /// The activations of the supported models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +32,7 @@ pub enum Activation {
 ///
 /// 16-bit numbers are computed in f32 and rounded once.
 pub fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
+    let _call = profile::light("activation", &x);
     Tensor::from_dispatch(Dispatch::activate(activation, x.into_dispatch()))
 }
 
@@ -38,6 +40,7 @@ pub fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<
 ///
 /// 16-bit numbers are computed in f32 and rounded once, to the type of `gate`.
 pub fn gated_activate<const D: usize>(activation: Activation, gate: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
+    let _call = profile::light("gated activation", &x);
     Tensor::from_dispatch(Dispatch::gated_activate(activation, gate.into_dispatch(), x.into_dispatch()))
 }
 

@@ -15,6 +15,7 @@ use burn::tensor::{Shape, Tensor};
 
 use crate::optional::Optional;
 use crate::plain::{Plain, dims};
+use crate::profile;
 
 /// `softmax(q kᵀ · scale + bias) v`.
 ///
@@ -46,6 +47,11 @@ pub fn attention_lse(
     bias: Option<Tensor<4>>,
     scale: f32,
 ) -> (Tensor<4>, Tensor<3>) {
+    let name = if bias.is_some() { "attention with bias" } else { "attention" };
+    let _call = profile::operation(name, &q, || {
+        let ([b, nq, h, d], [_, nk, ..]) = (q.dims(), k.dims());
+        (vec![b, nq, nk, h, d], 4.0 * (b * nq) as f64 * (nk * h * d) as f64)
+    });
     let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
     let (out, lse) = Dispatch::attention_lse(q, k, v, bias.into(), scale);
     (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
@@ -65,6 +71,7 @@ pub fn merge_lse(
     (out_a, lse_a): (Tensor<4>, Tensor<3>),
     (out_b, lse_b): (Tensor<4>, Tensor<3>),
 ) -> (Tensor<4>, Tensor<3>) {
+    let _call = profile::light("merge of attention", &out_a);
     let (out, lse) = Dispatch::merge_lse(
         out_a.into_dispatch(),
         lse_a.into_dispatch(),

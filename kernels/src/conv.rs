@@ -20,6 +20,7 @@ use burn::tensor::{Tensor, ops::ConvOptions};
 use crate::group_norm::{Affine, reference_norm_act};
 use crate::optional::Optional;
 use crate::plain::{Plain, dims};
+use crate::profile;
 
 /// A convolution with its fused operations: `conv(upsample(silu(affine(x)))) + residual`.
 #[derive(Clone, Debug)]
@@ -78,8 +79,16 @@ impl Geometry {
 /// `x`: `[b, c_in, y, x]`; result and `residual`: `[b, c_out, y', x']`.
 pub fn conv2d(conv: &Conv2d, x: Tensor<4>, norm: Option<&Affine>, residual: Option<Tensor<4>>) -> Tensor<4> {
     let Conv2d { weight, bias, stride, padding, upsample } = conv.clone();
+    let geometry = Geometry { stride, padding, upsample };
+    let _call = profile::operation("convolution", &x, || {
+        let ([_, c_in, rows, cols], [_, _, ky, kx]) = (x.dims(), weight.dims());
+        let [b, c_out, y_rows, y_cols] = geometry.result(x.dims(), weight.dims());
+        let pixels = (b * y_rows * y_cols) as f64;
+        let flops = 2.0 * pixels * c_out as f64 * (c_in * ky * kx) as f64;
+        (vec![b, c_in, c_out, rows, cols, ky], flops)
+    });
     let y = Dispatch::conv2d(
-        Geometry { stride, padding, upsample },
+        geometry,
         x.into_dispatch(),
         weight.into_dispatch(),
         bias.into(),

@@ -70,7 +70,10 @@ pub struct Memory {
 pub fn list(api: Api) -> Result<Vec<Found>, Missing> {
     match api {
         #[cfg(feature = "cuda")]
-        Api::Cuda => cuda::check().and_then(|()| found(burn::tensor::DeviceType::Cuda, None)),
+        Api::Cuda => cuda::check().and_then(|()| {
+            cuda::keep_kernels();
+            found(burn::tensor::DeviceType::Cuda, None)
+        }),
         #[cfg(feature = "vulkan")]
         Api::Vulkan => {
             found(burn::tensor::DeviceType::Vulkan, Some(Device::vulkan(burn::tensor::DeviceKind::Cpu)))

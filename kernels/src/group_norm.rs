@@ -15,6 +15,7 @@ use burn::tensor::{DType, Tensor};
 
 use crate::activation::{Activation, apply};
 use crate::plain::Plain;
+use crate::profile;
 
 /// The mean of each group of channels of each image, and the sum of squared deviations from it.
 ///
@@ -67,6 +68,7 @@ pub struct Affine {
 /// `x`: `[b, c, y, x]` with `c` a multiple of `groups`.
 pub fn group_norm_moments(x: Tensor<4>, groups: usize) -> Moments {
     let [_, c, rows, cols] = x.dims();
+    let _call = profile::light("moments", &x);
     let (mean, deviation) = Dispatch::group_norm_moments(x.into_dispatch(), groups);
     Moments {
         count: c / groups * rows * cols,
@@ -101,6 +103,7 @@ pub fn group_norm_affine(moments: Moments, weight: Tensor<1>, bias: Tensor<1>, e
 /// # Shapes
 /// `x`: `[b, c, y, x]`.
 pub fn norm_act(x: Tensor<4>, affine: &Affine, act: bool) -> Tensor<4> {
+    let _call = profile::light("group norm", &x);
     let [scale, shift] = [&affine.scale, &affine.shift].map(|tensor| tensor.clone().into_dispatch());
     Tensor::from_dispatch(Dispatch::norm_act(x.into_dispatch(), scale, shift, act))
 }

@@ -15,12 +15,14 @@ use burn::tensor::Tensor;
 use crate::activation::{Activation, reference_activate};
 use crate::optional::Optional;
 use crate::plain::{Plain, dims};
+use crate::profile;
 
 /// `x · weightᵀ + bias`.
 ///
 /// # Shapes
 /// `x`: `[…, c_in]`; `weight`: `[c_out, c_in]`, in checkpoint order; `bias`: `[c_out]`; result `[…, c_out]`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let _call = multiply("linear", &x, &weight);
     Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch(), bias.into()))
 }
 
@@ -34,6 +36,7 @@ pub fn linear_activate<const D: usize>(
     bias: Option<Tensor<1>>,
     activation: Activation,
 ) -> Tensor<D> {
+    let _call = multiply("linear + activation", &x, &weight);
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(Dispatch::linear_activate(x, weight, bias.into(), activation))
 }
@@ -49,8 +52,18 @@ pub fn linear_of_two<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
+    let _call = multiply("linear of two", &x, &weight);
     let [x, y] = [x, y].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::linear_of_two(x, y, weight.into_dispatch(), bias.into()))
+}
+
+/// The sizes of a product are its rows, and the features that go in and out.
+fn multiply<const D: usize>(name: &'static str, x: &Tensor<D>, weight: &Tensor<2>) -> Option<profile::Call> {
+    profile::operation(name, x, || {
+        let [c_out, c_in] = weight.dims();
+        let rows = x.dims()[..D - 1].iter().product::<usize>();
+        (vec![rows, c_in, c_out], 2.0 * rows as f64 * c_in as f64 * c_out as f64)
+    })
 }
 
 /// Linear layers on the tensors of a backend.

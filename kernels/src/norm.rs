@@ -15,12 +15,14 @@ use burn::tensor::Tensor;
 
 use crate::optional::Optional;
 use crate::plain::Plain;
+use crate::profile;
 
 /// Layer norm over the last dimension, with an optional scale and shift.
 ///
 /// # Shapes
 /// `x`: `[b, n, c]`; `weight`, `bias`: `[c]`.
 pub fn layer_norm(x: Tensor<3>, weight: Option<Tensor<1>>, bias: Option<Tensor<1>>, eps: f64) -> Tensor<3> {
+    let _call = profile::light("layer norm", &x);
     Tensor::from_dispatch(Dispatch::layer_norm(x.into_dispatch(), weight.into(), bias.into(), eps))
 }
 
@@ -32,6 +34,7 @@ pub fn layer_norm(x: Tensor<3>, weight: Option<Tensor<1>>, bias: Option<Tensor<1
 /// # Source
 /// DiT (Peebles & Xie 2022) §3.2; diffusers' `AdaLayerNorm*`.
 pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps: f64) -> Tensor<3> {
+    let _call = profile::light("layer norm + modulation", &x);
     let [x, shift, scale] = [x, shift, scale].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::layer_norm_modulate(x, shift, scale, eps))
 }
@@ -41,6 +44,7 @@ pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps
 /// # Shapes
 /// `x`: `[…, c]`; `weight`: `[c]`.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Option<Tensor<1>>, eps: f64) -> Tensor<D> {
+    let _call = profile::light("RMS norm", &x);
     Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight.into(), eps))
 }
 

@@ -11,6 +11,7 @@ use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::plain::Plain;
+use crate::profile;
 
 /// `x + gate · y`. Reuses the memory of `x` or `y` if it is not shared.
 ///
@@ -19,6 +20,7 @@ use crate::plain::Plain;
 /// # Shapes
 /// `x`, `y`: `[b, n, c]`; `gate`: `[b, 1, c]`, or `[1, 1, c]` for all images.
 pub fn gated_residual(x: Tensor<3>, gate: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
+    let _call = profile::light("gated residual", &x);
     let [x, gate, y] = [x, gate, y].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::gated_residual(x, gate, y))
 }

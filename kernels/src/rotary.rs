@@ -11,6 +11,7 @@ use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::plain::Plain;
+use crate::profile;
 
 /// Rotates each pair of adjacent features: `(x₀, x₁)` becomes `(x₀ cos − x₁ sin, x₁ cos + x₀ sin)`, with one angle for
 /// each token and pair. Reuses `x`'s memory if it is not shared.
@@ -23,6 +24,7 @@ use crate::plain::Plain;
 /// # Source
 /// RoFormer (Su et al. 2021) §3.2.2; diffusers' `apply_rotary_emb` with `use_real_unbind_dim = -1`.
 pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
+    let _call = profile::light("rotary embedding", &x);
     let rotated = Dispatch::rotary(x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
     Tensor::from_dispatch(rotated)
 }

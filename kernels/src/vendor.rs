@@ -2,6 +2,7 @@
 //!
 //! A library that is missing, too old or fails to make a plan is no error: the operation runs as it does without it.
 
+pub(crate) mod clock;
 pub(crate) mod cublaslt;
 pub(crate) mod cudnn;
 mod library;

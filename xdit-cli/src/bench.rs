@@ -1,14 +1,19 @@
 //! `xdit bench`: the speed of a model, by default of published size with random weights.
 
+mod peak;
 mod published;
+mod work;
 
 use std::time::Instant;
 
+use burn::tensor::DType;
+use indicatif::HumanBytes;
 use serde::Serialize;
 use serde_json::Value;
 use tempfile::TempDir;
+use xdit_core::device::{hardware_name, memory};
 use xdit_core::pipeline::{Cancel, Observer, Phase, Step};
-use xdit_core::{Error, Result};
+use xdit_core::{Error, Result, profile};
 use xdit_models::component::ModelIndex;
 
 use crate::args::BenchArgs;
@@ -19,6 +24,7 @@ use crate::print;
 use crate::progress::Progress;
 use crate::report::{Stopwatch, peak_rss_bytes};
 use crate::resolve::Invocation;
+use work::Profile;
 
 /// A BERT tokenizer of a few hundred tokens. The values of tokens do not change the time of a text encoder.
 const BERT_TOKENIZER: [(&str, &[u8]); 3] = [
@@ -58,8 +64,27 @@ struct Report {
     decode_s: Spread,
     /// A picture, from the request to its pixels.
     picture_s: Spread,
+    /// 10¹² additions and multiplications in the products, attention and convolutions of a step, on all ranks.
+    step_tflop: f64,
+    /// The speed of all ranks in the median step.
+    tflops_per_s: f64,
+    /// The speed relative to the peak of the ranks' GPUs for 16-bit numbers, where it is known.
+    peak_share: Option<f64>,
     /// The peak memory use of the process; `None` if the system does not report it.
     peak_rss_bytes: Option<u64>,
+    /// The devices whose memory is known.
+    devices: Vec<Used>,
+    /// The device time of another picture, with `--profile`.
+    profile: Option<Profile>,
+}
+
+/// A device at the end.
+#[derive(Debug, Serialize)]
+struct Used {
+    /// The driver's name for it.
+    name: String,
+    /// The memory that programs hold, which includes memory that this one keeps for reuse.
+    used_bytes: u64,
 }
 
 /// The measured values of one quantity.
@@ -86,7 +111,7 @@ impl Spread {
 /// # Errors
 /// If the options are not valid, or the run fails.
 pub fn run(args: BenchArgs) -> Result<()> {
-    let BenchArgs { warmup, repeat, report, quiet, .. } = args;
+    let BenchArgs { warmup, repeat, report, quiet, profile: profiled, .. } = args;
     if repeat == 0 {
         return Err(Error::usage("`--repeat 0` measures nothing").hint("the minimum is 1"));
     }
@@ -111,13 +136,20 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
-    let mut pictures = Vec::new();
+    let (mut pictures, mut flops) = (Vec::new(), 0.0);
     for index in 0..warmup + repeat {
+        // Counting the work takes no time worth mentioning.
+        if index == 0 {
+            profile::start(profile::Detail::Work);
+        }
         let begin = Instant::now();
         let mut watched = Watched { progress: &mut progress, stopwatch: Stopwatch::default() };
         pipeline.run(&resolved, &Cancel::new(), &mut watched)?;
         let seconds = watched.stopwatch.seconds();
         pictures.push((begin.elapsed().as_secs_f64(), seconds));
+        if index == 0 {
+            flops = work::denoising_flops(&profile::stop());
+        }
         let kind = if index < warmup { "warm-up" } else { "measured" };
         progress.say(&format!(
             "picture {} of {}, {kind}: {:.3} s",
@@ -126,6 +158,16 @@ pub fn run(args: BenchArgs) -> Result<()> {
             pictures[index].0
         ));
     }
+    let profile = match profiled {
+        true => {
+            progress.say("another picture, with the times of operations");
+            profile::start(profile::Detail::Times);
+            let mut watched = Watched { progress: &mut progress, stopwatch: Stopwatch::default() };
+            pipeline.run(&resolved, &Cancel::new(), &mut watched)?;
+            Some(Profile::new(&profile::stop()))
+        }
+        false => None,
+    };
     let steps = resolved.num_inference_steps;
     let measured = &pictures[warmup..];
     let phase = |name: &str| -> Vec<f64> {
@@ -133,18 +175,33 @@ pub fn run(args: BenchArgs) -> Result<()> {
             |seconds: &Value| seconds[name].as_f64().or(seconds[name][0].as_f64()).unwrap_or_default();
         measured.iter().map(|(_, seconds)| value(seconds)).collect()
     };
+    let step_s = Spread::new(phase("denoise").into_iter().map(|seconds| seconds / steps as f64));
+    let (ranks, step_flops) = (resolved.plan.mesh.size(), flops / steps as f64);
+    let names: Vec<_> = job.load.devices.iter().filter_map(hardware_name).collect();
+    let is_half = job.load.dtype != DType::F32;
+    let peak = names.first().filter(|_| is_half).and_then(|name| peak::peak(name));
+    let on_devices = job.load.devices.iter().zip(&names).filter_map(|(device, name)| {
+        let memory = memory(device)?;
+        Some(Used { name: name.clone(), used_bytes: memory.total_bytes - memory.free_bytes })
+    });
     let report_of = Report {
         parameters: job.settings(&resolved),
         random_weights,
-        ranks: resolved.plan.mesh.size(),
+        ranks,
         steps,
         load: pictures[0].1["load"].clone(),
         first_picture_s: pictures[0].0,
         text_s: Spread::new(phase("encode")),
-        step_s: Spread::new(phase("denoise").into_iter().map(|seconds| seconds / steps as f64)),
+        step_tflop: step_flops / 1e12,
+        tflops_per_s: step_flops / step_s.median / 1e12,
+        // Ranks that share a device share its peak.
+        peak_share: peak.map(|peak| step_flops / step_s.median / (peak * ranks.min(names.len()) as f64)),
+        step_s,
         decode_s: Spread::new(phase("decode")),
         picture_s: Spread::new(measured.iter().map(|(seconds, _)| *seconds)),
         peak_rss_bytes: peak_rss_bytes(),
+        devices: on_devices.collect(),
+        profile,
     };
     drop(scratch);
     match report {
@@ -169,7 +226,15 @@ fn table(report: &Report) -> String {
         let Spread { median, min, max } = spread;
         table += &format!("{name:<16}{median:>12.4}{min:>12.4}{max:>12.4}\n");
     }
-    table + &format!("first picture, with loading: {:.3} s\n", report.first_picture_s)
+    table += &format!("first picture, with loading: {:.3} s\n", report.first_picture_s);
+    table += &format!("denoising: {:.3} TFLOP a step, {:.3} TFLOP/s", report.step_tflop, report.tflops_per_s);
+    table += &report
+        .peak_share
+        .map_or("\n".to_owned(), |share| format!(", {:.0} % of the GPUs' peak\n", share * 100.0));
+    for Used { name, used_bytes } in &report.devices {
+        table += &format!("memory in use on {name}: {}\n", HumanBytes(*used_bytes));
+    }
+    table + &report.profile.as_ref().map(Profile::table).unwrap_or_default()
 }
 
 /// Writes the model `name` of published size, with small tokenizers.

@@ -1,8 +1,8 @@
 //! Devices by name: `auto`, `cpu`, `cuda`, `vulkan:1`.
 
 use burn::tensor::{DType, Device};
-pub use xdit_kernels::device::Library;
-use xdit_kernels::device::{Api, Missing, hardware_name, list, memory};
+use xdit_kernels::device::{Api, Missing, list};
+pub use xdit_kernels::device::{Library, Memory, hardware_name, memory};
 
 use crate::error::{Error, Result};
 

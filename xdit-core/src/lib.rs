@@ -34,3 +34,4 @@ pub use pipeline::{
 };
 pub use plan::mesh::{Axis, Mesh};
 pub use plan::{ParallelConfig, Plan};
+pub use xdit_kernels::profile;

@@ -28,6 +28,7 @@ use xdit_core::tokens::pack;
 use xdit_core::transformer::{IntoParts, Transformer, TransformerSpec};
 use xdit_core::weights::{Residency, Weights};
 use xdit_core::{Error, Result, finite};
+use xdit_kernels::profile;
 
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::component::{Component, ModelIndex};
@@ -449,7 +450,10 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         let keep = self.kept.keep;
         let mut desk = Desk { device: &self.options.devices[0], keep, cancel, observer: &mut *observer };
         let conditions = match leads {
-            true => Some(self.recipe.encode(resolved, &self.model, &mut desk)?),
+            true => {
+                let encode = || self.recipe.encode(resolved, &self.model, &mut desk);
+                Some(profile::part("text encoders", None, &self.options.devices[0], encode)?)
+            }
             false => None,
         };
         let scheduler = self.scheduler(resolved.generated_size, resolved.num_inference_steps)?;

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use cubecl_environment::config::RuntimeConfig;
+use cubecl_environment::persistence::CacheConfig;
+use cubecl_runtime::config::CubeClRuntimeConfig;
 use cudarc::driver::{result, sys};
 
 use super::{Memory, Missing};
@@ -30,6 +33,19 @@ pub(super) fn check() -> Result<(), Missing> {
         return Err(Missing::Headers(headers.display().to_string()));
     }
     Ok(())
+}
+
+/// Makes CubeCL keep compiled kernels in the user's cache folder, so that only the first run on a machine compiles them.
+///
+/// The program's own settings hold if it has made any, and those of a file `cubecl.toml`, except that kernels are kept.
+pub(super) fn keep_kernels() {
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    if matches!(config.environment.path, CacheConfig::Target) {
+        config.environment.path = CacheConfig::Global;
+    }
+    // Nothing changes if a device has been opened before.
+    let _ = CubeClRuntimeConfig::try_set(config);
 }
 
 fn words(error: &result::DriverError) -> String {

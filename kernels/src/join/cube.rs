@@ -1,14 +1,29 @@
-//! Joining on CubeCL's backends: parts of one tensor that follow each other are a part of it.
+//! Joining on CubeCL's backends: parts of one tensor that follow each other are a part of it, and images whose channels
+//! lie together are joined so.
 
 use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
 use burn_cubecl::CubeBackend;
+use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{JoinOps, reference_join};
+use super::{JoinOps, parts, reference_join};
+use crate::cube::is_pixels;
+use crate::optional::Optional;
 
 impl JoinOps for CubeBackend {
     fn join(first: CubeTensor, second: CubeTensor) -> CubeTensor {
         neighbours(&first, &second).unwrap_or_else(|| reference_join::<Self>(first, second))
+    }
+
+    fn join_rows(above: Optional<Self>, x: CubeTensor, below: Optional<Self>) -> CubeTensor {
+        let pixels = is_pixels(&x);
+        let parts = parts::<Self>(above, x, below);
+        if !pixels {
+            return Self::float_cat(parts, 2);
+        }
+        let parts = parts.into_iter().map(|part| permute(part, &[0, 2, 3, 1])).collect();
+        permute(Self::float_cat(parts, 1), &[0, 3, 1, 2])
     }
 }
 

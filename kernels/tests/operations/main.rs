@@ -42,6 +42,7 @@ matrix! {
     linear_activate,
     linear_of_two,
     join,
+    join_rows,
     layer_norm,
     layer_norm_modulate,
     rms_norm,

@@ -13,6 +13,7 @@ Examples:
   xdit bench pixart-sigma --num-inference-steps 2
   xdit bench flux-dev --ulysses-degree 2 --dtype bf16 --report json
   xdit bench ./pixart --height 2048 --width 2048
+  xdit bench sd3-medium --profile
 
 Models of published size: dit-xl, flux-dev, flux-schnell, hunyuan-11, pixart-alpha, pixart-sigma, sd3-medium,
 sd35-large, sd35-medium, sdxl-base."
@@ -39,6 +40,9 @@ pub struct BenchArgs {
     /// Number of measured pictures.
     #[arg(long, value_name = "COUNT", default_value_t = 3, help_heading = "Measurement")]
     pub repeat: usize,
+    /// Measure one more picture, with the device's time in each operation and block.
+    #[arg(long, help_heading = "Measurement")]
+    pub profile: bool,
     /// Print the figures to standard output in this format instead of a table.
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Output")]
     pub report: Option<ReportFormat>,

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use xdit_kernels::{Affine, Conv2d, Moments};
+use xdit_kernels::{Affine, Conv2d, Moments, join_rows};
 
 use crate::attention::{Qkv, scale};
 use crate::link::{Arriving, Link, Place};
@@ -163,7 +163,7 @@ pub(super) fn conv_between(
     let padding =
         [if above.is_some() { 0 } else { top }, if below.is_some() { 0 } else { bottom }, left, right];
     let first = above.as_ref().map_or(0, |_| halo[0] * doubled - top);
-    let x = Tensor::cat(above.into_iter().chain([x]).chain(below).collect(), 2);
+    let x = join_rows(above, x, below);
     let y = Whole.conv(&Conv2d { padding, ..conv.clone() }, x, norm, residual);
     if conv.upsample { y.narrow(2, first, rows) } else { y }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use xdit_comm::Group;
+use xdit_kernels::profile;
 
 use crate::error::{Error, Result};
 use crate::finite;
@@ -125,13 +126,16 @@ impl<T: Transformer> Denoising<'_, T> {
         let Self { plan, groups, scheduler, guidance, .. } = self;
         assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
         assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
-        let mut walker = recorder.time(Activity::Prepare, || Walker::new(self));
+        let device = self.noise.latents().x.device();
+        let walker = || profile::part("conditions", None, &device, || Walker::new(self));
+        let mut walker = recorder.time(Activity::Prepare, walker);
         let actions = schedule(plan, groups.rank);
         for (index, action) in actions.iter().enumerate() {
             walker.check();
             walker.post(&actions[..actions.len().min(index + POST_AHEAD)]);
             if let Some(missing) = walker.contexts.missing(action) {
-                recorder.time(Activity::Prepare, || walker.contexts.prepare(missing));
+                let prepare = || walker.contexts.prepare(missing);
+                recorder.time(Activity::Prepare, || profile::part("conditions", None, &device, prepare));
             }
             let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
             walker.reap();
@@ -223,6 +227,10 @@ impl<'a, T: Transformer> Walker<'a, T> {
             check,
             shards,
         }
+    }
+
+    fn device(&self) -> &Device {
+        &self.latents.1.device
     }
 
     /// Unwinds to [`catch`](crate::link::catch) once the job must end.
@@ -326,7 +334,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let x = self.scheduler.scale_model_input(sample, *step);
                 let positions = self.positions.select(&self.shards[patches.clone()]);
                 let context = self.contexts.at(*branch, *step);
-                let Hidden { image, text, skips } = self.transformer.embed(Tokens { x, positions }, context);
+                let embed = || self.transformer.embed(Tokens { x, positions }, context);
+                let Hidden { image, text, skips } = profile::part("embedding", None, self.device(), embed);
                 self.hidden =
                     Some(Hidden { image, text: text.filter(|_| self.plan.brings_text(patches)), skips });
             }
@@ -337,7 +346,9 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 for block in self.plan.blocks_of(*branch, blocks.clone()) {
                     // A failure elsewhere, or a cancelled job, ends this rank within one block.
                     self.check();
-                    hidden = self.transformer.block(block, hidden, context, &mut self.attention);
+                    let (transformer, attention) = (self.transformer, &mut self.attention);
+                    let work = || transformer.block(block, hidden, context, attention);
+                    hidden = profile::part("block", Some(block), &self.latents.1.device, work);
                 }
                 self.skips = std::mem::take(&mut hidden.skips);
                 self.hidden = Some(hidden);
@@ -358,11 +369,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
             }
             Action::Finish { step, branch, .. } => {
                 let hidden = self.hidden.take().expect("blocks ran before");
-                let prediction = self.transformer.finish(hidden, self.contexts.at(*branch, *step));
+                let context = self.contexts.at(*branch, *step);
+                let finish = || self.transformer.finish(hidden, context);
+                let prediction = profile::part("output", None, self.device(), finish);
                 self.predictions[*branch] = Some(prediction);
             }
             Action::Advance { step, patches } => {
-                self.advance(*step, patches);
+                let device = self.device().clone();
+                profile::part("scheduler", None, &device, || self.advance(*step, patches));
                 return (patches.end == self.plan.patches.len()).then_some(step + 1);
             }
             Action::SendLatents { patches } => {

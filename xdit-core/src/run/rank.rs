@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
 use xdit_comm::Group;
+use xdit_kernels::profile;
 
 use crate::error::{Error, Result};
 use crate::finite;
@@ -290,10 +291,12 @@ impl<M: Model> Rank<M> {
                 latents.as_ref().map(|z| z.clone().narrow(2, start, shape[0]).swap_dims(1, 2).reshape(shape));
             let decoded = recorder.time(Activity::Decode, || {
                 let decoded = match latents {
-                    Some(latents) if decoding.tiled => Some(decoder.decode_tiled(latents)),
-                    latents => {
-                        split_rows(ranks, latents, shape, &self.device, |z, rows| decoder.decode(z, rows))
+                    Some(latents) if decoding.tiled => {
+                        Some(profile::part("VAE", None, &self.device, || decoder.decode_tiled(latents)))
                     }
+                    latents => split_rows(ranks, latents, shape, &self.device, |z, rows| {
+                        profile::part("VAE", None, &self.device, || decoder.decode(z, rows))
+                    }),
                 };
                 let pictures = |decoded: Tensor<4>| {
                     let what = || format!("the values of picture {} after decoding", image + 1);

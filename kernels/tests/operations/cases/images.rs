@@ -1,5 +1,7 @@
 //! Operations on images.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor};
 use xdit_kernels::{self as own, Activation, Affine, Conv2d, Moments, group_norm_affine, reference};
 
@@ -191,6 +193,29 @@ pub fn conv2d(setting: &Setting) {
             let name = format!("{:?} by {:?}", conv.x, conv.weight);
             let own = if setting.composed() { 3 } else { 1 };
             setting.close(&name, &y, (&expected, shape), setting.roundings(own, 2 + setting.of_product()));
+        }
+    }
+}
+
+/// The neighbours' rows may have another memory layout than the image itself.
+pub fn join_rows(setting: &Setting) {
+    if setting.version == Version::Reference {
+        return;
+    }
+    for [b, c, cols] in [[1, 8, 16], [2, 5, 7]] {
+        let whole = setting.random(1, [b, c, 9, cols]);
+        let part = |first, len| whole.clone().narrow(2, first, len);
+        // The image's own rows, and those that it has with its neighbours.
+        for (own, all) in [(0..9, 0..9), (2..9, 0..9), (0..8, 0..9), (2..8, 0..9), (3..6, 1..6), (3..6, 3..8)]
+        {
+            let expected = values(&part(all.start, all.len()));
+            let of = |rows: Range<usize>| (!rows.is_empty()).then(|| part(rows.start, rows.len()));
+            let (above, below) = (of(all.start..own.start), of(own.end..all.end));
+            let x = part(own.start, own.len());
+            for x in setting.layouts(&x) {
+                let joined = xdit_kernels::join_rows(above.clone(), x, below.clone());
+                setting.close("rows", &joined, (&expected, [b, c, all.len(), cols]), 0);
+            }
         }
     }
 }
