@@ -16,6 +16,7 @@ pub mod in_order;
 pub mod on_ranks;
 pub mod oracle;
 pub mod probe;
+pub mod published;
 pub mod recorded;
 pub mod sparse;
 pub mod toy;

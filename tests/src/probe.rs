@@ -5,7 +5,7 @@ use std::sync::Arc;
 use xdit_core::plan::Plan;
 use xdit_core::transformer::Transformer;
 
-use crate::toy::Subject;
+use crate::toy::{Subject, Toy};
 use crate::world::Job;
 use crate::wrapped::{Wrapped, wrapped};
 
@@ -13,7 +13,7 @@ use crate::wrapped::{Wrapped, wrapped};
 pub type BeforeBlock = Arc<dyn Fn(usize) + Send + Sync>;
 
 /// The run of `plan` by a watched toy. Each share that is loaded holds a reference to `alive`.
-pub fn job(subject: &Subject, plan: Plan, before_block: &BeforeBlock, alive: &Arc<()>) -> Job<Wrapped> {
+pub fn job(subject: &Subject, plan: Plan, before_block: &BeforeBlock, alive: &Arc<()>) -> Job<Wrapped<Toy>> {
     let (before_block, alive) = (before_block.clone(), Arc::downgrade(alive));
     wrapped(subject.job(plan), move || {
         let (before_block, alive) = (before_block.clone(), alive.upgrade().expect("the test is not over"));

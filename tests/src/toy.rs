@@ -122,15 +122,9 @@ impl Subject {
         Tokens { x: random("noise", [1, self.tokens(), self.spec.channels]), positions }
     }
 
-    /// A scheduler that keeps earlier predictions, so that mistakes in their order have an effect.
+    /// The noise scheduler: [`large_steps`].
     pub fn scheduler(&self) -> Box<dyn Scheduler> {
-        let config = json!({
-            "_class_name": "DPMSolverMultistepScheduler",
-            // Makes all steps large, so that a mistake in any of them has an effect.
-            "prediction_type": "v_prediction",
-            "timestep_spacing": "trailing",
-        });
-        scheduler(&config, self.steps).unwrap()
+        large_steps(self.steps)
     }
 
     /// A rank's share of the model.
@@ -149,6 +143,17 @@ impl Subject {
             noise: vec![self.noise()],
         }
     }
+}
+
+/// A scheduler that keeps earlier predictions, so that mistakes in their order have an effect.
+pub fn large_steps(steps: usize) -> Box<dyn Scheduler> {
+    let config = json!({
+        "_class_name": "DPMSolverMultistepScheduler",
+        // Makes all steps large, so that a mistake in any of them has an effect.
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    });
+    scheduler(&config, steps).unwrap()
 }
 
 /// Values of unit variance that depend only on `name`.

@@ -1,4 +1,4 @@
-//! A toy whose blocks run inside a closure of the test.
+//! A transformer whose blocks run inside a closure of the test.
 
 use burn::tensor::{DType, Tensor};
 use xdit_core::attention::Attention;
@@ -6,67 +6,70 @@ use xdit_core::run::Loaded;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 
-use crate::toy::{Context, Toy};
 use crate::world::{Job, Load};
 
-/// Runs a block of the toy. The arguments after the toy are those of [`Transformer::block`].
-pub type Block = Box<dyn Fn(&Toy, usize, Hidden, &Context, &mut dyn Attention) -> Hidden + Send + Sync>;
+/// Runs a block of the transformer. The arguments after the transformer are those of [`Transformer::block`].
+pub type Block<T> =
+    Box<dyn Fn(&T, usize, Hidden, &<T as Transformer>::Context, &mut dyn Attention) -> Hidden + Send + Sync>;
 
-/// A toy transformer, and the closure that runs its blocks.
-pub struct Wrapped {
-    toy: Toy,
-    block: Block,
+/// A transformer, and the closure that runs its blocks.
+pub struct Wrapped<T: Transformer> {
+    transformer: T,
+    block: Block<T>,
 }
 
-/// The run of `job` with wrapped toys. `wrap` makes the closure of each share that is loaded.
-pub fn wrapped(job: Job<Toy>, wrap: impl Fn() -> Block + Send + Sync + 'static) -> Job<Wrapped> {
+/// The run of `job` with wrapped transformers. `wrap` makes the closure of each share that is loaded.
+pub fn wrapped<T: Transformer + 'static>(
+    job: Job<T>,
+    wrap: impl Fn() -> Block<T> + Send + Sync + 'static,
+) -> Job<Wrapped<T>> {
     let Job { plan, load, scheduler, guidance, noise } = job;
-    let load: Load<Wrapped> = Box::new(move |share| {
-        let Loaded { transformer: toy, parameter_bytes } = load(share)?;
-        Ok(Loaded { transformer: Wrapped { toy, block: wrap() }, parameter_bytes })
+    let load: Load<Wrapped<T>> = Box::new(move |share| {
+        let Loaded { transformer, parameter_bytes } = load(share)?;
+        Ok(Loaded { transformer: Wrapped { transformer, block: wrap() }, parameter_bytes })
     });
     Job { plan, load, scheduler, guidance, noise }
 }
 
-impl Transformer for Wrapped {
-    type Conditions = Tensor<3>;
-    type Context = Context;
+impl<T: Transformer> Transformer for Wrapped<T> {
+    type Conditions = T::Conditions;
+    type Context = T::Context;
 
     fn spec(&self) -> &TransformerSpec {
-        self.toy.spec()
+        self.transformer.spec()
     }
 
     fn dtype(&self) -> DType {
-        self.toy.dtype()
+        self.transformer.dtype()
     }
 
-    fn contexts(&self, text: &Tensor<3>, timesteps: &[f32]) -> Vec<Context> {
-        self.toy.contexts(text, timesteps)
+    fn contexts(&self, conditions: &T::Conditions, timesteps: &[f32]) -> Vec<T::Context> {
+        self.transformer.contexts(conditions, timesteps)
     }
 
     fn context_bytes(&self) -> usize {
-        self.toy.context_bytes()
+        self.transformer.context_bytes()
     }
 
-    fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
-        self.toy.text_shape(context)
+    fn text_shape(&self, context: &T::Context) -> Option<[usize; 3]> {
+        self.transformer.text_shape(context)
     }
 
-    fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
-        self.toy.embed(latents, context)
+    fn embed(&self, latents: Tokens, context: &T::Context) -> Hidden {
+        self.transformer.embed(latents, context)
     }
 
     fn block(
         &self,
         index: usize,
         hidden: Hidden,
-        context: &Context,
+        context: &T::Context,
         attention: &mut dyn Attention,
     ) -> Hidden {
-        (self.block)(&self.toy, index, hidden, context, attention)
+        (self.block)(&self.transformer, index, hidden, context, attention)
     }
 
-    fn finish(&self, hidden: Hidden, context: &Context) -> Tensor<3> {
-        self.toy.finish(hidden, context)
+    fn finish(&self, hidden: Hidden, context: &T::Context) -> Tensor<3> {
+        self.transformer.finish(hidden, context)
     }
 }

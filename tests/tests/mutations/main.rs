@@ -3,6 +3,8 @@
 //! those tests.
 
 mod decorators;
+mod hunyuan;
+mod unet;
 
 use std::sync::Arc;
 
@@ -61,7 +63,7 @@ impl Run {
     fn distance(
         &self,
         wire: Option<(&'static str, Wire)>,
-        mistaken: impl FnOnce(Job<Toy>) -> Job<Wrapped>,
+        mistaken: impl FnOnce(Job<Toy>) -> Job<Wrapped<Toy>>,
     ) -> f64 {
         let Self { subject, plan } = self;
         let turns = Turns { patches: plan.stale_patches(), warmup_steps: 0, displaced: plan.distrifusion };

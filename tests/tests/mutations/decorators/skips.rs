@@ -1,8 +1,7 @@
-//! A toy in which one block takes a wrong skip connection.
+//! A transformer in which one block takes a wrong skip connection.
 
 use burn::tensor::Tensor;
 use xdit_core::transformer::Transformer;
-use xdit_tests::toy::Toy;
 use xdit_tests::world::Job;
 use xdit_tests::wrapped::{Wrapped, wrapped};
 
@@ -16,9 +15,12 @@ pub enum Skip {
 }
 
 /// The run of `job` with the mistake `skip`, if any, in the skip connection to block `wrong`.
-pub fn with_skip(job: Job<Toy>, skip: Option<Skip>, wrong: usize) -> Job<Wrapped> {
+pub fn with_skip<T>(job: Job<T>, skip: Option<Skip>, wrong: usize) -> Job<Wrapped<T>>
+where
+    T: Transformer + 'static,
+{
     wrapped(job, move || {
-        Box::new(move |toy, index, mut hidden, context, attention| {
+        Box::new(move |transformer: &T, index, mut hidden, context, attention| {
             if let Some(skip) = skip.filter(|_| index == wrong) {
                 let taken = hidden.skips.get_mut(&index).expect("the block takes one");
                 let n = taken.dims()[1];
@@ -31,7 +33,7 @@ pub fn with_skip(job: Job<Toy>, skip: Option<Skip>, wrong: usize) -> Job<Wrapped
                     }
                 };
             }
-            toy.block(index, hidden, context, attention)
+            transformer.block(index, hidden, context, attention)
         })
     })
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::Tensor;
-use xdit_comm::{Error, Group};
+use xdit_comm::{Error, Group, Operation};
 use xdit_core::link::{InFlight, Link, Transfer};
 
 /// The mistake in received messages.
@@ -22,9 +22,24 @@ pub enum Wire {
     RanksMoved,
     /// A message is replaced by an earlier one of the same size, this many messages before it.
     Late(usize),
+    /// Rows for convolutions are replaced by those this many exchanges before.
+    BordersLate(usize),
+    /// Rows from above and from below are in each other's place.
+    BordersSwapped,
 }
 
-/// Messages by size, the oldest first.
+impl Wire {
+    /// Whether the mistake is in messages of `operation`.
+    fn affects(self, operation: Operation) -> bool {
+        match self {
+            // All other exchanges between ranks of rows are gathered.
+            Self::BordersLate(_) | Self::BordersSwapped => operation != Operation::AllGather,
+            _ => true,
+        }
+    }
+}
+
+/// Messages by size, the oldest first; rows of convolutions count as being of one size.
 type Kept = HashMap<usize, VecDeque<Vec<Tensor<1>>>>;
 
 /// Behaves like the inner link, except for links split from it with label `label`, which apply the mistake `wire`.
@@ -43,8 +58,13 @@ impl Tampered {
     }
 
     /// Wraps an operation of this rank, which sent `own`.
-    fn arrive(&self, inner: Box<dyn InFlight>, own: Vec<Tensor<1>>) -> Box<dyn InFlight> {
-        if &**self.inner.group().label() != self.label {
+    fn arrive(
+        &self,
+        operation: Operation,
+        inner: Box<dyn InFlight>,
+        own: Vec<Tensor<1>>,
+    ) -> Box<dyn InFlight> {
+        if &**self.inner.group().label() != self.label || !self.wire.affects(operation) {
             return inner;
         }
         Box::new(Arriving { inner, own, wire: self.wire, kept: self.kept.clone() })
@@ -80,6 +100,22 @@ impl InFlight for Arriving {
                 before.push_back(parts.clone());
                 if before.len() > messages { before.pop_front().unwrap() } else { parts }
             }
+            Wire::BordersLate(exchanges) => {
+                let mut kept = self.kept.lock().unwrap();
+                let before = kept.entry(0).or_default();
+                before.push_back(parts.clone());
+                if before.len() <= exchanges {
+                    return Ok(parts);
+                }
+                let late = before.pop_front().unwrap();
+                let sizes = |parts: &[Tensor<1>]| parts.iter().map(Tensor::dims).collect::<Vec<_>>();
+                assert_eq!(sizes(&late), sizes(&parts), "the same exchange of an earlier step");
+                late
+            }
+            Wire::BordersSwapped => {
+                parts.reverse();
+                parts
+            }
         })
     }
 }
@@ -114,12 +150,12 @@ impl Link for Tampered {
 
     fn transfer(&self, transfer: Transfer) -> Box<dyn InFlight> {
         let own = transfer.sends.iter().map(|(_, x)| x.clone()).collect();
-        self.arrive(self.inner.transfer(transfer), own)
+        self.arrive(transfer.operation, self.inner.transfer(transfer), own)
     }
 
     fn sum(&self, x: Tensor<1>) -> Box<dyn InFlight> {
         let own = vec![x.clone()];
-        self.arrive(self.inner.sum(x), own)
+        self.arrive(Operation::AllReduce, self.inner.sum(x), own)
     }
 
     fn check(&self) -> Result<(), Error> {

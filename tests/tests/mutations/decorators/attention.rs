@@ -23,9 +23,9 @@ pub enum Keys {
 }
 
 /// The run of `job` with the mistake `keys`, if any, in the block `wrong`.
-pub fn with_keys(job: Job<Toy>, keys: Option<Keys>, wrong: usize) -> Job<Wrapped> {
+pub fn with_keys(job: Job<Toy>, keys: Option<Keys>, wrong: usize) -> Job<Wrapped<Toy>> {
     wrapped(job, move || {
-        Box::new(move |toy, index, hidden, context, attention| match keys.filter(|_| index == wrong) {
+        Box::new(move |toy: &Toy, index, hidden, context, attention| match keys.filter(|_| index == wrong) {
             Some(keys) => toy.block(index, hidden, context, &mut MutantAttention { attention, keys }),
             None => toy.block(index, hidden, context, attention),
         })
