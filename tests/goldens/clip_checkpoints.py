@@ -100,7 +100,9 @@ def clip_config(architecture: str, **changes) -> dict:
     return {key: value for key, value in (config | changes).items() if value is not ...}
 
 
-def make_clip(folder: Path, config: dict, *, seed: int, position_ids: bool = False) -> None:
+def make_clip(
+    folder: Path, config: dict, *, seed: int, position_ids: bool = False, variant: str | None = None
+) -> None:
     """Writes one text encoder. `position_ids` adds the buffer found in files from before transformers 4.31."""
     inert = {"architectures", "dropout", "model_type", "torch_dtype", "transformers_version"}
     options = CLIPTextConfig(**{key: value for key, value in config.items() if key not in inert})
@@ -115,10 +117,12 @@ def make_clip(folder: Path, config: dict, *, seed: int, position_ids: bool = Fal
     if position_ids:
         state["text_model.embeddings.position_ids"] = torch.arange(config["max_position_embeddings"])[None]
     write_json(folder / "config.json", config)
-    write_weights(folder, "model", state, variant=None, shards=1)
+    write_weights(folder, "model", state, variant=variant, shards=1)
 
 
-def make_clip_l(folder: Path, *, seed: int, projection: bool, position_ids: bool = False, **changes) -> dict:
+def make_clip_l(
+    folder: Path, *, seed: int, projection: bool, position_ids: bool = False, variant: str | None = None, **changes
+) -> dict:
     """Writes an encoder like CLIP-L: `quick_gelu`, three layers.
 
     `projection` selects `CLIPTextModelWithProjection`, as in Stable Diffusion 3, over `CLIPTextModel`, as in FLUX.
@@ -127,14 +131,16 @@ def make_clip_l(folder: Path, *, seed: int, projection: bool, position_ids: bool
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     sizes |= {"projection_dim": 32, "hidden_act": "quick_gelu"}
     config = clip_config(architecture, **sizes | changes)
-    make_clip(folder, config, seed=seed, position_ids=position_ids)
+    make_clip(folder, config, seed=seed, position_ids=position_ids, variant=variant)
     return config
 
 
-def make_clip_g(folder: Path, *, seed: int, position_ids: bool = False, **changes) -> dict:
+def make_clip_g(
+    folder: Path, *, seed: int, position_ids: bool = False, variant: str | None = None, **changes
+) -> dict:
     """Writes an encoder like OpenCLIP's ViT-bigG: `gelu`, wider and deeper than CLIP-L, with a projection."""
     sizes = {"hidden_size": 40, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 5}
     sizes |= {"projection_dim": 40, "hidden_act": "gelu"}
     config = clip_config("CLIPTextModelWithProjection", **sizes | changes)
-    make_clip(folder, config, seed=seed, position_ids=position_ids)
+    make_clip(folder, config, seed=seed, position_ids=position_ids, variant=variant)
     return config

@@ -189,10 +189,11 @@ def dit() -> dict:
     }
 
 
-def hunyuan() -> dict:
-    """Version 1.1."""
+def hunyuan(beta_end: float, **changes) -> dict:
+    """Versions 1.1 and 1.2, which differ in the noise and in `changes`."""
     transformer = make_hunyuan.transformer_config(
         40,
+        **changes,
         attention_head_dim=88,
         cross_attention_dim=1024,
         cross_attention_dim_t5=2048,
@@ -225,7 +226,7 @@ def hunyuan() -> dict:
             "transformer": ["diffusers", "HunyuanDiT2DModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         },
-        "scheduler": make_hunyuan.scheduler_config(0.03),
+        "scheduler": make_hunyuan.scheduler_config(beta_end),
         "components": {
             "transformer": component(HunyuanDiT2DModel.from_config(transformer), transformer, weights, 1),
             "text_encoder": component(BertModel(BertConfig(**bert)), bert, "model", 1),
@@ -329,7 +330,8 @@ def main() -> None:
         write("dit-xl", dit())
         write("flux-dev", flux(FLUX_DEV, shift=3.0, use_dynamic_shifting=True))
         write("flux-schnell", flux(FLUX_DEV | {"guidance_embeds": False}, shift=1.0, use_dynamic_shifting=False))
-        write("hunyuan-11", hunyuan())
+        write("hunyuan-11", hunyuan(0.03))
+        write("hunyuan-12", hunyuan(0.018, use_style_cond_and_image_meta_size=False))
         write("pixart-alpha", pixart("PixArtAlphaPipeline", {}))
         write("pixart-sigma", pixart("PixArtSigmaPipeline", checkpoints.SIGMA_VAE, use_additional_conditions=False, **checkpoints.SIGMA))
         for name in SD3:

@@ -4,7 +4,7 @@ It needs the environment of `make_pixart.py`, and the checkpoint `sd3-medium/` o
 
     python make_sdxl.py [FOLDER]
 
-It writes the checkpoint `sdxl-base/` and the `cases/` to FOLDER, by default the folder of this script. Nothing is
+It writes the checkpoints `sdxl-base/` and `sdxl-turbo/` and the `cases/` to FOLDER, by default the folder of this script. Nothing is
 downloaded, and a second run on the same machine writes equal files.
 """
 
@@ -18,11 +18,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 
 from checkpoints import randomize, vae_config, write_json, write_weights
-from clip_checkpoints import make_clip_l, write_clip_tokenizer
+from clip_checkpoints import make_clip_g, make_clip_l, write_clip_tokenizer
 from pipeline_cases import LONG_PROMPT, NEGATIVE, PROMPT, Recorder, load, relative_distance, run_both, size, write_case
 from sd3_checkpoints import link
 
-NAME = "sdxl-base"
+NAME, TURBO = "sdxl-base", "sdxl-turbo"
 SEED = 91
 
 
@@ -103,6 +103,18 @@ def scheduler_config(**changes) -> dict:
     return config | changes
 
 
+def turbo_scheduler_config() -> dict:
+    """The published `scheduler_config.json` of SDXL-Turbo."""
+    return scheduler_config(
+        _class_name="EulerAncestralDiscreteScheduler",
+        _diffusers_version="0.24.0.dev0",
+        sigma_max=None,
+        sigma_min=None,
+        timestep_spacing="trailing",
+        timestep_type="discrete",
+    )
+
+
 def sdxl_vae_config() -> dict:
     return vae_config(
         _diffusers_version="0.20.0.dev0",
@@ -113,13 +125,13 @@ def sdxl_vae_config() -> dict:
     )
 
 
-def model_index() -> dict:
+def model_index(scheduler: str = "EulerDiscreteScheduler") -> dict:
     return {
         "_class_name": "StableDiffusionXLPipeline",
         "_diffusers_version": "0.19.0.dev0",
         "force_zeros_for_empty_prompt": True,
         "add_watermarker": None,
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -152,10 +164,43 @@ OTHERS = {
 }
 
 
-def write_unet(folder: Path, config: dict, seed: int) -> None:
+def write_unet(folder: Path, config: dict, seed: int, variant: str | None = None) -> None:
     state = randomize(UNet2DConditionModel.from_config(config).state_dict(), seed, GAINS)
     write_json(folder / "config.json", config)
-    write_weights(folder, "diffusion_pytorch_model", state, variant=None, shards=1)
+    write_weights(folder, "diffusion_pytorch_model", state, variant=variant, shards=1)
+
+
+def write_vae(folder: Path, seed: int, variant: str | None = None) -> None:
+    config = sdxl_vae_config()
+    state = randomize(AutoencoderKL.from_config(config).state_dict(), seed, {"decoder.conv_out": 0.5})
+    write_json(folder / "config.json", config)
+    write_weights(folder, "diffusion_pytorch_model", state, variant=variant, shards=1)
+
+
+# The sizes of the first text encoder.
+CLIP_L = {"hidden_size": 12, "intermediate_size": 24, "num_attention_heads": 3, "projection_dim": 12}
+
+
+def write_turbo(root: Path) -> None:
+    """SDXL-Turbo, of which all weights are of the variant `fp16`. Its `unet/config.json` was written by a newer version."""
+    folder, variant, seed = root / TURBO, "fp16", SEED + 2
+    config = unet_config(
+        _diffusers_version="0.24.0.dev0",
+        attention_type="default",
+        dropout=0.0,
+        reverse_transformer_layers_per_block=None,
+        sample_size=8,
+    )
+    write_unet(folder / "unet", config, seed, variant)
+    write_vae(folder / "vae", seed, variant)
+    make_clip_l(folder / "text_encoder", seed=seed, projection=False, variant=variant, **CLIP_L)
+    # With the other encoder's, the features that the UNet expects.
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "projection_dim": 16}
+    make_clip_g(folder / "text_encoder_2", seed=seed, variant=variant, **sizes)
+    link(folder / "tokenizer", root / NAME / "tokenizer")
+    link(folder / "tokenizer_2", root / "sd3-medium/tokenizer_2")
+    write_json(folder / "scheduler/scheduler_config.json", turbo_scheduler_config())
+    write_json(folder / "model_index.json", model_index("EulerAncestralDiscreteScheduler"))
 
 
 def write_checkpoints(root: Path) -> None:
@@ -163,24 +208,22 @@ def write_checkpoints(root: Path) -> None:
     write_unet(folder / "unet", unet_config(), SEED)
     for name, config in OTHERS.items():
         write_unet(root / name / "unet", config, SEED + 1)
-    config = sdxl_vae_config()
-    state = randomize(AutoencoderKL.from_config(config).state_dict(), SEED, {"decoder.conv_out": 0.5})
-    write_json(folder / "vae/config.json", config)
-    write_weights(folder / "vae", "diffusion_pytorch_model", state, variant=None, shards=1)
-    make_clip_l(
-        folder / "text_encoder", seed=SEED, projection=False, hidden_size=12, intermediate_size=24,
-        num_attention_heads=3, projection_dim=12,
-    )  # fmt: skip
+    write_vae(folder / "vae", SEED)
+    make_clip_l(folder / "text_encoder", seed=SEED, projection=False, **CLIP_L)
     write_clip_tokenizer(folder / "tokenizer")
     link(folder / "text_encoder_2", root / "sd3-medium/text_encoder_2")
     link(folder / "tokenizer_2", root / "sd3-medium/tokenizer_2")
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config())
     write_json(folder / "model_index.json", model_index())
+    write_turbo(root)
 
 
 CALL = {"prompt": PROMPT, "num_inference_steps": 4, "num_images_per_prompt": 1}
 TWO = {"prompt": [PROMPT, "two dragons"]}
 DPM = scheduler_config(_class_name="DPMSolverMultistepScheduler", use_karras_sigmas=True)
+
+# As the model cards of distilled models say: no guidance, and the last timesteps of equal parts.
+LIGHTNING = scheduler_config(timestep_spacing="trailing")
 
 # name -> (seed of image 0, call, scheduler that replaces the checkpoint's)
 CASES = {
@@ -215,20 +258,30 @@ CASES = {
     "sdxl-base-dpm": (88, size(64, 80) | {"num_inference_steps": 8, "negative_prompt_2": "smoke"}, DPM),
     # An empty negative prompt is a text.
     "sdxl-base-empty-negative": (89, size(64, 72) | {"negative_prompt": ""}, None),
+    "sdxl-base-karras": (90, size(64, 64) | {"num_inference_steps": 8}, scheduler_config(use_karras_sigmas=True)),
+    "sdxl-base-lightning": (91, size(72, 64) | {"guidance_scale": 0.0}, LIGHTNING),
+    "sdxl-base-lightning-one-step": (
+        92,
+        size(64, 64) | {"guidance_scale": 0.0, "num_inference_steps": 1},
+        LIGHTNING | {"prediction_type": "sample"},
+    ),
+    "sdxl-turbo-one-step": (93, {"guidance_scale": 0.0, "num_inference_steps": 1}, None),
+    # Three of the steps draw noise, each picture from its own stream.
+    "sdxl-turbo-four-steps": (94, size(64, 80) | {"guidance_scale": 0.0, "num_images_per_prompt": 2}, None),
 }
 
 
 def pipeline_case(root: Path, name: str, seed: int, call: dict, scheduler: dict | None) -> None:
     """One call; missing options have the pipeline's defaults."""
-    call = CALL | call
-    pipe, pipe64 = load(root / NAME), load(root / NAME, torch.float64)
+    call, checkpoint = CALL | call, TURBO if name.startswith(TURBO) else NAME
+    pipe, pipe64 = load(root / checkpoint), load(root / checkpoint, torch.float64)
     if scheduler is not None:
         for each in [pipe, pipe64]:
             each.scheduler = getattr(diffusers, scheduler["_class_name"]).from_config(scheduler)
     tensors, seeds, rounding = run_both(pipe, pipe64, call, seed, Recorder())
     assert rounding["latents"] < LATENTS_ROUNDING, (name, rounding)
     record = {
-        "checkpoint": NAME,
+        "checkpoint": checkpoint,
         "call": call,
         "seeds": seeds,
         "scheduler": scheduler,

@@ -1,18 +1,21 @@
 //! Compares whole runs of Stable Diffusion XL, from prompt to pixels, with the same calls of diffusers.
 
-use burn::tensor::DType;
+use std::path::Path;
+
+use burn::tensor::{DType, TensorData};
+use xdit_core::noise::Generator;
 use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::{Axis, Mesh};
-use xdit_tests::recorded::check_calls;
-use xdit_tests::{device, goldens};
+use xdit_tests::recorded::{check_calls, made};
+use xdit_tests::{Case, changed, device, goldens, relative_l2};
 
 /// The tolerance of the final latents, relative to their norm.
 const TOLERANCE: f64 = 1e-4;
 
 #[test]
 fn every_recorded_call() {
-    check_calls(&["sdxl-base-"], 10, TOLERANCE);
+    check_calls(&["sdxl-"], 15, TOLERANCE);
 }
 
 fn open() -> Box<dyn Pipeline> {
@@ -25,6 +28,50 @@ fn defaults_are_those_of_diffusers() {
     assert_eq!((resolved.size, resolved.generated_size), ([128; 2], [128; 2]));
     assert_eq!((resolved.num_inference_steps, resolved.max_sequence_length), (50, 0));
     assert_eq!(resolved.guidance_scale, 5.0);
+}
+
+/// The bytes of a picture that the checkpoint in `dir` decodes in `dtype`.
+fn decoded(dir: &Path, dtype: DType) -> Vec<u8> {
+    let pipeline = xdit_models::open(dir, &LoadOptions::new(device(), dtype)).unwrap();
+    let latents = TensorData::new(Generator::from_seed(3).randn(4 * 16 * 16), [1, 4, 16, 16]);
+    let mut bytes = Vec::new();
+    let decoded = pipeline.decode(&latents, false, &mut |_, pictures| {
+        bytes.extend(pictures.into_iter().flat_map(|picture| picture.rgb));
+        Ok(())
+    });
+    decoded.unwrap();
+    assert_eq!(bytes.len(), 3 * 128 * 128);
+    bytes
+}
+
+/// As in diffusers, the published autoencoder computes in f32 where all else is in f16, whose range it leaves. A repaired
+/// one (`madebyollin/sdxl-vae-fp16-fix`) says that it stays in range, and bf16 has the range of f32.
+#[test]
+fn the_autoencoder_is_in_f32_only_if_it_must() {
+    let published = goldens().join("sdxl-base");
+    let exact = decoded(&published, DType::F32);
+    assert_eq!(decoded(&published, DType::F16), exact);
+    let repaired = changed("sdxl-base", "vae/config.json", |config| config["force_upcast"] = false.into());
+    for (dir, dtype) in [(repaired.path(), DType::F16), (&published, DType::BF16)] {
+        let half = decoded(dir, dtype);
+        let apart = half.iter().zip(&exact).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        println!("{dtype:?}: at most {apart} of 255 from f32");
+        assert!((1..=6).contains(&apart), "{dtype:?} is {apart} of 255 from f32");
+    }
+}
+
+/// The latents of a distilled model in 16 bits, beside those of the reference in f32.
+#[test]
+fn half_precision() {
+    for (dtype, tolerance) in [(DType::F16, 5e-3), (DType::BF16, 4e-2)] {
+        for name in ["sdxl-turbo-one-step", "sdxl-base-texts"] {
+            let case = Case::load(name);
+            let made = made(name, &case, &device(), dtype).latents::<4>();
+            let apart = relative_l2(&made, &case.tensor("latents"));
+            println!("{name} in {dtype:?}: {apart:.1e}");
+            assert!(apart <= tolerance, "{name} in {dtype:?}: {apart:.1e}");
+        }
+    }
 }
 
 #[test]
