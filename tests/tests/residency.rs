@@ -28,6 +28,7 @@ use xdit_models::latent_diffusion::{Published, TransformerConfig};
 use xdit_models::pixart::{self, PixArt};
 use xdit_models::sd3::{self, Sd3};
 use xdit_models::sharding::Sharded;
+use xdit_models::unet::UNet;
 use xdit_tests::on_ranks::mesh;
 use xdit_tests::sparse::SparsePixArt;
 use xdit_tests::toy::{Kind, Subject, random};
@@ -45,7 +46,8 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn options() -> LoadOptions {
-    LoadOptions::new(device(), DType::F32)
+    // The variant is used where it exists.
+    LoadOptions { variant: Some("fp16".to_owned()), ..LoadOptions::new(device(), DType::F32) }
 }
 
 const STEM: &str = "diffusion_pytorch_model";
@@ -116,7 +118,7 @@ fn plan(spec: &TransformerSpec, tokens: usize, steps: usize, mesh: Mesh) -> Plan
 
 /// A component of the golden checkpoint `name`.
 fn golden<T: Published>(name: &str) -> Component<T::Config> {
-    open::<T>(&goldens().join(name).join("transformer"))
+    open::<T>(&goldens().join(name).join(T::FOLDER))
 }
 
 fn open<T: Published>(folder: &Path) -> Component<T::Config> {
@@ -213,8 +215,8 @@ fn neither_chunks_nor_residency_change_a_bit_and_steps_read_nothing() {
 }
 
 /// The bytes that `ranks` on `mesh` allocate when all have loaded their shares, and those that the plan predicts.
-fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
-    let component = open::<PixArt>(folder);
+fn held<T: Published>(component: &Component<T::Config>, mesh: Mesh) -> [f64; 2] {
+    let component = component.clone();
     let plan = plan(component.config.spec(), 64, 2, mesh);
     let sizes = Sizes {
         spec: component.config.spec().clone(),
@@ -225,7 +227,7 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         levels: Vec::new(),
         rows: RowExchanges::default(),
     };
-    let scales = component.scales(component.config.all_placements(), PixArt::load);
+    let scales = component.scales(component.config.all_placements(), T::load);
     let planned = costs(&plan, &sizes, scales).unwrap();
     let planned = planned.iter().map(|cost| cost.added.parameters);
     let planned: u64 = planned.map(|ParameterBytes { steps, once }| steps + once).sum();
@@ -234,7 +236,7 @@ fn held(folder: &Path, mesh: Mesh) -> [f64; 2] {
         let (rank, groups) = (world.rank(), Groups::new(&HostLink::new(world), &plan)?);
         let share = Share { blocks: plan.stage(rank), tensor: groups.tensor_share() };
         let placements = component.config.all_placements();
-        component.load_share(&xdit_tests::device(), share, placements, Residency::Hold, PixArt::load)
+        component.load_share(&xdit_tests::device(), share, placements, Residency::Hold, T::load)
     };
     let ranks = run_ranks(mesh.size(), &LaunchOptions::default(), load);
     let ranks = ranks.unwrap_or_else(|error| panic!("{error}"));
@@ -252,6 +254,7 @@ fn ranks_of_a_process_hold_a_layer_once() {
     let model = SparsePixArt { heads: 4, blocks: 3, caption: 512, dtype: ("F16", 2) };
     model.write(dir.path(), STEM);
     let whole = 4.0 * model.parameters() as f64;
+    let component = open::<PixArt>(dir.path());
     let start = HEAP.allocated();
     for (axes, most) in [
         (&[][..], 1.01),
@@ -262,12 +265,33 @@ fn ranks_of_a_process_hold_a_layer_once() {
         (&[(Axis::Tensor, 4)], 1.03),
     ] {
         let mesh = mesh(axes);
-        let [held, planned] = held(dir.path(), mesh);
+        let [held, planned] = held::<PixArt>(&component, mesh);
         println!("{mesh}: {:.3} of the model, {:.3} planned", held / whole, planned / whole);
         assert!(held > 0.98 * whole && held <= most * whole, "{mesh}: {held} of {whole}");
         assert!((held / planned - 1.0).abs() < 0.01, "{mesh}: {held} held, {planned} planned");
         let left = HEAP.allocated() as f64 - start as f64;
         assert!(left < 0.01 * whole, "{mesh}: {left} bytes stay when all ranks are gone");
+    }
+}
+
+/// Convolutions are shared as well. If each of four ranks held its own, which are 0.4 of the model, they would have 2.2 of
+/// it. The model is small, so what each rank's 600 tensors take beside their values shows.
+#[test]
+fn ranks_of_a_process_hold_a_convolution_once() {
+    let _alone = alone();
+    let component = golden::<UNet>("sdxl-turbo");
+    let [_, whole] = held::<UNet>(&component, Mesh::default());
+    for (axes, most) in [
+        (&[][..], 1.05),
+        (&[(Axis::Ring, 4)], 1.6),
+        (&[(Axis::Cfg, 2), (Axis::Ulysses, 2)], 1.6),
+        (&[(Axis::Tensor, 2), (Axis::Ring, 2)], 1.6),
+    ] {
+        let mesh = mesh(axes);
+        let [held, planned] = held::<UNet>(&component, mesh);
+        println!("{mesh}: {:.3} of the model, {:.3} planned", held / whole, planned / whole);
+        assert!(held > 0.98 * whole && held <= most * whole, "{mesh}: {held} of {whole}");
+        assert!(planned <= 1.05 * whole, "{mesh}: {planned} planned of {whole}");
     }
 }
 

@@ -16,11 +16,12 @@ pub struct Linear {
     summed_over: Option<Arc<dyn Link>>,
 }
 
-/// Weight and bias of a linear layer. Ranks of a process may share them.
+/// Weight and bias of a layer with a weight of `D` dimensions: two for a linear layer, four for a convolution. Ranks of a
+/// process may share them.
 #[derive(Debug)]
-pub struct Parameters {
-    /// `[c_out, c_in]`
-    pub weight: Tensor<2>,
+pub struct Parameters<const D: usize = 2> {
+    /// `[c_out, c_in]`, for a convolution `[c_out, c_in, ky, kx]`
+    pub weight: Tensor<D>,
     /// `[c_out]`
     pub bias: Option<Tensor<1>>,
 }

@@ -12,7 +12,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Conv2d, norm_act};
 
-use crate::convolution::{GroupNorm, Resnet, conv};
+use crate::convolution::{Convolution, GroupNorm, Resnet, conv};
 use crate::tiling::Tiling;
 
 /// The ε of every group norm.
@@ -99,8 +99,8 @@ impl AutoencoderKlConfig {
 pub struct AutoencoderKl {
     config: AutoencoderKlConfig,
     encoder: Encoder,
-    quant_conv: Option<Conv2d>,
-    post_quant_conv: Option<Conv2d>,
+    quant_conv: Option<Convolution>,
+    post_quant_conv: Option<Convolution>,
     decoder: Decoder,
 }
 
@@ -191,11 +191,11 @@ impl AutoencoderKl {
 
 #[derive(Clone, Debug)]
 struct Encoder {
-    conv_in: Conv2d,
-    down_blocks: Vec<(Vec<Resnet>, Option<Conv2d>)>,
+    conv_in: Convolution,
+    down_blocks: Vec<(Vec<Resnet>, Option<Convolution>)>,
     mid: Mid,
     conv_norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Convolution,
 }
 
 impl Encoder {
@@ -212,13 +212,10 @@ impl Encoder {
                 resnets.push(Resnet::load((groups, EPS), &block.at("resnets").at(index), c, c_out)?);
                 c = c_out;
             }
-            let halve = |c| -> Result<Conv2d> {
+            let halve = |c| -> Result<Convolution> {
+                let conv = conv(&block.at("downsamplers.0.conv"), c, c, 3)?;
                 // Padding only below and to the right, as in the original model.
-                Ok(Conv2d {
-                    stride: 2,
-                    padding: [0, 1, 0, 1],
-                    ..conv(&block.at("downsamplers.0.conv"), c, c, 3)?
-                })
+                Ok(conv.with(|conv| Conv2d { stride: 2, padding: [0, 1, 0, 1], ..conv }))
             };
             let down = (level + 1 < levels.len()).then(|| halve(c)).transpose()?;
             down_blocks.push((resnets, down));
@@ -248,11 +245,11 @@ impl Encoder {
 
 #[derive(Clone, Debug)]
 struct Decoder {
-    conv_in: Conv2d,
+    conv_in: Convolution,
     mid: Mid,
-    up_blocks: Vec<(Vec<Resnet>, Option<Conv2d>)>,
+    up_blocks: Vec<(Vec<Resnet>, Option<Convolution>)>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Convolution,
 }
 
 impl Decoder {
@@ -270,8 +267,9 @@ impl Decoder {
                 resnets.push(Resnet::load((groups, EPS), &block.at("resnets").at(index), c, c_out)?);
                 c = c_out;
             }
-            let double = |c| -> Result<Conv2d> {
-                Ok(Conv2d { upsample: true, ..conv(&block.at("upsamplers.0.conv"), c, c, 3)? })
+            let double = |c| -> Result<Convolution> {
+                let conv = conv(&block.at("upsamplers.0.conv"), c, c, 3)?;
+                Ok(conv.with(|conv| Conv2d { upsample: true, ..conv }))
             };
             let up = (level + 1 < levels.len()).then(|| double(c)).transpose()?;
             up_blocks.push((resnets, up));

@@ -147,8 +147,8 @@ impl<C> Component<C> {
         if self.random_weights { weights.with_random_values() } else { weights }
     }
 
-    /// Loads a share of the model onto `device`, with layers sharded according to `placements`. Linear layers are
-    /// shared with other shares of this component and of its clones.
+    /// Loads a share of the model onto `device`, with layers sharded according to `placements`. Linear layers and
+    /// convolutions are shared with other shares of this component and of its clones.
     ///
     /// # Errors
     /// If weights cannot be read.

@@ -1,7 +1,11 @@
 //! Building blocks shared by the convolutional models.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 use xdit_core::Result;
+use xdit_core::linear::Parameters;
 use xdit_core::rows::Rows;
 use xdit_core::weights::Weights;
 use xdit_kernels::{Affine, Conv2d, group_norm_affine};
@@ -34,18 +38,44 @@ impl GroupNorm {
     }
 }
 
+/// A convolution whose parameters ranks of a process may share.
+#[derive(Clone, Debug)]
+pub struct Convolution {
+    conv: Conv2d,
+    /// The parameters in `conv`: other ranks find them as long as one has this.
+    _shared: Arc<Parameters<4>>,
+}
+
+impl Convolution {
+    /// The convolution of the same parameters with the geometry that `change` sets.
+    #[must_use]
+    pub fn with(self, change: impl FnOnce(Conv2d) -> Conv2d) -> Self {
+        Self { conv: change(self.conv), ..self }
+    }
+}
+
+impl Deref for Convolution {
+    type Target = Conv2d;
+
+    fn deref(&self) -> &Conv2d {
+        &self.conv
+    }
+}
+
 /// Loads a convolution with a square kernel that preserves the number of rows and columns.
 ///
 /// # Errors
 /// If a parameter is missing from `weights` or has the wrong shape.
-pub fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Result<Conv2d> {
-    Ok(Conv2d {
-        weight: weights.tensor("weight", [c_out, c_in, kernel, kernel])?,
-        bias: Some(weights.tensor("bias", [c_out])?),
+pub fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Result<Convolution> {
+    let shared = weights.convolution(c_in, c_out, kernel)?;
+    let conv = Conv2d {
+        weight: shared.weight.clone(),
+        bias: shared.bias.clone(),
         stride: 1,
         padding: [kernel / 2; 4],
         upsample: false,
-    })
+    };
+    Ok(Convolution { conv, _shared: shared })
 }
 
 /// A residual block: twice group norm, SiLU and convolution, with a shortcut around them.
@@ -55,10 +85,10 @@ pub fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Resu
 #[derive(Clone, Debug)]
 pub struct Resnet {
     norm1: GroupNorm,
-    conv1: Conv2d,
+    conv1: Convolution,
     norm2: GroupNorm,
-    conv2: Conv2d,
-    conv_shortcut: Option<Conv2d>,
+    conv2: Convolution,
+    conv_shortcut: Option<Convolution>,
 }
 
 impl Resnet {

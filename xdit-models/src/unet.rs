@@ -16,7 +16,7 @@ use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_kernels::{Activation, Conv2d, activate};
 
-use crate::convolution::{GroupNorm, conv};
+use crate::convolution::{Convolution, GroupNorm, conv};
 use crate::latent_diffusion::Published;
 use crate::timestep::{TimestepEmbedding, sinusoids_of_width};
 use blocks::{Pass, PixelTransformer, TimedResnet};
@@ -50,12 +50,12 @@ pub struct UNet {
     time_embedding: TimestepEmbedding,
     /// Embeds the pooled text and the micro-conditions.
     add_embedding: TimestepEmbedding,
-    conv_in: Conv2d,
+    conv_in: Convolution,
     down_blocks: Vec<Stack>,
     mid_block: (TimedResnet, PixelTransformer, TimedResnet),
     up_blocks: Vec<Stack>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Convolution,
 }
 
 /// The blocks of a level, on the way in or out.
@@ -63,7 +63,7 @@ pub struct UNet {
 struct Stack {
     blocks: Vec<(TimedResnet, Option<PixelTransformer>)>,
     /// Halves or doubles rows and columns.
-    sampler: Option<Conv2d>,
+    sampler: Option<Convolution>,
 }
 
 impl Published for UNet {
@@ -118,8 +118,9 @@ fn load_down(config: &UNetConfig, weights: &Weights, waiting: &mut Vec<usize>) -
             blocks.push((resnet, transformer(config, &weights, index, level, level.down)?));
             waiting.push(c);
         }
-        let halve = || -> Result<Conv2d> {
-            Ok(Conv2d { stride: 2, ..conv(&weights.at("downsamplers.0.conv"), c, c, 3)? })
+        let halve = || -> Result<Convolution> {
+            let conv = conv(&weights.at("downsamplers.0.conv"), c, c, 3)?;
+            Ok(conv.with(|conv| Conv2d { stride: 2, ..conv }))
         };
         let sampler = (index + 1 < config.levels.len()).then(halve).transpose()?;
         waiting.extend(sampler.as_ref().map(|_| c));
@@ -141,8 +142,9 @@ fn load_up(config: &UNetConfig, weights: &Weights, waiting: &mut Vec<usize>) -> 
             c = level.channels;
             blocks.push((resnet, transformer(config, &weights, index, level, level.up)?));
         }
-        let double = || -> Result<Conv2d> {
-            Ok(Conv2d { upsample: true, ..conv(&weights.at("upsamplers.0.conv"), c, c, 3)? })
+        let double = || -> Result<Convolution> {
+            let conv = conv(&weights.at("upsamplers.0.conv"), c, c, 3)?;
+            Ok(conv.with(|conv| Conv2d { upsample: true, ..conv }))
         };
         stacks.push(Stack { blocks, sampler: (index + 1 < count).then(double).transpose()? });
     }

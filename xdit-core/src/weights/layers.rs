@@ -1,4 +1,4 @@
-//! Loading of linear layers, whole or as a rank's part, shared with other ranks of the process.
+//! Loading of linear layers, whole or as a rank's part, and of convolutions, shared with other ranks of the process.
 
 use std::fmt::Display;
 use std::hash::{Hash, Hasher};
@@ -17,7 +17,10 @@ use crate::shared::Shared;
 /// The layers of one checkpoint in this process. Ranks whose [`Weights`] have clones of the same value hold equal parts
 /// of a layer on one device only once. A layer is freed with the last model that uses it.
 #[derive(Clone, Debug, Default)]
-pub struct SharedLayers(Arc<Shared<Key, Parameters>>);
+pub struct SharedLayers {
+    linear: Arc<Shared<Key, Parameters>>,
+    convolutions: Arc<Shared<Key, Parameters<4>>>,
+}
 
 /// A part of a layer, with its type and device.
 #[derive(PartialEq, Eq)]
@@ -111,13 +114,7 @@ impl Weights {
 
     /// Weight and bias of a part of the layer here. The bias is whole if inputs are cut.
     fn parameters(&self, c_in: usize, c_out: usize, bias: bool, part: Part) -> Result<Arc<Parameters>> {
-        let key = Key {
-            layer: self.layer().to_owned(),
-            part: part.clone(),
-            dtype: self.dtype,
-            device: self.source.device.clone(),
-        };
-        self.source.shared.0.get(key, || {
+        self.source.shared.linear.get(self.shared_key(part.clone()), || {
             let all = 0..c_out;
             let outputs = match &part {
                 Part::Outputs(outputs) => &outputs[..],
@@ -130,6 +127,29 @@ impl Weights {
             let bias = bias.then(|| self.rows("bias", [c_out], outputs)).transpose()?;
             Ok(Parameters { weight, bias })
         })
+    }
+
+    /// Weight and bias of the convolution here, which has a square kernel of side `kernel`.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn convolution(&self, c_in: usize, c_out: usize, kernel: usize) -> Result<Arc<Parameters<4>>> {
+        let shape = [c_out, c_in, kernel, kernel];
+        self.entry("weight", &shape)?;
+        self.entry("bias", &[c_out])?;
+        self.count(&self.source.taken, shape.iter().product::<usize>() + c_out);
+        self.source.shared.convolutions.get(self.shared_key(Part::Whole), || {
+            let all = 0..c_out;
+            let all = std::slice::from_ref(&all);
+            let weight = self.rows("weight", shape, all)?;
+            Ok(Parameters { weight, bias: Some(self.rows("bias", [c_out], all)?) })
+        })
+    }
+
+    /// The key of a part of the layer here among those that ranks share.
+    fn shared_key(&self, part: Part) -> Key {
+        let (dtype, device) = (self.dtype, self.source.device.clone());
+        Key { layer: self.layer().to_owned(), part, dtype, device }
     }
 
     /// The path of the layer here.
