@@ -151,7 +151,7 @@ fn dit() {
     ");
 }
 
-/// Each rank has the whole model, of which convolutions are the most, and sends rows in addition to heads.
+/// Each rank uses the whole model, which its process holds once, and sends rows in addition to heads.
 #[test]
 fn sdxl() {
     let workspace = Workspace::new();
@@ -194,6 +194,85 @@ fn sdxl() {
        5    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 195.00 MiB, tp 600.00 MiB, rows 7.51 MiB
        6    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 205.00 MiB, tp 600.00 MiB, rows 7.20 MiB
        7    5.40 GiB   95.07 MiB    2.62 MiB              0 B  cfg 128.00 KiB, ulysses 205.00 MiB, tp 600.00 MiB, rows 7.20 MiB
-     all   18.18 GiB   95.07 MiB    5.25 MiB              0 B
+     all    9.49 GiB   95.07 MiB    5.25 MiB              0 B
+    ");
+}
+
+/// Versions 1.1 and 1.2 differ in the conditions on style and sizes.
+#[test]
+fn hunyuan() {
+    let workspace = Workspace::new();
+    full_size_files::write("hunyuan-11", &workspace.path("hunyuan-1.1"));
+    full_size_files::write("hunyuan-12", &workspace.path("hunyuan-1.2"));
+    insta::assert_snapshot!(workspace.ok(&["inspect", "hunyuan-1.1"]), @r"
+    HunyuanDiTPipeline in hunyuan-1.1
+
+    component       class              parameters  type              on disk
+    scheduler       DDPMScheduler
+    text_encoder    BertModel               352 M  bf16           671.46 MiB
+    text_encoder_2  T5EncoderModel         1.67 B  bf16  3.11 GiB in 2 files
+    tokenizer       BertTokenizer
+    tokenizer_2     T5Tokenizer
+    transformer     HunyuanDiT2DModel      1.52 B  bf16             2.82 GiB
+    vae             AutoencoderKL          83.7 M  bf16           159.56 MiB
+
+    parameters   3.62 B on disk as 6.75 GiB
+    memory       6.22 GiB as f32, 3.11 GiB as bf16 (the largest component)
+    defaults     1024x1024 pixels, 50 steps, guidance 5, 256 tokens
+    ");
+    insta::assert_snapshot!(workspace.ok(&["inspect", "hunyuan-1.2"]), @r"
+    HunyuanDiTPipeline in hunyuan-1.2
+
+    component       class              parameters  type              on disk
+    scheduler       DDPMScheduler
+    text_encoder    BertModel               352 M  bf16           671.46 MiB
+    text_encoder_2  T5EncoderModel         1.67 B  bf16  3.11 GiB in 2 files
+    tokenizer       BertTokenizer
+    tokenizer_2     T5Tokenizer
+    transformer     HunyuanDiT2DModel      1.50 B  bf16             2.79 GiB
+    vae             AutoencoderKL          83.7 M  bf16           159.56 MiB
+
+    parameters   3.61 B on disk as 6.72 GiB
+    memory       6.22 GiB as f32, 3.11 GiB as bf16 (the largest component)
+    defaults     1024x1024 pixels, 50 steps, guidance 5, 256 tokens
+    ");
+    let degrees = ["--use-cfg-parallel", "--pipefusion-parallel-degree", "2", "--ulysses-degree", "2"];
+    insta::assert_snapshot!(workspace.plan(&[&["--model", "hunyuan-1.1"], &degrees[..]].concat()), @r"
+    cfg 2 × pp 2 × ulysses 2: 2 patches, 1 of 50 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1     0..20      2048
+       1    0   0   0    0       1   0      0..1     0..20      2048
+       2    0   0   1    0       0   0      0..1    20..40      2048
+       3    0   0   1    0       1   0      0..1    20..40      2048
+       4    0   1   0    0       0   0      0..1     0..20      2048
+       5    0   1   0    0       1   0      0..1     0..20      2048
+       6    0   1   1    0       0   0      0..1    20..40      2048
+       7    0   1   1    0       1   0      0..1    20..40      2048
+
+    rank  parameters   used once    contexts  keys and values  sent a step
+       0    2.39 GiB  429.91 MiB    5.37 MiB       440.00 MiB  pp 220.00 MiB, ulysses 440.00 MiB
+       1    2.39 GiB  429.91 MiB    5.37 MiB       440.00 MiB  pp 220.00 MiB, ulysses 440.00 MiB
+       2    2.67 GiB  445.04 MiB    5.91 MiB       440.00 MiB  cfg 128.00 KiB, pp 128.00 KiB, ulysses 440.00 MiB
+       3    2.67 GiB  445.04 MiB    5.91 MiB       440.00 MiB  cfg 128.00 KiB, pp 128.00 KiB, ulysses 440.00 MiB
+       4    2.39 GiB  429.91 MiB    5.37 MiB       440.00 MiB  pp 220.00 MiB, ulysses 440.00 MiB
+       5    2.39 GiB  429.91 MiB    5.37 MiB       440.00 MiB  pp 220.00 MiB, ulysses 440.00 MiB
+       6    2.67 GiB  445.04 MiB    5.91 MiB       440.00 MiB  cfg 128.00 KiB, pp 128.00 KiB, ulysses 440.00 MiB
+       7    2.67 GiB  445.04 MiB    5.91 MiB       440.00 MiB  cfg 128.00 KiB, pp 128.00 KiB, ulysses 440.00 MiB
+     all    5.08 GiB  610.49 MiB   22.56 MiB         3.44 GiB
+    ");
+    // A skip connection crosses the stage between its ends.
+    let stages = ["--pipefusion-parallel-degree", "3", "--attn-layer-num-for-pp", "6", "28", "6"];
+    insta::assert_snapshot!(workspace.plan(&[&["--model", "hunyuan-1.2"], &stages[..]].concat()), @r"
+    pp 3: 3 patches, 1 of 50 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1      0..6      4096
+       1    0   0   1    0       0   0      0..1     6..34      4096
+       2    0   0   2    0       0   0      0..1    34..40      4096
+
+    rank  parameters   used once    contexts  keys and values  sent a step
+       0  736.28 MiB  260.70 MiB    3.22 MiB       528.00 MiB  pp 308.00 MiB
+       1    3.54 GiB  427.20 MiB   15.04 MiB         2.41 GiB  pp 44.00 MiB
+       2  827.27 MiB  275.84 MiB    4.30 MiB       528.00 MiB  pp 256.00 KiB
+     all    5.07 GiB  537.16 MiB   22.56 MiB         3.44 GiB
     ");
 }
