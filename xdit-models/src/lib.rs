@@ -92,6 +92,22 @@ pub const MODELS: &[Model] = &[
     Model { name: sdxl_pipeline::NAME, class_name: "StableDiffusionXLPipeline", open: sdxl_pipeline::open },
 ];
 
+/// A kind of checkpoint that is not supported although models of its family are.
+struct Other {
+    class_name: &'static str,
+    /// The reason, which follows a colon.
+    reason: &'static str,
+    /// What to do instead.
+    hint: &'static str,
+}
+
+/// All such kinds that users of the family meet.
+const OTHERS: &[Other] = &[Other {
+    class_name: "StableDiffusionXLImg2ImgPipeline",
+    reason: "it refines another model's picture, and pictures begin with noise here",
+    hint: "use Stable Diffusion XL base alone, with all of its steps: its pictures are complete without the refiner",
+}];
+
 /// Opens the checkpoint in `dir`, in the diffusers layout.
 ///
 /// ```no_run
@@ -126,6 +142,10 @@ pub fn open(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
     match MODELS.iter().find(|model| model.class_name == index.class_name) {
         Some(model) => (model.open)(&index, options),
         None => {
+            if let Some(other) = OTHERS.iter().find(|other| other.class_name == index.class_name) {
+                let Other { class_name, reason, hint } = other;
+                return Err(Error::failure(format!("`{class_name}` is not supported: {reason}")).hint(*hint));
+            }
             let names: Vec<_> = MODELS.iter().map(|model| format!("`{}`", model.class_name)).collect();
             Err(Error::failure(format!("pipelines of class `{}` are not supported", index.class_name))
                 .hint(format!("supported: {}", names.join(", "))))

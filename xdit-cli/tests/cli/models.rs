@@ -169,6 +169,20 @@ fn variants_and_components_that_a_folder_does_not_have() {
     ");
 }
 
+/// The refiner of Stable Diffusion XL begins with a picture, so the error says how to do without it.
+#[test]
+fn a_refiner_is_refused_by_name() {
+    let workspace = Workspace::with_demo();
+    let path = workspace.path("demo/model_index.json");
+    let index = fs::read_to_string(&path).unwrap();
+    fs::write(&path, index.replace("PixArtAlphaPipeline", "StableDiffusionXLImg2ImgPipeline")).unwrap();
+    insta::assert_snapshot!(error(&workspace, &[]), @r"
+    1
+    error: `StableDiffusionXLImg2ImgPipeline` is not supported: it refines another model's picture, and pictures begin with noise here
+    hint: use Stable Diffusion XL base alone, with all of its steps: its pictures are complete without the refiner
+    ");
+}
+
 /// Stable Diffusion 3 can do without its third text encoder, even if it is not there.
 #[test]
 fn a_third_text_encoder_is_left_out_on_request() {
