@@ -5,6 +5,7 @@ mod decode;
 mod generate;
 mod habits;
 mod micro_conditions;
+mod model;
 mod parse;
 mod processes;
 
@@ -18,6 +19,7 @@ use crate::checkpoints::built_in;
 pub use bench::BenchArgs;
 pub use decode::DecodeArgs;
 pub use generate::{Dtype, GenerateArgs, KeepPolicy, OutputType, ParallelArgs, ReportFormat, Seed};
+pub use model::{ComputeArgs, ModelArgs};
 pub use parse::parse;
 pub use processes::{LauncherName, ProcessArgs};
 
@@ -86,18 +88,13 @@ pub struct InspectArgs {
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
-    /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
-    #[arg(long)]
-    pub variant: Option<String>,
-    /// Branch, tag or commit of the model on the hub [default: main].
-    #[arg(long)]
-    pub revision: Option<String>,
-    /// Folder for downloaded models [default: the cache of `huggingface_hub`].
-    #[arg(long, value_name = "FOLDER")]
-    pub download_dir: Option<PathBuf>,
     /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,
+
+    /// Which files of the model to use.
+    #[command(flatten)]
+    pub files: ModelArgs,
 }
 
 /// `xdit devices`

@@ -25,6 +25,7 @@ use crate::progress::Progress;
 use crate::report::{Stopwatch, peak_rss_bytes};
 use crate::resolve::Invocation;
 use work::Profile;
+use crate::threads;
 
 /// A BERT tokenizer of a few hundred tokens. The values of tokens do not change the time of a text encoder.
 const BERT_TOKENIZER: [(&str, &[u8]); 3] = [
@@ -118,6 +119,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let scratch = tempfile::tempdir()
         .map_err(|error| Error::failure(format!("cannot create a temporary folder: {error}")))?;
     let mut options = args.generate();
+    threads::start(options.compute.threads)?;
     // The file is never written, but its path is checked.
     options.output = Some(scratch.path().join("bench.png"));
     let mut job = Invocation::resolve(&options, &launcher::Job::default())?;

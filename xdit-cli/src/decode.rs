@@ -4,7 +4,7 @@ use xdit_core::device::{check_dtype, default_dtype, find};
 use xdit_core::pipeline::LoadOptions;
 use xdit_core::{Error, Result};
 
-use crate::args::{DecodeArgs, Dtype, OutputType};
+use crate::args::{ComputeArgs, DecodeArgs, Dtype, OutputType};
 use crate::model::{Place, locate};
 use crate::output::{Outputs, check_format, decode_latents, encode, write_file};
 use crate::print;
@@ -16,10 +16,11 @@ use crate::threads;
 /// # Errors
 /// If the options are not valid, the latents do not fit the model, or a file cannot be written.
 pub fn run(args: &DecodeArgs) -> Result<()> {
-    threads::start(args.threads)?;
-    let device = find(&args.device)?;
-    let dtype = args.dtype.unwrap_or_else(|| Dtype::of(default_dtype(&device))).burn();
-    check_dtype(&device, &args.device, dtype)?;
+    let ComputeArgs { dtype, device: name, threads } = &args.compute;
+    threads::start(*threads)?;
+    let device = find(name)?;
+    let dtype = dtype.unwrap_or_else(|| Dtype::of(default_dtype(&device))).burn();
+    check_dtype(&device, name, dtype)?;
     let output_type =
         args.output_type.or_else(|| OutputType::of(args.output.as_deref()?)).unwrap_or_default();
     if output_type == OutputType::Latent {
@@ -35,14 +36,8 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
     if let Some(warning) = outputs.warning() {
         xdit_core::Observer::warn(&mut progress, &warning);
     }
-    let place = Place {
-        revision: args.revision.as_deref(),
-        variant: args.variant.as_deref(),
-        download_dir: args.download_dir.as_deref(),
-        ..Place::default()
-    };
-    let folder = locate(&args.model, place, &mut progress)?;
-    let options = LoadOptions { variant: args.variant.clone(), ..LoadOptions::new(device, dtype) };
+    let folder = locate(&args.model, Place::from(&args.files), &mut progress)?;
+    let options = LoadOptions { variant: args.files.variant.clone(), ..LoadOptions::new(device, dtype) };
     let pipeline = xdit_models::open(&folder, &options)?;
     pipeline.decode(&latents, args.vae_tiling, &mut |index, frames| {
         check_format(output_type, [frames[0].height, frames[0].width], Some(frames.len()))?;

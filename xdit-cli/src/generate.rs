@@ -23,7 +23,7 @@ use crate::trace::Trace;
 /// # Errors
 /// If the options are not valid, the run fails, or a file cannot be written.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    threads::start(args.threads)?;
+    threads::start(args.compute.threads)?;
     let processes = launcher::Job::meet(&args.processes)?;
     let end = generate(args, &processes);
     processes.finish(end)

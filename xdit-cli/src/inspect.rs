@@ -100,15 +100,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         return print(&picture::inspect(path, args.json)?);
     }
     let mut progress = Progress::new(1, args.quiet);
-    let variant = args.variant.as_deref();
-    let place = Place {
-        revision: args.revision.as_deref(),
-        variant,
-        download_dir: args.download_dir.as_deref(),
-        ..Place::default()
-    };
-    let folder = locate(&args.model, place, &mut progress)?;
-    let inspection = inspect(&folder, variant)?;
+    let folder = locate(&args.model, Place::from(&args.files), &mut progress)?;
+    let inspection = inspect(&folder, args.files.variant.as_deref())?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection)
             .map_err(|error| Error::failure(format!("cannot write the report: {error}")))?;

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use xdit_core::Result;
 use xdit_core::hub::{self, HubOptions};
 
+use crate::args::ModelArgs;
 use crate::checkpoints::built_in;
 use crate::progress::Progress;
 
 /// Where to find a model on the hub, and which of its weights.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     /// The branch, tag or commit.
     pub revision: Option<&'a str>,
@@ -19,6 +20,18 @@ pub struct Place<'a> {
     pub without: &'a [&'a str],
     /// The folder for downloads, in place of the cache of `huggingface_hub`.
     pub download_dir: Option<&'a Path>,
+}
+
+impl<'a> From<&'a ModelArgs> for Place<'a> {
+    /// The place that the options name, of all components.
+    fn from(files: &'a ModelArgs) -> Self {
+        Self {
+            revision: files.revision.as_deref(),
+            variant: files.variant.as_deref(),
+            without: &[],
+            download_dir: files.download_dir.as_deref(),
+        }
+    }
 }
 
 /// The folder of `model`, which is downloaded or unpacked if necessary.

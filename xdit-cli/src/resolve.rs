@@ -58,7 +58,7 @@ impl Invocation {
         let mut parallel = parallel::parallel(&args.parallel)?;
         let output_type =
             args.output_type.or_else(|| OutputType::of(args.output.as_deref()?)).unwrap_or_default();
-        let devices = devices(&args.device, parallel.mesh.size(), processes)?;
+        let devices = devices(&args.compute.device, parallel.mesh.size(), processes)?;
         let device = devices[0].clone();
         let stored = args.from.as_deref().map(read_parameters).transpose()?;
         let texts = prompts::texts(args, stored.as_ref())?;
@@ -83,13 +83,14 @@ impl Invocation {
             parallel.warmup_steps = steps;
         }
         parallel.distrifusion |= old.is_some_and(|s| s.distrifusion);
-        let dtype = args.dtype.or(old.map(|s| s.dtype)).unwrap_or_else(|| Dtype::of(default_dtype(&device)));
-        check_dtype(&device, &args.device, dtype.burn())?;
+        let dtype =
+            args.compute.dtype.or(old.map(|s| s.dtype)).unwrap_or_else(|| Dtype::of(default_dtype(&device)));
+        check_dtype(&device, &args.compute.device, dtype.burn())?;
         // Revision, variant and scheduler belong to a model, so another model does not inherit them.
         let same_model = old.filter(|_| args.model.is_none());
         let load = LoadOptions {
             dtype: dtype.burn(),
-            variant: args.variant.clone().or_else(|| same_model?.variant.clone()),
+            variant: args.files.variant.clone().or_else(|| same_model?.variant.clone()),
             scheduler: args.scheduler.clone().or_else(|| same_model?.scheduler.clone()),
             devices,
             no_text_encoder_3: args.text_encoder_3.is_some()
@@ -148,7 +149,7 @@ impl Invocation {
                 .clone()
                 .or_else(|| Some(old?.model.clone()))
                 .unwrap_or_else(|| built_in::NAME.to_owned()),
-            revision: args.revision.clone().or_else(|| same_model?.revision.clone()),
+            revision: args.files.revision.clone().or_else(|| same_model?.revision.clone()),
             output_type,
             trace: match &args.trace {
                 Some(path) if processes.leads() => Some(TraceFile::plan(path)?),
@@ -171,7 +172,7 @@ impl Invocation {
         let (revision, variant) = (self.revision.as_deref(), self.load.variant.as_deref());
         let without: &[&str] =
             if self.load.no_text_encoder_3 { &["text_encoder_3", "tokenizer_3"] } else { &[] };
-        let place = Place { revision, variant, without, download_dir: args.download_dir.as_deref() };
+        let place = Place { revision, variant, without, download_dir: args.files.download_dir.as_deref() };
         locate(&self.model, place, progress).map_err(|error| match (&args.from, &args.model) {
             (Some(picture), None) if error.kind() == ErrorKind::Usage => error.hint(format!(
                 "`{}` contains only the name of its model: give the folder with `--model`",

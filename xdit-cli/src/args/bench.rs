@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::generate::{Dtype, GenerateArgs, KeepPolicy, ParallelArgs, ReportFormat};
+use super::generate::{GenerateArgs, KeepPolicy, ParallelArgs, ReportFormat};
+use super::model::{ComputeArgs, ModelArgs};
 
 /// `xdit bench`
 #[derive(Debug, Args)]
@@ -50,22 +51,15 @@ pub struct BenchArgs {
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
 
-    /// Type of weights and activations [default: bf16 on a GPU that computes in it, f32 elsewhere].
-    #[arg(long, value_enum, help_heading = "Model and device")]
-    pub dtype: Option<Dtype>,
+    /// What computes, and in which type.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Components that stay in memory between pictures [default: all].
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
     pub keep: Option<KeepPolicy>,
-    /// Device to compute on: `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`; `auto` is the best of
-    /// those that `xdit devices` lists. Several ranks take a GPU each where there are enough, or those of `cuda:0,2`.
-    #[arg(long, default_value = "auto", help_heading = "Model and device")]
-    pub device: String,
-    /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
-    #[arg(long, help_heading = "Model and device")]
-    pub variant: Option<String>,
-    /// Branch, tag or commit of the model on the hub [default: main].
-    #[arg(long, help_heading = "Model and device")]
-    pub revision: Option<String>,
+    /// Which files of the model to use.
+    #[command(flatten)]
+    pub files: ModelArgs,
 
     /// The distribution of work over ranks.
     #[command(flatten)]
@@ -82,11 +76,9 @@ impl BenchArgs {
             width: self.width,
             num_inference_steps: Some(self.num_inference_steps),
             guidance_scale: self.guidance_scale,
-            dtype: self.dtype,
+            compute: self.compute,
             keep: Some(self.keep.unwrap_or(KeepPolicy::All)),
-            device: self.device,
-            variant: self.variant,
-            revision: self.revision,
+            files: self.files,
             parallel: self.parallel,
             ..GenerateArgs::default()
         }

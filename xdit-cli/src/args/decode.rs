@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Dtype, OutputType};
+use super::OutputType;
+use super::model::{ComputeArgs, ModelArgs};
 use crate::checkpoints::built_in;
 
 /// `xdit decode`
@@ -27,25 +28,14 @@ pub struct DecodeArgs {
     /// Decode large pictures tile by tile, with blended seams, to save memory.
     #[arg(long)]
     pub vae_tiling: bool,
-    /// Type of weights and activations [default: bf16 on a GPU that computes in it, f32 elsewhere].
-    #[arg(long, value_enum)]
-    pub dtype: Option<Dtype>,
-    /// Device to compute on, as in `xdit generate`.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
-    #[arg(long)]
-    pub variant: Option<String>,
-    /// Branch, tag or commit of the model on the hub [default: main].
-    #[arg(long)]
-    pub revision: Option<String>,
-    /// Folder for downloaded models [default: the cache of `huggingface_hub`].
-    #[arg(long, value_name = "FOLDER")]
-    pub download_dir: Option<PathBuf>,
-    /// Number of threads that compute on the CPU [default: one for each core].
-    #[arg(long, value_name = "COUNT")]
-    pub threads: Option<usize>,
     /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,
+
+    /// What computes, and in which type.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// Which files of the model to use.
+    #[command(flatten)]
+    pub files: ModelArgs,
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ProcessArgs;
 use super::micro_conditions::MicroConditionArgs;
+use super::model::{ComputeArgs, ModelArgs};
 
 /// `xdit generate`
 ///
@@ -165,31 +166,18 @@ pub struct GenerateArgs {
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
 
-    /// Type of weights and activations [default: bf16 on a GPU that computes in it, f32 elsewhere].
-    #[arg(long, alias = "precision", value_enum, help_heading = "Model and device")]
-    pub dtype: Option<Dtype>,
+    /// What computes, and in which type.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Components that stay in memory after their use [default: auto, which is `request`].
     #[arg(long, value_enum, value_name = "POLICY", help_heading = "Model and device")]
     pub keep: Option<KeepPolicy>,
-    /// Device to compute on: `cpu`, `cuda`, `vulkan`, `wgpu`, or one of several as in `cuda:1`; `auto` is the best of
-    /// those that `xdit devices` lists. Several ranks take a GPU each where there are enough, or those of `cuda:0,2`.
-    #[arg(long, default_value = "auto", help_heading = "Model and device")]
-    pub device: String,
-    /// Prefer weight files of this variant, such as `fp16` [default: the files without a variant].
-    #[arg(long, help_heading = "Model and device")]
-    pub variant: Option<String>,
-    /// Branch, tag or commit of the model on the hub [default: main].
-    #[arg(long, help_heading = "Model and device")]
-    pub revision: Option<String>,
+    /// Which files of the model to use.
+    #[command(flatten)]
+    pub files: ModelArgs,
     /// `none` leaves out the third text encoder of Stable Diffusion 3, its largest [default: the model's].
     #[arg(long = "text-encoder-3", value_name = "none", value_parser = ["none"], hide_possible_values = true, help_heading = "Model and device")]
     pub text_encoder_3: Option<String>,
-    /// Folder for downloaded models [default: the cache of `huggingface_hub`].
-    #[arg(long, value_name = "FOLDER", help_heading = "Model and device")]
-    pub download_dir: Option<PathBuf>,
-    /// Number of threads that compute on the CPU; no picture depends on it [default: one for each core].
-    #[arg(long, value_name = "COUNT", help_heading = "Model and device")]
-    pub threads: Option<usize>,
 
     /// The distribution of work over ranks.
     #[command(flatten)]
