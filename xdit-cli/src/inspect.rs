@@ -13,7 +13,7 @@ use xdit_core::{Error, Result};
 use xdit_models::component::ModelIndex;
 
 use crate::args::InspectArgs;
-use crate::model::{Place, locate};
+use crate::model::{Place, outline};
 use crate::output::is_picture;
 use crate::print;
 use crate::progress::Progress;
@@ -23,8 +23,10 @@ use crate::progress::Progress;
 pub struct Inspection {
     /// The class of the pipeline.
     pub class: String,
-    /// The folder.
+    /// The folder, or the id of a model that is not downloaded yet.
     pub path: String,
+    /// The size of the files that a run would download.
+    pub download_bytes: u64,
     /// The number of parameters in all components.
     pub parameters: usize,
     /// The size of all weights.
@@ -100,8 +102,13 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         return print(&picture::inspect(path, args.json)?);
     }
     let mut progress = Progress::new(1, args.quiet);
-    let folder = locate(&args.model, Place::from(&args.files), &mut progress)?;
-    let inspection = inspect(&folder, args.files.variant.as_deref())?;
+    let outlined = outline(&args.model, Place::from(&args.files), &mut progress)?;
+    let mut inspection = inspect(&outlined.folder, args.files.variant.as_deref())?;
+    inspection.download_bytes = outlined.missing.1;
+    if outlined.missing.1 > 0 {
+        // The folder is a temporary one.
+        inspection.path.clone_from(&args.model);
+    }
     if args.json {
         let json = serde_json::to_string_pretty(&inspection)
             .map_err(|error| Error::failure(format!("cannot write the report: {error}")))?;
@@ -127,6 +134,7 @@ fn inspect(folder: &Path, variant: Option<&str>) -> Result<Inspection> {
     Ok(Inspection {
         class: index.class_name,
         path: folder.display().to_string(),
+        download_bytes: 0,
         parameters: all().map(|weights| weights.parameters).sum(),
         bytes: all().map(|weights| weights.bytes).sum(),
         memory: Memory {

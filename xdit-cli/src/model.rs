@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use xdit_core::Result;
+use indicatif::HumanBytes;
+use tempfile::TempDir;
 use xdit_core::hub::{self, HubOptions};
+use xdit_core::{Error, Result};
 
 use crate::args::ModelArgs;
 use crate::checkpoints::built_in;
@@ -39,19 +41,68 @@ impl<'a> From<&'a ModelArgs> for Place<'a> {
 /// # Errors
 /// If it cannot be found, downloaded or unpacked.
 pub fn locate(model: &str, place: Place<'_>, progress: &mut Progress) -> Result<PathBuf> {
-    let Place { revision, variant, without, download_dir } = place;
-    if model == built_in::NAME {
-        let folder = built_in::folder()?;
-        return hub::check_folder(&folder, variant).map(|()| folder);
+    match model {
+        built_in::NAME => built_in(place),
+        _ => hub::resolve(model, &place.options(), &mut |download| progress.download(&download)),
     }
-    let mut options = HubOptions::from_vars(|name| std::env::var(name).ok());
-    if let Some(revision) = revision {
-        options.revision = revision.to_owned();
+}
+
+/// A model whose weights are not needed.
+pub struct Outlined {
+    /// A folder with its configs and tokenizers, and at least the headers of its weight files.
+    pub folder: PathBuf,
+    /// The number and the size in bytes of the files that a run would download.
+    pub missing: (usize, u64),
+    /// The folder, unless it is that of the model.
+    _scratch: TempDir,
+}
+
+impl Outlined {
+    /// A sentence on the download that a run of `model` would begin with, if there is one.
+    pub fn download(&self, model: &str) -> Option<String> {
+        let (files, bytes) = self.missing;
+        let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+        (bytes > 0).then(|| format!("`{model}` is not downloaded yet: {} in {files}", HumanBytes(bytes)))
     }
-    if let Some(folder) = download_dir {
-        options.cache_dir = folder.to_owned();
+}
+
+/// `model` without its weights: what is missing of a model on the hub is not downloaded, except for small files.
+///
+/// # Errors
+/// As [`locate`].
+pub fn outline(model: &str, place: Place<'_>, progress: &mut Progress) -> Result<Outlined> {
+    let scratch = tempfile::tempdir()
+        .map_err(|error| Error::failure(format!("cannot create a temporary folder: {error}")))?;
+    let (folder, missing) = match model {
+        built_in::NAME => (built_in(place)?, (0, 0)),
+        _ => {
+            let progress = &mut |download: hub::Download<'_>| progress.download(&download);
+            let hub::Outline { folder, missing } =
+                hub::outline(model, &place.options(), scratch.path(), progress)?;
+            (folder, missing)
+        }
+    };
+    Ok(Outlined { folder, missing, _scratch: scratch })
+}
+
+fn built_in(place: Place<'_>) -> Result<PathBuf> {
+    let folder = built_in::folder()?;
+    hub::check_folder(&folder, place.variant).map(|()| folder)
+}
+
+impl Place<'_> {
+    /// The options for the hub, as the environment and this place set them.
+    fn options(self) -> HubOptions {
+        let Self { revision, variant, without, download_dir } = self;
+        let mut options = HubOptions::from_vars(|name| std::env::var(name).ok());
+        if let Some(revision) = revision {
+            options.revision = revision.to_owned();
+        }
+        if let Some(folder) = download_dir {
+            options.cache_dir = folder.to_owned();
+        }
+        options.variant = variant.map(str::to_owned);
+        options.without = without.iter().map(|&name| name.to_owned()).collect();
+        options
     }
-    options.variant = variant.map(str::to_owned);
-    options.without = without.iter().map(|&name| name.to_owned()).collect();
-    hub::resolve(model, &options, &mut |download| progress.download(&download))
 }

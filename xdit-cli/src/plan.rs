@@ -30,13 +30,20 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     }
     let job = Invocation::resolve(&args, &launcher::Job::default())?;
     let mut progress = Progress::new(job.request.images(), args.quiet);
-    let folder = job.locate(&args, &mut progress)?;
-    let pipeline = xdit_models::open(&folder, &job.load)?;
+    let outlined = job.outline(&args, &mut progress)?;
+    let pipeline = xdit_models::open(&outlined.folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
     let (costs, kept) = (pipeline.costs(&resolved)?, pipeline.kept());
     match args.report {
-        Some(ReportFormat::Json) => print(&format!("{:#}\n", json(&resolved.plan, &costs, kept))),
-        None => print(&format!("{}\n{}\n{}\n", resolved.plan, table(&costs), residency(kept))),
+        Some(ReportFormat::Json) => {
+            let mut json = json(&resolved.plan, &costs, kept);
+            json["download_bytes"] = outlined.missing.1.into();
+            print(&format!("{json:#}\n"))
+        }
+        None => {
+            let download = outlined.download(&job.model).map(|line| line + "\n").unwrap_or_default();
+            print(&format!("{}\n{}\n{}\n{download}", resolved.plan, table(&costs), residency(kept)))
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use xdit_core::{Error, ErrorKind, Result};
 use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType, Seed};
 use crate::checkpoints::built_in;
 use crate::launcher;
-use crate::model::{Place, locate};
+use crate::model::{Outlined, Place, locate, outline};
 use crate::output::{Outputs, decode_latents, read_parameters};
 use crate::parameters::{Parameters, Settings};
 use crate::progress::Progress;
@@ -169,17 +169,33 @@ impl Invocation {
     /// # Errors
     /// If it cannot be found, downloaded or unpacked.
     pub fn locate(&self, args: &GenerateArgs, progress: &mut Progress) -> Result<PathBuf> {
+        locate(&self.model, self.place(args), progress).map_err(|error| Self::with_hint(args, error))
+    }
+
+    /// The model without its weights.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate).
+    pub fn outline(&self, args: &GenerateArgs, progress: &mut Progress) -> Result<Outlined> {
+        outline(&self.model, self.place(args), progress).map_err(|error| Self::with_hint(args, error))
+    }
+
+    fn place<'a>(&'a self, args: &'a GenerateArgs) -> Place<'a> {
         let (revision, variant) = (self.revision.as_deref(), self.load.variant.as_deref());
         let without: &[&str] =
             if self.load.no_text_encoder_3 { &["text_encoder_3", "tokenizer_3"] } else { &[] };
-        let place = Place { revision, variant, without, download_dir: args.files.download_dir.as_deref() };
-        locate(&self.model, place, progress).map_err(|error| match (&args.from, &args.model) {
+        Place { revision, variant, without, download_dir: args.files.download_dir.as_deref() }
+    }
+
+    /// The error of a model that was not found, with a way out if its name comes from a picture.
+    fn with_hint(args: &GenerateArgs, error: Error) -> Error {
+        match (&args.from, &args.model) {
             (Some(picture), None) if error.kind() == ErrorKind::Usage => error.hint(format!(
                 "`{}` contains only the name of its model: give the folder with `--model`",
                 picture.display()
             )),
             _ => error,
-        })
+        }
     }
 
     /// The parameters that all pictures share, with the model's defaults filled in.

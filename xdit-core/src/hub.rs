@@ -21,9 +21,11 @@ mod fault;
 mod fetch;
 mod mistaken;
 mod options;
+mod outline;
 mod select;
 
 pub use options::{DEFAULT_ENDPOINT, DEFAULT_REVISION, HubOptions};
+pub use outline::{Outline, outline};
 pub use select::{MODEL_INDEX, ModelIndex, check_variant, select};
 
 use crate::{Error, Result, files};
@@ -32,6 +34,7 @@ use client::{Client, Metadata};
 use fault::Subject;
 use fetch::{FetchError, fetch};
 use mistaken::without_password;
+use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -77,26 +80,38 @@ impl<'a> Download<'a> {
 ///
 /// Each error names the model or file and gives a remedy.
 pub fn resolve(model: &str, options: &HubOptions, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
-    let path = Path::new(model);
-    if path.is_dir() {
-        return check_folder(path, options.variant.as_deref()).map(|()| path.to_owned());
+    match Found::new(model, options)? {
+        Found::Folder(folder) => Ok(folder),
+        Found::Repo(repo) => repo.resolve(progress).map_err(|error| repo.or_no_folder(error)),
     }
-    if path.symlink_metadata().is_ok() {
-        return Err(mistaken::file(path));
+}
+
+/// What a model's name stands for.
+enum Found<'a> {
+    /// This folder, which is in the diffusers layout.
+    Folder(PathBuf),
+    /// A model on the hub.
+    Repo(Repo<'a>),
+}
+
+impl<'a> Found<'a> {
+    fn new(model: &'a str, options: &'a HubOptions) -> Result<Self> {
+        let path = Path::new(model);
+        if path.is_dir() {
+            return check_folder(path, options.variant.as_deref()).map(|()| Self::Folder(path.to_owned()));
+        }
+        if path.symlink_metadata().is_ok() {
+            return Err(mistaken::file(path));
+        }
+        if !is_hub_id(model) {
+            return Err(mistaken::name(model));
+        }
+        if !is_revision(&options.revision) {
+            return Err(Error::usage(format!("`{}` is not a valid revision", options.revision))
+                .hint("give a branch, a tag or a full commit hash"));
+        }
+        Ok(Self::Repo(Repo { model, options, cache: RepoCache::new(&options.cache_dir, model) }))
     }
-    if !is_hub_id(model) {
-        return Err(mistaken::name(model));
-    }
-    if !is_revision(&options.revision) {
-        return Err(Error::usage(format!("`{}` is not a valid revision", options.revision))
-            .hint("give a branch, a tag or a full commit hash"));
-    }
-    let repo = Repo { model, options, cache: RepoCache::new(&options.cache_dir, model) };
-    repo.resolve(progress).map_err(|error| match path.parent().is_some_and(Path::is_dir) {
-        // The name looks like an id, but the first part of it is a folder here.
-        true => error.reworded_with(|message| format!("there is no folder `{model}`, and {message}")),
-        false => error,
-    })
 }
 
 /// Checks that `folder` is in the diffusers layout and, if a `variant` is given, that it has weights of it.
@@ -145,25 +160,94 @@ struct Repo<'a> {
     cache: RepoCache,
 }
 
+/// The files of a model that a pipeline needs.
+struct Needed {
+    client: Client,
+    commit: String,
+    /// The snapshot in the cache, which may lack some of them.
+    folder: PathBuf,
+    /// Their paths in the repository, those of weights last.
+    files: Vec<String>,
+    /// Their sizes in bytes, where the hub lists them.
+    sizes: HashMap<String, u64>,
+}
+
+impl Needed {
+    /// The needed files that are not in the cache.
+    fn missing(&self) -> Vec<String> {
+        self.files.iter().filter(|file| !self.folder.join(file).exists()).cloned().collect()
+    }
+
+    /// The size of `files` in bytes, of which those count whose size is known.
+    fn bytes(&self, files: &[String]) -> u64 {
+        files.iter().filter_map(|file| self.sizes.get(file)).sum()
+    }
+}
+
+/// A complete snapshot in the cache, or the files to get for one.
+enum State {
+    Cached(PathBuf),
+    Needed(Needed),
+}
+
 impl Repo<'_> {
     fn resolve(&self, progress: &mut dyn FnMut(Download<'_>)) -> Result<PathBuf> {
+        let needed = match self.look(progress)? {
+            State::Cached(folder) => return Ok(folder),
+            State::Needed(needed) => needed,
+        };
+        let missing = needed.missing();
+        self.check_space(needed.bytes(&missing))?;
+        self.download(&needed, &missing, progress)?;
+        // Written last, so that offline runs never see a newer commit that is incomplete. A failure is ignored: a
+        // complete cache that is read-only works without the ref.
+        let _ = self.cache.write_ref(&self.options.revision, &needed.commit);
+        Ok(needed.folder)
+    }
+
+    /// Adds what a name that looks like an id means, if the first part of it is a folder here.
+    fn or_no_folder(&self, error: Error) -> Error {
+        let model = self.model;
+        match Path::new(model).parent().is_some_and(Path::is_dir) {
+            true => error.reworded_with(|message| format!("there is no folder `{model}`, and {message}")),
+            false => error,
+        }
+    }
+
+    /// Downloads `files`.
+    fn download(
+        &self,
+        needed: &Needed,
+        files: &[String],
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<()> {
+        for (at, file) in files.iter().enumerate() {
+            let missing = (files.len() - at, needed.bytes(&files[at..]));
+            let progress = &mut |download: Download<'_>| progress(Download { missing, ..download });
+            self.ensure(&needed.client, &needed.commit, file, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the hub for the files of the revision, and downloads the list of the model's components.
+    fn look(&self, progress: &mut dyn FnMut(Download<'_>)) -> Result<State> {
         let Self { model, options, cache } = self;
         let (revision, variant) = (options.revision.as_str(), options.variant.as_deref());
         // A commit never changes, so a complete snapshot of one needs no request.
         if is_commit(revision)
             && let Ok(folder) = cache.complete_snapshot(revision, options)
         {
-            return Ok(folder);
+            return Ok(State::Cached(folder));
         }
         if options.offline {
-            return self.cached();
+            return self.cached().map(State::Cached);
         }
         let client = Client::new(options)?;
         let listing = match client.listing(model, revision) {
             Ok(listing) => listing,
             Err(fault) if fault.leaves_the_cache() => {
                 // The hub's error is more useful than the list of files missing from the cache.
-                return self.cached().map_err(|_| fault.into_error(self.subject(None)));
+                return self.cached().map(State::Cached).map_err(|_| fault.into_error(self.subject(None)));
             }
             Err(fault) => return Err(fault.into_error(self.subject(None))),
         };
@@ -178,18 +262,8 @@ impl Repo<'_> {
         let folder = cache.snapshot(commit);
         let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES)?;
         let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?.without(&options.without);
-        let mut missing = select(model, &index, &listing.files, variant)?;
-        missing.retain(|file| !folder.join(file).exists());
-        let bytes = |files: &[String]| files.iter().filter_map(|file| listing.sizes.get(file)).sum();
-        self.check_space(bytes(&missing))?;
-        for (at, file) in missing.iter().enumerate() {
-            let missing = (missing.len() - at, bytes(&missing[at..]));
-            self.ensure(&client, commit, file, &mut |download| progress(Download { missing, ..download }))?;
-        }
-        // Written last, so that offline runs never see a newer commit that is incomplete. A failure is ignored: a
-        // complete cache that is read-only works without the ref.
-        let _ = cache.write_ref(revision, commit);
-        Ok(folder)
+        let files = select(model, &index, &listing.files, variant)?;
+        Ok(State::Needed(Needed { client, commit: listing.commit, folder, files, sizes: listing.sizes }))
     }
 
     /// Checks that `bytes` more fit on the disk of the cache. Partial downloads are counted twice.

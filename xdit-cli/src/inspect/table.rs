@@ -10,7 +10,8 @@ use super::{Component, Inspection};
 pub fn render(inspection: &Inspection) -> String {
     let head = ["component", "class", "parameters", "type", "on disk"].map(str::to_owned);
     let rows: Vec<[String; 5]> = [head].into_iter().chain(inspection.components.iter().map(row)).collect();
-    let mut out = format!("{} in {}\n\n", inspection.class, inspection.path);
+    let place = if inspection.download_bytes > 0 { "of" } else { "in" };
+    let mut out = format!("{} {place} {}\n\n", inspection.class, inspection.path);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     for row in &rows {
         let mut line = String::new();
@@ -34,6 +35,9 @@ pub fn render(inspection: &Inspection) -> String {
         HumanBytes(memory.f32_bytes as u64),
         HumanBytes(memory.bf16_bytes as u64),
     );
+    if inspection.download_bytes > 0 {
+        let _ = writeln!(out, "download     {} before a run", HumanBytes(inspection.download_bytes));
+    }
     if let Some(defaults) = &inspection.defaults {
         let _ = writeln!(
             out,

@@ -11,6 +11,10 @@ mod full_size;
 mod full_size_files;
 mod generate;
 mod help;
+mod hub;
+#[path = "../../../xdit-core/tests/hub/server.rs"]
+#[expect(dead_code, reason = "the tests of the hub use the rest")]
+mod hub_server;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;

@@ -6,6 +6,7 @@ use super::{HubOptions, MAX_SMALL_BYTES};
 use crate::{Error, Result, files};
 use serde::Deserialize;
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::Response;
@@ -125,16 +126,47 @@ impl Client {
         self.send(Verb::Get { from }, url)
     }
 
+    /// The first `count` bytes of a file, or all if it has fewer, and the length of the file. A server without ranges
+    /// begins to send the whole file, of which no more is read.
+    pub(super) fn head(&self, url: &str, count: u64) -> Result<(Vec<u8>, u64), Fault> {
+        let mut response = self.send(Verb::Head { count }, url)?;
+        let length = match response.status().as_u16() {
+            206 => {
+                let range = header(&response, "content-range").unwrap_or_default();
+                let length =
+                    range.strip_prefix("bytes 0-").and_then(|range| range.split_once('/')?.1.parse().ok());
+                length.ok_or_else(|| {
+                    Fault::strange(format!("it sent the range `{range}`, which was not requested"))
+                })?
+            }
+            _ => header(&response, "content-length")
+                .and_then(|length| length.parse().ok())
+                .ok_or_else(|| Fault::strange("it has no `Content-Length`".to_owned()))?,
+        };
+        let wanted = count.min(length);
+        let mut bytes = Vec::new();
+        response.body_mut().as_reader().take(wanted).read_to_end(&mut bytes)?;
+        match bytes.len() as u64 == wanted {
+            true => Ok((bytes, length)),
+            false => Err(Fault::Network("the connection was interrupted".to_owned())),
+        }
+    }
+
     /// Sends a request and follows redirects; the token is sent only to the endpoint.
     fn send(&self, verb: Verb, url: &str) -> Result<Response<Body>, Fault> {
         let (mut url, mut waited, mut redirects) = (url.to_owned(), Duration::ZERO, 0);
         loop {
             let mut request = match verb {
                 Verb::Describe => self.agent.head(&url),
-                Verb::Get { .. } => self.agent.get(&url),
+                Verb::Get { .. } | Verb::Head { .. } => self.agent.get(&url),
             };
-            if let Verb::Get { from: from @ 1.. } = verb {
-                request = request.header("Range", format!("bytes={from}-"));
+            let range = match verb {
+                Verb::Get { from: from @ 1.. } => Some(format!("bytes={from}-")),
+                Verb::Head { count } => Some(format!("bytes=0-{}", count - 1)),
+                _ => None,
+            };
+            if let Some(range) = range {
+                request = request.header("Range", range);
             }
             if let Some(token) = self.token.as_ref().filter(|_| origin(&url) == origin(&self.endpoint)) {
                 request = request.header("Authorization", format!("Bearer {token}"));
@@ -168,10 +200,12 @@ impl Client {
 
 #[derive(Clone, Copy)]
 enum Verb {
-    /// Headers only.
+    /// The response without its body.
     Describe,
     /// The body from this byte on.
     Get { from: u64 },
+    /// At least one byte, the first `count` of the body.
+    Head { count: u64 },
 }
 
 pub(super) fn header(response: &Response<Body>, name: &str) -> Option<String> {

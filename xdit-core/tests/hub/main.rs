@@ -1,6 +1,7 @@
 //! Tests of models given as folders or hub ids, against a loopback hub.
 
 mod download;
+mod outline;
 mod refusal;
 mod select;
 mod server;

@@ -142,12 +142,14 @@ pub fn content(request: &Request, file: &str, bytes: &[u8]) -> Reply {
         headers.push(("X-Linked-Etag", format!("\"{}\"", etag(file, bytes))));
         headers.push(("X-Linked-Size", bytes.len().to_string()));
     }
-    let from: usize = match request.headers.get("range") {
-        Some(range) => range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap(),
-        None => return Reply { status: 200, headers, body: bytes.to_vec(), cut_after: None },
+    let Some(range) = request.headers.get("range") else {
+        return Reply { status: 200, headers, body: bytes.to_vec(), cut_after: None };
     };
-    headers.push(("Content-Range", format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len())));
-    Reply { status: 206, headers, body: bytes[from..].to_vec(), cut_after: None }
+    let (from, last) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap();
+    let (from, end) = (from.parse().unwrap(), bytes.len());
+    let end = last.parse().map_or(end, |last: usize| end.min(last + 1));
+    headers.push(("Content-Range", format!("bytes {from}-{}/{}", end - 1, bytes.len())));
+    Reply { status: 206, headers, body: bytes[from..end].to_vec(), cut_after: None }
 }
 
 /// The SHA-256 of a weight file; git's SHA-1 of a small one.
