@@ -67,6 +67,28 @@ def inputs(name: str, config: dict, size: int, dtype: torch.dtype) -> dict:
             "timestep": timestep,
             "added_cond_kwargs": sizes,
         }
+    if name.startswith("sdxl"):
+        return {
+            "sample": latents,
+            "encoder_hidden_states": random(2, 77, config["cross_attention_dim"]),
+            "timestep": timestep,
+            "added_cond_kwargs": {"text_embeds": random(2, 1280), "time_ids": random(2, 6)},
+        }
+    if name.startswith("hunyuan"):
+        grid = side // config["patch_size"]
+        angles = torch.randn(grid * grid, config["attention_head_dim"], device=DEVICE)
+        return {
+            "hidden_states": latents,
+            # The model computes the embeddings of conditions in this type.
+            "timestep": timestep.to(dtype),
+            "encoder_hidden_states": random(2, 77, config["cross_attention_dim"]),
+            "text_embedding_mask": torch.ones(2, 77, device=DEVICE, dtype=torch.long),
+            "encoder_hidden_states_t5": random(2, 256, config["cross_attention_dim_t5"]),
+            "text_embedding_mask_t5": torch.ones(2, 256, device=DEVICE, dtype=torch.long),
+            "image_meta_size": random(2, 6),
+            "style": torch.zeros(2, device=DEVICE, dtype=torch.long),
+            "image_rotary_emb": (angles.cos(), angles.sin()),
+        }
     # Without the third text encoder, its 256 tokens are zeros: the shape is the same.
     return {
         "hidden_states": latents,
@@ -108,7 +130,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
 
-    config = components["transformer"]["config"]
+    config = components["unet" if "unet" in components else "transformer"]["config"]
     model = build(config, "", dtype)
     call = inputs(args.name, config, args.size, dtype)
     torch.cuda.reset_peak_memory_stats()

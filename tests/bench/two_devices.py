@@ -29,6 +29,8 @@ MODELS = {
     "flux-dev": [*SIZE, "--true-cfg-scale", "2", "--negative-prompt", "rain"],
     "dit-256": [],
     "latte": ["--height", "64", "--width", "64"],
+    "sdxl-base": ["--height", "64", "--width", "64"],
+    "hunyuan-11": [*SIZE, "--no-use-resolution-binning"],
 }
 PROMPTS = {"dit-256": "3"}
 # Each method: its options, and those of the one rank that it must equal.
@@ -42,6 +44,8 @@ METHODS = {
     "distrifusion": (["--ring-degree", "2", "--distrifusion"], ["--distrifusion", *PATCHES]),
     "data": (["--data-parallel-degree", "2", "--num-images", "2"], ["--num-images", "2"]),
 }
+# The UNet has one block, so there are no stages.
+REFUSED = {"sdxl-base": ["pipefusion"]}
 VAE = ["--ulysses-degree", "2", "--use-parallel-vae"]
 LIMIT, LEVELS, DECIBELS = 1e-5, 1, 40
 
@@ -77,9 +81,12 @@ def main() -> None:
             print(end.stderr, file=sys.stderr)
         return output
 
+    def methods(model: str) -> dict[str, tuple[list[str], list[str]]]:
+        return {name: options for name, options in METHODS.items() if name not in REFUSED.get(model, [])}
+
     wanted = set()
     for model in MODELS:
-        for own, other in METHODS.values():
+        for own, other in methods(model).values():
             wanted |= {(model, tuple(options), "safetensors", args.device, "f32") for options in (own, other)}
         wanted |= {(model, (), "safetensors", "cpu", "f32"), (model, tuple(VAE), "png", args.device, "f32")}
         wanted |= {(model, (), "png", args.device, dtype) for dtype in ("f32", "bf16")}
@@ -101,7 +108,7 @@ def main() -> None:
             return [path if path.exists() else sorted(path.parent.glob(f"{path.stem}-*"))[-1] for path in paths]
 
         distances = {"cpu": distance(file([]), file([], device="cpu"))}
-        distances |= {name: distance(file(own), file(other)) for name, (own, other) in METHODS.items()}
+        distances |= {name: distance(file(own), file(other)) for name, (own, other) in methods(model).items()}
         pixels = [np.asarray(Image.open(path)).astype(float) for path in (file([], "png"), file(VAE, "png"))]
         levels = np.abs(pixels[0] - pixels[1]).max()
         half = np.asarray(Image.open(file([], "png", dtype="bf16"))).astype(float)

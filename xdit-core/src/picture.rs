@@ -1,6 +1,10 @@
 //! Conversion of a decoder's output to pixels.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Element, Tensor, TensorData, bf16, f16};
+use rayon::prelude::*;
+
+/// The values that one thread converts faster than several.
+const FEW: usize = 1 << 15;
 
 /// A picture with one byte for each of red, green and blue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub fn resize_and_crop(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
         }
     }
     let shape = [b, c, rows.len(), columns.len()];
-    Tensor::from_data(burn::tensor::TensorData::new(out, shape), (&device, DType::F32))
+    Tensor::from_data(TensorData::new(out, shape), (&device, DType::F32))
 }
 
 /// The two source positions on either side of a target position.
@@ -78,10 +82,18 @@ fn taps(from: usize, to: usize, offset: usize, count: usize) -> Vec<Tap> {
 pub fn to_picture(images: &Tensor<4>, index: usize) -> Picture {
     let image = images.clone().narrow(0, index, 1);
     let [_, _, height, width] = image.dims();
-    let data = image.cast(DType::F32).into_data();
-    let values = data.as_slice::<f32>().expect("cast to f32");
-    let area = height * width;
-    let byte = |value: f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-    let rgb = (0..area).flat_map(|i| (0..3).map(move |channel| byte(values[channel * area + i]))).collect();
+    // In the order of a picture, and in the decoder's type, which may have half the bytes of f32.
+    let data = image.permute([0, 2, 3, 1]).into_data();
+    let rgb = match images.dtype() {
+        DType::F16 => bytes(&data, f16::to_f32),
+        DType::BF16 => bytes(&data, bf16::to_f32),
+        _ => bytes(&data, |value: f32| value),
+    };
     Picture { width, height, rgb }
+}
+
+/// A byte for each value.
+fn bytes<E: Element>(data: &TensorData, wide: impl Fn(E) -> f32 + Sync) -> Vec<u8> {
+    let byte = |&value: &E| ((wide(value) / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    data.as_slice::<E>().expect("its own type").par_iter().with_min_len(FEW).map(byte).collect()
 }

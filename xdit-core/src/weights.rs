@@ -295,7 +295,8 @@ impl Weights {
             Error::failure(format!("cannot read tensor `{key}`: {error}"))
                 .hint("the file changed after it was opened: check the disk it is on")
         })?;
-        Ok(Tensor::from_data(data, (device, dtype)))
+        // CubeCL looks for room among all memory that is not persistent, at each allocation.
+        Ok(device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype))))
     }
 
     /// The tensor called `name` if there is one.

@@ -243,6 +243,8 @@ impl<M: Model> Rank<M> {
                 // reuses most of its layers.
                 let old = held.filter(|(held, _)| held.blocks == share.blocks);
                 self.held().transformer = None;
+                // Freed weights of an earlier model are of other sizes, for which the device would keep their memory.
+                self.device.memory_cleanup();
                 let load = || Ok(Arc::new(self.model.load(share.clone(), &self.device)?));
                 let loaded = seat.loading("transformer", recorder, tell, load)?;
                 drop(old);

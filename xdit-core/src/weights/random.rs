@@ -29,9 +29,18 @@ impl RandomValues {
         }
         let inputs: usize = shape[1..].iter().product();
         let deviation = if D > 1 { GAIN / (inputs.max(1) as f64).sqrt() } else { BIAS };
-        let values = (self.0.clone() * deviation).cast(dtype);
-        let values = if len > LEN { values.repeat_dim(0, len.div_ceil(LEN)) } else { values };
-        values.narrow(0, 0, len).reshape(shape)
+        let values = match len > LEN {
+            true => self.0.clone().repeat_dim(0, len.div_ceil(LEN)),
+            false => self.0.clone(),
+        };
+        let values = values.narrow(0, 0, len);
+        // As with values of files, only the result is in persistent memory.
+        let device = self.0.device();
+        let values = match dtype {
+            DType::F32 => device.memory_persistent_allocations(values, |values| values * deviation),
+            _ => device.memory_persistent_allocations(values * deviation, |values| values.cast(dtype)),
+        };
+        values.reshape(shape)
     }
 }
 

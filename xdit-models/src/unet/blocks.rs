@@ -6,7 +6,7 @@ use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::linear::Linear;
 use xdit_core::rows::Rows;
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, Conv2d, activate, layer_norm, norm_act};
+use xdit_kernels::{Activation, Conv2d, gated_activate, layer_norm, norm_act};
 
 use super::config::{Level, UNetConfig};
 use crate::convolution::{GroupNorm, Resnet};
@@ -104,11 +104,12 @@ impl PixelTransformer {
     /// # Shapes
     /// `[b, c, y, x]`, also the result.
     pub fn forward(&self, image: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-        let shape @ [b, c, rows, columns] = image.dims();
+        let [b, c, rows, columns] = image.dims();
         let normed = norm_act(image.clone(), &self.norm.affine(&image, pass.rows()), false);
-        let x = self.proj_in.forward(normed.reshape([b, c, rows * columns]).swap_dims(1, 2));
+        // Nothing is copied if the channels of each pixel lie together.
+        let x = self.proj_in.forward(normed.permute([0, 2, 3, 1]).reshape([b, rows * columns, c]));
         let x = self.layers.iter().fold(x, |x, layer| layer.forward(x, pass));
-        image + self.proj_out.forward(x).swap_dims(1, 2).reshape(shape)
+        image + self.proj_out.forward(x).reshape([b, rows, columns, c]).permute([0, 3, 1, 2])
     }
 }
 
@@ -155,7 +156,7 @@ impl Layer {
         let y = self.ff_in.forward(self.norm3.forward(x.clone()));
         let width = y.dims()[2] / 2;
         let (values, gates) = (y.clone().narrow(2, 0, width), y.narrow(2, width, width));
-        x + self.ff_out.forward(values * activate(Activation::Gelu, gates))
+        x + self.ff_out.forward(gated_activate(Activation::Gelu, gates, values))
     }
 }
 

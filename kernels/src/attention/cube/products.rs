@@ -19,6 +19,9 @@ const MANY_FEATURES: usize = 256;
 /// Scores in memory at a time: 128 MiB of f32.
 const SCORES: usize = 1 << 25;
 
+/// Scores in the vectors that the kernel reads.
+const WIDTH: usize = 4;
+
 /// See [`attention_lse`](crate::attention::attention_lse). `None`, where other versions compute it.
 pub(super) fn attention_lse(
     q: &CubeTensor,
@@ -27,9 +30,26 @@ pub(super) fn attention_lse(
     scale: f32,
 ) -> Option<(CubeTensor, CubeTensor)> {
     let [b, nq, nk, h, d] = sizes(&q.shape(), &k.shape(), &v.shape());
-    let is_half = matches!(q.dtype, DType::F16 | DType::BF16) && k.dtype == q.dtype && v.dtype == q.dtype;
-    if b * h != 1 || d <= MANY_FEATURES || nq * nk == 0 || nk % 8 != 0 || !is_half {
+    let multiple = match q.dtype {
+        DType::F32 => WIDTH,
+        DType::F16 | DType::BF16 => 8,
+        _ => return None,
+    };
+    let one_type = k.dtype == q.dtype && v.dtype == q.dtype;
+    if h != 1 || d <= MANY_FEATURES || b * nq * nk == 0 || !nk.is_multiple_of(multiple) || !one_type {
         return None;
+    }
+    if b > 1 {
+        let image = |x: &CubeTensor, at: usize, n: usize| {
+            burn_cubecl::kernel::slice(x.clone(), &[at..at + 1, 0..n, 0..1, 0..d])
+        };
+        let of_each = |at| attention_lse(&image(q, at, nq), &image(k, at, nk), &image(v, at, nk), scale);
+        let (out, lse): (Vec<_>, Vec<_>) =
+            (0..b).map(of_each).collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        let [out, lse] = [out, lse].map(|parts| {
+            Plain::cat(parts.into_iter().map(Plain::<CubeBackend>::new).collect(), 0).into_inner()
+        });
+        return Some((out, lse));
     }
     let [q, k] = [(q, nq), (k, nk)].map(|(x, n)| reshape(x.clone(), [n, d].into()));
     // Values, feature by feature, are the weight of the second product.
@@ -52,8 +72,6 @@ pub(super) fn attention_lse(
 
 /// The softmax of `scores · scale` `[n, m]` along the rows in `dtype`, and the log-sum-exps `[n]`.
 fn softmax(scores: &CubeTensor, scale: f32, dtype: DType) -> (CubeTensor, CubeTensor) {
-    /// In the vectors that kernels read.
-    const WIDTH: usize = 4;
     let [rows, len] = dims(scores);
     let (weights, lse) = (empty(scores, [rows, len], dtype), empty(scores, [rows], DType::F32));
     let (count, dim) = cubes(&scores.client, rows * UNITS);
