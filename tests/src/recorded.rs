@@ -35,7 +35,6 @@ fn checkpoint(case: &Case, scratch: &Path) -> PathBuf {
 pub fn request(case: &Case) -> Request {
     let call = &case.json["call"];
     let number = |name: &str| call[name].as_u64().map(|n| n as usize);
-    let text = |name: &str| call[name].as_str().map(str::to_owned);
     let texts = |name: &str| match &call[name] {
         Value::Array(texts) => texts.iter().map(|text| text.as_str().unwrap().to_owned()).collect(),
         text => text.as_str().map(str::to_owned).into_iter().collect(),
@@ -57,8 +56,8 @@ pub fn request(case: &Case) -> Request {
         prompts_2: texts("prompt_2"),
         prompts_3: texts("prompt_3"),
         negative_prompts: texts("negative_prompt"),
-        negative_prompt_2: text("negative_prompt_2"),
-        negative_prompt_3: text("negative_prompt_3"),
+        negative_prompts_2: texts("negative_prompt_2"),
+        negative_prompts_3: texts("negative_prompt_3"),
         height: number("height"),
         width: number("width"),
         num_inference_steps: number("num_inference_steps"),

@@ -94,6 +94,7 @@ where
             conditions: Some(conditions),
             noise: Box::new(move |image, _| picture_noise(&noise[image], image)),
             decoding: None,
+            preview_every: None,
         };
         (Arc::new(Loader(self.load)), job)
     }

@@ -64,7 +64,7 @@ fn true_guidance() {
     assert_eq!(relative_l2(&latents(Request { true_cfg_scale: Some(1.0), ..asked.clone() }), &plain), 0.0);
     let guided = latents(asked.clone());
     assert!(relative_l2(&guided, &plain) > 1e-2);
-    let without = Request { negative_prompts: Vec::new(), negative_prompt_2: None, ..asked };
+    let without = Request { negative_prompts: Vec::new(), negative_prompts_2: Vec::new(), ..asked };
     assert_eq!(relative_l2(&latents(without.clone()), &plain), 0.0);
     let empty = latents(Request { negative_prompts: vec![String::new()], ..without });
     assert!(relative_l2(&empty, &plain) > 1e-2 && relative_l2(&empty, &guided) > 1e-3);

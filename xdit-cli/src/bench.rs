@@ -130,7 +130,13 @@ pub fn run(args: BenchArgs) -> Result<()> {
         write(&job.model, &scratch)?;
         scratch.path().to_owned()
     } else {
-        job.locate(&options, &mut progress)?
+        job.locate(&options, &mut progress).map_err(|error| match job.model.contains(['/', '\\']) {
+            true => error,
+            false => {
+                let names: Vec<_> = published::names().map(|name| format!("`{name}`")).collect();
+                error.hint(format!("models of published size are {}", names.join(", ")))
+            }
+        })?
     };
     if !ModelIndex::read(&folder)?.components.keys().any(|name| name.starts_with("tokenizer")) {
         // Without a tokenizer, a prompt is the number of a class.

@@ -6,10 +6,9 @@ use xdit_core::{Error, Result};
 
 use crate::args::{ComputeArgs, DecodeArgs, Dtype, OutputType};
 use crate::model::{Place, locate};
-use crate::output::{Outputs, check_format, decode_latents, encode, write_file};
-use crate::print;
+use crate::output::{Outputs, check_format, decode_latents, encode, is_standard, write_file};
 use crate::progress::Progress;
-use crate::threads;
+use crate::{print, print_bytes, threads};
 
 /// Runs `xdit decode`.
 ///
@@ -42,7 +41,11 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
     pipeline.decode(&latents, args.vae_tiling, &mut |index, frames| {
         check_format(output_type, [frames[0].height, frames[0].width], Some(frames.len()))?;
         let path = outputs.path(index);
-        write_file(path, &encode(output_type, &frames, None))?;
+        let bytes = encode(output_type, &frames, None);
+        if is_standard(path) {
+            return print_bytes(&bytes);
+        }
+        write_file(path, &bytes)?;
         print(&format!("{}\n", path.display()))
     })
 }

@@ -1,22 +1,23 @@
 //! `xdit generate`: resolves the options, runs the pipeline and writes the files.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Step};
+use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Preview, Step};
 use xdit_core::run::record::RankReport;
 use xdit_core::{Error, Result};
 
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, OutputType, Seed};
 use crate::launcher;
-use crate::output::{check_format, encode, finish_latents, put_latents, write_file};
+use crate::output::{check_format, encode, finish_latents, is_standard, put_latents, write_file};
 use crate::parameters::{Parameters, Settings};
-use crate::print;
 use crate::progress::{Progress, say};
 use crate::report::{Output, Report, Stopwatch, peak_rss_bytes, ranks};
 use crate::resolve::Invocation;
 use crate::threads;
 use crate::trace::Trace;
+use crate::{print, print_bytes};
 
 /// Runs `xdit generate`.
 ///
@@ -45,6 +46,9 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     if let Some(all) = &processes.processes {
         launcher::agree(all, &launcher::described(&resolved, &settings, &folder, details))?;
     }
+    if args.seed.contains(&Seed::Random) {
+        progress.say(&format!("seed {}", job.request.seed));
+    }
     let cancel = Cancel::new();
     for warning in job.warnings.iter().filter(|_| leads) {
         progress.warn(warning);
@@ -53,6 +57,7 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
         progress,
         stopwatch: Stopwatch::default(),
         details,
+        warned: false,
         saver: Saver {
             job: &job,
             settings: &settings,
@@ -60,6 +65,7 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
             announces: args.report.is_none(),
             cancel: &cancel,
             failure: None,
+            previews: BTreeSet::new(),
         },
     };
     let end = pipeline.run(&resolved, &cancel, &mut watched);
@@ -107,6 +113,8 @@ struct Saver<'a> {
     /// Cancels the run if a file cannot be written.
     cancel: &'a Cancel,
     failure: Option<Error>,
+    /// The previews of pictures that are not there yet.
+    previews: BTreeSet<PathBuf>,
 }
 
 impl Saver<'_> {
@@ -115,9 +123,26 @@ impl Saver<'_> {
         if frames.is_empty() {
             return put_latents(path, &latents, image, self.job.request.images());
         }
+        // The picture takes the place of its preview.
+        if let Some(preview) = self.job.outputs.preview(image).ok().and_then(|path| self.previews.take(&path))
+        {
+            let _ = std::fs::remove_file(preview);
+        }
         let parameters = self.metadata.then(|| self.job.parameters(self.settings, image));
-        write_file(path, &encode(self.job.output_type, &frames, parameters.as_ref()))?;
+        let bytes = encode(self.job.output_type, &frames, parameters.as_ref());
+        if is_standard(path) {
+            return print_bytes(&bytes);
+        }
+        write_file(path, &bytes)?;
         self.announce(path)
+    }
+
+    /// Writes a preview.
+    fn preview(&mut self, preview: &Preview) -> Result<()> {
+        let path = self.job.outputs.preview(preview.image)?;
+        write_file(&path, &encode(OutputType::Png, &preview.frames, None))?;
+        self.previews.insert(path);
+        Ok(())
     }
 
     fn announce(&self, path: &Path) -> Result<()> {
@@ -148,6 +173,8 @@ struct Watched<'a> {
     stopwatch: Stopwatch,
     /// Whether ranks record each of their activities.
     details: bool,
+    /// Whether there was a warning that a preview cannot be written.
+    warned: bool,
     saver: Saver<'a>,
 }
 
@@ -170,6 +197,16 @@ impl Observer for Watched<'_> {
     fn warn(&mut self, message: &str) {
         self.stopwatch.warn(message);
         self.progress.warn(message);
+    }
+
+    fn preview(&mut self, preview: Preview) {
+        // A run does not end for want of a preview.
+        if let Err(error) = self.saver.preview(&preview)
+            && !std::mem::replace(&mut self.warned, true)
+        {
+            self.warn(error.message());
+        }
+        self.progress.picture(&preview.frames[0]);
     }
 
     fn completed(&mut self, completed: Completed) {

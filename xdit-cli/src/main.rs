@@ -19,6 +19,7 @@ mod plan;
 mod progress;
 mod report;
 mod resolve;
+mod terminal;
 mod threads;
 mod trace;
 
@@ -69,7 +70,12 @@ fn run(cli: Cli) -> Result<()> {
 
 /// Writes data to standard output. A reader that closes it early (`| head`) is not an error.
 fn print(text: &str) -> Result<()> {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+    print_bytes(text.as_bytes())
+}
+
+/// As [`print`], for data that is no text.
+fn print_bytes(bytes: &[u8]) -> Result<()> {
+    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::failure(format!("cannot write to standard output: {error}")))
         }

@@ -40,6 +40,15 @@ impl Outputs {
     /// # Errors
     /// If the extension does not match `output_type`, or a file cannot be written.
     pub fn plan(output: Option<&Path>, output_type: OutputType, seeds: &[u64]) -> Result<Self> {
+        if output.is_some_and(is_standard) {
+            return match (output_type, seeds) {
+                (OutputType::Latent, _) => Err(Error::usage("latents are not written to standard output")
+                    .hint("name a `.safetensors` file, which is written piece by piece")),
+                (_, [_]) => Ok(Self { paths: vec![PathBuf::from(STANDARD)], replaced: None }),
+                _ => Err(Error::usage(format!("`{}` pictures do not fit into standard output", seeds.len()))
+                    .hint("make one at a time, or name files with `{i}`")),
+            };
+        }
         let extensions = output_type.extensions();
         let mut path = output.unwrap_or(Path::new("")).to_owned();
         let is_folder = path.as_os_str().is_empty() || path.is_dir() || ends_with_separator(&path);
@@ -90,10 +99,27 @@ impl Outputs {
         Some(format!("`{path}` exists and will be replaced; `--output` names another file"))
     }
 
+    /// The path of the preview of picture `index`: `a.preview.png` for `a.png`, and `xdit.preview.png` for standard output.
+    ///
+    /// # Errors
+    /// If it names no file that can be written.
+    pub fn preview(&self, index: usize) -> Result<PathBuf> {
+        let path = Some(self.path(index)).filter(|path| !is_standard(path)).unwrap_or(Path::new("xdit.png"));
+        target(&path.with_extension("preview.png"))
+    }
+
     /// The path of picture `index`; all latents share one file.
     pub fn path(&self, index: usize) -> &Path {
         &self.paths[index.min(self.paths.len() - 1)]
     }
+}
+
+/// The path that stands for standard output.
+const STANDARD: &str = "-";
+
+/// Whether `path` stands for standard output.
+pub fn is_standard(path: &Path) -> bool {
+    path == Path::new(STANDARD)
 }
 
 /// Checks that `path` can be written, and returns the path of the file: a link to a file stays a link.
@@ -228,6 +254,23 @@ mod tests {
         assert_eq!(names("src", 1), ["src/xdit.png"]);
         assert_eq!(names("src/", 2), ["src/xdit-0.png", "src/xdit-1.png"]);
         assert_eq!(names("{seed}-{i}.png", 2), ["7-0.png", "8-1.png"]);
+    }
+
+    #[test]
+    fn previews_lie_beside_pictures() {
+        let preview = |output: &str, output_type| {
+            let outputs = Outputs::plan(Some(Path::new(output)), output_type, &[0, 1])?;
+            outputs.preview(1).map(|path| path.to_string_lossy().into_owned())
+        };
+        assert_eq!(preview("src/a.jpg", OutputType::Jpeg).unwrap(), "src/a-1.preview.png");
+        assert_eq!(preview("a.safetensors", OutputType::Latent).unwrap(), "a.preview.png");
+        assert_eq!(preview("a", OutputType::Png).unwrap(), "a-1.preview.png");
+        assert_eq!(
+            preview("-", OutputType::Png).map_err(|error| error.message().to_owned()).unwrap_err(),
+            "`2` pictures do not fit into standard output"
+        );
+        let long = format!("{}.png", "x".repeat(249));
+        assert!(preview(&long, OutputType::Png).unwrap_err().message().ends_with("has more than 255 bytes"));
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use xdit_core::error::printable;
 use xdit_core::hub::Download;
-use xdit_core::pipeline::{Observer, Phase, Step};
+use xdit_core::pipeline::{Observer, Phase, Picture, Step};
+
+use crate::terminal::Graphics;
 
 /// The number of lines for the steps of one picture in a plain log.
 const LINES_A_PICTURE: usize = 4;
@@ -24,6 +26,8 @@ pub struct Progress {
     announced: bool,
     /// Whether the time of the run was estimated.
     estimated: bool,
+    /// How the terminal shows pictures, if it can.
+    graphics: Option<Graphics>,
     /// The phases that have begun. Data-parallel ranks work on several pictures at once.
     running: Vec<Running>,
 }
@@ -58,6 +62,7 @@ impl Progress {
             download: None,
             announced: false,
             estimated: false,
+            graphics: Graphics::of(|name| std::env::var(name).ok()),
             running: Vec::new(),
         }
     }
@@ -94,6 +99,13 @@ impl Progress {
                     self.download = None;
                 }
             }
+        }
+    }
+
+    /// Shows a picture above the bars, if the terminal can.
+    pub fn picture(&self, picture: &Picture) {
+        if let (Style::Bars, Some(graphics)) = (self.style, self.graphics) {
+            self.bars.suspend(|| say(&graphics.show(picture)));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType, Seed};
 use crate::checkpoints::built_in;
 use crate::launcher;
 use crate::model::{Outlined, Place, locate, outline};
-use crate::output::{Outputs, decode_latents, read_parameters};
+use crate::output::{Outputs, decode_latents, is_standard, read_parameters};
 use crate::parameters::{Parameters, Settings};
 use crate::progress::Progress;
 use crate::trace::TraceFile;
@@ -124,6 +124,7 @@ impl Invocation {
             vae_tiling: args.vae_tiling.or(old.map(|s| s.vae_tiling)).unwrap_or(false),
             init_latents: args.init_latents.as_deref().map(decode_latents).transpose()?,
             decode: output_type != OutputType::Latent,
+            preview_every: args.preview,
             parallel,
             ..texts
         };
@@ -143,6 +144,13 @@ impl Invocation {
             )?,
             false => Outputs { paths: vec![PathBuf::new()], replaced: None },
         };
+        if args.report.is_some() && outputs.paths.iter().any(|path| is_standard(path)) {
+            return Err(Error::usage("standard output cannot have both a picture and a report")
+                .hint("name a file for the picture with `--output`"));
+        }
+        if request.preview_every.is_some() && processes.leads() {
+            (0..images).try_for_each(|image| outputs.preview(image).map(drop))?;
+        }
         Ok(Self {
             model: args
                 .model
@@ -211,8 +219,8 @@ impl Invocation {
             text_encoder_3: self.load.no_text_encoder_3.then(|| "none".to_owned()),
             dtype: self.dtype,
             negative_prompt: self.request.negative_prompts.first().cloned(),
-            negative_prompt_2: self.request.negative_prompt_2.clone(),
-            negative_prompt_3: self.request.negative_prompt_3.clone(),
+            negative_prompt_2: self.request.negative_prompts_2.first().cloned(),
+            negative_prompt_3: self.request.negative_prompts_3.first().cloned(),
             height: resolved.size[0],
             width: resolved.size[1],
             num_inference_steps: resolved.num_inference_steps,
@@ -243,13 +251,18 @@ impl Invocation {
         let request = &self.request;
         let index_of_prompt = index / request.images_per_prompt;
         let [prompt, second, third] = request.texts(index_of_prompt).map(str::to_owned);
-        let negative = request.negative_prompts.get(request.negative_of(index_of_prompt)).cloned();
+        let negative = |texts: &[String]| texts.get(index_of_prompt).or(texts.first()).cloned();
         Parameters {
             prompt_2: Some(second).filter(|text| *text != prompt),
             prompt_3: Some(third).filter(|text| *text != prompt),
             prompt,
             seed: request.seed_of(index),
-            settings: Settings { negative_prompt: negative, ..settings.clone() },
+            settings: Settings {
+                negative_prompt: negative(&request.negative_prompts),
+                negative_prompt_2: negative(&request.negative_prompts_2),
+                negative_prompt_3: negative(&request.negative_prompts_3),
+                ..settings.clone()
+            },
         }
     }
 }

@@ -18,7 +18,8 @@ use crate::plan::Plan;
 use crate::plan::cost::Cost;
 pub use crate::run::across::{end_all, followed};
 pub use crate::run::cancel::Cancel;
-pub use crate::run::observer::{Completed, Event, Observer, Phase, Step};
+pub use crate::run::observer::{Completed, Event, Observer, Phase, Preview, Step};
+pub use crate::run::preview::Glimpse;
 use crate::run::record::RankReport;
 pub use crate::run::residency::{Keep, Kept};
 use crate::transformer::Part;
@@ -83,6 +84,19 @@ pub struct Resolved {
     pub frames: Option<usize>,
     /// The division of the work among the ranks.
     pub plan: Plan,
+}
+
+impl Resolved {
+    /// A warning, if there is a negative prompt and no guidance by it. (Models with
+    /// [`distilled_guidance`](Self::distilled_guidance) have a scale of their own for that.)
+    pub fn unguided(&self) -> Option<String> {
+        let negative = self.request.negative_prompts.iter().any(|text| !text.is_empty());
+        let unguided = negative && !self.distilled_guidance && self.guidance_scale <= 1.0;
+        unguided.then(|| {
+            let scale = self.guidance_scale;
+            format!("the negative prompt changes nothing: guidance is off at a guidance scale of {scale}, and on above 1")
+        })
+    }
 }
 
 /// All pictures of a request. Picture `i` belongs to prompt `i / images_per_prompt`.
@@ -197,6 +211,10 @@ impl Observer for Collected<'_> {
     fn completed(&mut self, completed: Completed) {
         self.completed.insert(completed.image, completed.clone());
         self.observer.completed(completed);
+    }
+
+    fn preview(&mut self, preview: Preview) {
+        self.observer.preview(preview);
     }
 
     fn rank(&mut self, report: RankReport) {

@@ -9,6 +9,7 @@ pub mod execute;
 pub mod noise;
 pub(crate) mod notes;
 pub mod observer;
+pub mod preview;
 pub mod rank;
 pub mod ranks;
 pub mod record;
@@ -101,4 +102,6 @@ pub struct Job<C> {
     pub noise: Noise,
     /// The decoding of latents, unless only latents were requested.
     pub decoding: Option<Decoding>,
+    /// The number of steps from one [preview](preview::Glimpse) to the next, if there are any.
+    pub preview_every: Option<usize>,
 }

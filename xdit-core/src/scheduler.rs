@@ -76,6 +76,12 @@ pub trait Scheduler: Send + Sync {
         sample
     }
 
+    /// The data that the model predicts at `step`, given the sample at its beginning and the model's output, both in f32.
+    ///
+    /// # Panics
+    /// If `step` is not a step of the schedule.
+    fn data(&self, step: usize, model_output: Tensor<3>, sample: Tensor<3>) -> Tensor<3>;
+
     /// Whether `step` adds noise to the sample.
     fn adds_noise(&self, _step: usize) -> bool {
         false

@@ -180,6 +180,46 @@ fn configs_without_finite_numbers_in_diffusers_are_refused() {
     }
 }
 
+/// A model that knows the picture: its output is what makes `data` the picture, at each step. If `data` is what a step works
+/// with, the run arrives at the picture, with no more noise than that of the last level.
+#[test]
+fn a_model_that_knows_the_picture_arrives_at_it() {
+    let goldens = Goldens::read();
+    let (file, mut compared) = (goldens.file(), 0);
+    // With inverted levels, noise is data and grows: there is nothing to arrive at.
+    for case in cases().into_iter().filter(|case| case["config"]["invert_sigmas"] != true) {
+        for count in
+            case["steps"].as_array().unwrap().iter().filter_map(Value::as_u64).filter(|count| *count > 4)
+        {
+            let mut run = Run::new(&file, &case, count as usize);
+            let (mut sample, mut history) = (run.start.clone(), History::default());
+            let picture = run.start.clone() * (0.4 / run.scheduler.init_noise_sigma());
+            let picture = picture.clamp(-0.9, 0.9);
+            let zero = picture.clone() * 0.0;
+            for step in 0..run.scheduler.timesteps().len() {
+                // `data` is linear where nothing is clamped: small values never are.
+                let of = |output: f32, sample: f32| {
+                    let of = run.scheduler.data(step, zero.clone() + output, zero.clone() + sample);
+                    to_vec(of)[0] / output.max(sample)
+                };
+                let (of_output, of_sample) = (of(1e-4, 0.0), of(0.0, 1e-4));
+                let output = (picture.clone() - sample.clone() * of_sample) / of_output;
+                let data = run.scheduler.data(step, output.clone(), sample.clone());
+                let error = relative_error(&to_vec(data), &to_vec(picture.clone()));
+                assert!(error < 1e-2, "step {step} of {count}: {error:.2e}: {case}");
+                let noise = run.noise(step);
+                sample = run.scheduler.step(step, &mut history, output, sample, noise);
+            }
+            let error = relative_error(&to_vec(sample), &to_vec(picture));
+            // Some end at the last level of the run, not without noise.
+            let ends = case["config"]["final_sigmas_type"] != "sigma_min";
+            assert!(!ends || error < 0.15, "{count} steps: {error:.2e}: {case}");
+            compared += usize::from(ends);
+        }
+    }
+    assert!(compared > 100, "{compared}");
+}
+
 #[test]
 fn patches_give_the_same_result_as_the_whole() {
     let goldens = Goldens::read();

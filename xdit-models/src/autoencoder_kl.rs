@@ -2,7 +2,7 @@
 //!
 //! Source: latent diffusion (Rombach et al. 2021); diffusers' `AutoencoderKL`, `Encoder` and `Decoder`.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use serde_json::json;
 use xdit_core::attention::Qkv;
 use xdit_core::config::Config;
@@ -139,6 +139,21 @@ impl AutoencoderKl {
         let z = self.unscale(latents);
         let tiling = Tiling { tile: self.config.sample_size, scale: self.config.scale() };
         if tiling.applies(&z) { tiling.decode(z, |tile| self.decode(tile)) } else { self.decode(z) }
+    }
+
+    /// The side of a latent pixel in pixels of the picture.
+    pub fn scale(&self) -> usize {
+        self.config.scale()
+    }
+
+    /// Encodes a picture to the mean of its latents, with the scaling and shift of the diffusion model.
+    ///
+    /// # Shapes
+    /// As [`encode`](Self::encode), to `[b, latent_channels, y / scale, x / scale]` in f32.
+    pub fn encode_scaled(&self, image: Tensor<4>) -> Tensor<4> {
+        let moments = self.encode(image.cast(self.encoder.conv_in.weight.dtype())).cast(DType::F32);
+        let mean = moments.narrow(1, 0, self.config.latent_channels);
+        mean.sub_scalar(self.config.shift_factor).mul_scalar(self.config.scaling_factor)
     }
 
     /// Undoes the scaling and shift of the diffusion model's latents.

@@ -1,7 +1,7 @@
 //! The common part of all pipelines: a transformer denoises latents, and an autoencoder decodes them to pictures.
 
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde_json::Value;
@@ -19,6 +19,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::plan::{Plan, Work};
 use xdit_core::rows::{Rows, Whole};
 use xdit_core::run::noise::{Noise, PictureNoise};
+use xdit_core::run::preview::{Parts, Previews};
 use xdit_core::run::ranks::{Ranks, check_devices, local_ranks};
 use xdit_core::run::residency::Kept;
 use xdit_core::run::{Decoder, Decoding, Job, Loaded, Model};
@@ -33,6 +34,7 @@ use xdit_kernels::profile;
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::component::{Component, ModelIndex};
 use crate::memory;
+use crate::preview::Colours;
 use crate::sharding::Sharded;
 use crate::text_encoder::Desk;
 
@@ -157,6 +159,8 @@ pub struct LatentModel<T: Published> {
     residency: Residency,
     /// The autoencoders in use by ranks.
     decoders: Shared<OnDevice, AutoencoderKl>,
+    /// The colours of latents, once they are needed.
+    colours: OnceLock<Colours>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -172,6 +176,7 @@ impl<T: Published> LatentModel<T> {
         let this = Self {
             residency: Residency::Hold,
             decoders: Shared::default(),
+            colours: OnceLock::new(),
             transformer: Component::open(
                 &index.folder(T::FOLDER, family.transformer)?,
                 "diffusion_pytorch_model",
@@ -196,6 +201,16 @@ impl<T: Published> LatentModel<T> {
         let (latents, pixels) = (this.spec().channels, this.vae.config.latent_channels);
         must_fit("transformer's and VAE's latent channels", latents, pixels)?;
         Ok(this)
+    }
+
+    /// The colours of latents, fitted on `device` when they are needed first.
+    fn colours(&self, device: &Device) -> Result<&Colours> {
+        if self.colours.get().is_none() {
+            let vae = self.load_decoder(device)?;
+            // Another thread may have been faster.
+            let _ = self.colours.set(Colours::fit(&vae, device));
+        }
+        Ok(self.colours.get().expect("set above"))
     }
 
     /// The transformer's sizes.
@@ -440,7 +455,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         // Several ranks may have memory of their own.
         let scarce = (plan.mesh.size() == 1)
             .then(|| memory::warning(self.kept.transformer_bytes, self.kept.free_bytes));
-        let further = extra.chain(scarce.flatten());
+        let further = resolved.unguided().into_iter().chain(extra).chain(scarce.flatten());
         for warning in self.recipe.warnings(resolved, &self.model).into_iter().chain(further) {
             observer.warn(&warning);
         }
@@ -475,8 +490,17 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
                 tiled: request.vae_tiling,
             }),
             scheduler,
+            preview_every: request.preview_every,
         };
-        self.ranks.run(job, cancel, observer)
+        let steps = plan.steps;
+        if request.preview_every.is_none_or(|every| every >= steps) || !leads {
+            return self.ranks.run(job, cancel, observer);
+        }
+        let shape = self.model.shape_of_latents(1, resolved.generated_size, resolved.frames);
+        let parts = Parts::new(&shape, self.model.spec().patch);
+        let colours = self.model.colours(&self.options.devices[0])?;
+        let colours = |latents| colours.of(latents);
+        self.ranks.run(job, cancel, &mut Previews::new(observer, &colours, parts, resolved.size, steps))
     }
 
     fn decode(

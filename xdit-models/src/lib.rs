@@ -24,6 +24,7 @@ pub mod memory;
 pub mod pixart;
 pub mod pixart_pipeline;
 pub mod position;
+mod preview;
 pub mod resolution;
 pub mod rotary;
 pub mod sd3;

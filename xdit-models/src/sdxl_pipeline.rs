@@ -162,8 +162,7 @@ impl Recipe for SdxlRecipe {
         let Resolved { request, guidance_scale, .. } = resolved;
         let micro = &request.micro_conditions;
         let mut warnings = Vec::new();
-        if self.has_zeros(request) && request.negative_prompt_2.as_ref().is_some_and(|text| !text.is_empty())
-        {
+        if self.has_zeros(request) && request.negative_prompts_2.iter().any(|text| !text.is_empty()) {
             warnings.push("`negative_prompt_2` changes nothing without `negative_prompt`".to_owned());
         }
         if *guidance_scale <= 1.0 && request.guidance_rescale != 0.0 {

@@ -45,12 +45,12 @@ pub struct GenerateArgs {
     /// Description of content to avoid, one for all prompts or one for each [default: empty].
     #[arg(long, short_alias = 'n', num_args = 1.., value_name = "TEXT")]
     pub negative_prompt: Vec<String>,
-    /// Negative prompt for the second text encoder [default: the negative prompt].
-    #[arg(long = "negative-prompt-2", value_name = "TEXT")]
-    pub negative_prompt_2: Option<String>,
-    /// Negative prompt for the third text encoder [default: the negative prompt].
-    #[arg(long = "negative-prompt-3", value_name = "TEXT")]
-    pub negative_prompt_3: Option<String>,
+    /// Negative prompt for the second text encoder, one for all prompts or one for each [default: the negative prompt].
+    #[arg(long = "negative-prompt-2", num_args = 1.., value_name = "TEXT")]
+    pub negative_prompt_2: Vec<String>,
+    /// Negative prompt for the third text encoder, one for all prompts or one for each [default: the negative prompt].
+    #[arg(long = "negative-prompt-3", num_args = 1.., value_name = "TEXT")]
+    pub negative_prompt_3: Vec<String>,
     /// Number of pictures for each prompt [default: 1].
     #[arg(long, alias = "num-images-per-prompt", value_name = "COUNT")]
     pub num_images: Option<usize>,
@@ -146,7 +146,7 @@ pub struct GenerateArgs {
     pub micro_conditions: MicroConditionArgs,
 
     /// Output path: a file, a folder, or a pattern with `{i}` or `{seed}`; several pictures from `out.png` become
-    /// `out-0.png`, … [default: xdit.png or xdit.safetensors].
+    /// `out-0.png`, …; `-` writes a picture to standard output [default: xdit.png or xdit.safetensors].
     #[arg(long, short_alias = 'o', value_name = "PATH", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Type of the output: pictures, or one safetensors file with the final latents [default: that of the output's ending,
@@ -156,6 +156,10 @@ pub struct GenerateArgs {
     /// Do not store the prompt, the seed and the other parameters in pictures.
     #[arg(long, help_heading = "Output")]
     pub no_metadata: bool,
+    /// Write a preview every so many steps, as `xdit.preview.png` beside `xdit.png`, until the picture is there; terminals
+    /// that can show pictures show it, too.
+    #[arg(long, value_name = "STEPS", help_heading = "Output")]
+    pub preview: Option<usize>,
     /// Write a trace of each rank's activity: `.json` for trace viewers such as Perfetto, `.svg` for a timeline.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub trace: Option<PathBuf>,
@@ -305,14 +309,14 @@ pub enum ReportFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 32 bits; the fastest type on a CPU.
-    #[value(alias = "float32", alias = "fp32")]
+    /// 32 bits.
+    #[value(alias = "float32", alias = "fp32", alias = "torch.float32")]
     F32,
-    /// 16 bits with the range of f32.
-    #[value(alias = "bfloat16")]
+    /// 16 bits with the range of f32: half of the memory, and faster where hardware multiplies it.
+    #[value(alias = "bfloat16", alias = "torch.bfloat16")]
     Bf16,
     /// 16 bits with more precision and less range.
-    #[value(alias = "float16", alias = "fp16")]
+    #[value(alias = "float16", alias = "fp16", alias = "torch.float16")]
     F16,
 }
 

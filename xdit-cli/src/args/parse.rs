@@ -14,7 +14,7 @@ use super::{Cli, habits};
 /// # Errors
 /// A usage error, if the command line is not valid.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
-    let (argv, notes) = with_our_names(argv);
+    let (argv, notes) = with_our_names(argv)?;
     let parsed =
         Cli::command().try_get_matches_from(&argv).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
@@ -27,22 +27,38 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
 
 /// Replaces underscores in the names of long options by dashes (`--guidance_scale=4` becomes `--guidance-scale=4`) and
 /// [names of other programs](habits) by ours. Options without a meaning here are left out; each has a note.
-fn with_our_names(argv: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<String>) {
-    let (mut options, mut notes) = (true, Vec::new());
-    let spell = |argument: OsString| {
+///
+/// # Errors
+/// A usage error for an option of another program that cannot be taken.
+fn with_our_names(argv: impl IntoIterator<Item = OsString>) -> Result<(Vec<OsString>, Vec<String>), Error> {
+    let (mut ours, mut notes) = (Vec::new(), Vec::new());
+    let (mut options, mut skips) = (true, 0);
+    for argument in argv {
         options &= argument != "--";
-        let Some(text) = argument.to_str().filter(|text| options && text.starts_with('-')) else {
-            return Some(argument);
+        let text = argument.to_str().filter(|text| options && text.starts_with('-'));
+        if text.is_none() && skips > 0 {
+            skips -= 1;
+            continue;
+        }
+        skips = 0;
+        let Some(text) = text else {
+            ours.push(argument);
+            continue;
         };
         let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
         let name = if name.starts_with("--") { name.replace('_', "-") } else { name.to_owned() };
-        if let Some(note) = habits::nothing(&name) {
-            notes.push(note);
-            return None;
+        if let Some(error) = habits::otherwise(&name) {
+            return Err(error);
         }
-        Some(format!("{}{value}", habits::same(&name).unwrap_or(&name)).into())
-    };
-    (argv.into_iter().filter_map(spell).collect(), notes)
+        match habits::nothing(&name) {
+            Some((values, note)) => {
+                notes.push(note);
+                skips = if value.is_empty() { values } else { 0 };
+            }
+            None => ours.push(format!("{}{value}", habits::same(&name).unwrap_or(&name)).into()),
+        }
+    }
+    Ok((ours, notes))
 }
 
 /// The hint for a value that begins with a dash, which looks like an option: `--negative-prompt -blurry`. `argument` is the
@@ -132,7 +148,7 @@ mod tests {
 
     fn cli(argv: &[&str]) -> String {
         let argv = ["xdit", "generate", "--model", "m"].iter().chain(argv).map(OsString::from);
-        format!("{:?}", parse(argv).unwrap())
+        format!("{:?}", parse(argv).unwrap().command)
     }
 
     #[test]
@@ -162,7 +178,7 @@ mod tests {
     fn only_option_names_are_changed() {
         let out = cli(&["--negative_prompt=a_b=c_d", "--prompt", "snake_case"]);
         assert!(out.contains("a_b=c_d") && out.contains("snake_case"), "{out}");
-        let (kept, _) = with_our_names(["--", "--a_b", "--verbose"].map(OsString::from));
+        let (kept, _) = with_our_names(["--", "--a_b", "--verbose"].map(OsString::from)).unwrap();
         assert_eq!(kept[1..], ["--a_b", "--verbose"]);
     }
 
@@ -176,6 +192,9 @@ mod tests {
             (&["--num-images-per-prompt", "2"], &["--num-images", "2"]),
             (&["--precision", "bf16"], &["--dtype", "bf16"]),
             (&["--guidance=4", "-b", "2"], &["--guidance-scale=4", "--num-images", "2"]),
+            (&["--torch_dtype", "torch.bfloat16"], &["--dtype", "bf16"]),
+            (&["--attention_backend", "flash", "--prompt", "a"], &["--prompt", "a"]),
+            (&["--profile_wait=1", "--rng", "cuda", "--run_profile", "-p", "a"], &["--prompt", "a"]),
         ] {
             assert_eq!(cli(other), cli(ours), "{other:?}");
         }
@@ -192,6 +211,31 @@ mod tests {
                 "`--trust-remote-code` changes nothing: no code of a model is run"
             ]
         );
+    }
+
+    /// The files of stable-diffusion.cpp lead to the folder of diffusers; what is not there is named.
+    #[test]
+    fn options_that_cannot_be_taken() {
+        let error = |argv: &[&str]| {
+            let argv = ["xdit", "generate"].iter().chain(argv).map(OsString::from);
+            parse(argv).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(error(&["--diffusion-model", "flux.gguf", "--t5xxl", "t5.safetensors"]), @r"
+        `--diffusion-model` names a single file, and a model here is a folder with a part in each subfolder
+        hint: give the folder in the diffusers layout, or its id on the hub, with `--model`; diffusers' `from_single_file` and `save_pretrained` convert files
+        ");
+        insta::assert_snapshot!(error(&["--prompt", "a", "--clip_l=clip_l.safetensors"]), @r"
+        `--clip-l` names a single file, and a model here is a folder with a part in each subfolder
+        hint: give the folder in the diffusers layout, or its id on the hub, with `--model`; diffusers' `from_single_file` and `save_pretrained` convert files
+        ");
+        insta::assert_snapshot!(error(&["--use_teacache"]), @r"
+        `--use-teacache` skips parts of steps, which is not supported
+        hint: leave it out; of the methods here, only `--distrifusion` and PipeFusion use values of earlier steps
+        ");
+        insta::assert_snapshot!(error(&["--token", "hf_secret"]), @r"
+        `--token` is not an option
+        hint: set the variable `HF_TOKEN`, which other users of the machine cannot see
+        ");
     }
 
     #[test]

@@ -25,7 +25,6 @@ pub fn texts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Request
         [] => old.into_iter().cloned().collect(),
         given => given.to_vec(),
     };
-    let (negative_2, negative_3) = (&args.negative_prompt_2, &args.negative_prompt_3);
     Ok(Request {
         prompts: prompts(args, stored)?,
         prompts_2: or(&args.prompt_2, same_prompt.and_then(|p| p.prompt_2.as_ref())),
@@ -34,8 +33,14 @@ pub fn texts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Request
             &args.negative_prompt,
             same_negative.and_then(|settings| settings.negative_prompt.as_ref()),
         ),
-        negative_prompt_2: negative_2.clone().or_else(|| same_negative?.negative_prompt_2.clone()),
-        negative_prompt_3: negative_3.clone().or_else(|| same_negative?.negative_prompt_3.clone()),
+        negative_prompts_2: or(
+            &args.negative_prompt_2,
+            same_negative.and_then(|settings| settings.negative_prompt_2.as_ref()),
+        ),
+        negative_prompts_3: or(
+            &args.negative_prompt_3,
+            same_negative.and_then(|settings| settings.negative_prompt_3.as_ref()),
+        ),
         ..Request::new("")
     })
 }

@@ -67,7 +67,7 @@ fn a_picture_remembers_what_further_encoders_were_told() {
     let file = dir.path().join("a.png");
     let from = file.to_str().unwrap();
     let options =
-        ["--prompt-2", "c", "d", "--prompt_3=e", "--negative-prompt", "n", "--negative-prompt-3", "m"];
+        ["--prompt-2", "c", "d", "--prompt_3=e", "--negative-prompt", "n", "--negative-prompt-3", "l", "m"];
     let numbers = ["--clip-skip", "1", "--true_cfg_scale", "2.5", "--guidance-rescale", "0.7"];
     let sizes = ["--original-size", "512", "384", "--negative_crops_coords_top_left", "8", "16"];
     let first = ["--model", "m", "--prompt", "a", "b"];
@@ -124,7 +124,7 @@ fn a_picture_says_nothing_of_options_that_were_not_given() {
     write(&job(dir.path(), &["--model", "m", "--prompt", "a"]), 0, &file);
     let request = job(dir.path(), &["--from", file.to_str().unwrap()]).request;
     assert!(request.prompts_2.is_empty() && request.prompts_3.is_empty());
-    assert_eq!((request.negative_prompt_2, request.negative_prompt_3), (None, None));
+    assert!(request.negative_prompts_2.is_empty() && request.negative_prompts_3.is_empty());
     assert_eq!((request.clip_skip, request.true_cfg_scale), (None, None));
     assert_eq!(request.skip_layer_guidance, None);
     let bytes = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();

@@ -67,6 +67,10 @@ fn a_model_that_is_not_there() {
     error: there is no folder `./none`
     hint: give a folder in the diffusers layout, or an id on the hub like `owner/name`
     ");
+    let unknown = workspace.error(&["bench", "flux"]);
+    let hint =
+        unknown.strip_prefix("2\nerror: there is no folder `flux`\nhint: models of published size are ");
+    assert!(hint.is_some_and(|names| names.contains("`flux-dev`")), "{unknown}");
     insta::assert_snapshot!(workspace.error(&["bench", "flux-dev", "--repeat", "0"]), @r"
     2
     error: `--repeat 0` measures nothing

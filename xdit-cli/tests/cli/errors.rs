@@ -124,6 +124,16 @@ fn values() {
     error: several pictures would be written to `1.png`
     hint: tell them apart by `{i}` in the path
     ");
+    insta::assert_snapshot!(error(&workspace, &["--output", "-", "--report", "json"]), @r"
+    2
+    error: standard output cannot have both a picture and a report
+    hint: name a file for the picture with `--output`
+    ");
+    insta::assert_snapshot!(error(&workspace, &["--output", "-", "--output-type", "latent"]), @r"
+    2
+    error: latents are not written to standard output
+    hint: name a `.safetensors` file, which is written piece by piece
+    ");
     insta::assert_snapshot!(error(&workspace, &["--threads", "0"]), @r"
     2
     error: `0` threads are not between 1 and 1024

@@ -510,6 +510,19 @@ fn warnings_about_options() {
     );
     // A file that the options name is meant.
     assert_eq!(warnings(&["--prompt", "a small cactus", "--output", "xdit.png"]), "");
+    assert_eq!(
+        warnings(&[
+            "--prompt",
+            "a b",
+            "--output",
+            "x.png",
+            "--negative-prompt",
+            "c",
+            "--guidance-scale",
+            "1"
+        ]),
+        "warning: the negative prompt changes nothing: guidance is off at a guidance scale of 1, and on above 1\n"
+    );
     let words = warnings(&["--prompt", "small", "cactus"]);
     assert!(words.starts_with("warning: `--prompt` has 2 values of one word each"), "{words}");
     assert_eq!(

@@ -70,7 +70,7 @@ fn models_are_inspected_and_planned_by_their_headers() {
     assert_eq!(headers_of_weights(&server.requests()), 3);
     let (remote, download) = remote.trim_end().rsplit_once('\n').unwrap();
     assert!(
-        download.starts_with(&format!("`{MODEL}` is not downloaded yet: 1.92 MiB in 3 files")),
+        download.starts_with(&format!("`{MODEL}` is not downloaded yet: 1.94 MiB in 3 files")),
         "{download}"
     );
     let tables = |text: &str| text.rsplit_once("\n\n").unwrap().0.to_owned();

@@ -78,6 +78,29 @@ fn processes_make_the_pictures_of_threads() {
     }
 }
 
+/// The last process has the parts of previews, and the first one puts them together.
+#[test]
+fn one_process_writes_previews() {
+    let workspace = Workspace::with_demo();
+    let options = [
+        "--pipefusion-parallel-degree",
+        "2",
+        "--num-inference-steps",
+        "4",
+        "--preview",
+        "3",
+        "--quiet",
+        "--output",
+    ];
+    let alone = ["generate", "--model", "demo", "--prompt", "a", "--device", "cpu"];
+    workspace.ok(&[&alone, &options[..], &["threads.safetensors"]].concat());
+    for run in run(&workspace, 2, &[&options[..], &["processes.safetensors"]].concat()) {
+        assert_eq!((run.code, &*run.stderr), (Some(0), ""));
+    }
+    let preview = |name: &str| pixels(&workspace.path(&format!("{name}.preview.png")));
+    assert_eq!(preview("processes"), preview("threads"));
+}
+
 #[test]
 fn one_process_reports_all_ranks() {
     let workspace = Workspace::with_demo();

@@ -7,7 +7,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::pipeline::{Cancel, Completed, Event, Observer, Phase, Pipeline, Request, Step};
+use crate::pipeline::{Cancel, Completed, Event, Observer, Phase, Pipeline, Preview, Request, Step};
 use crate::run::record::RankReport;
 
 /// Carries out requests in the order of their submission. Ranks, communicators and weights stay between requests.
@@ -147,6 +147,10 @@ impl Observer for Forward {
 
     fn warn(&mut self, message: &str) {
         self.send(Event::Warning(message.to_owned()));
+    }
+
+    fn preview(&mut self, preview: Preview) {
+        self.send(Event::Preview(preview));
     }
 
     fn completed(&mut self, completed: Completed) {

@@ -30,10 +30,10 @@ pub struct Request {
     /// Descriptions of things to avoid: one for all prompts, or one for each. None is the same as an empty one, except in
     /// FLUX, which is guided by a negative prompt only if there is one.
     pub negative_prompts: Vec<String>,
-    /// The text for the second text encoder, if it differs from the negative prompt.
-    pub negative_prompt_2: Option<String>,
-    /// The text for the third text encoder, if it differs from the negative prompt.
-    pub negative_prompt_3: Option<String>,
+    /// Texts for the second text encoder, if they differ from the negative prompts: one for all prompts, or one for each.
+    pub negative_prompts_2: Vec<String>,
+    /// Texts for the third text encoder, if they differ from the negative prompts: one for all prompts, or one for each.
+    pub negative_prompts_3: Vec<String>,
     /// Height in pixels.
     pub height: Option<usize>,
     /// Width in pixels.
@@ -80,6 +80,8 @@ pub struct Request {
     pub decode_chunk_size: Option<usize>,
     /// Whether to decode latents into pictures.
     pub decode: bool,
+    /// The number of steps from one [preview](super::Preview) to the next. Without it there are none, and they cost nothing.
+    pub preview_every: Option<usize>,
     /// The parallelism of the run.
     pub parallel: ParallelConfig,
 }
@@ -92,8 +94,8 @@ impl Request {
             prompts_2: Vec::new(),
             prompts_3: Vec::new(),
             negative_prompts: Vec::new(),
-            negative_prompt_2: None,
-            negative_prompt_3: None,
+            negative_prompts_2: Vec::new(),
+            negative_prompts_3: Vec::new(),
             height: None,
             width: None,
             num_inference_steps: None,
@@ -116,6 +118,7 @@ impl Request {
             enable_temporal_attentions: true,
             decode_chunk_size: None,
             decode: true,
+            preview_every: None,
             parallel: ParallelConfig::default(),
         }
     }
@@ -139,18 +142,13 @@ impl Request {
     /// If there is no such prompt, or [`check`] would refuse the request.
     pub fn texts<'a>(&'a self, index: usize) -> [&'a str; 3] {
         let prompt: &'a str = &self.prompts[index];
-        // As in diffusers, a single empty text stands for the prompts, but an empty text among several is kept.
-        let further = |texts: &'a [String]| match texts {
-            [] => prompt,
-            [all] => or(Some(all), prompt),
-            each => &each[index],
-        };
-        [prompt, further(&self.prompts_2), further(&self.prompts_3)]
+        [prompt, further(&self.prompts_2, index, prompt), further(&self.prompts_3, index, prompt)]
     }
 
     /// The number of different negative prompts, at least 1: a missing one counts as an empty one.
     pub fn negatives(&self) -> usize {
-        self.negative_prompts.len().max(1)
+        let texts = [&self.negative_prompts, &self.negative_prompts_2, &self.negative_prompts_3];
+        texts.into_iter().map(Vec::len).fold(1, usize::max)
     }
 
     /// The index of the negative prompt of prompt `index`.
@@ -159,19 +157,32 @@ impl Request {
     }
 
     /// The texts of negative prompt `index` for the first, second and third text encoder.
+    ///
+    /// # Panics
+    /// If there is no such negative prompt, or [`check`] would refuse the request.
     pub fn negative_texts(&self, index: usize) -> [&str; 3] {
-        let negative = self.negative_prompts.get(index).map_or("", String::as_str);
+        let negative = one_of(&self.negative_prompts, index).unwrap_or_default();
         [
             negative,
-            or(self.negative_prompt_2.as_ref(), negative),
-            or(self.negative_prompt_3.as_ref(), negative),
+            further(&self.negative_prompts_2, index, negative),
+            further(&self.negative_prompts_3, index, negative),
         ]
     }
 }
 
-/// `text`, or `prompt` if there is no text or, as in diffusers, if it is empty.
-fn or<'a>(text: Option<&'a String>, prompt: &'a str) -> &'a str {
-    text.filter(|text| !text.is_empty()).map_or(prompt, String::as_str)
+/// The text at `index` of one for each, or of one for all; `None` if there is no text.
+fn one_of(texts: &[String], index: usize) -> Option<&str> {
+    match texts {
+        [] => None,
+        [all] => Some(all),
+        each => Some(&each[index]),
+    }
+}
+
+/// The text of a further text encoder, or `first`, that of the first, if there is none. As in diffusers, a single empty text is
+/// none, but an empty text among several is kept.
+fn further<'a>(texts: &'a [String], index: usize, first: &'a str) -> &'a str {
+    one_of(texts, index).filter(|text| texts.len() > 1 || !text.is_empty()).unwrap_or(first)
 }
 
 /// Skip-layer guidance: in some steps, the prediction is moved away from one that skips some blocks.
@@ -265,9 +276,9 @@ pub enum Extra {
     Prompt2,
     /// [`Request::prompts_3`]
     Prompt3,
-    /// [`Request::negative_prompt_2`]
+    /// [`Request::negative_prompts_2`]
     NegativePrompt2,
-    /// [`Request::negative_prompt_3`]
+    /// [`Request::negative_prompts_3`]
     NegativePrompt3,
     /// [`Request::true_cfg_scale`]
     TrueCfgScale,
@@ -363,8 +374,12 @@ impl Extra {
             Self::MaxSequenceLength => request.max_sequence_length.is_some_and(|length| length != 0),
             Self::Prompt2 => !request.prompts_2.is_empty() && request.prompts_2 != [""],
             Self::Prompt3 => !request.prompts_3.is_empty() && request.prompts_3 != [""],
-            Self::NegativePrompt2 => request.negative_prompt_2.as_ref().is_some_and(|text| !text.is_empty()),
-            Self::NegativePrompt3 => request.negative_prompt_3.as_ref().is_some_and(|text| !text.is_empty()),
+            Self::NegativePrompt2 => {
+                !request.negative_prompts_2.is_empty() && request.negative_prompts_2 != [""]
+            }
+            Self::NegativePrompt3 => {
+                !request.negative_prompts_3.is_empty() && request.negative_prompts_3 != [""]
+            }
             Self::TrueCfgScale => request.true_cfg_scale.is_some_and(|scale| scale != 1.0),
             Self::SkipGuidanceLayers => {
                 request.skip_layer_guidance.as_ref().is_some_and(|skip| skip.scale != 0.0)
@@ -402,14 +417,17 @@ pub fn check(request: &Request) -> Result<()> {
         return Err(Error::usage(format!("`{seeds}` seeds are given for `{images}` images of each prompt"))
             .hint("several seeds give one image of each prompt with each seed"));
     }
-    let texts = [&request.prompts, &request.prompts_2, &request.prompts_3, &request.negative_prompts];
-    let further = [&request.negative_prompt_2, &request.negative_prompt_3].into_iter().flatten();
-    if let Some(text) = texts.into_iter().flatten().chain(further).find(|text| text.len() > MAX_TEXT_BYTES) {
+    let texts = [&request.prompts, &request.prompts_2, &request.prompts_3];
+    let negative = [&request.negative_prompts, &request.negative_prompts_2, &request.negative_prompts_3];
+    if let Some(text) = texts.into_iter().chain(negative).flatten().find(|text| text.len() > MAX_TEXT_BYTES) {
         let (bytes, start) = (text.len(), text.chars().take(40).collect::<String>());
         return Err(Error::usage(format!(
             "the prompt `{start}…` has {bytes} bytes, more than the {MAX_TEXT_BYTES} of a prompt"
         ))
         .hint("models read a few hundred words at most: shorten it, or write one prompt a line with `--prompt-file`"));
+    }
+    if request.preview_every == Some(0) {
+        return Err(Error::usage("a preview every `0` steps is none").hint("leave it out for no previews"));
     }
     if request.num_inference_steps == Some(0) {
         return Err(Error::usage("`0` inference steps leave nothing to do").hint("20 is a good start"));
@@ -453,6 +471,8 @@ pub fn check(request: &Request) -> Result<()> {
         (Extra::Prompt2, &request.prompts_2),
         (Extra::Prompt3, &request.prompts_3),
         (Extra::NegativePrompt, &request.negative_prompts),
+        (Extra::NegativePrompt2, &request.negative_prompts_2),
+        (Extra::NegativePrompt3, &request.negative_prompts_3),
     ] {
         if texts.len() > 1 && texts.len() != prompts {
             let (name, texts) = (extra.name(), texts.len());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_comm::Group;
 use xdit_kernels::profile;
 
@@ -110,11 +110,21 @@ pub struct Denoising<'a, T: Transformer> {
     pub contexts: PictureContexts<'a, T::Context>,
     /// Fails once the job must end. It is called before each action and each block.
     pub check: &'a dyn Fn() -> Result<()>,
+    /// The number of steps from one preview to the next, if there are any.
+    pub preview_every: Option<usize>,
+}
+
+/// What a rank tells of a picture while it denoises it.
+pub enum Told {
+    /// A step has ended on this rank; this is the number of finished steps.
+    Step(usize),
+    /// The data that the model predicts after a number of steps, `[1, n, c]` in f32, at some tokens of the picture.
+    Predicted(usize, Range<usize>, TensorData),
 }
 
 impl<T: Transformer> Denoising<'_, T> {
     /// Denoises the picture, and returns the whole final latents on the ranks of the first stage. `recorder` records
-    /// each action; `on_step` is called for each step that ends on this rank.
+    /// each action; `tell` is called for each step that ends on this rank, and for its parts of previews.
     ///
     /// # Shapes
     /// The result is packed like the noise: `[b, n, c]`.
@@ -122,7 +132,7 @@ impl<T: Transformer> Denoising<'_, T> {
     /// # Panics
     /// If guidance or scheduler do not belong to the plan. A failed check or transfer, and values that are not finite,
     /// unwind to [`catch`](crate::link::catch).
-    pub fn run(self, recorder: &mut Recorder, on_step: &mut dyn FnMut(usize)) -> Option<Tokens> {
+    pub fn run(self, recorder: &mut Recorder, tell: &mut dyn FnMut(Told)) -> Option<Tokens> {
         let Self { plan, groups, scheduler, guidance, .. } = self;
         assert_eq!(guidance.branches.len(), plan.branches.len(), "the plan knows the branches of guidance");
         assert_eq!(scheduler.timesteps().len(), plan.steps, "the plan knows the steps of the scheduler");
@@ -140,8 +150,9 @@ impl<T: Transformer> Denoising<'_, T> {
             let step = recorder.time(Activity::Action(action.clone()), || walker.walk(action));
             walker.reap();
             recorder.keep_kv(walker.attention.kv_bytes());
+            walker.predicted.drain(..).for_each(&mut *tell);
             if let Some(step) = step {
-                on_step(step);
+                tell(Told::Step(step));
             }
         }
         recorder.time(Activity::Gather, || walker.finish())
@@ -178,11 +189,28 @@ struct Walker<'a, T: Transformer> {
     arriving: VecDeque<Arriving<3>>,
     /// Sends that may still be in flight.
     sending: Vec<Arriving<3>>,
+    /// The number of steps from one preview to the next, if this rank has parts of them.
+    preview_every: Option<usize>,
+    /// Parts of previews to tell.
+    predicted: Vec<Told>,
 }
 
 impl<'a, T: Transformer> Walker<'a, T> {
     fn new(denoising: Denoising<'a, T>) -> Self {
-        let Denoising { plan, groups, transformer, scheduler, guidance, noise, contexts, check } = denoising;
+        let Denoising {
+            plan,
+            groups,
+            transformer,
+            scheduler,
+            guidance,
+            noise,
+            contexts,
+            check,
+            preview_every,
+        } = denoising;
+        // All ranks along these axes predict the same.
+        let is_first = |axis| plan.mesh.coordinate(groups.rank, axis) == 0;
+        let previews = is_first(Axis::Cfg) && is_first(Axis::Tensor);
         let sequence = plan.mesh.sequence_coordinate(groups.rank);
         let shards: Vec<_> = (0..plan.patches.len()).map(|patch| plan.shard(patch, sequence)).collect();
         let Tokens { x: latents, positions } = noise.latents().clone();
@@ -219,6 +247,8 @@ impl<'a, T: Transformer> Walker<'a, T> {
             posted: 0,
             arriving: VecDeque::new(),
             sending: Vec::new(),
+            preview_every: preview_every.filter(|_| previews),
+            predicted: Vec::new(),
             plan,
             groups,
             transformer,
@@ -401,6 +431,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
         for (patch, run) in patches.clone().zip(split::consecutive(&lengths)) {
             let prediction = prediction.clone().narrow(1, run.start, run.len());
             let sample = self.samples[patch].clone();
+            if self.is_previewed(step) {
+                let data = self.scheduler.data(
+                    step,
+                    prediction.clone().cast(DType::F32),
+                    sample.clone().cast(DType::F32),
+                );
+                self.predicted.push(Told::Predicted(step + 1, self.shards[patch].clone(), data.into_data()));
+            }
             let adds_noise = self.scheduler.adds_noise(step);
             let noise = adds_noise.then(|| self.noise.of_step(step, &self.shards[patch]));
             let sample = self.scheduler.step(step, &mut self.histories[patch], prediction, sample, noise);
@@ -408,6 +446,11 @@ impl<'a, T: Transformer> Walker<'a, T> {
             finite::check(&sample, self.transformer.dtype(), what).unwrap_or_else(|error| fail(error));
             self.samples[patch] = sample;
         }
+    }
+
+    /// Whether a preview follows `step`. The picture itself follows the last one.
+    fn is_previewed(&self, step: usize) -> bool {
+        self.preview_every.is_some_and(|every| (step + 1).is_multiple_of(every)) && step + 1 < self.plan.steps
     }
 
     /// Gathers the predictions of all branches; each rank of the CFG group has some of them.

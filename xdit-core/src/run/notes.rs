@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::link::{Count, Traffic, Wait};
 use crate::picture::Picture;
 use crate::run::observer::{Completed, Event, Phase, Step};
+use crate::run::preview::Glimpse;
 use crate::run::record::{RankReport, Span, Times};
 
 /// What one process tells another during a job.
@@ -31,6 +32,8 @@ enum Head {
     End(Part, i64),
     Step(Part, usize, usize, i64),
     Warning(String),
+    /// The picture, the finished steps, the first token, and the shape of the values.
+    Glimpse(usize, usize, usize, [usize; 3]),
     /// The shape of latents, and the width and height of each frame.
     Completed(usize, Vec<usize>, Vec<[usize; 2]>),
     Rank(Box<Report>),
@@ -70,9 +73,15 @@ pub fn encode(note: &Note, processes: &Processes) -> Option<Vec<u8>> {
             Head::Step(part(*phase)?, *done, *of, at(time))
         }
         Note::Event(Event::Warning(message)) => Head::Warning(message.clone()),
+        Note::Event(Event::Glimpse(Glimpse { image, done, tokens, latents })) => {
+            push(&mut values, latents);
+            let shape = latents.shape().to_vec().try_into().expect("tokens have three dimensions");
+            Head::Glimpse(*image, *done, tokens.start, shape)
+        }
+        // Previews are made by the first process.
+        Note::Event(Event::Preview(_)) => return None,
         Note::Event(Event::Completed(Completed { image, latents, frames })) => {
-            let latent_values = latents.as_slice::<f32>().expect("latents are f32");
-            values.extend(latent_values.iter().flat_map(|value| value.to_le_bytes()));
+            push(&mut values, latents);
             frames.iter().for_each(|frame| values.extend(&frame.rgb));
             let sizes = frames.iter().map(|frame| [frame.width, frame.height]).collect();
             Head::Completed(*image, latents.shape().to_vec(), sizes)
@@ -101,12 +110,14 @@ pub fn decode(bytes: &[u8], processes: &Processes) -> Result<Note> {
         Head::End(part, time) => Event::End(phase(part), at(time)),
         Head::Step(part, done, of, time) => Event::Step(Step { phase: phase(part), done, of }, at(time)),
         Head::Warning(message) => Event::Warning(message),
+        Head::Glimpse(image, done, start, shape) => {
+            let (latents, rest) = pull(values, &shape).ok_or_else(garbled)?;
+            let end = start.checked_add(shape[1]).filter(|_| rest.is_empty()).ok_or_else(garbled)?;
+            let latents = TensorData::new(latents, shape);
+            Event::Glimpse(Glimpse { image, done, tokens: start..end, latents })
+        }
         Head::Completed(image, shape, sizes) => {
-            let elements = shape.iter().try_fold(4, |bytes: usize, &side| bytes.checked_mul(side));
-            let (latents, rgb) =
-                values.split_at_checked(elements.ok_or_else(garbled)?).ok_or_else(garbled)?;
-            let latents: Vec<f32> =
-                latents.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let (latents, rgb) = pull(values, &shape).ok_or_else(garbled)?;
             let mut frames = Vec::with_capacity(sizes.len().min(values.len()));
             let mut rest = rgb;
             for [width, height] in sizes {
@@ -125,6 +136,19 @@ pub fn decode(bytes: &[u8], processes: &Processes) -> Result<Note> {
             Event::Rank(Box::new(to_report(*report, began).ok_or_else(garbled)?))
         }
     }))
+}
+
+/// Appends the values of `latents`.
+fn push(bytes: &mut Vec<u8>, latents: &TensorData) {
+    let values = latents.as_slice::<f32>().expect("latents are f32");
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+}
+
+/// The values of a tensor of `shape` at the beginning of `bytes`, and the rest; `None` if there are fewer.
+fn pull<'a>(bytes: &'a [u8], shape: &[usize]) -> Option<(Vec<f32>, &'a [u8])> {
+    let length = shape.iter().try_fold(4, |bytes: usize, &side| bytes.checked_mul(side))?;
+    let (values, rest) = bytes.split_at_checked(length)?;
+    Some((values.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), rest))
 }
 
 fn part(phase: Phase) -> Option<Part> {
@@ -249,6 +273,12 @@ mod tests {
             Event::End(Phase::Decode { image: 4 }, now),
             Event::Step(Step { phase: Phase::Denoise { image: 0 }, done: 1, of: 2 }, now),
             Event::Warning("a \"warning\"".to_owned()),
+            Event::Glimpse(Glimpse {
+                image: 1,
+                done: 2,
+                tokens: 3..5,
+                latents: TensorData::new(vec![0.25f32, -1.0], [1, 2, 1]),
+            }),
             Event::Completed(Completed { image: 1, latents: latents.clone(), frames: vec![picture; 2] }),
             Event::Completed(Completed { image: 1, latents, frames: Vec::new() }),
             Event::Rank(Box::new(report)),

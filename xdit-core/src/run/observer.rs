@@ -5,6 +5,7 @@ use std::time::Instant;
 use burn::tensor::TensorData;
 
 use crate::picture::Picture;
+use crate::run::preview::Glimpse;
 use crate::run::record::RankReport;
 
 /// A phase of a run.
@@ -48,6 +49,20 @@ pub struct Completed {
     pub frames: Vec<Picture>,
 }
 
+/// A picture or clip before its last step: the data that the model predicts, with colours by a linear map in place of the
+/// decoder.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// Index of the picture.
+    pub image: usize,
+    /// The number of finished steps.
+    pub done: usize,
+    /// The number of all steps.
+    pub of: usize,
+    /// The picture, or the frames of the clip, at half of the size.
+    pub frames: Vec<Picture>,
+}
+
 /// An event of a run.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -59,6 +74,10 @@ pub enum Event {
     Step(Step, Instant),
     /// A warning for the user.
     Warning(String),
+    /// A part of a prediction, for a preview.
+    Glimpse(Glimpse),
+    /// A preview.
+    Preview(Preview),
     /// A picture is finished.
     Completed(Completed),
     /// A rank has finished the run; this is its report.
@@ -73,6 +92,8 @@ impl Event {
             Self::End(phase, at) => observer.end(phase, at),
             Self::Step(step, at) => observer.step(step, at),
             Self::Warning(message) => observer.warn(&message),
+            Self::Glimpse(glimpse) => observer.glimpse(glimpse),
+            Self::Preview(preview) => observer.preview(preview),
             Self::Completed(completed) => observer.completed(completed),
             Self::Rank(report) => observer.rank(*report),
         }
@@ -92,6 +113,10 @@ pub trait Observer {
     fn step(&mut self, _step: Step, _at: Instant) {}
     /// A warning for the user.
     fn warn(&mut self, _message: &str) {}
+    /// A part of a prediction. A pipeline puts them together for [`preview`](Self::preview).
+    fn glimpse(&mut self, _glimpse: Glimpse) {}
+    /// A preview, if the request wants some.
+    fn preview(&mut self, _preview: Preview) {}
     /// A picture is finished.
     fn completed(&mut self, _completed: Completed) {}
     /// A rank has finished the run; this is its report.

@@ -18,8 +18,9 @@ use crate::run::cancel::Cancel;
 use crate::run::conditions::broadcast;
 use crate::run::contexts::SharedContexts;
 use crate::run::decode::split_rows;
-use crate::run::execute::{Denoising, Groups};
+use crate::run::execute::{Denoising, Groups, Told};
 use crate::run::observer::{Completed, Event, Observer, Phase, Step};
+use crate::run::preview::Glimpse;
 use crate::run::record::{Activity, Recorder};
 use crate::run::{Decoder, Decoding, Job, Loaded, Model};
 use crate::tokens::unpack;
@@ -82,7 +83,8 @@ impl<M: Model> Rank<M> {
     }
 
     /// Runs this rank's part of `job`. `observer` receives the phases and pictures of a data-parallel share on the
-    /// share's first rank, the steps on one rank of its last stage, and a report on each rank.
+    /// share's first rank, the steps on one rank of its last stage, parts of previews on those that have them, and a report
+    /// on each rank.
     ///
     /// # Errors
     /// If the plan is for another number of ranks, the job is cancelled, a share cannot be loaded, a value is not
@@ -153,10 +155,15 @@ impl<M: Model> Rank<M> {
                 noise,
                 contexts: contexts.of_picture(image),
                 check: &|| cancel.check(),
+                preview_every: job.preview_every,
             };
-            let end = denoising.run(&mut recorder, &mut |done| {
-                if seat.steps {
+            let end = denoising.run(&mut recorder, &mut |told| match told {
+                Told::Step(done) if seat.steps => {
                     tell(Event::Step(Step { phase, done, of: plan.steps }, Instant::now()));
+                }
+                Told::Step(_) => {}
+                Told::Predicted(done, tokens, latents) => {
+                    tell(Event::Glimpse(Glimpse { image, done, tokens, latents }));
                 }
             });
             let patch = transformer.spec().patch;

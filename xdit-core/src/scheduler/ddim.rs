@@ -50,6 +50,11 @@ impl Scheduler for Ddim {
         &self.timesteps
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let (start, _) = self.alphas_cumprod[step];
+        clip(self.clip, self.prediction.data(sample, output, start.sqrt(), (1.0 - start).sqrt()))
+    }
+
     fn step_in_f32(
         &self,
         step: usize,
@@ -61,9 +66,8 @@ impl Scheduler for Ddim {
         let (start, end) = self.alphas_cumprod[step];
         let (alpha, sigma) = (start.sqrt(), (1.0 - start).sqrt());
 
-        let data = self.prediction.data(sample.clone(), output.clone(), alpha, sigma);
+        let data = self.data(step, output.clone(), sample.clone());
         let noise = self.prediction.noise(sample, output, alpha, sigma);
-        let data = clip(self.clip, data);
         data * end.sqrt() + noise * (1.0 - end).sqrt()
     }
 }

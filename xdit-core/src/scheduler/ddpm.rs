@@ -116,6 +116,11 @@ impl Scheduler for Ddpm {
         &self.timesteps
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let Step { alpha, sigma, .. } = self.steps[step];
+        clip(self.clip, self.prediction.data(sample, output, alpha, sigma))
+    }
+
     fn adds_noise(&self, step: usize) -> bool {
         self.timesteps[step] > 0.0
     }
@@ -128,9 +133,8 @@ impl Scheduler for Ddpm {
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let Step { alpha, sigma, of_data, of_sample, deviation } = self.steps[step];
-        let data = self.prediction.data(sample.clone(), output, alpha, sigma);
-        let data = clip(self.clip, data);
+        let Step { of_data, of_sample, deviation, .. } = self.steps[step];
+        let data = self.data(step, output, sample.clone());
         let mean = data * of_data + sample * of_sample;
         with_noise(mean, noise, deviation)
     }

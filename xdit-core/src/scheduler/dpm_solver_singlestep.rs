@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::clip::Clip;
+use super::clip::{Clip, clip};
 use super::dpm_solver::{Algorithm, Solver, Weights, clipped_len, length_zero, read_order, read_prediction};
 use super::level::Level;
 use super::noise_schedule::{Defaults, NoiseSchedule};
@@ -122,6 +122,11 @@ impl Scheduler for DpmSolverSinglestep {
 
     fn adds_noise(&self, _step: usize) -> bool {
         self.algorithm.adds_noise()
+    }
+
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let Level { alpha, sigma, .. } = self.level(step);
+        clip(self.clip, self.prediction.data(sample, output, alpha, sigma))
     }
 
     fn step_in_f32(

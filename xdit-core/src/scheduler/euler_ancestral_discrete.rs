@@ -57,6 +57,10 @@ impl Scheduler for EulerAncestralDiscrete {
         step + 1 < self.timesteps.len()
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        self.prediction.data_beside_noise(sample, output, self.sigmas[step])
+    }
+
     fn step_in_f32(
         &self,
         step: usize,
@@ -69,7 +73,7 @@ impl Scheduler for EulerAncestralDiscrete {
         let (variance, next_variance) = (sigma * sigma, next * next);
         let up = (next_variance * (variance - next_variance) / variance).sqrt();
         let down = (next_variance - up * up).sqrt();
-        let data = self.prediction.data_beside_noise(sample.clone(), output, sigma);
+        let data = self.data(step, output, sample.clone());
         let derivative = (sample.clone() - data) / sigma;
         let mean = sample + derivative * (down - sigma);
         with_noise(mean, noise, up)

@@ -84,6 +84,10 @@ impl Scheduler for EulerDiscrete {
         to_unit_variance(sample, self.sigmas[step])
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        self.prediction.data_beside_noise(sample, output, self.sigmas[step])
+    }
+
     fn step_in_f32(
         &self,
         step: usize,
@@ -93,7 +97,7 @@ impl Scheduler for EulerDiscrete {
         _: Option<Tensor<3>>,
     ) -> Tensor<3> {
         let (sigma, next) = (self.sigmas[step], self.sigmas[step + 1]);
-        let data = self.prediction.data_beside_noise(sample.clone(), output, sigma);
+        let data = self.data(step, output, sample.clone());
         let derivative = (sample.clone() - data) / sigma;
         sample + derivative * (next - sigma)
     }

@@ -161,6 +161,10 @@ impl Scheduler for FlowMatchEulerDiscrete {
         self.stochastic
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        sample - output * self.sigmas[step]
+    }
+
     fn step_in_f32(
         &self,
         step: usize,
@@ -173,7 +177,7 @@ impl Scheduler for FlowMatchEulerDiscrete {
         match noise {
             None => sample + output * (next - sigma),
             Some(noise) => {
-                let data = sample - output * sigma;
+                let data = self.data(step, output, sample);
                 data * (1.0 - next) + noise * next
             }
         }

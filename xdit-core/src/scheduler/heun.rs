@@ -102,6 +102,11 @@ impl Scheduler for Heun {
         to_unit_variance(sample, self.sigmas[step.div_ceil(2)])
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let sigma = self.sigmas[step.div_ceil(2)];
+        clip(self.clip, self.prediction.data_beside_noise(sample, output, sigma))
+    }
+
     fn step_in_f32(
         &self,
         step: usize,
@@ -111,7 +116,7 @@ impl Scheduler for Heun {
         _: Option<Tensor<3>>,
     ) -> Tensor<3> {
         let sigma = self.sigmas[step.div_ceil(2)];
-        let data = clip(self.clip, self.prediction.data_beside_noise(sample.clone(), output, sigma));
+        let data = self.data(step, output, sample.clone());
         let derivative = (sample.clone() - data) / sigma;
         let interval = step / 2;
         let length = self.sigmas[interval + 1] - self.sigmas[interval];

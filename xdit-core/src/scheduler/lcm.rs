@@ -105,6 +105,11 @@ impl Scheduler for Lcm {
         &self.timesteps
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let Step { alpha, sigma, .. } = self.steps[step];
+        clip(self.clip, self.prediction.data(sample, output, alpha, sigma))
+    }
+
     fn adds_noise(&self, step: usize) -> bool {
         step + 1 < self.timesteps.len()
     }
@@ -117,8 +122,8 @@ impl Scheduler for Lcm {
         sample: Tensor<3>,
         noise: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let Step { alpha, sigma, of_data, of_sample, next_alpha, next_sigma } = self.steps[step];
-        let data = clip(self.clip, self.prediction.data(sample.clone(), output, alpha, sigma));
+        let Step { of_data, of_sample, next_alpha, next_sigma, .. } = self.steps[step];
+        let data = self.data(step, output, sample.clone());
         let data = data * of_data + sample * of_sample;
         match noise {
             Some(noise) => data * next_alpha + noise * next_sigma,

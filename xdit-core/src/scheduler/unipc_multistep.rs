@@ -266,6 +266,11 @@ impl Scheduler for UniPcMultistep {
         &self.timesteps
     }
 
+    fn data(&self, step: usize, output: Tensor<3>, sample: Tensor<3>) -> Tensor<3> {
+        let Level { alpha, sigma, .. } = self.levels[step];
+        clip(self.clip, self.prediction.data(sample, output, alpha, sigma))
+    }
+
     fn step_in_f32(
         &self,
         step: usize,
@@ -274,10 +279,10 @@ impl Scheduler for UniPcMultistep {
         sample: Tensor<3>,
         _: Option<Tensor<3>>,
     ) -> Tensor<3> {
-        let Level { alpha, sigma, .. } = self.levels[step];
         let output = if self.predict_x0 {
-            clip(self.clip, self.prediction.data(sample.clone(), output, alpha, sigma))
+            self.data(step, output, sample.clone())
         } else {
+            let Level { alpha, sigma, .. } = self.levels[step];
             self.prediction.noise(sample.clone(), output, alpha, sigma)
         };
         let sample = if self.is_corrected(step) {

@@ -13,12 +13,18 @@ fn further_encoders_are_told_the_prompt_unless_something_else() {
     assert_eq!((request.texts(1), request.negative_texts(0)), (["b"; 3], ["n"; 3]));
     request.prompts_2 = texts(&["all"]);
     request.prompts_3 = texts(&["", "d"]);
-    request.negative_prompt_3 = Some("m".into());
+    request.negative_prompts_3 = texts(&["m"]);
     assert_eq!((request.texts(0), request.texts(1)), (["a", "all", ""], ["b", "all", "d"]));
     request.prompts_3 = texts(&[""]);
     assert_eq!(request.texts(1), ["b", "all", "b"]);
-    request.negative_prompt_2 = Some(String::new());
-    assert_eq!(request.negative_texts(0), ["n", "n", "m"]);
+    request.negative_prompts_2 = texts(&[""]);
+    assert_eq!((request.negatives(), request.negative_texts(0)), (1, ["n", "n", "m"]));
+    // One for each prompt, beside one for all.
+    request.negative_prompts_2 = texts(&["x", ""]);
+    assert_eq!((request.negatives(), request.negative_of(1)), (2, 1));
+    assert_eq!((request.negative_texts(0), request.negative_texts(1)), (["n", "x", "m"], ["n", "", "m"]));
+    request.negative_prompts = Vec::new();
+    assert_eq!(request.negative_texts(0), ["", "x", "m"]);
 }
 
 /// As in diffusers, with Python's floats: `i > n * start and i < n * stop`.
@@ -76,6 +82,8 @@ fn texts_of_another_number_than_prompts_are_refused() {
     assert!(check(&Request { prompts: texts(&["a", "b"]), ..request }).is_ok());
     let request = Request { negative_prompts: texts(&["x", "y", "z"]), ..Request::new("a") };
     assert!(check(&request).unwrap_err().message().starts_with("`negative_prompt` is given 3 times"));
+    let request = Request { negative_prompts_2: texts(&["x", "y"]), ..Request::new("a") };
+    assert!(check(&request).unwrap_err().message().starts_with("`negative_prompt_2` is given 2 times"));
 }
 
 #[test]
@@ -85,8 +93,8 @@ fn each_extra_is_refused_by_a_pipeline_that_does_not_take_it() {
         max_sequence_length: Some(7),
         prompts_2: texts(&["x"]),
         prompts_3: texts(&["x"]),
-        negative_prompt_2: Some("x".into()),
-        negative_prompt_3: Some("x".into()),
+        negative_prompts_2: texts(&["x"]),
+        negative_prompts_3: texts(&["x"]),
         true_cfg_scale: Some(2.0),
         skip_layer_guidance: Some(SkipLayerGuidance::new(vec![1])),
         clip_skip: Some(1),
@@ -118,8 +126,8 @@ fn each_extra_is_refused_by_a_pipeline_that_does_not_take_it() {
         max_sequence_length: Some(0),
         prompts_2: texts(&[""]),
         prompts_3: texts(&[""]),
-        negative_prompt_2: Some(String::new()),
-        negative_prompt_3: Some(String::new()),
+        negative_prompts_2: texts(&[""]),
+        negative_prompts_3: texts(&[""]),
         true_cfg_scale: Some(1.0),
         skip_layer_guidance: Some(skip),
         clip_skip: Some(0),
