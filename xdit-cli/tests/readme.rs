@@ -67,7 +67,8 @@ fn every_command_works() {
                 let output = run(command.trim_start_matches("target/release/"), dir.path());
                 let talk = String::from_utf8_lossy(&output.stderr);
                 if HUB_OWNERS.iter().any(|owner| command.contains(owner)) {
-                    // All options are valid, and the download would come next.
+                    // All options are valid, and the download would come next. What comes then, `tests/cli/hub.rs` does with
+                    // a hub of its own.
                     assert_eq!(output.status.code(), Some(1), "`{command}`: {talk}");
                     assert!(talk.contains("is not in the cache"), "`{command}`: {talk}");
                 } else if command.ends_with("--device cuda") && !output.status.success() {
@@ -99,6 +100,88 @@ fn every_command_works() {
             "picture {picture} of docs/small-model.png is not that of the README's command"
         );
     }
+}
+
+/// The commands in the `text` blocks of the README start several processes. Each is run with the variables that its launcher
+/// sets, or with the other nodes' commands of its block.
+#[cfg(unix)]
+#[test]
+fn every_command_of_several_processes_works() {
+    let readme = readme();
+    let blocks =
+        readme.split("\n```text\n").skip(1).map(|rest| rest.split_once("\n```").expect("a closed block").0);
+    let (mut nodes, mut launched) = (Vec::new(), 0);
+    for line in blocks.flat_map(str::lines) {
+        let line = line.split("  #").next().unwrap_or_default();
+        let at = line.find("xdit ").unwrap_or_else(|| panic!("`{line}` does not run the program"));
+        let (launcher, command) = line.split_at(at);
+        let (port, job) = (free_port(), format!("readme-{}", std::process::id()));
+        let variables = |process: usize| -> Vec<(&str, String)> {
+            let (process, host) = (process.to_string(), "127.0.0.1".to_owned());
+            match launcher.split(' ').next().unwrap_or_default() {
+                "torchrun" => vec![
+                    ("RANK", process.clone()),
+                    ("WORLD_SIZE", "2".to_owned()),
+                    ("LOCAL_RANK", process),
+                    ("MASTER_ADDR", host),
+                    ("MASTER_PORT", (port - 1000).to_string()),
+                ],
+                "mpirun" => vec![
+                    ("OMPI_COMM_WORLD_RANK", process.clone()),
+                    ("OMPI_COMM_WORLD_SIZE", "2".to_owned()),
+                    ("OMPI_COMM_WORLD_LOCAL_RANK", process),
+                    ("OMPI_COMM_WORLD_LOCAL_SIZE", "2".to_owned()),
+                    ("PMIX_NAMESPACE", job.clone()),
+                ],
+                "srun" => vec![
+                    ("SLURM_PROCID", process.clone()),
+                    ("SLURM_STEP_NUM_TASKS", "2".to_owned()),
+                    ("SLURM_LOCALID", process),
+                    ("SLURM_STEP_NODELIST", host),
+                    ("SLURM_JOB_ID", job.clone()),
+                ],
+                _ => panic!("this test cannot check `{line}`"),
+            }
+        };
+        match launcher {
+            "" => nodes.push((command.replace("node-a", "127.0.0.1"), Vec::new())),
+            _ => {
+                together([0, 1].map(|process| (command.to_owned(), variables(process))).into());
+                launched += 1;
+            }
+        }
+    }
+    let port = free_port();
+    nodes.iter_mut().for_each(|(command, _)| *command = format!("{command} --rendezvous-port {port}"));
+    assert_eq!((launched, nodes.len()), (3, 2));
+    together(nodes);
+}
+
+/// A port that nobody uses.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port()
+}
+
+/// Runs commands at the same time, each with some variables. All must succeed, and one picture be written.
+fn together(commands: Vec<(String, Vec<(&str, String)>)>) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let start = |(command, variables): &(String, Vec<(&str, String)>)| {
+            let variables: String =
+                variables.iter().map(|(name, value)| format!("export {name}={value}; ")).collect();
+            let command = format!("{variables}{command} --num-inference-steps 2 --device cpu");
+            let dir = dir.path();
+            scope.spawn(move || run(&command, dir))
+        };
+        let running: Vec<_> = commands.iter().map(start).collect();
+        running.into_iter().map(|run| run.join().expect("no panic")).collect()
+    });
+    for output in &outputs {
+        assert!(output.status.success(), "{commands:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let printed: Vec<_> = outputs.iter().map(|output| String::from_utf8_lossy(&output.stdout)).collect();
+    assert_eq!(printed.concat(), "xdit.png\n", "{commands:?}");
+    assert!(dir.path().join("xdit.png").is_file());
 }
 
 /// The width and the pixels of a PNG file in RGB.
@@ -138,7 +221,12 @@ fn every_option_exists() {
     assert!(quoted.len() > 10, "{quoted:?}");
     for text in quoted {
         let option = text.split([' ', '=']).next().unwrap_or_default();
-        let found = help.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == option);
-        assert!(found, "`{text}` is not an option");
+        let listed = help.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == option);
+        // Options of other programs are not in the help.
+        let known = || {
+            let output = run(&format!("xdit plan {option}=1"), dir.path());
+            !String::from_utf8_lossy(&output.stderr).contains("unknown option")
+        };
+        assert!(listed || known(), "`{text}` is not an option");
     }
 }
