@@ -24,8 +24,8 @@ use crate::print;
 use crate::progress::Progress;
 use crate::report::{Stopwatch, peak_rss_bytes};
 use crate::resolve::Invocation;
-use work::Profile;
 use crate::threads;
+use work::Profile;
 
 /// A BERT tokenizer of a few hundred tokens. The values of tokens do not change the time of a text encoder.
 const BERT_TOKENIZER: [(&str, &[u8]); 3] = [

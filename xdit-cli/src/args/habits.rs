@@ -53,7 +53,7 @@ const PROFILED: &str = "`--trace` writes a timeline, and `--report json` the tim
 const TALKED: &str = "`xdit devices` and `--report json` say more";
 
 /// Options without a meaning here, the number of their values, and the reason.
-const NOTHING: [(&str, usize, &str); 39] = [
+const NOTHING: [(&str, usize, &str); 38] = [
     ("--use-torch-compile", 0, COMPILED),
     ("--use-onediff", 0, COMPILED),
     ("--use-cuda-graph", 0, "there are no graphs to record"),
@@ -80,7 +80,6 @@ const NOTHING: [(&str, usize, &str); 39] = [
     ("--fa", 0, ATTENTION),
     ("--run-profile", 0, PROFILED),
     ("--use-profiler", 0, PROFILED),
-    ("--profile", 0, PROFILED),
     ("--profile-wait", 1, PROFILED),
     ("--profile-warmup", 1, PROFILED),
     ("--profile-active", 1, PROFILED),
