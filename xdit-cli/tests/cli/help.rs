@@ -68,6 +68,6 @@ fn the_first_page() {
       xdit generate --model PixArt-alpha/PixArt-XL-2-512x512 --prompt "a small cactus" --seed 7
           Generate a picture with a checkpoint from the Hugging Face hub.
       xdit inspect PixArt-alpha/PixArt-XL-2-512x512
-          Show the components of a checkpoint, and the memory that it needs.
+          Show the components of a checkpoint, and the memory that it needs, before a download.
     "#);
 }
