@@ -1,7 +1,7 @@
 //! The common part of all pipelines: a transformer denoises latents, and an autoencoder decodes them to pictures.
 
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde_json::Value;
@@ -34,7 +34,7 @@ use xdit_kernels::profile;
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::component::{Component, ModelIndex};
 use crate::memory;
-use crate::preview::Colours;
+use crate::preview::OnceColours;
 use crate::sharding::Sharded;
 use crate::text_encoder::Desk;
 
@@ -159,8 +159,7 @@ pub struct LatentModel<T: Published> {
     residency: Residency,
     /// The autoencoders in use by ranks.
     decoders: Shared<OnDevice, AutoencoderKl>,
-    /// The colours of latents, once they are needed.
-    colours: OnceLock<Colours>,
+    colours: OnceColours,
 }
 
 #[derive(PartialEq, Eq)]
@@ -176,7 +175,7 @@ impl<T: Published> LatentModel<T> {
         let this = Self {
             residency: Residency::Hold,
             decoders: Shared::default(),
-            colours: OnceLock::new(),
+            colours: OnceColours::default(),
             transformer: Component::open(
                 &index.folder(T::FOLDER, family.transformer)?,
                 "diffusion_pytorch_model",
@@ -201,16 +200,6 @@ impl<T: Published> LatentModel<T> {
         let (latents, pixels) = (this.spec().channels, this.vae.config.latent_channels);
         must_fit("transformer's and VAE's latent channels", latents, pixels)?;
         Ok(this)
-    }
-
-    /// The colours of latents, fitted on `device` when they are needed first.
-    fn colours(&self, device: &Device) -> Result<&Colours> {
-        if self.colours.get().is_none() {
-            let vae = self.load_decoder(device)?;
-            // Another thread may have been faster.
-            let _ = self.colours.set(Colours::fit(&vae, device));
-        }
-        Ok(self.colours.get().expect("set above"))
     }
 
     /// The transformer's sizes.
@@ -498,7 +487,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         }
         let shape = self.model.shape_of_latents(1, resolved.generated_size, resolved.frames);
         let parts = Parts::new(&shape, self.model.spec().patch);
-        let colours = self.model.colours(&self.options.devices[0])?;
+        let colours = self.model.colours.fitted(self.device(), || self.model.load_decoder(self.device()))?;
         let colours = |latents| colours.of(latents);
         self.ranks.run(job, cancel, &mut Previews::new(observer, &colours, parts, resolved.size, steps))
     }

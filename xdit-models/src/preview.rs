@@ -10,7 +10,10 @@
 //! after 19 of 20 steps are off by 20 to 24 levels of 255 in the mean colours of squares of a latent pixel (root of the mean
 //! square).
 
+use std::sync::{Arc, OnceLock};
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use xdit_core::Result;
 use xdit_core::noise::Generator;
 
 use crate::autoencoder_kl::AutoencoderKl;
@@ -24,6 +27,28 @@ const SHAPES: usize = 3;
 /// The weight of small coefficients, relative to the mean square of the latents. It matters only if channels of latents are
 /// nearly the same.
 const RIDGE: f64 = 1e-4;
+
+/// The colours of a checkpoint's latents, once they are needed.
+#[derive(Debug, Default)]
+pub struct OnceColours(OnceLock<Colours>);
+
+impl OnceColours {
+    /// The colours, fitted on `device` to the autoencoder that `load` loads if they are needed for the first time.
+    ///
+    /// # Errors
+    /// If it cannot be loaded.
+    pub fn fitted(
+        &self,
+        device: &Device,
+        load: impl FnOnce() -> Result<Arc<AutoencoderKl>>,
+    ) -> Result<&Colours> {
+        if let Some(colours) = self.0.get() {
+            return Ok(colours);
+        }
+        let vae = load()?;
+        Ok(self.0.get_or_init(|| Colours::fit(&vae, device)))
+    }
+}
 
 /// A linear map from the channels of a latent pixel to a colour.
 #[derive(Clone, Debug, PartialEq)]
