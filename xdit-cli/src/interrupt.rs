@@ -9,6 +9,8 @@ use crate::progress::say;
 
 /// The exit code that a shell reports for a program ended by Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
+/// The exit code of a failure.
+pub const FAILURE: u8 = 1;
 /// The exit code that a shell reports for a program that was asked to terminate.
 #[cfg(unix)]
 const TERMINATED: u8 = 143;
@@ -21,12 +23,14 @@ static WRITING: Mutex<()> = Mutex::new(());
 
 /// Makes Ctrl-C end the program with code 130, and SIGTERM and SIGHUP with 143. Finished pictures are kept, and
 /// incomplete files are removed.
-pub fn install() {
-    // Without a handler, a signal still ends the program, but may leave temporary files.
+///
+/// # Errors
+/// If the system has no thread that could wait for signals.
+pub fn install() -> std::io::Result<()> {
     #[cfg(unix)]
-    let _ = unix::listen();
+    return unix::listen();
     #[cfg(not(unix))]
-    let _ = ctrlc::set_handler(|| end(INTERRUPTED));
+    return ctrlc::set_handler(|| end(INTERRUPTED, "interrupted")).map_err(std::io::Error::other);
 }
 
 /// Makes an interrupt end `processes`, too, from now on.
@@ -34,8 +38,8 @@ pub fn spread_to(processes: Option<Processes>) {
     *OTHERS.lock().unwrap_or_else(PoisonError::into_inner) = processes;
 }
 
-/// Ends the program.
-fn end(code: u8) {
+/// Ends the program, and says `why`.
+pub fn end(code: u8, why: &str) -> ! {
     // Outside the critical section nothing incomplete can be left behind, so the program may end there.
     let _written = writing();
     // The error is ignored, because the program ends for another reason.
@@ -43,9 +47,13 @@ fn end(code: u8) {
     if let Ok(others) = OTHERS.try_lock()
         && let Some(processes) = &*others
     {
-        processes.abort(true, "interrupted");
+        processes.abort(code != FAILURE, why);
     }
-    say("\ninterrupted");
+    match code {
+        FAILURE => say(&format!("error: {why}")),
+        // The terminal has shown `^C` on this line.
+        _ => say(&format!("\n{why}")),
+    }
     std::process::exit(code.into());
 }
 
@@ -72,8 +80,8 @@ mod unix {
         }
         let mut signals = Signals::new(wanted)?;
         let listen = move || {
-            for signal in signals.forever() {
-                end(if signal == SIGINT { INTERRUPTED } else { TERMINATED });
+            if let Some(signal) = signals.forever().next() {
+                end(if signal == SIGINT { INTERRUPTED } else { TERMINATED }, "interrupted");
             }
         };
         Builder::new().name("signals".to_owned()).spawn(listen).map(drop)

@@ -8,6 +8,7 @@ mod bench;
 mod checkpoints;
 mod decode;
 mod devices;
+mod fatal;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -33,8 +34,7 @@ use args::{Cli, Command};
 use progress::say;
 
 fn main() -> ExitCode {
-    interrupt::install();
-    match args::parse(std::env::args_os()).and_then(run) {
+    match fatal::install().and_then(|()| args::parse(std::env::args_os())).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("error: {error}"));

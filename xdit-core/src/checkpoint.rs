@@ -226,7 +226,7 @@ fn map_file(file: usize, path: &Path) -> Result<Vec<(String, Entry)>> {
         reason = "a file cannot be mapped in safe code; mapping makes it cheap to load slices"
     )]
     // SAFETY: the mapping is private and read-only. If another process truncates the file while it is mapped, a
-    // read faults and ends this process; every safetensors reader that maps files accepts this risk.
+    // read faults and ends this process, with a sentence if it asks for that ([`crate::fatal`]).
     let map = unsafe { memmap2::Mmap::map(&handle) }.map_err(open)?;
     let bytes = Bytes::from_owner(map);
     if files::is_lfs_pointer(&bytes) {

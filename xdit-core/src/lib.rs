@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod fatal;
 pub mod files;
 pub mod finite;
 #[cfg(feature = "hub")]

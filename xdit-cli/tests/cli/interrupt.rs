@@ -135,3 +135,51 @@ fn few_files_are_open_at_a_time() {
     assert!(shell.status().unwrap().success());
     assert_eq!(workspace.files().len(), 101);
 }
+
+/// Weights lie in mapped files. If one becomes shorter, reading its lost pages raises a signal.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_is_cut_during_a_run() {
+    let workspace = Workspace::with_demo();
+    let mut child =
+        workspace.command(&[&RUN[..], &["--num-inference-steps", "500"]].concat()).spawn().unwrap();
+    let lines = wait_for(&mut child, "denoising");
+    let file = "demo/transformer/diffusion_pytorch_model.safetensors";
+    std::fs::File::options().write(true).open(workspace.path(file)).unwrap().set_len(4096).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let lines: Vec<String> = lines.skip_while(|line| !line.starts_with("error: ")).collect();
+    let [error, hint] = &lines[..] else { panic!("{lines:?}") };
+    assert!(error.ends_with(&format!("{file}` became shorter while it was in use")), "{error}");
+    assert!(hint.starts_with("hint: download the file again"), "{hint}");
+    assert_eq!(workspace.files(), ["demo"]);
+}
+
+/// Whatever allocation or thread the system refuses, there is a sentence and exit code 1.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_cannot_be_had() {
+    let workspace = Workspace::with_demo();
+    let program = workspace.command(&[]);
+    let mut refused = 0;
+    for kib in [2_000_000, 1_000_000, 700_000, 500_000, 400_000, 300_000, 250_000, 200_000, 150_000, 120_000]
+    {
+        let script = format!(
+            "ulimit -v {kib}; exec {} generate --model demo --prompt a --num-inference-steps 1 --threads 2 --height 1024 --width 1024 --quiet",
+            program.get_program().to_str().unwrap()
+        );
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &script]).current_dir(workspace.path("")).stdin(Stdio::null());
+        let output = shell.output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        match output.status.code() {
+            Some(0) => assert_eq!(error, ""),
+            Some(1) => {
+                let lines: Vec<&str> = error.lines().collect();
+                assert!(lines[0].starts_with("error: ") && lines.len() <= 2, "{kib} KiB: {error}");
+                refused += usize::from(lines[0].starts_with("error: the system has no memory for "));
+            }
+            code => panic!("{kib} KiB: {code:?} {error}"),
+        }
+    }
+    assert!(refused > 0, "the limits are low enough");
+}
