@@ -15,6 +15,9 @@ const LINES_A_PICTURE: usize = 4;
 /// The time from which on the time of a run is estimated after its first step.
 const LONG_RUN: Duration = Duration::from_secs(120);
 
+/// Shorter pauses of a download are not mentioned.
+const LONG_PAUSE: Duration = Duration::from_secs(2);
+
 /// Shows progress on standard error.
 pub struct Progress {
     style: Style,
@@ -76,6 +79,13 @@ impl Progress {
         }
         match self.style {
             Style::Quiet => {}
+            _ if let Some(pause) = download.pause.filter(|pause| *pause >= LONG_PAUSE) => {
+                self.bars.suspend(|| {
+                    let (what, seconds) = (printable(download.file), pause.as_secs());
+                    say(&format!("the hub does not deliver {what}; trying again in {seconds} s"));
+                });
+            }
+            _ if download.pause.is_some() => {}
             _ if download.waits => self.bars.suspend(|| {
                 say(&format!("waiting for another process that downloads {}", printable(download.file)));
             }),

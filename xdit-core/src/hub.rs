@@ -22,6 +22,7 @@ mod fetch;
 mod mistaken;
 mod options;
 mod outline;
+mod patience;
 mod select;
 
 pub use options::{DEFAULT_ENDPOINT, DEFAULT_REVISION, HubOptions};
@@ -31,12 +32,14 @@ pub use select::{MODEL_INDEX, ModelIndex, check_variant, select};
 use crate::{Error, Result, files};
 use cache::{RepoCache, create_parent, files_of, is_commit};
 use client::{Client, Metadata};
-use fault::Subject;
+use fault::{Fault, Subject};
 use fetch::{FetchError, fetch};
 use mistaken::without_password;
+use patience::Patience;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The most bytes of a file without weights; tokenizers have at most 20 MB.
 const MAX_SMALL_BYTES: u64 = 64 << 20;
@@ -54,6 +57,8 @@ pub struct Download<'a> {
     pub finished: bool,
     /// True if another process downloads the file, and this one waits for it.
     pub waits: bool,
+    /// The pause before the next attempt, if the hub is busy or the network failed.
+    pub pause: Option<Duration>,
     /// The number and the size of the files that are missing, this one included; the size is that of the files whose size is
     /// known.
     pub missing: (usize, u64),
@@ -62,7 +67,15 @@ pub struct Download<'a> {
 impl<'a> Download<'a> {
     /// Nothing of `file` yet.
     fn begun(file: &'a str) -> Self {
-        Self { file, done_bytes: 0, total_bytes: None, finished: false, waits: false, missing: (1, 0) }
+        Self {
+            file,
+            done_bytes: 0,
+            total_bytes: None,
+            finished: false,
+            waits: false,
+            pause: None,
+            missing: (1, 0),
+        }
     }
 }
 
@@ -224,7 +237,8 @@ impl Repo<'_> {
         for (at, file) in files.iter().enumerate() {
             let missing = (files.len() - at, needed.bytes(&files[at..]));
             let progress = &mut |download: Download<'_>| progress(Download { missing, ..download });
-            self.ensure(&needed.client, &needed.commit, file, progress)?;
+            let size = needed.sizes.get(file).copied();
+            self.ensure(&needed.client, &needed.commit, (file, size), progress)?;
         }
         Ok(())
     }
@@ -243,7 +257,16 @@ impl Repo<'_> {
             return self.cached().map(State::Cached);
         }
         let client = Client::new(options)?;
-        let listing = match client.listing(model, revision) {
+        // Without the hub, a complete copy serves at once; and without a network at all, nothing is gained by waiting.
+        let has_copy = self.cached().is_ok();
+        let listing = patiently(
+            &client,
+            model,
+            progress,
+            |fault| !has_copy && fault.has_answer(),
+            || client.listing(model, revision),
+        );
+        let listing = match listing {
             Ok(listing) => listing,
             Err(fault) if fault.leaves_the_cache() => {
                 // The hub's error is more useful than the list of files missing from the cache.
@@ -258,7 +281,8 @@ impl Repo<'_> {
             .hint("look for a repository of the same model with a name that ends in `-diffusers`"));
         }
         let commit = listing.commit.as_str();
-        self.ensure(&client, commit, MODEL_INDEX, progress)?;
+        let size = |file: &str| listing.sizes.get(file).copied();
+        self.ensure(&client, commit, (MODEL_INDEX, size(MODEL_INDEX)), progress)?;
         let folder = cache.snapshot(commit);
         let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES)?;
         let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?.without(&options.without);
@@ -300,19 +324,21 @@ impl Repo<'_> {
         })
     }
 
-    /// Downloads one file, unless its snapshot entry or its blob already exists.
+    /// Downloads one file, unless its snapshot entry or its blob already exists. Its size in bytes is that of the listing.
     fn ensure(
         &self,
         client: &Client,
         commit: &str,
-        file: &str,
+        (file, size): (&str, Option<u64>),
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<()> {
         if self.cache.snapshot(commit).join(file).exists() {
             return Ok(());
         }
         let url = client.file_url(self.model, commit, file);
-        let metadata = client.metadata(&url).map_err(|fault| fault.into_error(self.subject(Some(file))))?;
+        let mut metadata = patiently(client, file, progress, |_| true, || client.metadata(&url))
+            .map_err(|fault| fault.into_error(self.subject(Some(file))))?;
+        metadata.bytes = metadata.bytes.or(size);
         self.ensure_blob(client, &url, &metadata, file, progress)?;
         self.cache.link(commit, file, &metadata.etag).map_err(|error| self.disk_error(&error))
     }
@@ -366,5 +392,25 @@ impl Repo<'_> {
             }
             _ => "set `HF_HOME` to a writable folder",
         })
+    }
+}
+
+/// Repeats `request`, for `what`, as long as there is hope and `repeats` agrees.
+fn patiently<T>(
+    client: &Client,
+    what: &str,
+    progress: &mut dyn FnMut(Download<'_>),
+    repeats: impl Fn(&Fault) -> bool,
+    request: impl Fn() -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let mut patience = Patience::new(client.patience());
+    loop {
+        let fault = match request() {
+            Err(fault) if repeats(&fault) => fault,
+            end => return end,
+        };
+        let Some(pause) = patience.pause(&fault) else { return Err(fault) };
+        progress(Download { pause: Some(pause), ..Download::begun(what) });
+        std::thread::sleep(pause);
     }
 }

@@ -10,8 +10,8 @@
 use super::select::{MODEL_INDEX, ModelIndex, select};
 use super::{HubOptions, MAX_SMALL_BYTES};
 use crate::{Result, files};
-use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// The cached files of one model.
@@ -58,7 +58,9 @@ impl RepoCache {
         create_parent(&path)?;
         // Renamed into place, because another process may read it at any time.
         let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
-        fs::write(&fresh, commit)?;
+        let mut file = open_own(&fresh, &mut OpenOptions::new())?;
+        file.set_len(0)?;
+        file.write_all(commit.as_bytes())?;
         fs::rename(&fresh, &path)
     }
 
@@ -100,8 +102,7 @@ impl RepoCache {
     pub(super) fn lock(&self, etag: &str, waits: impl FnOnce()) -> io::Result<Option<File>> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
-        own(&path)?;
-        let file = File::create(&path)?;
+        let file = open_own(&path, &mut OpenOptions::new())?;
         let locked = match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
                 waits();
@@ -137,16 +138,21 @@ pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
     }
 }
 
-/// Checks that `path`, which is about to be written, is absent or a regular file. In a shared cache, somebody else might have
-/// left a link to a file of this user, or a pipe.
-pub(super) fn own(path: &Path) -> io::Result<()> {
-    match path.symlink_metadata() {
-        Ok(found) if !found.is_file() => {
-            Err(io::Error::other(format!("`{}` is a link or a special file", path.display())))
-        }
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// Opens `path` for writing, and creates it if it is absent. It must be a regular file: in a shared cache, somebody else might
+/// have left a link to a file of this user, or a pipe.
+pub(super) fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let strange = || io::Error::other(format!("`{}` is a link or a special file", path.display()));
+    if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+        return Err(strange());
     }
+    // A link that came since then is not followed, and a pipe is not waited for.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        options,
+        (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32,
+    );
+    let file = options.write(true).create(true).truncate(false).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(strange()) }
 }
 
 pub(super) fn create_parent(path: &Path) -> io::Result<()> {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
@@ -17,9 +17,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait for more data, in the headers or in the middle of a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
-/// The longest wait in all for a server that asks for it, and the shortest for one that asks for less.
-const MAX_WAIT: Duration = Duration::from_secs(180);
-const MIN_WAIT: Duration = Duration::from_secs(1);
+/// The longest time for a listing, in which a server might send a byte now and then.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(300);
 const LINKED_ETAG: &str = "x-linked-etag";
 /// The listing of a repository with 100,000 files takes about 10 MB.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
@@ -28,6 +27,7 @@ pub(super) struct Client {
     agent: Agent,
     endpoint: String,
     token: Option<String>,
+    patience: Duration,
 }
 
 /// The contents of a revision.
@@ -64,7 +64,13 @@ impl Client {
             agent: config.build().into(),
             endpoint: options.endpoint.clone(),
             token: options.token.clone(),
+            patience: options.patience,
         })
+    }
+
+    /// How long a request is repeated.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// The commit and the files of a revision.
@@ -84,7 +90,7 @@ impl Client {
             self.endpoint,
             percent_encoded(revision, "")
         );
-        let mut response = self.send(Verb::Get { from: 0 }, &url)?;
+        let mut response = self.send(Verb::List, &url)?;
         let text = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_string()?;
         let info: ModelInfo =
             serde_json::from_str(&text).map_err(|error| Fault::strange(error.to_string()))?;
@@ -154,11 +160,12 @@ impl Client {
 
     /// Sends a request and follows redirects; the token is sent only to the endpoint.
     fn send(&self, verb: Verb, url: &str) -> Result<Response<Body>, Fault> {
-        let (mut url, mut waited, mut redirects) = (url.to_owned(), Duration::ZERO, 0);
+        let (mut url, mut redirects) = (url.to_owned(), 0);
         loop {
             let mut request = match verb {
                 Verb::Describe => self.agent.head(&url),
                 Verb::Get { .. } | Verb::Head { .. } => self.agent.get(&url),
+                Verb::List => self.agent.get(&url).config().timeout_recv_body(Some(LISTING_TIMEOUT)).build(),
             };
             let range = match verb {
                 Verb::Get { from: from @ 1.. } => Some(format!("bytes={from}-")),
@@ -177,21 +184,15 @@ impl Client {
             if status.is_success() || (status.is_redirection() && described) {
                 return Ok(response);
             }
-            if let Some(pause) = retry_after(&response)
-                && waited + pause <= MAX_WAIT
-            {
-                // At least a moment, so that a server which says 0 is not asked without end.
-                let pause = pause.max(MIN_WAIT);
-                std::thread::sleep(pause);
-                waited += pause;
-                continue;
-            }
             match header(&response, "location").filter(|_| status.is_redirection()) {
                 Some(_) if redirects == MAX_REDIRECTS => {
                     return Err(Fault::strange(format!("more than {MAX_REDIRECTS} redirects")));
                 }
                 Some(location) => url = redirected(&url, &location)?,
-                None => return Err(Fault::status(status.as_u16(), header(&response, "x-error-code"))),
+                None => {
+                    let (code, pause) = (header(&response, "x-error-code"), retry_after(&response));
+                    return Err(Fault::Status { status: status.as_u16(), code, pause });
+                }
             }
             redirects += 1;
         }
@@ -200,6 +201,8 @@ impl Client {
 
 #[derive(Clone, Copy)]
 enum Verb {
+    /// A small body.
+    List,
     /// The response without its body.
     Describe,
     /// The body from this byte on.
@@ -219,12 +222,26 @@ fn origin(url: &str) -> &str {
     &url[..end]
 }
 
-/// The time that a server which is busy (429 or 503) asks to wait, in seconds. (The other form, a date, is not used by
-/// the hub.)
+/// The time that a server which is busy (429 or 503) asks to wait: a number of seconds, or a date.
 fn retry_after(response: &Response<Body>) -> Option<Duration> {
     let busy = matches!(response.status().as_u16(), 429 | 503);
-    let seconds = header(response, "retry-after").filter(|_| busy)?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let asked = header(response, "retry-after").filter(|_| busy)?;
+    // The server's own clock counts, since this machine's might be wrong.
+    let now = header(response, "date").and_then(|date| httpdate::parse_http_date(&date).ok());
+    pause_until(asked.trim(), now.unwrap_or_else(SystemTime::now))
+}
+
+/// The pause that the value of a `Retry-After` header asks for at the time `now`; none for a date that has passed.
+///
+/// # Source
+/// RFC 9110, section 10.2.3.
+fn pause_until(asked: &str, now: SystemTime) -> Option<Duration> {
+    if asked.bytes().all(|byte| byte.is_ascii_digit()) {
+        // A number that is too large for its type is too long, too.
+        return (!asked.is_empty()).then(|| Duration::from_secs(asked.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(asked).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// The target of a `Location` header received from `url`.
@@ -324,6 +341,26 @@ fn root_certs(options: &HubOptions) -> Result<RootCerts> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_a_number_of_seconds_or_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:00 GMT").unwrap();
+        let seconds = |asked| pause_until(asked, now).map(|pause| pause.as_secs());
+        for (asked, expected) in [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37)),
+            // Older forms, which are still valid.
+            ("Sunday, 06-Nov-94 08:51:00 GMT", Some(120)),
+            ("Sun Nov  6 08:48:00 1994", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            assert_eq!(seconds(asked), expected, "{asked}");
+        }
+    }
 
     #[test]
     fn locations_are_addresses() {

@@ -2,14 +2,15 @@
 
 use crate::Error;
 use std::io;
+use std::time::Duration;
 
 /// A request that failed.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// No response, or an incomplete one.
     Network(String),
-    /// A response with an error status; the code is the hub's name for the reason.
-    Status { status: u16, code: Option<String> },
+    /// A response with an error status; the code is the hub's name for the reason. A server may ask for a pause.
+    Status { status: u16, code: Option<String>, pause: Option<Duration> },
     /// A response that does not follow the hub's protocol.
     Strange(String),
 }
@@ -25,10 +26,6 @@ pub(super) struct Subject<'a> {
 }
 
 impl Fault {
-    pub(super) fn status(status: u16, code: Option<String>) -> Self {
-        Self::Status { status, code }
-    }
-
     pub(super) fn strange(why: String) -> Self {
         Self::Strange(why)
     }
@@ -40,6 +37,11 @@ impl Fault {
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
             Self::Strange(_) => false,
         }
+    }
+
+    /// Whether the server answered.
+    pub(super) fn has_answer(&self) -> bool {
+        !matches!(self, Self::Network(_))
     }
 
     /// Whether a cached copy may be used instead: always, unless the hub reports that the model or revision is
@@ -77,7 +79,7 @@ impl Fault {
                 .hint(format!(
                     "accept the model's licence at `{endpoint}/{model}` and set `HF_TOKEN` to a token of that account"
                 )),
-            Self::Status { status: 404, code } => match (code.as_deref(), file) {
+            Self::Status { status: 404, code, .. } => match (code.as_deref(), file) {
                 (Some("RevisionNotFound"), _) => Error::usage(format!("`{model}` has no revision `{revision}`"))
                     .hint("give a branch, a tag or a full commit hash, or omit the revision"),
                 (_, Some(file)) => Error::failure(format!("`{model}` has no file `{file}` at revision `{revision}`"))
@@ -89,9 +91,12 @@ impl Fault {
                         .hint("check the spelling of both; a private model needs `HF_TOKEN`")
                 }
             },
-            Self::Status { status: 429, .. } => {
+            Self::Status { status: 429, pause, .. } => {
                 Error::failure(format!("`{endpoint}` temporarily refuses {what}: too many requests (HTTP 429)"))
-                    .hint("wait a few minutes, or set `HF_TOKEN` for a higher limit")
+                    .hint(match pause {
+                        Some(pause) => format!("wait {} s, as it asks, or set `HF_TOKEN` for a higher limit", pause.as_secs()),
+                        None => "wait a few minutes, or set `HF_TOKEN` for a higher limit".to_owned(),
+                    })
             }
             Self::Status { status, .. } => {
                 Error::failure(format!("`{endpoint}` failed to deliver {what} (HTTP {status})"))

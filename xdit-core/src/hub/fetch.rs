@@ -1,8 +1,9 @@
 //! The download of one file: started or resumed, checked, and only then renamed.
 
-use super::cache::own;
+use super::cache::open_own;
 use super::client::{Client, Metadata, header};
 use super::fault::Fault;
+use super::patience::Patience;
 use super::{Download, MAX_SMALL_BYTES};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -12,10 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// Consecutive attempts with fewer new bytes than [`MIN_PROGRESS_BYTES`] before the download is given up.
-const FRUITLESS_ATTEMPTS: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(500);
-/// An attempt that gets fewer bytes in each [`WINDOW`] is given up: a server may send a byte now and then for ever.
+/// Fewer new bytes do not renew the patience. An attempt that gets fewer bytes in each [`WINDOW`] is given up: a server may send a byte now and then for ever.
 const MIN_PROGRESS_BYTES: u64 = 64 << 10;
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -47,8 +45,10 @@ pub(super) fn fetch(
     file: &str,
     progress: &mut dyn FnMut(Download<'_>),
 ) -> Result<(), FetchError> {
-    let limit = if file.ends_with(".safetensors") { u64::MAX } else { MAX_SMALL_BYTES };
-    if let Some(bytes) = metadata.bytes.filter(|bytes| *bytes > limit) {
+    let limit = if file.ends_with(".safetensors") { None } else { Some(MAX_SMALL_BYTES) };
+    if let (Some(bytes), Some(limit)) = (metadata.bytes, limit)
+        && bytes > limit
+    {
         return Err(FetchError::Corrupt(format!(
             "it has {bytes} bytes, more than the {limit} of such a file"
         )));
@@ -58,7 +58,7 @@ pub(super) fn fetch(
     if total.is_some_and(|total| partial.bytes > total) {
         partial.restart().map_err(FetchError::Disk)?;
     }
-    let (mut most_bytes, mut fruitless) = (partial.bytes, 0);
+    let (mut most_bytes, mut patience) = (partial.bytes, Patience::new(client.patience()));
     // A resumed file may already be complete, if the earlier run ended just before its rename.
     while total.is_none_or(|total| partial.bytes < total) {
         let report = &mut |done_bytes, total_bytes| {
@@ -66,13 +66,12 @@ pub(super) fn fetch(
         };
         match attempt(client, url, &mut partial, (&mut total, limit), report) {
             Ok(()) => break,
-            Err(FetchError::Hub(fault)) if fault.is_transient() => {
-                let advanced = partial.bytes >= most_bytes + MIN_PROGRESS_BYTES;
-                fruitless = if advanced { 0 } else { fruitless + 1 };
-                if advanced {
+            Err(FetchError::Hub(fault)) => {
+                if partial.bytes >= most_bytes + MIN_PROGRESS_BYTES {
                     most_bytes = partial.bytes;
+                    patience.renew();
                 }
-                if fruitless == FRUITLESS_ATTEMPTS {
+                let Some(pause) = patience.pause(&fault) else {
                     let of = total.map_or(String::new(), |total| format!(" of {total}"));
                     return Err(match fault {
                         Fault::Network(why) => {
@@ -80,8 +79,10 @@ pub(super) fn fetch(
                         }
                         fault => fault.into(),
                     });
-                }
-                std::thread::sleep(PAUSE * fruitless);
+                };
+                let (done_bytes, total_bytes) = (partial.bytes, total);
+                progress(Download { pause: Some(pause), done_bytes, total_bytes, ..Download::begun(file) });
+                std::thread::sleep(pause);
             }
             Err(error) => return Err(error),
         }
@@ -97,7 +98,7 @@ fn attempt(
     client: &Client,
     url: &str,
     partial: &mut Partial,
-    (total, limit): (&mut Option<u64>, u64),
+    (total, limit): (&mut Option<u64>, Option<u64>),
     report: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<(), FetchError> {
     let mut response = match client.read(url, partial.bytes) {
@@ -121,6 +122,10 @@ fn attempt(
     }
     let length: Option<u64> = header(&response, "content-length").and_then(|length| length.parse().ok());
     *total = total.or(length.map(|length| partial.bytes + length));
+    // The server may not fill the disk with more than it announced.
+    let Some(most) = total.iter().chain(&limit).min().copied() else {
+        return Err(Fault::strange("it does not announce its length".to_owned()).into());
+    };
 
     report(partial.bytes, *total);
     let mut body = response.body_mut().as_reader();
@@ -147,8 +152,6 @@ fn attempt(
                 _ => Ok(()),
             };
         }
-        // The server may not fill the disk with more than it announced.
-        let most = total.unwrap_or(limit).min(limit);
         if partial.bytes + read as u64 > most {
             drop(body);
             partial.delete().map_err(FetchError::Disk)?;
@@ -168,8 +171,7 @@ struct Partial {
 
 impl Partial {
     fn open(path: PathBuf) -> io::Result<Self> {
-        own(&path)?;
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut file = open_own(&path, OpenOptions::new().read(true))?;
         let bytes = file.seek(SeekFrom::End(0))?;
         Ok(Self { path, file, bytes })
     }

@@ -3,6 +3,7 @@
 use crate::files;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The public hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -32,6 +33,9 @@ pub struct HubOptions {
     pub without: Vec<String>,
     /// The URL of an HTTP proxy.
     pub proxy: Option<String>,
+    /// How long a request is repeated in which nothing comes, because the hub is busy or the network fails. A server that
+    /// asks for a longer pause, of up to ten minutes, gets it.
+    pub patience: Duration,
     /// Hosts to reach without the proxy, separated by commas.
     pub no_proxy: Option<String>,
     /// A PEM file of certificates to trust instead of the built-in list of public authorities.
@@ -50,6 +54,7 @@ impl HubOptions {
             variant: None,
             without: Vec::new(),
             proxy: None,
+            patience: Duration::from_secs(60),
             no_proxy: None,
             ca_file: None,
         }

@@ -4,22 +4,16 @@
 //! The format of safetensors: a length of eight bytes, and as many bytes of JSON. `parse_safetensors_file_metadata` of
 //! `huggingface_hub` asks for headers by ranges, too.
 
-use super::client::Client;
-use super::fault::Fault;
-use super::{Download, Found, HubOptions, Needed, Repo, State};
+use super::{Download, Found, HubOptions, Needed, Repo, State, patiently};
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The bytes that are asked for first; most headers have fewer.
 const FIRST_BYTES: u64 = 256 << 10;
 /// The most bytes of a header, as in the format's own reader.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// The attempts for each file, and the pause before the second one.
-const ATTEMPTS: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// A model of which everything but the values of its weights is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +58,7 @@ impl Repo<'_> {
         self.download(&needed, &small, progress)?;
         if !weights.is_empty() {
             for file in &needed.files {
-                self.put(&needed, file, &scratch.join(file))?;
+                self.put(&needed, file, &scratch.join(file), progress)?;
             }
             outline.folder = scratch.to_owned();
         }
@@ -72,7 +66,13 @@ impl Repo<'_> {
     }
 
     /// Writes `file` of the repository to `path`, or its outline if it has weights.
-    fn put(&self, needed: &Needed, file: &str, path: &Path) -> Result<()> {
+    fn put(
+        &self,
+        needed: &Needed,
+        file: &str,
+        path: &Path,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<()> {
         let disk = |error: io::Error| {
             Error::failure(format!("cannot write `{}`: {error}", path.display()))
                 .hint("set `TMPDIR` to a writable folder")
@@ -96,7 +96,9 @@ impl Repo<'_> {
             read().map_err(|error| Error::failure(format!("cannot read `{}`: {error}", cached.display())))?
         } else {
             let url = needed.client.file_url(self.model, &needed.commit, file);
-            let header = header_of(|count| patiently(&needed.client, &url, count));
+            let header = header_of(|count| {
+                patiently(&needed.client, file, progress, |_| true, || needed.client.head(&url, count))
+            });
             header.map_err(|fault| fault.into_error(self.subject(Some(file))))?
         };
         let write = || {
@@ -129,16 +131,4 @@ fn header_of<E>(mut head: impl FnMut(u64) -> Result<(Vec<u8>, u64), E>) -> Resul
     }
     bytes.truncate(end as usize);
     Ok((bytes, length))
-}
-
-/// The first bytes of a file, asked for again if the network fails.
-fn patiently(client: &Client, url: &str, count: u64) -> Result<(Vec<u8>, u64), Fault> {
-    let mut attempt = 1;
-    loop {
-        match client.head(url, count) {
-            Err(fault) if fault.is_transient() && attempt < ATTEMPTS => std::thread::sleep(PAUSE * attempt),
-            end => return end,
-        }
-        attempt += 1;
-    }
 }

@@ -10,6 +10,7 @@ mod vars;
 use server::{Files, MODEL, Server};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::Duration;
 use xdit_core::Result;
 use xdit_core::hub::{HubOptions, resolve};
 
@@ -47,7 +48,7 @@ fn hub_but(answer: impl Fn(&server::Request) -> Option<server::Reply> + Send + S
 }
 
 fn options(cache: &Path, server: &Server) -> HubOptions {
-    HubOptions { endpoint: server.url.clone(), ..HubOptions::new(cache) }
+    HubOptions { endpoint: server.url.clone(), patience: Duration::ZERO, ..HubOptions::new(cache) }
 }
 
 fn get(options: &HubOptions) -> Result<PathBuf> {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use tempfile::tempdir;
 use xdit_core::ErrorKind;
-use xdit_core::hub::HubOptions;
+use xdit_core::hub::{Download, HubOptions, resolve};
 
 /// The error of a run with an empty cache, with the hub's address replaced by `HUB`.
 fn error_of(hub: &Server) -> String {
@@ -281,8 +281,11 @@ fn retry_after_is_obeyed_by_every_request() {
         (first && wanted)
             .then(|| Reply { headers: vec![("Retry-After", "0".to_owned())], ..Reply::status(busy) })
     });
-    let cache = tempdir().unwrap();
-    get(&options(cache.path(), &hub)).unwrap();
+    let (cache, mut pauses) = (tempdir().unwrap(), Vec::new());
+    let mut watch = |download: Download<'_>| pauses.extend(download.pause.map(|_| download.file.to_owned()));
+    resolve(MODEL, &options(cache.path(), &hub), &mut watch).unwrap();
+    // The listing, and the description and the contents of a file.
+    assert_eq!(pauses, [MODEL, "transformer/config.json", "transformer/config.json"], "the user is told");
     let lines = hub.lines();
     for line in [
         "GET /api",
@@ -293,7 +296,50 @@ fn retry_after_is_obeyed_by_every_request() {
     // Longer than anybody wants to wait.
     let long =
         Server::start(|_| Reply { headers: vec![("Retry-After", "86400".to_owned())], ..Reply::status(429) });
-    assert!(error_of(&long).contains("too many requests (HTTP 429)"));
+    let error = error_of(&long);
+    assert!(error.contains("too many requests (HTTP 429)\nhint: wait 86400 s, as it asks"), "{error}");
+}
+
+/// A hub that fails for a while, at any request, is asked again until the patience ends.
+#[test]
+fn a_hub_that_comes_back_is_waited_for() {
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(std::collections::HashMap::new()));
+    let hub = hub_but(move |request| {
+        let mut seen = seen.lock().unwrap();
+        let times = seen.entry((request.method.clone(), request.path.clone())).or_insert(0);
+        *times += 1;
+        let wanted = request.path.contains("/api/") || request.path.ends_with(WEIGHT_FILE);
+        (wanted && *times < 3).then(|| Reply::status(502))
+    });
+    let cache = tempdir().unwrap();
+    get(&options(cache.path(), &hub)).unwrap();
+    assert_eq!(hub.lines().iter().filter(|line| line.ends_with(WEIGHT_FILE)).count(), 6);
+}
+
+/// Contents without an announced length might have no end.
+#[test]
+fn weights_have_an_announced_length() {
+    let hub = |listed: bool| {
+        hub_but(move |request| {
+            if request.path.contains("/api/") {
+                let listing = crate::files().listing();
+                let body = String::from_utf8(listing.body).unwrap().replace("\"size\"", "\"bytes\"").into();
+                return (!listed).then_some(Reply { status: 200, body, ..Reply::default() });
+            }
+            let endless = vec![
+                ("ETag", "\"tag\"".to_owned()),
+                ("Transfer-Encoding", "chunked".to_owned()),
+                ("Content-Length", String::new()),
+            ];
+            let body = [&b"f423f\r\n"[..], &[0; 999_999], &b"\r\n"[..]].concat().repeat(9);
+            let wanted = request.path.ends_with(WEIGHT_FILE);
+            wanted.then_some(Reply { status: 200, headers: endless, body, cut_after: None })
+        })
+    };
+    let error = error_of(&hub(false));
+    assert!(error.contains("it does not announce its length"), "{error}");
+    let error = error_of(&hub(true));
+    assert!(error.contains("more than the announced 1000003 bytes were sent"), "{error}");
 }
 
 #[test]

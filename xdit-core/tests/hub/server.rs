@@ -22,6 +22,7 @@ pub struct Request {
 #[derive(Clone, Default)]
 pub struct Reply {
     pub status: u16,
+    /// An empty `Content-Length` is left out.
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
     /// Closes the connection after this many bytes of the body, although `Content-Length` announces all of them.
@@ -92,7 +93,7 @@ fn send(mut stream: &TcpStream, request: &Request, reply: Reply) {
     if !reply.headers.iter().any(|(name, _)| *name == "Content-Length") {
         head += &format!("Content-Length: {}\r\n", reply.body.len());
     }
-    for (name, value) in &reply.headers {
+    for (name, value) in reply.headers.iter().filter(|(_, value)| !value.is_empty()) {
         head += &format!("{name}: {value}\r\n");
     }
     let body = match request.method.as_str() {
