@@ -18,6 +18,7 @@ mod ddim;
 mod ddpm;
 mod dpm_solver;
 mod dpm_solver_multistep;
+mod dpm_solver_sde;
 mod dpm_solver_singlestep;
 mod euler_ancestral_discrete;
 mod euler_discrete;
@@ -25,6 +26,7 @@ mod flow_match_euler_discrete;
 mod grid;
 mod heun;
 mod history;
+mod k_dpm_2;
 mod lcm;
 mod level;
 mod noise_schedule;
@@ -48,11 +50,13 @@ pub use steps::Steps;
 use ddim::Ddim;
 use ddpm::Ddpm;
 use dpm_solver_multistep::DpmSolverMultistep;
+use dpm_solver_sde::DpmSolverSde;
 use dpm_solver_singlestep::DpmSolverSinglestep;
 use euler_ancestral_discrete::EulerAncestralDiscrete;
 use euler_discrete::EulerDiscrete;
 use flow_match_euler_discrete::FlowMatchEulerDiscrete;
 use heun::Heun;
+use k_dpm_2::KDpm2;
 use lcm::Lcm;
 use options::SchedulerOptions;
 use unipc_multistep::UniPcMultistep;
@@ -150,7 +154,7 @@ struct Class {
     build: fn(&mut SchedulerOptions<'_>, &Steps) -> Result<Box<dyn Scheduler>>,
 }
 
-const CLASSES: [Class; 11] = [
+const CLASSES: [Class; 14] = [
     Class {
         name: "DDIMScheduler",
         path: Path::Diffusion,
@@ -167,13 +171,19 @@ const CLASSES: [Class; 11] = [
         name: "DPMSolverMultistepScheduler",
         path: Path::Diffusion,
         accepts_sigmas: false,
-        build: |options, steps| Ok(Box::new(DpmSolverMultistep::new(options, steps.count)?)),
+        build: |options, steps| Ok(Box::new(DpmSolverMultistep::new(options, steps)?)),
+    },
+    Class {
+        name: "DPMSolverSDEScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(DpmSolverSde::new(options, steps.count)?)),
     },
     Class {
         name: "DPMSolverSinglestepScheduler",
         path: Path::Diffusion,
         accepts_sigmas: false,
-        build: |options, steps| Ok(Box::new(DpmSolverSinglestep::new(options, steps.count)?)),
+        build: |options, steps| Ok(Box::new(DpmSolverSinglestep::new(options, steps)?)),
     },
     Class {
         name: "EulerAncestralDiscreteScheduler",
@@ -206,6 +216,18 @@ const CLASSES: [Class; 11] = [
         build: |options, steps| Ok(Box::new(Heun::discrete(options, steps.count)?)),
     },
     Class {
+        name: "KDPM2AncestralDiscreteScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(KDpm2::new(options, steps.count, true)?)),
+    },
+    Class {
+        name: "KDPM2DiscreteScheduler",
+        path: Path::Diffusion,
+        accepts_sigmas: false,
+        build: |options, steps| Ok(Box::new(KDpm2::new(options, steps.count, false)?)),
+    },
+    Class {
         name: "LCMScheduler",
         path: Path::Diffusion,
         accepts_sigmas: false,
@@ -215,7 +237,7 @@ const CLASSES: [Class; 11] = [
         name: "UniPCMultistepScheduler",
         path: Path::Diffusion,
         accepts_sigmas: false,
-        build: |options, steps| Ok(Box::new(UniPcMultistep::new(options, steps.count)?)),
+        build: |options, steps| Ok(Box::new(UniPcMultistep::new(options, steps)?)),
     },
 ];
 
@@ -263,9 +285,11 @@ pub fn scheduler(config: &Value, steps: impl Into<Steps>) -> Result<Box<dyn Sche
     if steps.count == 0 {
         return Err(Error::usage("the number of inference steps is `0`").hint("ask for at least one step"));
     }
-    if steps.sigmas.is_some() && !class.accepts_sigmas {
+    // As in diffusers' pipelines, a solver for diffusion that follows a flow has levels of its own.
+    let has_own = config["use_flow_sigmas"] == true;
+    if steps.sigmas.is_some() && !class.accepts_sigmas && !has_own {
         return Err(Error::usage(format!("`{}` does not accept noise levels from the model", class.name))
-            .hint("use `FlowMatchEulerDiscreteScheduler` with a model that sets its own noise levels"));
+            .hint("use `flow-euler`, `unipc` or `dpm++2m` with a model that sets its own noise levels"));
     }
     let mut options = SchedulerOptions::new(class.name, config);
     let scheduler = (class.build)(&mut options, &steps)?;

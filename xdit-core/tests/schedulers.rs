@@ -62,7 +62,8 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
 fn config(case: &Value) -> Value {
     match case["class"].as_str() {
         Some(class) => {
-            let path = if class.starts_with("FlowMatch") { Trained::Flow } else { Trained::Diffusion };
+            let flow = class.starts_with("FlowMatch") || case["options"]["use_flow_sigmas"] == true;
+            let path = if flow { Trained::Flow } else { Trained::Diffusion };
             replaced(&case["config"], class, path).unwrap()
         }
         None => case["config"].clone(),
@@ -331,10 +332,10 @@ fn refusal_messages() {
     ];
     insta::assert_snapshot!(refusals.join("\n\n"), @r"
     the scheduler config has no `_class_name`
-    hint: set it to one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `DPMSolverSinglestepScheduler`, `EulerAncestralDiscreteScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`, `FlowMatchHeunDiscreteScheduler`, `HeunDiscreteScheduler`, `LCMScheduler`, `UniPCMultistepScheduler`
+    hint: set it to one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `DPMSolverSDEScheduler`, `DPMSolverSinglestepScheduler`, `EulerAncestralDiscreteScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`, `FlowMatchHeunDiscreteScheduler`, `HeunDiscreteScheduler`, `KDPM2AncestralDiscreteScheduler`, `KDPM2DiscreteScheduler`, `LCMScheduler`, `UniPCMultistepScheduler`
 
     the scheduler `PNDMScheduler` is not supported
-    hint: choose one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `DPMSolverSinglestepScheduler`, `EulerAncestralDiscreteScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`, `FlowMatchHeunDiscreteScheduler`, `HeunDiscreteScheduler`, `LCMScheduler`, `UniPCMultistepScheduler`
+    hint: choose one of `DDIMScheduler`, `DDPMScheduler`, `DPMSolverMultistepScheduler`, `DPMSolverSDEScheduler`, `DPMSolverSinglestepScheduler`, `EulerAncestralDiscreteScheduler`, `EulerDiscreteScheduler`, `FlowMatchEulerDiscreteScheduler`, `FlowMatchHeunDiscreteScheduler`, `HeunDiscreteScheduler`, `KDPM2AncestralDiscreteScheduler`, `KDPM2DiscreteScheduler`, `LCMScheduler`, `UniPCMultistepScheduler`
 
     option `timestep_spacing` of `DDIMScheduler` is `random`
     hint: expected one of `linspace`, `leading`, `trailing`
@@ -370,7 +371,7 @@ fn refusal_messages() {
     hint: remove the variance from the model's output and set `variance_type` to `null`
 
     `DDIMScheduler` does not accept noise levels from the model
-    hint: use `FlowMatchEulerDiscreteScheduler` with a model that sets its own noise levels
+    hint: use `flow-euler`, `unipc` or `dpm++2m` with a model that sets its own noise levels
 
     option `variance_type` of `DDPMScheduler` is a learned variance
     hint: set `variance_type` to `fixed_small`: models here return their prediction only
@@ -413,12 +414,19 @@ fn names_of_replacements() {
     let flow = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0});
     for name in SHORT_NAMES.into_iter().chain(class_names()) {
         let is_flow = name.to_lowercase().starts_with("flow");
+        // Solvers for diffusion that can follow a flow, too.
+        let follows = ["unipc", "dpm++2", "UniPC", "DPMSolverMulti", "DPMSolverSingle"];
+        let follows = follows.iter().any(|start| name.starts_with(start));
         for (config, path) in [(&dpm, Trained::Diffusion), (&flow, Trained::Flow)] {
             let new = replaced(config, name, path);
-            assert_eq!(new.is_ok(), is_flow == (path == Trained::Flow), "{name}");
+            assert_eq!(new.is_ok(), is_flow == (path == Trained::Flow) || follows, "{name}");
             new.map_or(Ok(()), |new| check(&new, path, Steps::new)).unwrap();
         }
     }
+    // The shift of the checkpoint goes with the flow. The name may say that it is one.
+    let follows = replaced(&flow, "flow-unipc", Trained::Flow).unwrap();
+    assert_eq!(follows, replaced(&flow, "UniPC", Trained::Flow).unwrap());
+    assert_eq!((&follows["use_flow_sigmas"], &follows["flow_shift"]), (&json!(true), &json!(3.0)));
     let diffusion = |config: &Value, name: &str| replaced(config, name, Trained::Diffusion);
     let karras = json!({
         "_class_name": "UniPCMultistepScheduler", "use_karras_sigmas": true, "use_exponential_sigmas": false,
@@ -438,19 +446,23 @@ fn names_of_replacements() {
         refused("unipcm", Trained::Diffusion),
         refused("flow-euler", Trained::Diffusion),
         refused("euler-a", Trained::Flow),
+        refused("flow-unipc", Trained::Diffusion),
         refused("ddim-karras", Trained::Diffusion),
         refused("unipc-lu", Trained::Diffusion),
         check(&dpm, Trained::Flow, Steps::new).unwrap_err().to_string(),
     ];
     insta::assert_snapshot!(refusals.join("\n\n"), @r"
     there is no scheduler `unipcm`
-    hint: the nearest names are `unipc`, `ddim`, `ddpm`; all short names: `ddim`, `ddpm`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `euler`, `euler-a`, `flow-euler`, `flow-heun`, `heun`, `lcm`, `unipc`, each also with `-karras`, `-exponential`, `-beta` or `-lu` if it has such noise levels
+    hint: the nearest names are `unipc`, `ddim`, `ddpm`; all short names: `ddim`, `ddpm`, `dpm2`, `dpm2-a`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `dpm++sde`, `euler`, `euler-a`, `flow-euler`, `flow-heun`, `heun`, `lcm`, `unipc`, each also with `-karras`, `-exponential`, `-beta` or `-lu` if it has such noise levels
 
     the scheduler `flow-euler` does not fit: it follows a flow, and this model was trained on diffusion
-    hint: choose one of `ddim`, `ddpm`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `euler`, `euler-a`, `heun`, `lcm`, `unipc`
+    hint: choose one of `ddim`, `ddpm`, `dpm2`, `dpm2-a`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `dpm++sde`, `euler`, `euler-a`, `heun`, `lcm`, `unipc`
 
     the scheduler `euler-a` does not fit: it is for diffusion, and this model was trained on a flow
-    hint: choose one of `flow-euler`, `flow-heun`
+    hint: choose one of `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `flow-euler`, `flow-heun`, `unipc`
+
+    the scheduler `flow-unipc` does not fit: it follows a flow, and this model was trained on diffusion
+    hint: choose one of `ddim`, `ddpm`, `dpm2`, `dpm2-a`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `dpm++sde`, `euler`, `euler-a`, `heun`, `lcm`, `unipc`
 
     scheduler `ddim-karras`: `DDIMScheduler` has no option `use_karras_sigmas`
     hint: choose the scheduler without this ending, or another one
@@ -459,7 +471,7 @@ fn names_of_replacements() {
     hint: choose the scheduler without this ending, or another one
 
     the scheduler `DPMSolverMultistepScheduler` does not fit: it is for diffusion, and this model was trained on a flow
-    hint: choose one of `flow-euler`, `flow-heun`
+    hint: choose one of `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `flow-euler`, `flow-heun`, `unipc`
     ");
 }
 

@@ -3,11 +3,13 @@
 use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
+use super::flow_match_euler_discrete::Shift;
 use super::level::{Level, exp, ln};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::SigmaOptions;
+use super::steps::Steps;
 use crate::{Error, Result};
 
 /// The quantity that is integrated over the log signal-to-noise ratio, and the kind of equation.
@@ -114,6 +116,14 @@ pub(super) fn read_order(options: &mut SchedulerOptions<'_>) -> Result<usize> {
         );
     }
     Ok(order)
+}
+
+/// Reads the shift of a flow. One by the size of the image has the formula of a fixed one.
+pub(super) fn flow_shift(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Shift> {
+    if options.flag("use_dynamic_shifting", false)? {
+        options.choice("time_shift_type", (), &[("exponential", ())])?;
+    }
+    Ok(Shift::of_flow(options, steps)?.as_fixed())
 }
 
 /// The factors of the sample, of the outputs' Taylor series, and of noise over an interval.

@@ -3,14 +3,16 @@
 use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
-use super::dpm_solver::{Algorithm, Solver, Weights, clipped_len, length_zero, read_order, read_prediction};
+use super::dpm_solver::{
+    Algorithm, Solver, Weights, clipped_len, flow_shift, length_zero, read_order, read_prediction,
+};
 use super::level::Level;
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::{SigmaOptions, Spread, place};
 use super::timesteps::{Spacing, Timesteps};
-use super::{History, Scheduler, with_noise};
+use super::{History, Scheduler, Steps, with_noise};
 use crate::{Error, Result};
 
 /// With fewer steps than this, `lower_order_final` lowers the order of the last ones.
@@ -38,7 +40,7 @@ pub(super) struct DpmSolverMultistep {
 }
 
 impl DpmSolverMultistep {
-    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: usize) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Self> {
         let algorithm = Algorithm::read(options, &[("sde-dpmsolver", Algorithm::SdeDpmSolver)])?;
         let solver = Solver::read(options)?;
         let solver_order = read_order(options)?;
@@ -48,9 +50,8 @@ impl DpmSolverMultistep {
         }
         let prediction = read_prediction(options, algorithm)?;
         let clip = Clip::threshold(options)?;
-        options.refuse_flag("use_dynamic_shifting", "the shift would depend on the size of the image")?;
-
-        let shift = options.number("flow_shift", 1.0)?;
+        let shift = flow_shift(options, steps)?;
+        let steps = steps.count;
         let sigma_options = SigmaOptions::new(
             options,
             &[

@@ -3,14 +3,16 @@
 use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
-use super::dpm_solver::{Algorithm, Solver, Weights, clipped_len, length_zero, read_order, read_prediction};
+use super::dpm_solver::{
+    Algorithm, Solver, Weights, clipped_len, flow_shift, length_zero, read_order, read_prediction,
+};
 use super::level::Level;
 use super::noise_schedule::{Defaults, NoiseSchedule};
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::{SigmaOptions, Spread, place};
 use super::timesteps::Timesteps;
-use super::{History, Scheduler, with_noise};
+use super::{History, Scheduler, Steps, with_noise};
 use crate::{Error, Result};
 
 /// DPM-Solver++ (arXiv 2211.01095) and DPM-Solver (arXiv 2206.00927) as singlestep solvers.
@@ -36,7 +38,7 @@ pub(super) struct DpmSolverSinglestep {
 }
 
 impl DpmSolverSinglestep {
-    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: usize) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Self> {
         let algorithm = Algorithm::read(options, &[])?;
         let solver = Solver::read(options)?;
         let solver_order = read_order(options)?;
@@ -46,9 +48,8 @@ impl DpmSolverSinglestep {
             return Err(Error::usage("option `thresholding` is `true` with `algorithm_type` `dpmsolver`")
                 .hint("set `thresholding` to `false`, or `algorithm_type` to `dpmsolver++`"));
         }
-        options.refuse_flag("use_dynamic_shifting", "the shift would depend on the size of the image")?;
-
-        let shift = options.number("flow_shift", 1.0)?;
+        let shift = flow_shift(options, steps)?;
+        let steps = steps.count;
         let sigma_options = SigmaOptions::new(
             options,
             &[

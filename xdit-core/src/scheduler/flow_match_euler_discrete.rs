@@ -24,8 +24,8 @@ pub(super) struct FlowMatchEulerDiscrete {
 }
 
 /// How noise levels are shifted upwards: a larger image needs more noise to hide its contents.
-#[derive(Clone, Copy)]
-enum Shift {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Shift {
     /// s σ / (1 + (s - 1) σ).
     Fixed(f64),
     /// a / (a + 1 / σ - 1), where a depends on the size of the image.
@@ -33,10 +33,16 @@ enum Shift {
 }
 
 impl Shift {
+    /// Reads the shift from the options; `fixed` is the name of a fixed one.
+    ///
     /// # Source
     /// diffusers 0.42.1, `calculate_shift` of the pipelines that shift by size, for [`Self::BySize`].
-    fn new(options: &mut SchedulerOptions<'_>, image_tokens: Option<usize>) -> Result<Self> {
-        let fixed = options.number("shift", 1.0)?;
+    fn new(
+        options: &mut SchedulerOptions<'_>,
+        fixed: &'static str,
+        image_tokens: Option<usize>,
+    ) -> Result<Self> {
+        let fixed = options.number(fixed, 1.0)?;
         let by_size = options.flag("use_dynamic_shifting", false)?;
         let (base, max) = (options.number("base_shift", 0.5)?, options.number("max_shift", 1.15)?);
         let base_tokens = options.count("base_image_seq_len", 256)? as f64;
@@ -53,6 +59,26 @@ impl Shift {
         let slope = (max - base) / (max_tokens - base_tokens);
         let mu = tokens as f64 * slope + (base - slope * base_tokens);
         Ok(Self::BySize(if exponential { mu.exp() } else { mu }))
+    }
+
+    /// The shift of a solver for diffusion that follows a flow, if its options say so.
+    pub(super) fn of_flow(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Self> {
+        if !options.flag("use_flow_sigmas", false)? {
+            options.refuse_flag("use_dynamic_shifting", "the shift would depend on the size of the image")?;
+        }
+        Self::new(options, "flow_shift", steps.image_tokens)
+    }
+
+    /// The same shift, by the formula of a fixed one.
+    pub(super) fn as_fixed(self) -> Self {
+        match self {
+            Self::Fixed(shift) | Self::BySize(shift) => Self::Fixed(shift),
+        }
+    }
+
+    /// The shifted noise level.
+    pub(super) fn level(self, sigma: f64) -> f64 {
+        self.of(sigma, |x| x)
     }
 
     /// The shifted noise level; `round` is applied after every operation.
@@ -84,21 +110,16 @@ fn own_levels(shift: Shift, trained: f64, steps: usize) -> Vec<f64> {
     grid.into_iter().map(|timestep| timestep / trained).collect()
 }
 
-/// The noise level `sigma` with the fixed shift `shift`.
-pub(super) fn fixed_shift(sigma: f64, shift: f64) -> f64 {
-    Shift::Fixed(shift).of(sigma, |x| x)
-}
-
 /// The noise levels of a run of `steps` with the fixed shift `shift`.
 pub(super) fn fixed_levels(shift: f64, trained: f64, steps: usize) -> Vec<f64> {
     let own = own_levels(Shift::Fixed(shift), trained, steps);
-    own.into_iter().map(|sigma| fixed_shift(sigma, shift)).collect()
+    own.into_iter().map(|sigma| Shift::Fixed(shift).level(sigma)).collect()
 }
 
 impl FlowMatchEulerDiscrete {
     pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Self> {
         let trained = options.count("num_train_timesteps", 1000)? as f64;
-        let shift = Shift::new(options, steps.image_tokens)?;
+        let shift = Shift::new(options, "shift", steps.image_tokens)?;
         let terminal = options.optional_number("shift_terminal")?.filter(|terminal| *terminal != 0.0);
         let spread = Spread::chosen(
             options,

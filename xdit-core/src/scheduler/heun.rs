@@ -4,11 +4,10 @@ use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
 use super::flow_match_euler_discrete::fixed_levels;
-use super::grid::interpolate;
 use super::noise_schedule::{Defaults, NoiseSchedule};
 use super::options::SchedulerOptions;
 use super::prediction::{Prediction, to_unit_variance};
-use super::sigmas::{LogSigmas, SigmaOptions, Spread};
+use super::sigmas::{SigmaOptions, Spread, place_between};
 use super::timesteps::{Spacing, Timesteps};
 use super::{History, Scheduler};
 use crate::Result;
@@ -49,18 +48,10 @@ impl Heun {
         let grid = Timesteps::new(options, Spacing::Linspace, schedule.len(), steps)?;
 
         let visited = grid.fractional(schedule.len(), steps);
-        let table = schedule.sigmas();
-        let trained = LogSigmas::new(&table);
-        let at_visited: Vec<f64> = visited.iter().map(|t| interpolate(*t, &table)).collect();
-        let bounds = (at_visited[0], at_visited[at_visited.len() - 1]);
-        let levels = sigma_options.sigmas(at_visited, bounds, &trained, steps);
-        let timesteps: Vec<f32> = match sigma_options.spread {
-            Spread::Timesteps => visited.into_iter().map(|t| t as f32).collect(),
-            _ => levels.iter().map(|sigma| trained.timestep(*sigma) as f32).collect(),
-        };
-        let sigmas: Vec<f32> = levels.iter().map(|sigma| *sigma as f32).chain([0.0]).collect();
+        let placed = place_between(visited, &sigma_options, &schedule, steps, |_| false);
+        let sigmas = placed.sigmas_to_zero();
         let init_noise_sigma = grid.init_noise_sigma(&sigmas);
-        Ok(Self { timesteps: evaluations(&timesteps), sigmas, init_noise_sigma, prediction, clip })
+        Ok(Self { timesteps: evaluations(&placed.timesteps), sigmas, init_noise_sigma, prediction, clip })
     }
 
     /// `FlowMatchHeunDiscreteScheduler`

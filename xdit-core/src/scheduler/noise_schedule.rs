@@ -86,6 +86,12 @@ impl NoiseSchedule {
             }
             (None, BetaSchedule::Cosine) => cosine_betas(timesteps),
         };
+        // Outside, the signal would grow, or change its sign.
+        if let Some(beta) = betas.iter().find(|beta| !(0.0..=1.0).contains(*beta)) {
+            return Err(Error::usage(format!("the noise schedule has a beta of `{beta}`")).hint(
+                "correct `beta_start`, `beta_end` or `trained_betas` in the scheduler config: from 0 to 1",
+            ));
+        }
         if zero_terminal_snr {
             betas = rescale_to_zero_terminal_snr(&betas);
         }

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// Options of other schedulers in diffusers. There, configs are passed from one scheduler to another, and each
 /// ignores the options that it does not use.
-const OF_OTHER_SCHEDULERS: [&str; 43] = [
+const OF_OTHER_SCHEDULERS: [&str; 44] = [
     "algorithm_type",
     "base_image_seq_len",
     "base_shift",
@@ -24,6 +24,7 @@ const OF_OTHER_SCHEDULERS: [&str; 43] = [
     "lower_order_final",
     "max_image_seq_len",
     "max_shift",
+    "noise_sampler_seed",
     "original_inference_steps",
     "predict_x0",
     "rescale_betas_zero_snr",

@@ -8,13 +8,16 @@ use crate::{Error, Result};
 /// Short names of schedulers: the class, and the `algorithm_type` if the name says it.
 ///
 /// They are based on the names that k-diffusion and web interfaces use.
-const SHORT: [(&str, &str, Option<&str>); 13] = [
+const SHORT: [(&str, &str, Option<&str>); 16] = [
     ("ddim", "DDIMScheduler", None),
     ("ddpm", "DDPMScheduler", None),
+    ("dpm2", "KDPM2DiscreteScheduler", None),
+    ("dpm2-a", "KDPM2AncestralDiscreteScheduler", None),
     ("dpm++2m", "DPMSolverMultistepScheduler", Some("dpmsolver++")),
     ("dpm++2m-sde", "DPMSolverMultistepScheduler", Some("sde-dpmsolver++")),
     ("dpm++2s", "DPMSolverSinglestepScheduler", Some("dpmsolver++")),
     ("dpm++2s-sde", "DPMSolverSinglestepScheduler", Some("sde-dpmsolver++")),
+    ("dpm++sde", "DPMSolverSDEScheduler", None),
     ("euler", "EulerDiscreteScheduler", None),
     ("euler-a", "EulerAncestralDiscreteScheduler", None),
     ("flow-euler", "FlowMatchEulerDiscreteScheduler", None),
@@ -23,6 +26,10 @@ const SHORT: [(&str, &str, Option<&str>); 13] = [
     ("lcm", "LCMScheduler", None),
     ("unipc", "UniPCMultistepScheduler", None),
 ];
+
+/// Solvers for diffusion that can also follow a flow, by the option `use_flow_sigmas`.
+const FOLLOW_FLOWS: [&str; 3] =
+    ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"];
 
 /// The endings of names that choose noise levels, and the options for them.
 const SPREADS: [(&str, &str); 4] = [
@@ -45,32 +52,51 @@ pub const SHORT_NAMES: [&str; SHORT.len()] = {
 
 /// The config of the scheduler `name` with the options of `config`, as `from_config` of diffusers makes it.
 ///
-/// `path` is that of the model. A name is that of a class, or one of [`SHORT_NAMES`]. It may end in `-karras`, `-exponential`, `-beta` or `-lu`, which
-/// chooses the noise levels. The options are those of `config`; the new scheduler ignores those that it does not have.
+/// `path` is that of the model. A name is that of a class, or one of [`SHORT_NAMES`]. It may end in `-karras`, `-exponential`,
+/// `-beta` or `-lu`, which chooses the noise levels. The options are those of `config`; the new scheduler ignores those that
+/// it does not have. A solver for diffusion that can follow a flow does so where the model needs it (`use_flow_sigmas`), with
+/// the shift of `config`; `flow-` may stand before its name.
 ///
 /// # Errors
 /// A usage error if the name is unknown, or if the scheduler does not fit the model.
 pub fn replaced(config: &Value, name: &str, path: Path) -> Result<Value> {
     let plain = |name: &str| name.to_lowercase().replace(['-', '_', ' '], "");
+    let follows_flow = |name: &str| {
+        let rest = name.to_lowercase().strip_prefix("flow")?.trim_start_matches(['-', '_', ' ']).to_owned();
+        let (_, class, _) = SHORT.iter().find(|(short, ..)| plain(short) == plain(&rest))?;
+        FOLLOW_FLOWS.contains(class).then_some(rest)
+    };
     let find = |name: &str| {
         let short = SHORT.iter().find(|(short, ..)| plain(short) == plain(name));
         let class = || CLASSES.iter().find(|class| plain(class.name) == plain(name));
         short.map(|(_, class, algorithm)| (*class, *algorithm)).or_else(|| Some((class()?.name, None)))
     };
+    let solver = follows_flow(name);
+    if solver.is_some() && path == Path::Diffusion {
+        return Err(does_not_fit(name, path));
+    }
+    let solver = solver.as_deref().unwrap_or(name);
     let with_spread = || {
         SPREADS.iter().find_map(|(ending, option)| {
-            let name = name.to_lowercase();
+            let name = solver.to_lowercase();
             let rest = name.strip_suffix(ending)?;
             Some((find(rest)?, Some(*option)))
         })
     };
-    let found = find(name).map(|found| (found, None)).or_else(with_spread);
+    let found = find(solver).map(|found| (found, None)).or_else(with_spread);
     let ((class, algorithm), spread) = found.ok_or_else(|| unknown(name))?;
 
     let mut new = config.clone();
     let members = new.as_object_mut().ok_or_else(|| Error::usage("the scheduler config is not an object"))?;
     members.insert("_class_name".to_owned(), json!(class));
     members.extend(algorithm.map(|algorithm| ("algorithm_type".to_owned(), json!(algorithm))));
+    if path == Path::Flow && FOLLOW_FLOWS.contains(&class) {
+        if let Some(shift) = members.get("shift").filter(|_| !config["flow_shift"].is_number()).cloned() {
+            members.insert("flow_shift".to_owned(), shift);
+        }
+        members.insert("use_flow_sigmas".to_owned(), json!(true));
+        members.insert("prediction_type".to_owned(), json!("flow_prediction"));
+    }
     if let Some(chosen) = spread {
         let flags = SPREADS.iter().map(|(_, option)| ((*option).to_owned(), json!(*option == chosen)));
         members.extend(flags);
@@ -112,7 +138,10 @@ fn unknown(name: &str) -> Error {
 
 /// The error for a scheduler that follows the other path than `path`, the model's.
 pub(super) fn does_not_fit(name: &str, path: Path) -> Error {
-    let fits = |class: &&str| CLASSES.iter().any(|known| known.name == *class && known.path == path);
+    let fits = |class: &&str| {
+        let is_of_path = CLASSES.iter().any(|known| known.name == *class && known.path == path);
+        is_of_path || path == Path::Flow && FOLLOW_FLOWS.contains(class)
+    };
     let fitting: Vec<_> =
         SHORT.iter().filter(|(_, class, _)| fits(class)).map(|(short, ..)| *short).collect();
     let reason = match path {

@@ -1,7 +1,7 @@
 //! Noise levels that are chosen directly, not through timesteps.
 
 use super::beta::quantile;
-use super::flow_match_euler_discrete::fixed_shift;
+use super::flow_match_euler_discrete::Shift;
 use super::grid::{interpolate, linspace};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
@@ -21,9 +21,9 @@ pub(super) enum Spread {
     /// Even in ln σ as well, but from a table of logarithms (arXiv 2206.00927).
     Lu,
     /// The straight path of flow matching, shifted towards the noise by `shift`.
-    Flow { shift: f64 },
+    Flow { shift: Shift },
     /// The same path from the grid of UniPC, stretched to end at `terminal` unless it is zero.
-    FlowFromOne { shift: f64, terminal: f64 },
+    FlowFromOne { shift: Shift, terminal: f64 },
 }
 
 impl Spread {
@@ -91,6 +91,11 @@ impl SigmaOptions {
         })
     }
 
+    /// The same options, without the largest and the smallest level that they set.
+    pub(super) fn without_bounds(self) -> Self {
+        Self { sigma_min: None, sigma_max: None, ..self }
+    }
+
     /// Whether the last step removes all noise.
     pub(super) fn ends_at_zero(&self) -> bool {
         !self.ends_at_sigma_min
@@ -121,14 +126,14 @@ impl SigmaOptions {
             }
             Spread::Flow { shift } => {
                 let alphas = linspace(1.0, 1.0 / trained.len() as f64, steps + 1).into_iter();
-                let mut shifted: Vec<_> = alphas.map(|alpha| fixed_shift(1.0 - alpha, shift)).collect();
+                let mut shifted: Vec<_> = alphas.map(|alpha| shift.level(1.0 - alpha)).collect();
                 shifted.reverse();
                 shifted.truncate(steps);
                 shifted
             }
             Spread::FlowFromOne { shift, terminal } => {
                 let sigmas = linspace(1.0, 1.0 / trained.len() as f64, steps + 1).into_iter().take(steps);
-                let mut levels: Vec<_> = sigmas.map(|sigma| fixed_shift(sigma, shift)).collect();
+                let mut levels: Vec<_> = sigmas.map(|sigma| shift.level(sigma)).collect();
                 if terminal != 0.0 {
                     let stretch = (1.0 - levels[steps - 1]) / (1.0 - terminal);
                     levels.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / stretch);
@@ -155,6 +160,13 @@ pub(super) struct Placed {
     pub(super) sigmas: Vec<f64>,
     /// The noise levels of the training timesteps.
     pub(super) table: Vec<f32>,
+}
+
+impl Placed {
+    /// The noise levels in f32, followed by zero.
+    pub(super) fn sigmas_to_zero(&self) -> Vec<f32> {
+        self.sigmas.iter().map(|sigma| *sigma as f32).chain([0.0]).collect()
+    }
 }
 
 /// Places the `steps` of a run. The options decide whether noise levels follow from the timesteps `visited`, or
@@ -185,6 +197,29 @@ pub(super) fn place(
     Placed { timesteps, sigmas, table }
 }
 
+/// As [`place`], for solvers whose model accepts timesteps between whole ones. The largest and the smallest level are those of
+/// the timesteps `visited`.
+pub(super) fn place_between(
+    visited: Vec<f64>,
+    options: &SigmaOptions,
+    schedule: &NoiseSchedule,
+    steps: usize,
+    rounds: impl Fn(Spread) -> bool,
+) -> Placed {
+    let table = schedule.sigmas();
+    let trained = LogSigmas::new(&table);
+    let at_visited: Vec<f64> = visited.iter().map(|t| interpolate(*t, &table)).collect();
+    let bounds = (at_visited[0], at_visited[at_visited.len() - 1]);
+    let sigmas = options.sigmas(at_visited, bounds, &trained, steps);
+    let timesteps = sigmas.iter().map(|sigma| trained.timestep(*sigma));
+    let timesteps = match options.spread {
+        Spread::Timesteps => visited.into_iter().map(|t| t as f32).collect(),
+        spread if rounds(spread) => timesteps.map(|t| t.round_ties_even() as f32).collect(),
+        _ => timesteps.map(|t| t as f32).collect(),
+    };
+    Placed { timesteps, sigmas, table }
+}
+
 /// The logarithms of the training noise levels, used to look up timesteps.
 pub(super) struct LogSigmas(Vec<f32>);
 
@@ -210,6 +245,16 @@ impl LogSigmas {
         let (low, high) = (self.0[i], self.0[i + 1]);
         let weight = ((f64::from(low) - ln_sigma) / f64::from(low - high)).clamp(0.0, 1.0);
         (1.0 - weight) * i as f64 + weight * (i + 1) as f64
+    }
+
+    /// The same for a level in f32, with the rounding of the same formula in f32.
+    pub(super) fn timestep_f32(&self, sigma: f32) -> f32 {
+        let ln_sigma = ln_f32(sigma.max(1e-10));
+        let at_most = self.0.iter().rposition(|level| *level <= ln_sigma).unwrap_or(0);
+        let i = at_most.min(self.0.len() - 2);
+        let (low, high) = (self.0[i], self.0[i + 1]);
+        let weight = ((low - ln_sigma) / (low - high)).clamp(0.0, 1.0);
+        (1.0 - weight) * i as f32 + weight * (i + 1) as f32
     }
 }
 

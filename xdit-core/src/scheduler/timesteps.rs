@@ -57,11 +57,13 @@ impl Timesteps {
 
     /// Timesteps below `end`, the noisiest first, for a solver whose model accepts those between whole ones.
     pub(super) fn fractional(&self, end: usize, points: usize) -> Vec<f64> {
+        self.fractional_f64(end, points).into_iter().map(|t| f64::from(t as f32)).collect()
+    }
+
+    /// The same, not rounded to f32.
+    pub(super) fn fractional_f64(&self, end: usize, points: usize) -> Vec<f64> {
         match self.spacing {
-            Spacing::Linspace => {
-                let grid = linspace(0.0, end as f64 - 1.0, points).into_iter().rev();
-                grid.map(|t| f64::from(t as f32)).collect()
-            }
+            Spacing::Linspace => linspace(0.0, end as f64 - 1.0, points).into_iter().rev().collect(),
             Spacing::Leading | Spacing::Trailing => self.below(end, points),
         }
     }

@@ -4,13 +4,14 @@ use burn::tensor::Tensor;
 
 use super::clip::{Clip, clip};
 use super::dpm_solver::{length_zero, read_order};
+use super::flow_match_euler_discrete::Shift;
 use super::level::{Level, exp_m1};
 use super::noise_schedule::NoiseSchedule;
 use super::options::SchedulerOptions;
 use super::prediction::Prediction;
 use super::sigmas::{SigmaOptions, Spread, place};
 use super::timesteps::{Spacing, Timesteps};
-use super::{History, Scheduler};
+use super::{History, Scheduler, Steps};
 use crate::{Error, Result};
 
 /// UniPC (arXiv 2302.04867) of orders one to three.
@@ -41,7 +42,7 @@ enum Kind {
 }
 
 impl UniPcMultistep {
-    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: usize) -> Result<Self> {
+    pub(super) fn new(options: &mut SchedulerOptions<'_>, steps: &Steps) -> Result<Self> {
         let kind = options.choice(
             "solver_type",
             Kind::Bh2,
@@ -64,9 +65,8 @@ impl UniPcMultistep {
         let clip = Clip::threshold(options)?.filter(|_| predict_x0);
         let uncorrected = options.counts("disable_corrector")?.unwrap_or_default();
         options.refuse("solver_p", "another scheduler cannot be the predictor")?;
-        options.refuse_flag("use_dynamic_shifting", "the shift would depend on the size of the image")?;
 
-        let shift = options.number("flow_shift", 1.0)?;
+        let (shift, steps) = (Shift::of_flow(options, steps)?, steps.count);
         let terminal = options.number("shift_terminal", 0.0)?;
         let sigma_options = SigmaOptions::new(
             options,

@@ -5,12 +5,13 @@
 
 `schedulers.json` contains the cases: the contents of a `scheduler_config.json`, and numbers of steps. Cases of flow
 matching also have the number of image tokens, which shifts the noise levels, and a flag for even noise levels. A case
-with a `class` replaces the config's scheduler with this one, by `from_config`. Numbers of steps for which diffusers
+with a `class` replaces the config's scheduler with this one, by `from_config`, with its `options`. Numbers of steps for which diffusers
 gives no finite values are listed under `undefined_steps`.
 
 `schedulers.safetensors` contains `noise` and the model's `outputs` of each step, which all cases share. For case `i`
 with `n` steps it contains, under `i/n/`, the `timesteps`, the `samples` after each step, the scaled model `inputs`
-(if scaling changes them), and `init_noise_sigma`. Noise in steps comes from a generator with the seed `n`.
+(if scaling changes them), and `init_noise_sigma`. Noise in steps comes from a generator with the seed `n`; for
+`DPMSolverSDEScheduler`, the increments of its Brownian motion do, which has a seed of its own in diffusers.
 
 PyTorch uses a vector library for square roots, logarithms and exponentials. Its results are off by up to 0.9 units in
 the last place and depend on the processor. Every case is therefore recorded twice: with unmodified diffusers
@@ -46,6 +47,9 @@ HEUN = {"_class_name": "HeunDiscreteScheduler", "_diffusers_version": "0.42.1"}
 EULER_A = {"_class_name": "EulerAncestralDiscreteScheduler", "_diffusers_version": "0.42.1"}
 LCM = {"_class_name": "LCMScheduler", "_diffusers_version": "0.42.1"}
 SINGLESTEP = {"_class_name": "DPMSolverSinglestepScheduler", "_diffusers_version": "0.42.1"}
+DPM2 = {"_class_name": "KDPM2DiscreteScheduler", "_diffusers_version": "0.42.1"}
+DPM2_A = {"_class_name": "KDPM2AncestralDiscreteScheduler", "_diffusers_version": "0.42.1"}
+DPM_SDE = {"_class_name": "DPMSolverSDEScheduler", "_diffusers_version": "0.42.1"}
 FLOW_HEUN = {"_class_name": "FlowMatchHeunDiscreteScheduler", "_diffusers_version": "0.42.1"}
 
 PIXART = DPM | {
@@ -305,6 +309,56 @@ REPLACED = [
     (FLUX_DEV, "FlowMatchHeunDiscreteScheduler"),
 ]
 
+# After all others, so that these keep their numbers.
+SECOND_ORDER_CASES = [
+    base | options
+    for base in (DPM2, DPM2_A, DPM_SDE)
+    for options in (
+        {}, SCALED, V, KARRAS | SCALED, EXPONENTIAL, BETA | SCALED, COSINE,
+        {"timestep_spacing": "leading", "steps_offset": 1}, V | {"timestep_spacing": "trailing"},
+        {"trained_betas": [0.001 * (i + 1) for i in range(100)], "num_train_timesteps": 100},
+    )
+]
+SECOND_ORDER_REPLACED = [
+    (config, name)
+    for config in (PIXART, SDXL, SDXL | KARRAS | {"sigma_min": 0.03, "sigma_max": 14.6})
+    for name in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler")
+]
+
+# Solvers for diffusion in place of one for a flow.
+FLOW_SOLVERS = {
+    "UniPCMultistepScheduler": [{}, {"solver_order": 3}, {"shift_terminal": 0.1}],
+    "DPMSolverMultistepScheduler": [{}, {"solver_order": 3}, SDE],
+    "DPMSolverSinglestepScheduler": [{}, {"solver_order": 3}, SDE],
+}
+FLOW_REPLACED = [
+    {"config": config | further, "class": name, "options": FLOW | {"flow_shift": config["shift"]}}
+    | ({"image_tokens": tokens} if tokens else {})
+    for config, tokens in ((SD3, None), (FLUX_DEV, 1024), (FLUX_DEV, 4096))
+    for name, options in FLOW_SOLVERS.items()
+    for further in options
+] + [{
+    "config": FLUX_DEV | LINEAR, "class": "UniPCMultistepScheduler", "options": FLOW | {"flow_shift": 3.0},
+    "image_tokens": 1560,
+}]
+
+
+class Increments:
+    """Two increments of a Brownian motion over noise levels, in place of diffusers' sampler."""
+
+    def __init__(self, shape, generator):
+        self.draw = lambda: torch.randn(shape, generator=generator)
+        self.begun = None
+
+    def __call__(self, start, end):
+        if self.begun is None:
+            first = self.draw()
+            self.begun = end, first
+            return first
+        (middle, first), self.begun = self.begun, None
+        shares = ((start - middle) / (start - end)) ** 0.5, ((middle - end) / (start - end)) ** 0.5
+        return first * shares[0] + self.draw() * shares[1]
+
 
 @contextlib.contextmanager
 def rounded_functions():
@@ -334,7 +388,7 @@ def rounded_functions():
 def run(case, steps, noise, outputs):
     """The timesteps, samples, model inputs and initial standard deviation of one run."""
     config = case["config"]
-    scheduler = getattr(diffusers, case.get("class", config["_class_name"])).from_config(config)
+    scheduler = getattr(diffusers, case.get("class", config["_class_name"])).from_config(config, **case.get("options", {}))
     arguments = {}
     if case.get("even_sigmas"):
         arguments["sigmas"] = np.linspace(1.0, 1 / steps, steps)
@@ -351,6 +405,8 @@ def run(case, steps, noise, outputs):
     # One stream for all steps.
     generator = torch.Generator().manual_seed(steps)
     stochastic = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    if hasattr(scheduler, "noise_sampler"):
+        scheduler.noise_sampler = Increments(SHAPE, generator)
     samples, inputs, scaled = [], [], False
     for timestep, output in zip(scheduler.timesteps, outputs):
         inputs.append(scale_model_input(sample, timestep))
@@ -387,6 +443,9 @@ def main():
     configs += [{"config": config} for config in STOCHASTIC_CASES]
     configs += [{"config": config, "count": FEW_STEPS} for config in FURTHER_CASES]
     configs += [{"config": config, "class": name, "count": FEW_STEPS} for config, name in REPLACED]
+    configs += [{"config": config, "count": FEW_STEPS} for config in SECOND_ORDER_CASES]
+    configs += [{"config": config, "class": name, "count": FEW_STEPS} for config, name in SECOND_ORDER_REPLACED]
+    configs += [case | {"count": FEW_STEPS} for case in FLOW_REPLACED]
     for i, case in enumerate(configs):
         counts = case.pop("count", STEPS)
         case |= {"steps": [], "undefined_steps": []}
