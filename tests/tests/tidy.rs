@@ -33,7 +33,7 @@ const FOREIGN: [(&str, &str, &str); 4] = [
 
 /// The layers of xdit-core from the lowest up. A module may use modules of its own layer and of lower ones.
 const CORE_LAYERS: [&[&str]; 8] = [
-    &["device", "error", "files", "finite", "json", "shared", "split"],
+    &["device", "error", "fatal", "files", "finite", "json", "shared", "split"],
     &["checkpoint", "config", "hub", "noise", "picture", "tokens"],
     &["attention", "link", "rows", "transformer"],
     &["placement"],

@@ -1,5 +1,6 @@
 //! Reads a component's `config.json` without silently ignoring any option.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -40,6 +41,24 @@ impl Config {
     /// If its value has another type.
     pub fn take<T: DeserializeOwned>(&mut self, name: &str, default: T) -> Result<T> {
         Ok(self.optional(name)?.unwrap_or(default))
+    }
+
+    /// Takes the option `name`, a number in `range`.
+    ///
+    /// # Errors
+    /// If its value has another type or is outside.
+    pub fn within(&mut self, name: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize> {
+        let value = self.take(name, default)?;
+        if !range.contains(&value) {
+            return Err(Error::failure(format!(
+                "option `{name}` = `{value}` in `{}` is not between {} and {}",
+                self.path.display(),
+                range.start(),
+                range.end()
+            ))
+            .hint("download the file again: no model has such a value"));
+        }
+        Ok(value)
     }
 
     /// Takes the required option `name`.

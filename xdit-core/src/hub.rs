@@ -200,7 +200,7 @@ impl Needed {
 /// A complete snapshot in the cache, or the files to get for one.
 enum State {
     Cached(PathBuf),
-    Needed(Needed),
+    Needed(Box<Needed>),
 }
 
 impl Repo<'_> {
@@ -287,7 +287,13 @@ impl Repo<'_> {
         let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES)?;
         let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?.without(&options.without);
         let files = select(model, &index, &listing.files, variant)?;
-        Ok(State::Needed(Needed { client, commit: listing.commit, folder, files, sizes: listing.sizes }))
+        Ok(State::Needed(Box::new(Needed {
+            client,
+            commit: listing.commit,
+            folder,
+            files,
+            sizes: listing.sizes,
+        })))
     }
 
     /// Checks that `bytes` more fit on the disk of the cache. Partial downloads are counted twice.

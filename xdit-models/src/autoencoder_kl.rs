@@ -84,6 +84,12 @@ impl AutoencoderKlConfig {
                 this.block_out_channels, this.norm_num_groups
             )));
         }
+        if !this.scaling_factor.is_normal() || !this.shift_factor.is_finite() {
+            return Err(Error::failure(format!(
+                "an autoencoder cannot have `scaling_factor` {} and `shift_factor` {}",
+                this.scaling_factor, this.shift_factor
+            )));
+        }
         config.finish()?;
         Ok(this)
     }

@@ -15,7 +15,7 @@ use xdit_core::weights::{Table, Weights};
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
 
-use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{
     FeedForward, ImageEmbedding, Projections, modulation_rows, only_basic_blocks, packed_outputs,
 };
@@ -59,7 +59,7 @@ impl TransformerConfig for DitConfig {
                 skips: Vec::new(),
                 block_parameters: Vec::new(),
             },
-            sample_size: config.take("sample_size", 32)?,
+            sample_size: config.within("sample_size", 32, SAMPLE_SIZES)?,
             classes: config.take("num_embeds_ada_norm", 1000)?,
             out_channels: config.take("out_channels", channels)?,
             attention_bias: config.take("attention_bias", true)?,

@@ -22,7 +22,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, layer_norm_modulate};
 
-use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{FeedForward, Heads, Norm, modulation_rows, packed_outputs, patch_embedding};
 use crate::position::PositionCache;
 use crate::rotary::{CenteredRotary, Rotary};
@@ -112,7 +112,7 @@ impl TransformerConfig for HunyuanConfig {
                 skips,
                 block_parameters,
             },
-            sample_size: config.take("sample_size", 32)?,
+            sample_size: config.within("sample_size", 32, SAMPLE_SIZES)?,
             cross_attention_dim,
             cross_attention_dim_t5: t5,
             pooled_projection_dim: config.take("pooled_projection_dim", 1024)?,

@@ -1,6 +1,7 @@
 //! The common part of all pipelines: a transformer denoises latents, and an autoencoder decodes them to pictures.
 
 use std::hash::{Hash, Hasher};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -40,6 +41,8 @@ use crate::text_encoder::Desk;
 
 /// The longest side that is accepted, in pixels.
 const MAX_SIDE: usize = 16_384;
+/// The sides of latents that a model may have been trained on: an autoencoder enlarges them at most eightfold.
+pub const SAMPLE_SIZES: RangeInclusive<usize> = 1..=MAX_SIDE / 8;
 
 /// The options of a transformer's `config.json`.
 pub trait TransformerConfig: Sized {

@@ -16,7 +16,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
 use crate::adaln_single::{Block, BlockOptions, Conditioning, Context, Output};
-use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{ImageEmbedding, only_basic_blocks};
 use crate::position::{PositionCache, SinCos2d};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
@@ -47,7 +47,7 @@ impl TransformerConfig for LatteConfig {
         let heads = config.take("num_attention_heads", 16)?;
         let head_dim = config.take("attention_head_dim", 88)?;
         let channels = config.require("in_channels")?;
-        let sample_size = config.take("sample_size", 64usize)?;
+        let sample_size = config.within("sample_size", 64, SAMPLE_SIZES)?;
         let video_length = config.take("video_length", 16usize)?;
         let cross: usize = config.require("cross_attention_dim")?;
         let patch = config.require("patch_size")?;

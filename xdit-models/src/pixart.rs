@@ -14,7 +14,7 @@ use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
 use crate::adaln_single::{Block, BlockOptions, Conditioning, Context, Output};
-use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{ImageEmbedding, only_basic_blocks};
 use crate::position::SinCos2d;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
@@ -47,7 +47,7 @@ impl TransformerConfig for PixArtConfig {
         let heads = config.take("num_attention_heads", 16)?;
         let head_dim = config.take("attention_head_dim", 72)?;
         let channels = config.take("in_channels", 4)?;
-        let sample_size = config.take("sample_size", 128usize)?;
+        let sample_size = config.within("sample_size", 128, SAMPLE_SIZES)?;
         let cross = config.take("cross_attention_dim", heads * head_dim)?;
         if cross != heads * head_dim || (heads * head_dim) % 4 != 0 || sample_size == 0 {
             return Err(Error::failure(format!(

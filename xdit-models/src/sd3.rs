@@ -16,7 +16,7 @@ use xdit_core::weights::{Table, Weights};
 use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
-use crate::latent_diffusion::{Published, TransformerConfig};
+use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
 use crate::position::PositionCache;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
@@ -71,7 +71,7 @@ impl TransformerConfig for Sd3Config {
                 .collect();
         }
         let this = Self {
-            sample_size: config.take("sample_size", 128)?,
+            sample_size: config.within("sample_size", 128, SAMPLE_SIZES)?,
             joint_attention_dim: config.take("joint_attention_dim", 4096)?,
             pooled_projection_dim: config.take("pooled_projection_dim", 2048)?,
             pos_embed_max_size: config.take("pos_embed_max_size", 96)?,

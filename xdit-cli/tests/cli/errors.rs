@@ -84,7 +84,7 @@ fn values() {
     insta::assert_snapshot!(error(&workspace, &["--scheduler", "dpm++"]), @r"
     2
     error: there is no scheduler `dpm++`
-    hint: the nearest names are `dpm++2m`, `dpm++2s`, `ddpm`; all short names: `ddim`, `ddpm`, `dpm2`, `dpm2-a`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `dpm++sde`, `euler`, `euler-a`, `flow-euler`, `flow-heun`, `heun`, `lcm`, `unipc`, each also with `-karras`, `-exponential`, `-beta` or `-lu` if it has such noise levels
+    hint: the nearest names are `dpm2`, `dpm++2m`, `dpm++2s`; all short names: `ddim`, `ddpm`, `dpm2`, `dpm2-a`, `dpm++2m`, `dpm++2m-sde`, `dpm++2s`, `dpm++2s-sde`, `dpm++sde`, `euler`, `euler-a`, `flow-euler`, `flow-heun`, `heun`, `lcm`, `unipc`, each also with `-karras`, `-exponential`, `-beta` or `-lu` if it has such noise levels
     ");
     insta::assert_snapshot!(error(&workspace, &["--num-images", "0"]), @r"
     2

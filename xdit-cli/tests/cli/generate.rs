@@ -85,7 +85,7 @@ fn parameters_are_stored_for_other_programs() {
 }
 
 /// The texts in the PNG file `name`, by keyword.
-fn chunks(workspace: &Workspace, name: &str) -> Vec<(String, String)> {
+pub fn chunks(workspace: &Workspace, name: &str) -> Vec<(String, String)> {
     let file = std::io::BufReader::new(fs::File::open(workspace.path(name)).unwrap());
     let reader = png::Decoder::new(file).read_info().unwrap();
     let chunks = &reader.info().uncompressed_latin1_text;

@@ -164,7 +164,7 @@ fn memory_that_cannot_be_had() {
     for kib in [2_000_000, 1_000_000, 700_000, 500_000, 400_000, 300_000, 250_000, 200_000, 150_000, 120_000]
     {
         let script = format!(
-            "ulimit -v {kib}; exec {} generate --model demo --prompt a --num-inference-steps 1 --threads 2 --height 1024 --width 1024 --quiet",
+            "ulimit -v {kib}; exec {} generate --model demo --prompt a --num-inference-steps 1 --threads 2 --height 1024 --width 1024 --quiet --output a.png",
             program.get_program().to_str().unwrap()
         );
         let mut shell = Command::new("bash");

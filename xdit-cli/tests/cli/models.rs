@@ -6,6 +6,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use crate::errors::error;
+use crate::generate::chunks;
 use crate::workspace::Workspace;
 
 #[test]
@@ -346,4 +347,34 @@ fn broken_checkpoints() {
     error: option `prediction_type` of `DPMSolverMultistepScheduler` is `telepathy`
     hint: expected one of `epsilon`, `sample`, `v_prediction`, `flow_prediction`
     ");
+}
+
+/// Web interfaces for FLUX tell its two scales of guidance apart.
+#[test]
+fn flux_writes_both_scales_of_guidance() {
+    let workspace = Workspace::new();
+    let flux = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/flux-dev");
+    let run = [
+        "generate",
+        "--model",
+        flux,
+        "--prompt",
+        "a",
+        "--num-inference-steps",
+        "1",
+        "--height",
+        "32",
+        "--width",
+        "32",
+    ];
+    for (options, expected) in [
+        (&[][..], "CFG scale: 1, Distilled CFG Scale: 3.5, "),
+        (&["--guidance-scale", "2"], "CFG scale: 1, Distilled CFG Scale: 2, "),
+        (&["--true-cfg-scale", "4", "--negative-prompt", "b"], "CFG scale: 4, Distilled CFG Scale: 3.5, "),
+    ] {
+        workspace.ok(&[&run, options].concat());
+        let texts = chunks(&workspace, "xdit.png");
+        let (_, text) = texts.iter().find(|(keyword, _)| keyword == "parameters").unwrap();
+        assert!(text.contains(&format!("Steps: 1, {expected}Seed: ")), "{text}");
+    }
 }

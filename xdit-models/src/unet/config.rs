@@ -5,7 +5,7 @@ use xdit_core::config::Config;
 use xdit_core::transformer::TransformerSpec;
 use xdit_core::{Error, Result};
 
-use crate::latent_diffusion::TransformerConfig;
+use crate::latent_diffusion::{SAMPLE_SIZES, TransformerConfig};
 
 /// The options of `unet/config.json`.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ impl TransformerConfig for UNetConfig {
         }
         let this = Self {
             spec: spec(&levels, in_channels)?,
-            sample_size: config.take("sample_size", 128)?,
+            sample_size: config.within("sample_size", 128, SAMPLE_SIZES)?,
             layers_per_block: *first,
             norm_num_groups: config.take("norm_num_groups", 32)?,
             norm_eps: config.take("norm_eps", 1e-5)?,
