@@ -73,7 +73,7 @@ fn print(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// As [`print`], for data that is no text.
+/// As [`print()`], for data that is no text.
 fn print_bytes(bytes: &[u8]) -> Result<()> {
     match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
