@@ -36,7 +36,7 @@ impl Stamp {
             };
             // A stream that does not exist yet has no work to measure.
             if let Ok(event) = record() {
-                drop(recorded.set(event));
+                let _ = recorded.set(event);
             }
         });
         Some(Self { lane, event, device: device.clone() })
@@ -64,7 +64,7 @@ impl Drop for Stamp {
             && self.lane.enter().is_ok()
         {
             // SAFETY: nobody else has the event. The driver destroys it once the stream has passed it.
-            drop(unsafe { result::event::destroy(event.0 as sys::CUevent) });
+            let _ = unsafe { result::event::destroy(event.0 as sys::CUevent) };
         }
     }
 }
