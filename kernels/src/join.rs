@@ -1,4 +1,4 @@
-//! Parts of a sequence or of an image as one tensor.
+//! Parts of a sequence or of an image as one tensor, and parts of heads as tensors of their own.
 
 #[cfg(feature = "cube")]
 mod cube;
@@ -25,6 +25,69 @@ pub fn join<const D: usize>(first: Tensor<D>, second: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::join(first.into_dispatch(), second.into_dispatch()))
 }
 
+/// All parts of a grid as one tensor: each list has the heads of some tokens, one part after another, and the lists
+/// follow each other by token.
+///
+/// On CubeCL's backends, parts that follow each other in one tensor are joined without copying, and others are written
+/// to their places by one kernel each. (Burn's dispatch to backends takes no lists of tensors, so this is no method of
+/// [`JoinOps`].)
+///
+/// # Shapes
+/// A part is `[b, n, h, d]`, with equal `n` in a list and `Σ h` equal in all; result `[b, Σ n, Σ h, d]`.
+///
+/// # Panics
+/// If there is no part.
+pub fn join_grid(lists: Vec<Vec<Tensor<4>>>) -> Tensor<4> {
+    let _call = profile::light("join", &lists[0][0]);
+    #[cfg(feature = "cube")]
+    let lists = match cube::join_grid(lists) {
+        Ok(joined) => return joined,
+        Err(lists) => lists,
+    };
+    concatenated(lists.into_iter().map(|list| concatenated(list, 2)).collect(), 1)
+}
+
+/// The parts of `x` that have so many `heads` each, one behind the other.
+///
+/// On CUDA, nothing is copied, as in [`narrow`].
+///
+/// # Shapes
+/// `x`: `[b, n, Σ heads, d]`; result `[b, n, heads[i], d]`.
+pub fn split_heads<const N: usize>(x: Tensor<4>, heads: [usize; N]) -> [Tensor<4>; N] {
+    assert_eq!(x.dims()[2], heads.iter().sum::<usize>(), "heads of all parts");
+    let mut first = 0;
+    heads.map(|heads| {
+        first += heads;
+        narrow(&x, 2, first - heads, heads)
+    })
+}
+
+/// As [`Tensor::narrow`]. On CUDA it is a view even where Burn's would be a copy, since those begin at multiples of 512
+/// bytes only.
+pub fn narrow<const D: usize>(x: &Tensor<D>, dim: usize, first: usize, len: usize) -> Tensor<D> {
+    #[cfg(feature = "cuda")]
+    if let Some(view) = cube::narrow(x, dim, first, len) {
+        return view;
+    }
+    x.clone().narrow(dim, first, len)
+}
+
+/// The channels of `x` and, behind them, those of `y`.
+///
+/// On CubeCL's backends, the channels of the result lie together if those of both do.
+///
+/// # Shapes
+/// `x`: `[b, c, y, x]`; `y`: `[b, d, y, x]`; result `[b, c + d, y, x]`.
+pub fn join_channels(x: Tensor<4>, y: Tensor<4>) -> Tensor<4> {
+    let _call = profile::light("join", &x);
+    Tensor::from_dispatch(Dispatch::join_channels(x.into_dispatch(), y.into_dispatch()))
+}
+
+/// `parts` along `dim`; a single part is not copied.
+fn concatenated(mut parts: Vec<Tensor<4>>, dim: usize) -> Tensor<4> {
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, dim) }
+}
+
 /// The rows of `above`, `x` and `below`, one below the other.
 ///
 /// The result has the memory layout of `x`: on CubeCL's backends, an image whose channels lie together stays one.
@@ -45,6 +108,11 @@ pub trait JoinOps: Backend {
     /// See [`join`].
     fn join(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self> {
         reference_join::<Self>(first, second)
+    }
+
+    /// See [`join_channels`].
+    fn join_channels(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_cat(vec![x, y], 1)
     }
 
     /// See [`join_rows`].

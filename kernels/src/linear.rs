@@ -41,6 +41,21 @@ pub fn linear_activate<const D: usize>(
     Tensor::from_dispatch(Dispatch::linear_activate(x, weight, bias.into(), activation))
 }
 
+/// `base + x · weightᵀ + bias`. Where all is one operation, 16-bit numbers are rounded once.
+///
+/// # Shapes
+/// As [`linear`]; `base` has the shape of the result.
+pub fn linear_add<const D: usize>(
+    base: Tensor<D>,
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let _call = multiply("linear + residual", &x, &weight);
+    let [base, x] = [base, x].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::linear_add(base, x, weight.into_dispatch(), bias.into()))
+}
+
 /// [`linear`] of the features of `x` and, behind them, those of `y`. Where that saves joining them, the sum over the
 /// features of `x` is rounded on the way.
 ///
@@ -86,6 +101,16 @@ pub trait LinearOps: Backend {
         activation: Activation,
     ) -> FloatTensor<Self>;
 
+    /// See [`linear_add`].
+    fn linear_add(
+        base: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Optional<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(base, <Self as LinearOps>::linear(x, weight, bias))
+    }
+
     /// See [`linear_of_two`].
     fn linear_of_two(
         x: FloatTensor<Self>,
@@ -105,6 +130,16 @@ pub(crate) fn reference_linear_activate<B: Backend>(
     activation: Activation,
 ) -> FloatTensor<B> {
     reference_activate::<B>(activation, reference_linear::<B>(x, weight, bias))
+}
+
+/// [`linear_add`] on any backend.
+pub(crate) fn reference_linear_add<B: Backend>(
+    base: FloatTensor<B>,
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Optional<B>,
+) -> FloatTensor<B> {
+    B::float_add(base, reference_linear::<B>(x, weight, bias))
 }
 
 /// [`linear_of_two`] on any backend.

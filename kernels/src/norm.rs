@@ -5,7 +5,7 @@
 
 mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(test)]
 mod tests;
 

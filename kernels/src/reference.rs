@@ -10,8 +10,10 @@ use burn::tensor::Tensor;
 use crate::activation::{self, Activation};
 use crate::conv::{self, Conv2d, Geometry};
 use crate::group_norm::{self, Affine, Moments};
-use crate::linear::{reference_linear, reference_linear_activate, reference_linear_of_two};
-use crate::rotary::reference_rotary;
+use crate::linear::{
+    reference_linear, reference_linear_activate, reference_linear_add, reference_linear_of_two,
+};
+use crate::rotary::{reference_layer_norm_rotary, reference_rms_norm_rotary, reference_rotary};
 use crate::{attention, norm, residual};
 
 /// See [`attention_lse`](crate::attention_lse).
@@ -44,6 +46,18 @@ pub fn merge_lse(
 /// See [`linear`](crate::linear()).
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     let y = reference_linear::<Dispatch>(x.into_dispatch(), weight.into_dispatch(), bias.into());
+    Tensor::from_dispatch(y)
+}
+
+/// See [`linear_add`](crate::linear_add).
+pub fn linear_add<const D: usize>(
+    base: Tensor<D>,
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let [base, x] = [base, x].map(Tensor::into_dispatch);
+    let y = reference_linear_add::<Dispatch>(base, x, weight.into_dispatch(), bias.into());
     Tensor::from_dispatch(y)
 }
 
@@ -103,6 +117,38 @@ pub fn gated_activate<const D: usize>(activation: Activation, gate: Tensor<D>, x
 pub fn gated_residual(x: Tensor<3>, gate: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
     let [x, gate, y] = [x, gate, y].map(Tensor::into_dispatch);
     Tensor::from_dispatch(residual::reference_gated_residual::<Dispatch>(x, gate, y))
+}
+
+/// See [`rms_norm_rotary`](crate::rms_norm_rotary).
+pub fn rms_norm_rotary(
+    x: Tensor<4>,
+    weight: Option<Tensor<1>>,
+    eps: f64,
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+) -> Tensor<4> {
+    let [x, cos, sin] = [x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch()];
+    Tensor::from_dispatch(reference_rms_norm_rotary::<Dispatch>(x, weight.into(), eps, cos, sin))
+}
+
+/// See [`layer_norm_rotary`](crate::layer_norm_rotary).
+pub fn layer_norm_rotary(
+    x: Tensor<4>,
+    weight: Option<Tensor<1>>,
+    bias: Option<Tensor<1>>,
+    eps: f64,
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+) -> Tensor<4> {
+    let [x, cos, sin] = [x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch()];
+    Tensor::from_dispatch(reference_layer_norm_rotary::<Dispatch>(
+        x,
+        weight.into(),
+        bias.into(),
+        eps,
+        cos,
+        sin,
+    ))
 }
 
 /// See [`rotary`](crate::rotary()).

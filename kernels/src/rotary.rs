@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +10,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::Tensor;
 
+use crate::norm::{reference_layer_norm, reference_rms_norm};
+use crate::optional::Optional;
 use crate::plain::Plain;
 use crate::profile;
 
@@ -29,6 +31,39 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     Tensor::from_dispatch(rotated)
 }
 
+/// [`rms_norm`](crate::rms_norm) of each head, then [`rotary`] of the result. 16-bit numbers are rounded once.
+///
+/// # Shapes
+/// As [`rotary`]; `weight`: `[d]`.
+pub fn rms_norm_rotary(
+    x: Tensor<4>,
+    weight: Option<Tensor<1>>,
+    eps: f64,
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+) -> Tensor<4> {
+    let _call = profile::light("RMS norm + rotary", &x);
+    let [cos, sin] = [cos, sin].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::rms_norm_rotary(x.into_dispatch(), weight.into(), eps, cos, sin))
+}
+
+/// [`layer_norm`](crate::layer_norm) of each head, then [`rotary`] of the result. 16-bit numbers are rounded once.
+///
+/// # Shapes
+/// As [`rotary`]; `weight`, `bias`: `[d]`.
+pub fn layer_norm_rotary(
+    x: Tensor<4>,
+    weight: Option<Tensor<1>>,
+    bias: Option<Tensor<1>>,
+    eps: f64,
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+) -> Tensor<4> {
+    let _call = profile::light("layer norm + rotary", &x);
+    let ([cos, sin], x) = ([cos, sin].map(Tensor::into_dispatch), x.into_dispatch());
+    Tensor::from_dispatch(Dispatch::layer_norm_rotary(x, weight.into(), bias.into(), eps, cos, sin))
+}
+
 /// Rotary embedding on the tensors of a backend.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait RotaryOps: Backend {
@@ -36,6 +71,56 @@ pub trait RotaryOps: Backend {
     fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         reference_rotary::<Self>(x, cos, sin)
     }
+
+    /// See [`rms_norm_rotary`].
+    fn rms_norm_rotary(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Optional<Self>,
+        eps: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        reference_rms_norm_rotary::<Self>(x, weight, eps, cos, sin)
+    }
+
+    /// See [`layer_norm_rotary`].
+    fn layer_norm_rotary(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Optional<Self>,
+        #[extension_type] bias: Optional<Self>,
+        eps: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        reference_layer_norm_rotary::<Self>(x, weight, bias, eps, cos, sin)
+    }
+}
+
+/// [`rms_norm_rotary`] on any backend.
+pub(crate) fn reference_rms_norm_rotary<B: Backend>(
+    x: FloatTensor<B>,
+    weight: Optional<B>,
+    eps: f64,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let dtype = x.dtype();
+    let normed = reference_rms_norm::<B>(Plain::<B>::wide(x).into_inner(), weight, eps);
+    Plain::<B>::new(reference_rotary::<B>(normed, cos, sin)).round_to(dtype)
+}
+
+/// [`layer_norm_rotary`] on any backend.
+pub(crate) fn reference_layer_norm_rotary<B: Backend>(
+    x: FloatTensor<B>,
+    weight: Optional<B>,
+    bias: Optional<B>,
+    eps: f64,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let dtype = x.dtype();
+    let normed = reference_layer_norm::<B>(Plain::<B>::wide(x).into_inner(), weight, bias, eps);
+    Plain::<B>::new(reference_rotary::<B>(normed, cos, sin)).round_to(dtype)
 }
 
 /// [`rotary`] on any backend.

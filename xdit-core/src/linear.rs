@@ -1,10 +1,10 @@
-//! The linear layer, the seam where features are summed.
+//! The linear layer, the seam where features are summed, and layers that share an input.
 
 use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use xdit_kernels::{Activation, activate};
+use xdit_kernels::{Activation, activate, split_heads};
 
 use crate::link::Link;
 
@@ -102,6 +102,18 @@ impl Linear {
         xdit_kernels::linear_activate(x, parameters.weight.clone(), parameters.bias.clone(), activation)
     }
 
+    /// Applies the layer, and adds the result to `base`.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward); `base` has the shape of the result.
+    pub fn forward_add<const D: usize>(&self, base: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
+        if self.summed_over.is_some() {
+            return base + self.forward(x);
+        }
+        let parameters = self.parameters();
+        xdit_kernels::linear_add(base, x, parameters.weight.clone(), parameters.bias.clone())
+    }
+
     /// Applies the layer to the features of `x` and, behind them, those of `y`.
     ///
     /// # Shapes
@@ -128,11 +140,90 @@ impl Linear {
     }
 }
 
+/// `N` layers of attention heads with the same input, such as those of queries, keys and values. Their products are one
+/// product where [that is faster](crate::weights::Weights::linears).
+#[derive(Clone, Debug)]
+pub struct Linears<const N: usize>(Products<N>);
+
+#[derive(Clone, Debug)]
+enum Products<const N: usize> {
+    Apart([Linear; N]),
+    /// One layer, with the output features of all layers one behind the other.
+    Joined {
+        layer: Linear,
+        features: [usize; N],
+    },
+}
+
+impl<const N: usize> Linears<N> {
+    /// `layers`, each with a product of its own.
+    pub fn apart(layers: [Linear; N]) -> Self {
+        Self(Products::Apart(layers))
+    }
+
+    /// The layers whose output features lie one behind the other in `layer`.
+    ///
+    /// # Panics
+    /// If `layer` has another number of outputs.
+    pub fn joined(layer: Linear, features: [usize; N]) -> Self {
+        assert_eq!(layer.c_out(), features.iter().sum::<usize>(), "the outputs of all layers");
+        Self(Products::Joined { layer, features })
+    }
+
+    /// Applies each layer, and splits its result into heads of `head_dim` features.
+    ///
+    /// # Shapes
+    /// `x`: `[b, n, c_in]`, results `[b, n, h, head_dim]`.
+    pub fn forward(&self, x: Tensor<3>, head_dim: usize) -> [Tensor<4>; N] {
+        let heads = |y: Tensor<3>| {
+            let [b, n, c] = y.dims();
+            y.reshape([b, n, c / head_dim, head_dim])
+        };
+        match &self.0 {
+            Products::Apart(layers) => layers.each_ref().map(|layer| heads(layer.forward(x.clone()))),
+            Products::Joined { layer, features } => {
+                split_heads(heads(layer.forward(x)), features.map(|features| features / head_dim))
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Held(parameters) => write!(f, "{:?}", parameters.weight.dims()),
             Self::Reread { c_out, .. } => write!(f, "{c_out} outputs, read at each use"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::noise::Generator;
+
+    /// Where they are one product, the layers have the results that they have apart.
+    #[test]
+    fn a_joined_product_has_the_heads_of_each_layer() {
+        let random = |seed, shape: [usize; 2]| {
+            let values = Generator::from_seed(seed).randn(shape[0] * shape[1]);
+            Tensor::<1>::from_data(values.as_slice(), (&Device::flex(), DType::F32)).reshape(shape)
+        };
+        let (c_in, head_dim, features) = (24, 4, [8, 16, 12]);
+        let weights = [0, 1, 2].map(|at| random(at as u64, [features[at], c_in]));
+        let biases = [0, 1, 2].map(|at| random(at as u64 + 10, [features[at], 1]).reshape([features[at]]));
+        let layer = |at: usize| Linear::new(weights[at].clone(), Some(biases[at].clone()));
+        let apart = Linears::apart([0, 1, 2].map(layer));
+        let joined = Linear::new(Tensor::cat(weights.to_vec(), 0), Some(Tensor::cat(biases.to_vec(), 0)));
+        let joined = Linears::joined(joined, features);
+        let x = random(20, [2 * 5, c_in]).reshape([2, 5, c_in]);
+        let parts = apart.forward(x.clone(), head_dim).into_iter().zip(joined.forward(x, head_dim));
+        for (at, (one, other)) in parts.enumerate() {
+            assert_eq!(other.dims(), [2, 5, features[at] / head_dim, head_dim]);
+            let far = (one - other).abs().max().into_scalar::<f32>();
+            assert!(far < 1e-5, "layer {at} is {far} off");
         }
     }
 }

@@ -69,6 +69,26 @@ pub struct ParameterBytes {
     pub once: u64,
 }
 
+/// How long a tensor stays in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stay {
+    /// As long as a model.
+    Long,
+    /// Until it is a part of another tensor.
+    Briefly,
+}
+
+impl Stay {
+    /// Calls `make` with the memory that suits the stay of its result.
+    fn allocate<T: Send, R: Send>(self, device: &Device, from: T, make: impl Fn(T) -> R + Send) -> R {
+        match self {
+            // CubeCL looks for room among all memory that is not persistent, at each allocation.
+            Self::Long => device.memory_persistent_allocations(from, make),
+            Self::Briefly => make(from),
+        }
+    }
+}
+
 impl AddAssign for ParameterBytes {
     fn add_assign(&mut self, other: Self) {
         self.steps += other.steps;
@@ -237,8 +257,19 @@ impl Weights {
     fn rows<const D: usize>(
         &self,
         name: &str,
+        shape: [usize; D],
+        rows: &[Range<usize>],
+    ) -> Result<Tensor<D>> {
+        self.rows_staying(name, shape, rows, Stay::Long)
+    }
+
+    /// As [`rows`](Self::rows), for a tensor that stays in memory for so long.
+    fn rows_staying<const D: usize>(
+        &self,
+        name: &str,
         mut shape: [usize; D],
         rows: &[Range<usize>],
+        stay: Stay,
     ) -> Result<Tensor<D>> {
         let entry = self.entry(name, &shape)?;
         let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);
@@ -248,7 +279,7 @@ impl Weights {
             [rows] => mapped(entry, bytes(rows), self.dtype),
             _ => None,
         };
-        self.put(name, shape, || match in_place() {
+        self.put(name, shape, stay, || match in_place() {
             Some(bytes) => Ok(TensorData::from_bytes(bytes, shape, self.dtype)),
             None => read(entry, rows.iter().map(bytes), shape, self.dtype),
         })
@@ -260,7 +291,7 @@ impl Weights {
         let [rows, width] = shape;
         let size = entry.bytes.len().checked_div(rows * width).unwrap_or(0);
         let kept = [rows, columns.iter().map(Range::len).sum()];
-        self.put(name, kept, || {
+        self.put(name, kept, Stay::Long, || {
             let ranges = (0..rows).flat_map(|row| {
                 let place = move |column| (row * width + column) * size;
                 columns.iter().map(move |columns| place(columns.start)..place(columns.end))
@@ -275,6 +306,7 @@ impl Weights {
         &self,
         name: &str,
         shape: [usize; D],
+        stay: Stay,
         read: impl FnOnce() -> std::io::Result<TensorData>,
     ) -> Result<Tensor<D>> {
         let Source { device, check_only, random, loaded, .. } = &*self.source;
@@ -288,15 +320,14 @@ impl Weights {
             });
         }
         if let Some(random) = random {
-            return Ok(random.tensor(shape, dtype));
+            return Ok(random.tensor(shape, dtype, stay));
         }
         let data = read().map_err(|error| {
             let key = self.key(name);
             Error::failure(format!("cannot read tensor `{key}`: {error}"))
                 .hint("the file changed after it was opened: check the disk it is on")
         })?;
-        // CubeCL looks for room among all memory that is not persistent, at each allocation.
-        Ok(device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype))))
+        Ok(stay.allocate(device, data, |data| Tensor::from_data(data, (device, dtype))))
     }
 
     /// The tensor called `name` if there is one.

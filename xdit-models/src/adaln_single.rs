@@ -13,7 +13,7 @@ use xdit_core::transformer::TransformerSpec;
 use xdit_core::weights::Weights;
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
 
-use crate::layers::{FeedForward, Projections, modulation_rows, packed_outputs};
+use crate::layers::{FeedForward, Projections, TextProjections, modulation_rows, packed_outputs};
 
 /// The rows of a block's modulation: shift, scale and gate of attention, then of the feed-forward.
 const ROWS: usize = 6;
@@ -94,7 +94,7 @@ pub struct Block {
     /// `[1, 6, dim]`
     scale_shift_table: Tensor<3>,
     attn1: Projections,
-    attn2: Option<Projections>,
+    attn2: Option<TextProjections>,
     ff: FeedForward,
 }
 
@@ -105,12 +105,13 @@ impl Block {
     /// If a parameter is missing or has the wrong shape.
     pub fn load(weights: &Weights, spec: &TransformerSpec, options: BlockOptions) -> Result<Self> {
         let dim = spec.dim();
-        let attention = |name| Projections::load(&weights.at(name), spec, options.attention_bias);
+        let bias = options.attention_bias;
+        let attn2 = || TextProjections::load(&weights.at("attn2"), [dim; 2], spec.head_dim, bias);
         Ok(Self {
             eps: options.norm_eps,
             scale_shift_table: weights.tensor("scale_shift_table", [ROWS, dim])?.unsqueeze(),
-            attn1: attention("attn1")?,
-            attn2: options.cross_attention.then(|| attention("attn2")).transpose()?,
+            attn1: Projections::load(&weights.at("attn1"), spec, bias)?,
+            attn2: options.cross_attention.then(attn2).transpose()?,
             ff: FeedForward::load(&weights.at("ff"), dim)?,
         })
     }
@@ -128,12 +129,12 @@ impl Block {
             modulation_rows(&(self.scale_shift_table.clone() + context.modulation.clone()), 0);
 
         let y = layer_norm_modulate(x.clone(), shift_attn, scale_attn, self.eps);
-        let (y, _) = attention.attend(site, self.attn1.qkv(y.clone(), y), None);
+        let (y, _) = attention.attend(site, self.attn1.qkv(y), None);
         let mut x = gated_residual(x, gate_attn, self.attn1.out(y));
 
         if let Some(attn2) = &self.attn2 {
             let Qkv { q, k, v } = attn2.qkv(x.clone(), context.text.clone());
-            x = attn2.out(cross_attention(q, k, v, context.bias.clone())) + x;
+            x = attn2.out_add(x, cross_attention(q, k, v, context.bias.clone()));
         }
 
         let y = layer_norm_modulate(x.clone(), shift_ff, scale_ff, self.eps);

@@ -282,7 +282,7 @@ impl Block {
     ) -> Tensor<3> {
         let [shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff] = modulation_rows(modulation, 0);
         let y = layer_norm_modulate(x.clone(), shift_attn, scale_attn, EPS);
-        let (y, _) = attention.attend(site, self.attn1.qkv(y.clone(), y), None);
+        let (y, _) = attention.attend(site, self.attn1.qkv(y), None);
         let x = gated_residual(x, gate_attn, self.attn1.out(y));
         let y = layer_norm_modulate(x.clone(), shift_ff, scale_ff, self.eps);
         gated_residual(x, gate_ff, self.ff.forward(y))

@@ -11,7 +11,7 @@ use burn::tensor::{DType, Tensor};
 use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
-use xdit_core::linear::Linear;
+use xdit_core::linear::{Linear, Linears};
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
@@ -504,9 +504,7 @@ impl SingleBlock {
 #[derive(Clone, Debug)]
 struct Projections {
     heads: Heads,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    qkv: Linears<3>,
     /// `[head_dim]`, the same for all heads.
     norm_q: Tensor<1>,
     norm_k: Tensor<1>,
@@ -517,9 +515,7 @@ impl Projections {
         let (dim, head_dim) = (config.spec.dim(), config.spec.head_dim);
         Ok(Self {
             heads: Heads { head_dim },
-            q: weights.linear(q, dim, dim)?,
-            k: weights.linear(k, dim, dim)?,
-            v: weights.linear(v, dim, dim)?,
+            qkv: weights.linears([q, k, v], dim, dim, true)?,
             norm_q: weights.at(norm_q).tensor("weight", [head_dim])?,
             norm_k: weights.at(norm_k).tensor("weight", [head_dim])?,
         })
@@ -527,15 +523,12 @@ impl Projections {
 
     /// Rotates queries and keys by `rotary`, if given.
     fn forward(&self, x: Tensor<3>, rotary: Option<&Rotary>) -> Qkv {
-        let turned = |layer: &Linear, norm: &Tensor<1>| {
-            let x = rms_norm(self.heads.split(layer.forward(x.clone())), Some(norm.clone()), EPS);
-            match rotary {
-                Some(rotary) => rotary.turn(x),
-                None => x,
-            }
+        let [q, k, v] = self.qkv.forward(x, self.heads.head_dim);
+        let turned = |x: Tensor<4>, norm: &Tensor<1>| match rotary {
+            Some(rotary) => rotary.turn_rms_normed(x, norm.clone(), EPS),
+            None => rms_norm(x, Some(norm.clone()), EPS),
         };
-        let (q, k) = (turned(&self.q, &self.norm_q), turned(&self.k, &self.norm_k));
-        Qkv { q, k, v: self.heads.split(self.v.forward(x)) }
+        Qkv { q: turned(q, &self.norm_q), k: turned(k, &self.norm_k), v }
     }
 }
 

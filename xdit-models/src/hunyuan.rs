@@ -15,12 +15,12 @@ use burn::tensor::{DType, Device, Tensor};
 use serde_json::json;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::config::Config;
-use xdit_core::linear::Linear;
+use xdit_core::linear::{Linear, Linears};
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
-use xdit_kernels::{Activation, activate, layer_norm_modulate};
+use xdit_kernels::{Activation, activate, layer_norm_modulate, narrow};
 
 use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{FeedForward, Heads, Norm, modulation_rows, packed_outputs, patch_embedding};
@@ -237,7 +237,7 @@ impl Transformer for Hunyuan {
         let output = self.output.as_ref().map(|output| output.modulation.forward(embedded.clone()));
         let text = self.text.embed(conditions);
         let context = |step| Context {
-            shifts: shifts.iter().map(|all| all.clone().narrow(0, step, 1).reshape([dim])).collect(),
+            shifts: shifts.iter().map(|all| narrow(all, 0, step, 1).reshape([dim])).collect(),
             output: output.as_ref().map(|all| all.clone().narrow(0, step, 1).reshape([1, 2, dim])),
             text: text.clone(),
         };
@@ -419,9 +419,9 @@ struct Block {
     norm1: Norm,
     /// Computes what is added to the shift of `norm1`.
     shift: Linear,
-    attn1: NormedProjections,
+    attn1: NormedProjections<OfItself>,
     norm2: Norm,
-    attn2: NormedProjections,
+    attn2: NormedProjections<OfText>,
     norm3: Norm,
     ff: FeedForward,
 }
@@ -435,9 +435,14 @@ impl Block {
             skip: takes_skip.then(|| Skip::load(weights, dim)).transpose()?,
             norm1: norm("norm1.norm")?,
             shift: weights.at("norm1").once().linear("linear", dim, dim)?,
-            attn1: NormedProjections::load(&weights.at("attn1"), spec, dim)?,
+            attn1: NormedProjections::load(&weights.at("attn1"), spec, |weights| {
+                Ok(OfItself(weights.linears(["to_q", "to_k", "to_v"], dim, dim, true)?))
+            })?,
             norm2: norm("norm2")?,
-            attn2: NormedProjections::load(&weights.at("attn2"), spec, config.cross_attention_dim)?,
+            attn2: NormedProjections::load(&weights.at("attn2"), spec, |weights| {
+                let kv = weights.linears(["to_k", "to_v"], config.cross_attention_dim, dim, true)?;
+                Ok(OfText { q: weights.linear("to_q", dim, dim)?, kv })
+            })?,
             norm3: norm("norm3")?,
             ff: FeedForward::load_of(&weights.at("ff"), dim, config.ff_dim)?,
         })
@@ -453,15 +458,14 @@ impl Block {
         attention: &mut dyn Attention,
     ) -> Tensor<3> {
         let y = self.norm1.forward_shifted(x.clone(), shift);
-        let Qkv { q, k, v } = self.attn1.qkv(y.clone(), y);
-        let turned = Qkv { q: rotary.turn(q), k: rotary.turn(k), v };
-        let (y, _) = attention.attend(site, turned, None);
-        let x = self.attn1.out(y) + x;
+        let (y, _) = attention.attend(site, self.attn1.qkv(y, rotary), None);
+        let x = self.attn1.out_add(x, y);
 
-        let Qkv { q, k, v } = self.attn2.qkv(self.norm2.forward(x.clone()), text.clone());
-        let x = self.attn2.out(cross_attention(rotary.turn(q), k, v, None)) + x;
+        let Qkv { q, k, v } = self.attn2.qkv(self.norm2.forward(x.clone()), text.clone(), rotary);
+        let x = self.attn2.out_add(x, cross_attention(q, k, v, None));
 
-        self.ff.forward(self.norm3.forward(x.clone())) + x
+        let y = self.norm3.forward(x.clone());
+        self.ff.forward_add(x, y)
     }
 }
 
@@ -487,51 +491,75 @@ impl Skip {
     }
 }
 
-/// The linear layers around an attention, with norms of each head's queries and keys.
+/// The linear layers around an attention, with norms of each head's queries and keys. `I` has the layers before it.
 ///
 /// # Source
 /// diffusers' `Attention` with `qk_norm="layer_norm"`.
 #[derive(Clone, Debug)]
-struct NormedProjections {
+struct NormedProjections<I> {
     heads: Heads,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    input: I,
     norm_q: Norm,
     norm_k: Norm,
     out: Linear,
 }
 
-impl NormedProjections {
-    /// Keys and values are made of `of` features.
-    fn load(weights: &Weights, spec: &TransformerSpec, of: usize) -> Result<Self> {
-        let dim = spec.dim();
-        let norm = |name| Norm::load(&weights.at(name), spec.head_dim, EPS);
+/// The layers before an attention of tokens to each other.
+#[derive(Clone, Debug)]
+struct OfItself(Linears<3>);
+
+/// The layers before an attention of tokens to a text.
+#[derive(Clone, Debug)]
+struct OfText {
+    q: Linear,
+    kv: Linears<2>,
+}
+
+impl<I> NormedProjections<I> {
+    fn load(
+        weights: &Weights,
+        spec: &TransformerSpec,
+        input: impl Fn(&Weights) -> Result<I>,
+    ) -> Result<Self> {
+        let (dim, head_dim) = (spec.dim(), spec.head_dim);
+        let norm = |name| Norm::load(&weights.at(name), head_dim, EPS);
         Ok(Self {
-            heads: Heads { head_dim: spec.head_dim },
-            q: weights.linear("to_q", dim, dim)?,
-            k: weights.linear("to_k", of, dim)?,
-            v: weights.linear("to_v", of, dim)?,
+            heads: Heads { head_dim },
+            input: input(weights)?,
             norm_q: norm("norm_q")?,
             norm_k: norm("norm_k")?,
             out: weights.linear("to_out.0", dim, dim)?,
         })
     }
 
-    /// The queries of `x`, and the keys and values of `of`.
-    fn qkv(&self, x: Tensor<3>, of: Tensor<3>) -> Qkv {
-        let normed = |norm: &Norm, x: Tensor<3>| {
-            let ([b, n, c], d) = (x.dims(), self.heads.head_dim);
-            norm.forward(x.reshape([b, n * c / d, d])).reshape([b, n, c / d, d])
-        };
-        Qkv {
-            q: normed(&self.norm_q, self.q.forward(x)),
-            k: normed(&self.norm_k, self.k.forward(of.clone())),
-            v: self.heads.split(self.v.forward(of)),
-        }
+    /// # Shapes
+    /// `base` and the result: `[b, n, dim]`; `y`: `[b, n, h, d]`.
+    fn out_add(&self, base: Tensor<3>, y: Tensor<4>) -> Tensor<3> {
+        self.out.forward_add(base, self.heads.join(y))
     }
+}
 
-    fn out(&self, y: Tensor<4>) -> Tensor<3> {
-        self.out.forward(self.heads.join(y))
+impl NormedProjections<OfItself> {
+    /// Queries and keys are turned.
+    ///
+    /// # Shapes
+    /// `x`: `[b, n, dim]`.
+    fn qkv(&self, x: Tensor<3>, rotary: &Rotary) -> Qkv {
+        let [q, k, v] = self.input.0.forward(x, self.heads.head_dim);
+        Qkv { q: self.norm_q.forward_turned(q, rotary), k: self.norm_k.forward_turned(k, rotary), v }
+    }
+}
+
+impl NormedProjections<OfText> {
+    /// The queries of `x`, which are turned, and the keys and values of `text`.
+    ///
+    /// # Shapes
+    /// `x`: `[b, n, dim]`; `text`: `[b, nk, cross_attention_dim]`.
+    fn qkv(&self, x: Tensor<3>, text: Tensor<3>, rotary: &Rotary) -> Qkv {
+        let q = self.heads.split(self.input.q.forward(x));
+        let [k, v] = self.input.kv.forward(text, self.heads.head_dim);
+        let [b, n, h, d] = k.dims();
+        let k = self.norm_k.forward(k.reshape([b, n * h, d])).reshape([b, n, h, d]);
+        Qkv { q: self.norm_q.forward_turned(q, rotary), k, v }
     }
 }

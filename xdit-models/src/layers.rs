@@ -5,13 +5,14 @@ use serde_json::json;
 use xdit_core::Result;
 use xdit_core::attention::Qkv;
 use xdit_core::config::Config;
-use xdit_core::linear::Linear;
+use xdit_core::linear::{Linear, Linears};
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, TransformerSpec};
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, layer_norm};
+use xdit_kernels::{Activation, layer_norm, narrow};
 
 use crate::position::{PositionCache, SinCos2d};
+use crate::rotary::Rotary;
 
 /// Checks the options of diffusers' `BasicTransformerBlock` that select other blocks than those with `norm_type`, an
 /// approximate GELU and plain attention.
@@ -78,22 +79,28 @@ impl Norm {
         self.forward_shifted(x, self.bias.clone())
     }
 
+    /// The norm of each head, turned by `rotary`.
+    ///
+    /// # Shapes
+    /// `x` and the result: `[b, n, h, c]`.
+    pub fn forward_turned(&self, x: Tensor<4>, rotary: &Rotary) -> Tensor<4> {
+        rotary.turn_layer_normed(x, self.weight.clone(), self.bias.clone(), self.eps)
+    }
+
     /// As [`forward`](Self::forward), with another shift `[c]`.
     pub fn forward_shifted(&self, x: Tensor<3>, shift: Tensor<1>) -> Tensor<3> {
         layer_norm(x, Some(self.weight.clone()), Some(shift), self.eps)
     }
 }
 
-/// The four linear layers around an attention.
+/// The linear layers around an attention of tokens to each other.
 ///
 /// # Source
 /// diffusers' `Attention` without norms.
 #[derive(Clone, Debug)]
 pub struct Projections {
     heads: Heads,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    qkv: Linears<3>,
     out: Linear,
 }
 
@@ -103,37 +110,85 @@ impl Projections {
     /// # Errors
     /// If a layer is missing or has the wrong shape.
     pub fn load(weights: &Weights, spec: &TransformerSpec, bias: bool) -> Result<Self> {
-        let dim = spec.dim();
-        let projection = |name| match bias {
-            true => weights.linear(name, dim, dim),
-            false => weights.linear_without_bias(name, dim, dim),
-        };
+        Self::load_of(weights, spec.dim(), spec.head_dim, bias)
+    }
+
+    /// As [`load`](Self::load), for tokens of `dim` features.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_of(weights: &Weights, dim: usize, head_dim: usize, bias: bool) -> Result<Self> {
         Ok(Self {
-            heads: Heads { head_dim: spec.head_dim },
-            q: projection("to_q")?,
-            k: projection("to_k")?,
-            v: projection("to_v")?,
+            heads: Heads { head_dim },
+            qkv: weights.linears(["to_q", "to_k", "to_v"], dim, dim, bias)?,
             out: weights.linear("to_out.0", dim, dim)?,
         })
     }
 
-    /// The queries of `x`, and the keys and values of `of`.
-    ///
     /// # Shapes
-    /// `x`: `[b, n, dim]`, `of`: `[b, nk, dim]`.
-    pub fn qkv(&self, x: Tensor<3>, of: Tensor<3>) -> Qkv {
-        let heads = self.heads;
-        Qkv {
-            q: heads.split(self.q.forward(x)),
-            k: heads.split(self.k.forward(of.clone())),
-            v: heads.split(self.v.forward(of)),
-        }
+    /// `x`: `[b, n, dim]`.
+    pub fn qkv(&self, x: Tensor<3>) -> Qkv {
+        let [q, k, v] = self.qkv.forward(x, self.heads.head_dim);
+        Qkv { q, k, v }
     }
 
     /// # Shapes
     /// `[b, n, h, d]` to `[b, n, dim]`.
     pub fn out(&self, y: Tensor<4>) -> Tensor<3> {
         self.out.forward(self.heads.join(y))
+    }
+
+    /// As [`out`](Self::out), added to `base`.
+    pub fn out_add(&self, base: Tensor<3>, y: Tensor<4>) -> Tensor<3> {
+        self.out.forward_add(base, self.heads.join(y))
+    }
+}
+
+/// The linear layers around an attention of tokens to a text.
+///
+/// # Source
+/// As [`Projections`].
+#[derive(Clone, Debug)]
+pub struct TextProjections {
+    heads: Heads,
+    q: Linear,
+    kv: Linears<2>,
+    out: Linear,
+}
+
+impl TextProjections {
+    /// Loads the layers from `weights`, for tokens of `dim` features and a text of `text_dim` features. Those of queries,
+    /// keys and values have a bias if `bias` is set.
+    ///
+    /// # Errors
+    /// If a layer is missing or has the wrong shape.
+    pub fn load(weights: &Weights, [dim, text_dim]: [usize; 2], head_dim: usize, bias: bool) -> Result<Self> {
+        Ok(Self {
+            heads: Heads { head_dim },
+            q: match bias {
+                true => weights.linear("to_q", dim, dim)?,
+                false => weights.linear_without_bias("to_q", dim, dim)?,
+            },
+            kv: weights.linears(["to_k", "to_v"], text_dim, dim, bias)?,
+            out: weights.linear("to_out.0", dim, dim)?,
+        })
+    }
+
+    /// The queries of `x`, and the keys and values of `text`.
+    ///
+    /// # Shapes
+    /// `x`: `[b, n, dim]`, `text`: `[b, nk, text_dim]`.
+    pub fn qkv(&self, x: Tensor<3>, text: Tensor<3>) -> Qkv {
+        let [k, v] = self.kv.forward(text, self.heads.head_dim);
+        Qkv { q: self.heads.split(self.q.forward(x)), k, v }
+    }
+
+    /// `base` plus the output for the result of attention.
+    ///
+    /// # Shapes
+    /// `base`: `[b, n, dim]`, `y`: `[b, n, h, d]`.
+    pub fn out_add(&self, base: Tensor<3>, y: Tensor<4>) -> Tensor<3> {
+        self.out.forward_add(base, self.heads.join(y))
     }
 }
 
@@ -142,7 +197,7 @@ impl Projections {
 /// # Shapes
 /// `[b, rows, c]` to `R` tensors of `[b, 1, c]`.
 pub fn modulation_rows<const R: usize>(modulation: &Tensor<3>, first: usize) -> [Tensor<3>; R] {
-    std::array::from_fn(|row| modulation.clone().narrow(1, first + row, 1))
+    std::array::from_fn(|row| narrow(modulation, 1, first + row, 1))
 }
 
 /// Two linear layers with an approximate GELU between them.
@@ -177,6 +232,11 @@ impl FeedForward {
     /// `x` and the result: `[b, n, dim]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         self.out.forward(self.proj.forward_activated(x, Activation::GeluTanh))
+    }
+
+    /// As [`forward`](Self::forward), added to `base`.
+    pub fn forward_add(&self, base: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        self.out.forward_add(base, self.proj.forward_activated(x, Activation::GeluTanh))
     }
 }
 

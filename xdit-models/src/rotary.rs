@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::tokens::Positions;
+use xdit_kernels::{layer_norm_rotary, rms_norm_rotary, rotary};
 
 /// A rotation of a head's features that depends on the position of the token: pair `i` of the `dim` features of one
 /// direction is rotated by `position / theta^(2i/dim)`.
@@ -29,7 +30,23 @@ impl Rotary {
     /// # Shapes
     /// `x`: `[b, n, h, d]`.
     pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        xdit_kernels::rotary(x, self.cos.clone(), self.sin.clone())
+        rotary(x, self.cos.clone(), self.sin.clone())
+    }
+
+    /// Rotates the root-mean-square norm of the heads of these tokens.
+    ///
+    /// # Shapes
+    /// As [`turn`](Self::turn); `weight`: `[d]`.
+    pub fn turn_rms_normed(&self, x: Tensor<4>, weight: Tensor<1>, eps: f64) -> Tensor<4> {
+        rms_norm_rotary(x, Some(weight), eps, self.cos.clone(), self.sin.clone())
+    }
+
+    /// Rotates the layer norm of the heads of these tokens.
+    ///
+    /// # Shapes
+    /// As [`turn`](Self::turn); `weight`, `bias`: `[d]`.
+    pub fn turn_layer_normed(&self, x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<4> {
+        layer_norm_rotary(x, Some(weight), Some(bias), eps, self.cos.clone(), self.sin.clone())
     }
 
     /// The rotation of the same tokens behind `count` others, which are not rotated.

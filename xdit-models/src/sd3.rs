@@ -9,7 +9,7 @@
 use burn::tensor::{DType, Tensor};
 use xdit_core::attention::{Attention, Qkv, Site};
 use xdit_core::config::Config;
-use xdit_core::linear::Linear;
+use xdit_core::linear::{Linear, Linears};
 use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::{Table, Weights};
@@ -431,9 +431,7 @@ const TEXT_PROJECTIONS: [&str; 5] =
 #[derive(Clone, Debug)]
 struct Projections {
     heads: Heads,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    qkv: Linears<3>,
     /// Two weights of `[head_dim]`, for queries and keys.
     qk_norm: Option<[Tensor<1>; 2]>,
     /// Absent if the result is not used.
@@ -451,9 +449,7 @@ impl Projections {
         let norm = |name| weights.at(name).tensor("weight", [head_dim]);
         Ok(Self {
             heads: Heads { head_dim },
-            q: weights.linear(q, dim, dim)?,
-            k: weights.linear(k, dim, dim)?,
-            v: weights.linear(v, dim, dim)?,
+            qkv: weights.linears([q, k, v], dim, dim, true)?,
             qk_norm: config.qk_norm.then(|| Ok([norm(norm_q)?, norm(norm_k)?])).transpose()?,
             out: out.map(|out| weights.linear(out, dim, dim)).transpose()?,
         })
@@ -462,9 +458,7 @@ impl Projections {
     /// # Shapes
     /// `x`: `[b, n, dim]`.
     fn qkv(&self, x: Tensor<3>) -> Qkv {
-        let q = self.heads.split(self.q.forward(x.clone()));
-        let k = self.heads.split(self.k.forward(x.clone()));
-        let v = self.heads.split(self.v.forward(x));
+        let [q, k, v] = self.qkv.forward(x, self.heads.head_dim);
         let Some([norm_q, norm_k]) = &self.qk_norm else { return Qkv { q, k, v } };
         let norm = |x, weight: &Tensor<1>| rms_norm(x, Some(weight.clone()), EPS);
         Qkv { q: norm(q, norm_q), k: norm(k, norm_k), v }

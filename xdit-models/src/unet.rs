@@ -14,7 +14,7 @@ use xdit_core::attention::Attention;
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, Conv2d, activate};
+use xdit_kernels::{Activation, Conv2d, activate, join_channels};
 
 use crate::convolution::{Convolution, GroupNorm, conv};
 use crate::latent_diffusion::Published;
@@ -214,7 +214,7 @@ impl UNet {
         for (level, stack) in self.up_blocks.iter().enumerate() {
             for index in 0..stack.blocks.len() {
                 let skip = waiting.pop().expect("an image waits for each block on the way out");
-                x = stack.forward(index, Tensor::cat(vec![x, skip], 1), pass);
+                x = stack.forward(index, join_channels(x, skip), pass);
             }
             if let Some(double) = &stack.sampler {
                 let [_, _, rows, columns] = waiting.last().expect("the next level's").dims();

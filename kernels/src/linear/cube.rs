@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn_cubecl::CubeBackend;
 
@@ -9,7 +10,7 @@ use super::{LinearOps, joined, reference_linear};
 use crate::activation::{Activation, ActivationOps};
 use crate::optional::Optional;
 #[cfg(feature = "cuda")]
-use crate::vendor::cublaslt::{self, Epilogue};
+use crate::vendor::cublaslt::{self, Epilogue, Summand};
 
 impl LinearOps for CubeBackend {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Optional<Self>) -> FloatTensor<Self> {
@@ -40,6 +41,26 @@ impl LinearOps for CubeBackend {
         <Self as ActivationOps>::activate(activation, <Self as LinearOps>::linear(x, weight, bias))
     }
 
+    fn linear_add(
+        base: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Optional<Self>,
+    ) -> FloatTensor<Self> {
+        #[cfg(feature = "cuda")]
+        if has_elements(&x, &weight) && base.dtype == x.dtype {
+            let epilogue = Epilogue {
+                bias: present(&bias),
+                sum: Some(Summand { tensor: &base, consumed: false }),
+                ..Epilogue::default()
+            };
+            if let Some(y) = cublaslt::linear(&x, &weight, epilogue) {
+                return y;
+            }
+        }
+        Self::float_add(base, <Self as LinearOps>::linear(x, weight, bias))
+    }
+
     /// The second product is added to the first, so that nothing is copied.
     fn linear_of_two(
         x: FloatTensor<Self>,
@@ -54,7 +75,8 @@ impl LinearOps for CubeBackend {
             let columns = |from, to| burn_cubecl::kernel::slice(weight.clone(), &[0..c_out, from..to]);
             let epilogue = Epilogue { bias: present(&bias), ..Epilogue::default() };
             if let Some(sum) = cublaslt::linear(&x, &columns(0, c_x), epilogue) {
-                let epilogue = Epilogue { sum: Some(sum), ..Epilogue::default() };
+                let epilogue =
+                    Epilogue { sum: Some(Summand { tensor: &sum, consumed: true }), ..Epilogue::default() };
                 if let Some(sum) = cublaslt::linear(&y, &columns(c_x, c_x + c_y), epilogue) {
                     return sum;
                 }

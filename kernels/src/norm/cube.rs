@@ -13,36 +13,44 @@ use crate::optional::Optional;
 
 impl NormOps for CubeBackend {
     fn layer_norm(x: CubeTensor, weight: Optional<Self>, bias: Optional<Self>, eps: f64) -> CubeTensor {
-        let norm = Norm { centre: true, modulate: false, eps };
+        let norm = Norm { centre: true, eps, ..Norm::default() };
         let parameters = [&weight, &bias].map(|parameter| parameter.clone().into_option());
         norm.of_rows(&x, parameters).unwrap_or_else(|| reference_layer_norm::<Self>(x, weight, bias, eps))
     }
 
     fn layer_norm_modulate(x: CubeTensor, shift: CubeTensor, scale: CubeTensor, eps: f64) -> CubeTensor {
-        let norm = Norm { centre: true, modulate: true, eps };
+        let norm = Norm { centre: true, modulate: true, eps, turn: None };
         let parameters = [&scale, &shift].map(|parameter| PerImage::new(parameter.clone(), dims(&x)));
         norm.launch(&x, parameters.map(Some))
             .unwrap_or_else(|| reference_layer_norm_modulate::<Self>(x, shift, scale, eps))
     }
 
     fn rms_norm(x: CubeTensor, weight: Optional<Self>, eps: f64) -> CubeTensor {
-        let norm = Norm { centre: false, modulate: false, eps };
+        let norm = Norm { eps, ..Norm::default() };
         norm.of_rows(&x, [weight.clone().into_option(), None])
             .unwrap_or_else(|| reference_rms_norm::<Self>(x, weight, eps))
     }
 }
 
 /// Layer norm if `centre`, else root-mean-square norm; then `· scale + shift`, or `· (1 + scale) + shift` if
-/// `modulate`.
-struct Norm {
-    centre: bool,
-    modulate: bool,
-    eps: f64,
+/// `modulate`; then a rotation of pairs of features, if there is one.
+#[derive(Default)]
+pub(crate) struct Norm {
+    pub(crate) centre: bool,
+    pub(crate) modulate: bool,
+    pub(crate) eps: f64,
+    pub(crate) turn: Option<Turn>,
+}
+
+/// The rotation of the rows of a tensor `[b, n, h, d]`.
+pub(crate) struct Turn {
+    /// Cosines and sines, `[n, d/2]`, f32 and contiguous.
+    pub(crate) tables: [CubeTensor; 2],
 }
 
 impl Norm {
     /// [`launch`](Self::launch) with a scale and shift for each feature.
-    fn of_rows(&self, x: &CubeTensor, parameters: [Option<CubeTensor>; 2]) -> Option<CubeTensor> {
+    pub(crate) fn of_rows(&self, x: &CubeTensor, parameters: [Option<CubeTensor>; 2]) -> Option<CubeTensor> {
         let c = x.meta.shape()[x.rank() - 1];
         self.launch(x, parameters.map(|parameter| parameter.map(|tensor| PerImage::shared(tensor, c))))
     }
@@ -68,16 +76,23 @@ impl Norm {
         let rows = Rows::new(x.clone());
         let tensors = || given().map(|parameter| &parameter.tensor).chain([&rows.tensor]);
         let width = width(tensors(), rows.divisors().chain(given().map(|parameter| parameter.of_image)));
+        if self.turn.is_some() && width == 1 {
+            // Pairs would lie in different units.
+            return None;
+        }
         let plan = Plan::new(&x.client, rows.len / width)?;
         let [scale, shift] = &parameters;
         let stride = |parameter: &Option<PerImage>| parameter.as_ref().map_or(0, |p| p.of_image / width);
         let argument = |parameter: &Option<PerImage>| parameter.as_ref().map(|p| buffer(&p.tensor));
         let images = if self.modulate { dims::<3>(x)[0] } else { 1 };
+        let [cos, sin] = [0, 1].map(|table| self.turn.as_ref().map(|turn| buffer(&turn.tables[table])));
+        let [tokens, heads] =
+            if self.turn.is_some() { [1, 2].map(|dim| x.meta.shape()[dim]) } else { [1; 2] };
 
         let y = empty(x, x.shape(), x.dtype);
         let (count, dim) = cubes(&x.client, rows.count().div_ceil(plan.rows()) * UNITS);
         // SAFETY: units read vectors of rows below the count, at the tensors' strides, and of parameters, which have as
-        // many features, and write the same vectors of the result.
+        // many features, of angles of the row's token, and write the same vectors of the result.
         unsafe {
             kernel::norm::launch_unchecked(
                 &x.client,
@@ -85,15 +100,20 @@ impl Norm {
                 dim,
                 addresses(tensors().chain([&y])),
                 width,
+                (width / 2).max(1),
                 buffer(&rows.tensor),
                 argument(scale).into(),
                 argument(shift).into(),
+                cos.into(),
+                sin.into(),
                 buffer(&y),
                 rows.layout(width),
                 rows.count(),
                 rows.count() / images,
                 stride(scale),
                 stride(shift),
+                heads,
+                tokens,
                 self.eps as f32,
                 plan,
                 self.centre,
@@ -112,18 +132,24 @@ mod kernel {
 
     use crate::cube::reduce::{Plan, is_below, row_sum};
     use crate::cube::rows::Layout;
+    use crate::rotary::cube::kernel::turned;
 
+    /// `M` is half of `N` where pairs are turned.
     #[cube(launch_unchecked, address_type = "dynamic")]
-    pub(super) fn norm<F: Float, P: Float, N: Size>(
+    pub(super) fn norm<F: Float, P: Float, N: Size, M: Size>(
         x: &[Vector<F, N>],
         scale: ComptimeOption<&[Vector<P, N>]>,
         shift: ComptimeOption<&[Vector<P, N>]>,
+        cos: ComptimeOption<&[Vector<f32, M>]>,
+        sin: ComptimeOption<&[Vector<f32, M>]>,
         y: &mut [Vector<F, N>],
         layout: Layout,
         rows: usize,
         rows_of_image: usize,
         stride_of_scale: usize,
         stride_of_shift: usize,
+        heads: usize,
+        tokens: usize,
         eps: f32,
         #[comptime] plan: Plan,
         #[comptime] centre: bool,
@@ -201,6 +227,14 @@ mod kernel {
                     #[comptime]
                     if let ComptimeOption::Some(shift) = shift {
                         value += Vector::cast_from(shift[image * stride_of_shift + at]);
+                    }
+                    #[comptime]
+                    if let ComptimeOption::Some(cos) = cos {
+                        #[comptime]
+                        if let ComptimeOption::Some(sin) = sin {
+                            let angles = row / heads % tokens * plan.vectors + at;
+                            value = turned::<N, M>(value, cos[angles], sin[angles]);
+                        }
                     }
                     y[row * plan.vectors + at] = Vector::cast_from(value);
                 }

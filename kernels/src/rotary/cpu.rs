@@ -1,5 +1,6 @@
 //! Rotary embedding on the CPU: one pass, in place if the memory is not shared.
 
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
 
@@ -7,8 +8,10 @@ use super::{RotaryOps, reference_rotary};
 use crate::cpu::{
     TensorRows, dims,
     lanes::{Lanes, Level, Vectorized},
-    map_rows, wide,
+    map_rows, round_to, wide,
 };
+use crate::norm::NormOps;
+use crate::optional::Optional;
 
 impl RotaryOps for Flex {
     fn rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
@@ -17,6 +20,44 @@ impl RotaryOps for Flex {
             _ => reference_rotary::<Self>(x, cos, sin),
         }
     }
+
+    fn rms_norm_rotary(
+        x: FlexTensor,
+        weight: Optional<Self>,
+        eps: f64,
+        cos: FlexTensor,
+        sin: FlexTensor,
+    ) -> FlexTensor {
+        after_norm(x, |x| <Self as NormOps>::rms_norm(x, weight, eps), cos, sin)
+    }
+
+    fn layer_norm_rotary(
+        x: FlexTensor,
+        weight: Optional<Self>,
+        bias: Optional<Self>,
+        eps: f64,
+        cos: FlexTensor,
+        sin: FlexTensor,
+    ) -> FlexTensor {
+        let norm = |x: FlexTensor| {
+            let dims @ [b, n, h, d] = dims(&x);
+            let rows = Self::float_reshape(x, [b, n * h, d].into());
+            Self::float_reshape(<Self as NormOps>::layer_norm(rows, weight, bias, eps), dims.into())
+        };
+        after_norm(x, norm, cos, sin)
+    }
+}
+
+/// The rotation of the norm of `x`, which is rounded once.
+fn after_norm(
+    x: FlexTensor,
+    norm: impl FnOnce(FlexTensor) -> FlexTensor,
+    cos: FlexTensor,
+    sin: FlexTensor,
+) -> FlexTensor {
+    let dtype = x.dtype();
+    let x = if dtype.size() == 2 { wide(x) } else { x };
+    round_to(<Flex as RotaryOps>::rotary(norm(x), cos, sin), dtype)
 }
 
 /// [`rotary`](super::rotary) at `level`.

@@ -1,25 +1,75 @@
-//! Rotary embedding on CubeCL's backends: one pass, in place where the memory is free.
+//! Rotary embedding on CubeCL's backends: one pass, in place where the memory is free, or the end of a norm.
 
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{RotaryOps, reference_rotary};
+use super::{RotaryOps, reference_layer_norm_rotary, reference_rms_norm_rotary, reference_rotary};
 use crate::cube::rows::Rows;
 use crate::cube::{InPlace, addresses, buffer, cubes, dims, elem, takes, wide, width};
+use crate::norm::cube::{Norm, Turn};
+use crate::optional::Optional;
 
 impl RotaryOps for CubeBackend {
     fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
         if takes([&x, &cos, &sin]) { rotary(x, cos, sin) } else { reference_rotary::<Self>(x, cos, sin) }
     }
+
+    fn rms_norm_rotary(
+        x: CubeTensor,
+        weight: Optional<Self>,
+        eps: f64,
+        cos: CubeTensor,
+        sin: CubeTensor,
+    ) -> CubeTensor {
+        let norm = Norm { eps, ..Norm::default() };
+        normed(norm, &x, [weight.clone().into_option(), None], [&cos, &sin])
+            .unwrap_or_else(|| reference_rms_norm_rotary::<Self>(x, weight, eps, cos, sin))
+    }
+
+    fn layer_norm_rotary(
+        x: CubeTensor,
+        weight: Optional<Self>,
+        bias: Optional<Self>,
+        eps: f64,
+        cos: CubeTensor,
+        sin: CubeTensor,
+    ) -> CubeTensor {
+        let norm = Norm { centre: true, eps, ..Norm::default() };
+        let parameters = [&weight, &bias].map(|parameter| parameter.clone().into_option());
+        normed(norm, &x, parameters, [&cos, &sin])
+            .unwrap_or_else(|| reference_layer_norm_rotary::<Self>(x, weight, bias, eps, cos, sin))
+    }
+}
+
+/// `norm` of each head of `x` with scale and shift, then the rotation; none if the kernel does not take them.
+fn normed(
+    norm: Norm,
+    x: &CubeTensor,
+    parameters: [Option<CubeTensor>; 2],
+    tables: [&CubeTensor; 2],
+) -> Option<CubeTensor> {
+    if !takes(tables) {
+        return None;
+    }
+    check(x, tables);
+    let turn = Turn { tables: tables.map(|table| into_contiguous(wide(table.clone()))) };
+    Norm { turn: Some(turn), ..norm }.of_rows(x, parameters)
+}
+
+/// # Panics
+/// If `tables` have no angle for each token and pair of `x`.
+fn check(x: &CubeTensor, tables: [&CubeTensor; 2]) {
+    let [_, n, _, d] = dims(x);
+    assert!(d % 2 == 0, "{d} features are no pairs");
+    for table in tables {
+        assert_eq!(dims(table), [n, d / 2], "an angle for each token and pair");
+    }
 }
 
 fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+    check(&x, [&cos, &sin]);
     let [_, n, h, d] = dims(&x);
-    assert!(d % 2 == 0, "{d} features are no pairs");
-    for table in [&cos, &sin] {
-        assert_eq!(dims(table), [n, d / 2], "an angle for each token and pair");
-    }
     if x.meta.num_elements() == 0 {
         return x;
     }
@@ -58,7 +108,7 @@ fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     in_place.out
 }
 
-mod kernel {
+pub(crate) mod kernel {
     //! CubeCL's prelude has names that Burn has, too.
 
     use cubecl::prelude::*;
@@ -87,6 +137,16 @@ mod kernel {
         let of_token = row / heads % tokens * vectors_of_row + at;
         let (cos, sin) = (cos[of_token], sin[of_token]);
         let x = Vector::<f32, N>::cast_from(x[layout.start(row) + at]);
+        out[ABSOLUTE_POS] = Vector::cast_from(turned::<N, M>(x, cos, sin));
+    }
+
+    /// The pairs of `x`, turned by one angle each.
+    #[cube]
+    pub(crate) fn turned<N: Size, M: Size>(
+        x: Vector<f32, N>,
+        cos: Vector<f32, M>,
+        sin: Vector<f32, M>,
+    ) -> Vector<f32, N> {
         let mut turned = Vector::<f32, N>::empty();
         #[unroll]
         for pair in 0..M::value() {
@@ -95,6 +155,6 @@ mod kernel {
             turned.insert(2 * pair, first * cos - second * sin);
             turned.insert(2 * pair + 1, second * cos + first * sin);
         }
-        out[ABSOLUTE_POS] = Vector::cast_from(turned);
+        turned
     }
 }

@@ -152,10 +152,10 @@ struct Key {
     dtype_out: DType,
     /// Rows of the input, its features, and those of the output.
     sizes: [usize; 3],
-    /// Elements from one row to the next, of input, weight and output.
-    strides: [usize; 3],
-    /// Bytes to a multiple of which weight, input and output are aligned.
-    alignments: [u32; 3],
+    /// Elements from one row to the next, of input, weight, summand and output.
+    strides: [usize; 4],
+    /// Bytes to a multiple of which weight, input, summand and output are aligned.
+    alignments: [u32; 4],
     bias: bool,
     gelu: bool,
     sum: bool,
@@ -168,10 +168,17 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) bias: Option<&'a CubeTensor>,
     /// Whether GELU with the tanh approximation follows.
     pub(crate) gelu: bool,
-    /// A contiguous tensor that nobody else holds, to which the product is added before all else.
-    pub(crate) sum: Option<CubeTensor>,
+    /// To it the product is added before all else.
+    pub(crate) sum: Option<Summand<'a>>,
     /// Whether the result is f32.
     pub(crate) wide: bool,
+}
+
+/// A tensor of the result's shape and type.
+pub(crate) struct Summand<'a> {
+    pub(crate) tensor: &'a CubeTensor,
+    /// Whether the result takes its memory. Then it is contiguous, and nobody else reads it.
+    pub(crate) consumed: bool,
 }
 
 /// What the library chose for a [`Key`]. Handle and descriptions live as long as the process.
@@ -181,6 +188,7 @@ struct Plan {
     description: usize,
     weight: usize,
     input: usize,
+    summand: usize,
     output: usize,
     algorithm: Algorithm,
     workspace_bytes: usize,
@@ -221,7 +229,8 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
         _ => None,
     };
     let (number, number_out) = (number(key.dtype)?, number(key.dtype_out)?);
-    let ([rows, c_in, c_out], [input_stride, weight_stride, output_stride]) = (key.sizes, key.strides);
+    let [rows, c_in, c_out] = key.sizes;
+    let [input_stride, weight_stride, summand_stride, output_stride] = key.strides;
     let ok = |status: Status| (status == 0).then_some(());
     let layout = |number: i32, columns: usize, rows: usize, stride: usize| {
         let mut layout = null_mut();
@@ -232,6 +241,7 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
     };
     let weight = layout(number, c_in, c_out, weight_stride)?;
     let input = layout(number, c_in, rows, input_stride)?;
+    let summand = layout(number_out, c_out, rows, summand_stride)?;
     let output = layout(number_out, c_out, rows, output_stride)?;
     let (mut description, mut preference) = (null_mut(), null_mut());
     // SAFETY: as above.
@@ -256,9 +266,7 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
     };
     // Partial sums are added in f32, never in the 16 bits of the output.
     prefer(REDUCTION_SCHEMES, REDUCTION_IN_COMPUTE_TYPE)?;
-    let [weight_alignment, input_alignment, output_alignment] = key.alignments;
-    let alignments = [weight_alignment, input_alignment, output_alignment, output_alignment];
-    for (attribute, alignment) in ALIGNMENT.into_iter().zip(alignments) {
+    for (attribute, alignment) in ALIGNMENT.into_iter().zip(key.alignments) {
         prefer(attribute, alignment)?;
     }
     let (mut found, mut count) = (Heuristic::default(), 0);
@@ -273,7 +281,7 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
             description,
             weight,
             input,
-            output,
+            summand,
             output,
             preference,
             1,
@@ -286,6 +294,7 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
         description: description as usize,
         weight: weight as usize,
         input: input as usize,
+        summand: summand as usize,
         output: output as usize,
         algorithm: found.algorithm,
         workspace_bytes: found.workspace_bytes,
@@ -306,7 +315,8 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) ->
     }
     let dtype_out = if wide { DType::F32 } else { x.dtype };
     let same = |tensor: &CubeTensor| tensor.dtype == x.dtype;
-    if !same(weight) || !bias.is_none_or(same) || !sum.as_ref().is_none_or(|sum| sum.dtype == dtype_out) {
+    let fits = |sum: &Summand| sum.tensor.dtype == dtype_out;
+    if !same(weight) || !bias.is_none_or(same) || !sum.as_ref().is_none_or(fits) {
         return None;
     }
     let flat = |tensor: &CubeTensor| match rows(tensor.meta.shape(), tensor.meta.strides()) {
@@ -319,17 +329,28 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) ->
     let mut shape = x.meta.shape().to_vec();
     let c_in = shape.pop()?;
     shape.push(c_out);
-    let is_sum = sum.is_some();
-    let output = sum.unwrap_or_else(|| {
-        empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), dtype_out)
-    });
+    let (is_sum, mut shared) = (sum.is_some(), None);
+    let output = match sum {
+        Some(Summand { tensor, consumed: true }) => tensor.clone(),
+        sum => {
+            shared = sum.map(|summand| flat(summand.tensor));
+            empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), dtype_out)
+        }
+    };
+    let summand_stride = match &shared {
+        Some(summand) => {
+            assert_eq!(summand.meta.shape(), output.meta.shape(), "a summand of the result's shape");
+            rows(summand.meta.shape(), summand.meta.strides())?[1]
+        }
+        None => c_out,
+    };
     let key = Key {
         device: device.index,
         dtype: x.dtype,
         dtype_out,
         sizes: [rows_x, c_in, c_out],
-        strides: [x_stride, weight_stride, c_out],
-        alignments: [&weight, &x, &output].map(alignment),
+        strides: [x_stride, weight_stride, summand_stride, c_out],
+        alignments: [&weight, &x, shared.as_ref().unwrap_or(&output), &output].map(alignment),
         bias: bias.is_some(),
         gelu,
         sum: is_sum,
@@ -337,13 +358,15 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) ->
     let plan = plan(api, &lane, key)?;
     let scratch = (plan.workspace_bytes > 0).then(|| x.client.empty(plan.workspace_bytes));
     // The output comes last of the tensors, and scratch memory behind it.
-    let tensors: Vec<&CubeTensor> = [&x, &weight].into_iter().chain(&bias).chain([&output]).collect();
-    let (count, with_bias) = (tensors.len(), bias.is_some());
+    let inputs = [&x, &weight].into_iter().chain(&bias).chain(&shared);
+    let tensors: Vec<&CubeTensor> = inputs.chain([&output]).collect();
+    let (count, with_bias, is_shared) = (tensors.len(), bias.is_some(), shared.is_some());
     order::submit(lane, &tensors, scratch, move |addresses, stream| {
         let (input, weight, output) = (addresses[0], addresses[1], addresses[count - 1]);
         let workspace = addresses.get(count).copied().unwrap_or(0);
         let bias = with_bias.then(|| addresses[2]);
-        run(api, &plan, [input, weight, output], bias, is_sum, workspace, stream)
+        let summand = if is_shared { addresses[count - 2] } else { output };
+        run(api, &plan, [input, weight, summand, output], bias, is_sum, workspace, stream)
     });
     Some(output)
 }
@@ -351,7 +374,7 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) ->
 fn run(
     api: &Api,
     plan: &Plan,
-    [input, weight, output]: [u64; 3],
+    [input, weight, summand, output]: [u64; 4],
     bias: Option<u64>,
     is_sum: bool,
     workspace: u64,
@@ -376,8 +399,8 @@ fn run(
                 input,
                 plan.input as Opaque,
                 &raw const of_sum,
-                output,
-                plan.output as Opaque,
+                summand,
+                plan.summand as Opaque,
                 output,
                 plan.output as Opaque,
                 &raw const plan.algorithm,

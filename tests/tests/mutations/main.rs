@@ -86,16 +86,9 @@ impl Run {
 #[test]
 fn wrong_messages_show() {
     for (kind, axis, patches, distrifusion, group, wires) in [
-        (
-            Kind::Cross,
-            Axis::Ring,
-            1,
-            false,
-            "ring",
-            &[Wire::KeysMoved, Wire::ValuesFirst, Wire::Returned][..],
-        ),
+        (Kind::Cross, Axis::Ring, 1, false, "ring", &[Wire::KeysMoved, Wire::PartsMoved, Wire::Returned][..]),
         (Kind::Joint, Axis::Ring, 1, true, "ring", &[Wire::KeysMoved, Wire::ValuesFirst, Wire::Late(STEP)]),
-        (Kind::Joint, Axis::Ulysses, 1, false, "ulysses", &[Wire::RanksMoved, Wire::Returned]),
+        (Kind::Joint, Axis::Ulysses, 1, false, "ulysses", &[Wire::PartsMoved, Wire::Returned]),
         (Kind::Alone, Axis::Tensor, 1, false, "tp", &[Wire::Returned]),
         (Kind::Joint, Axis::Cfg, 1, false, "cfg", &[Wire::Returned]),
         (Kind::Joint, Axis::Pipeline, 3, false, "pp", &[Wire::Late(STEP)]),

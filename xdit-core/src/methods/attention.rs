@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use xdit_kernels::attention;
+use xdit_kernels::{attention, join};
 
 use crate::attention::{Attention, Local, Qkv, Site, Span, scale};
 use crate::link::Link;
@@ -195,9 +195,7 @@ impl Attention for ParallelAttention {
         let at = Resolution::new(image.q.dims()[1], planned);
         let tokens: Vec<_> = tokens.into_iter().map(|tokens| at.of(tokens)).collect();
         let (image, text) = match &self.ulysses {
-            Some(ulysses) => {
-                (ulysses.scatter_heads(image, &tokens), text.map(|text| ulysses.own_heads(text)))
-            }
+            Some(ulysses) => ulysses.scatter_heads(image, text, &tokens),
             None => (image, text),
         };
 
@@ -245,10 +243,7 @@ impl Attention for ParallelAttention {
             None => attend(image.q, text_q, keys.both(), scale),
         };
         let (image_out, text_out) = match &self.ulysses {
-            Some(ulysses) => (
-                ulysses.gather_heads(image_out, &tokens, heads),
-                text_out.map(|text| ulysses.gather_text(text, heads)),
-            ),
+            Some(ulysses) => ulysses.gather_heads(image_out, text_out, &tokens, heads),
             None => (image_out, text_out),
         };
         (image_out.reshape(shape), text_out)
@@ -266,7 +261,7 @@ impl Attention for ParallelAttention {
 fn attend(image: Tensor<4>, text: Option<Tensor<4>>, kv: Kv, scale: f32) -> (Tensor<4>, Option<Tensor<4>>) {
     let (n_text, n_image) = (text.as_ref().map_or(0, |text| text.dims()[1]), image.dims()[1]);
     let q = match text {
-        Some(text) => Tensor::cat(vec![text, image], 1),
+        Some(text) => join(text, image),
         None => image,
     };
     let out = attention(q, kv.k, kv.v, None, scale);

@@ -1,6 +1,7 @@
 //! Keys and values, as they pass between the parallel methods.
 
 use burn::tensor::Tensor;
+use xdit_kernels::join_grid;
 
 /// Keys and values of some tokens, `[b, n, h, d]` each.
 #[derive(Clone, Debug)]
@@ -18,7 +19,8 @@ impl Kv {
             return parts.remove(0);
         }
         let (k, v) = parts.into_iter().map(|part| (part.k, part.v)).unzip();
-        Self { k: Tensor::cat(k, 1), v: Tensor::cat(v, 1) }
+        let joined = |parts: Vec<Tensor<4>>| join_grid(parts.into_iter().map(|part| vec![part]).collect());
+        Self { k: joined(k), v: joined(v) }
     }
 
     /// Copies both into a new tensor, keys first along the batch.

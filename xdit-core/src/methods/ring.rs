@@ -57,19 +57,19 @@ impl Ring {
         let to_text = text.as_ref().zip(keys.text.as_ref()).map(|(q, kv)| attend(q, kv));
         // Indexed by the rank that owns the keys.
         let mut of_text: Vec<Option<Partial>> = vec![None; size];
-        let mut travelling = keys.image.stack();
         let mut present = keys.image;
         for hop in 0..size {
             let transfer = (hop + 1 < size).then(|| {
                 let n = tokens[(rank + size - hop - 1) % size];
-                let slot = place.slot([2 * b, n, h, d]);
-                self.link.exchange(vec![(next, travelling.clone())], vec![(previous, slot)])
+                let slot = || (previous, place.slot([b, n, h, d]));
+                let sends = [&present.k, &present.v].map(|x| (next, x.clone()));
+                self.link.exchange(sends.into(), vec![slot(), slot()])
             });
             of_image = Some(merge(of_image, attend(&image, &present)));
             of_text[(rank + size - hop) % size] = text.as_ref().map(|q| attend(q, &present));
             if let Some(transfer) = transfer {
-                travelling = transfer.wait_one();
-                present = Kv::unstack(travelling.clone());
+                let [k, v] = transfer.wait().try_into().expect("keys and values");
+                present = Kv { k, v };
             }
         }
         let of_text =

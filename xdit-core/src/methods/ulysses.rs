@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
+use xdit_kernels::{join_grid, narrow};
 
 use crate::attention::Qkv;
-use crate::link::Link;
+use crate::link::{Arriving, Link};
 use crate::split;
 
 /// The ranks that exchange tokens for heads.
@@ -33,54 +34,68 @@ impl Ulysses {
         split::even(heads, self.link.size())
     }
 
-    /// Exchanges all heads of this rank's tokens for all tokens of this rank's heads.
+    /// Exchanges all heads of this rank's image tokens for all image tokens of this rank's heads. Every rank has the whole
+    /// text, and keeps this rank's heads of it.
     ///
-    /// Queries, keys and values are separate messages of one operation: concatenating them first would copy each.
+    /// Queries, keys and values are separate messages of one operation: concatenating them first would copy each. Text
+    /// and image are parts of one tensor afterwards, the text first, so that they are [joined](xdit_kernels::join) without
+    /// copying.
     ///
     /// # Shapes
-    /// `[b, tokens[rank], h, d]` to `[b, Σ tokens, h', d]`; the tokens of rank 0 come first.
-    pub fn scatter_heads(&self, qkv: Qkv, tokens: &[usize]) -> Qkv {
-        let [b, _, h, d] = qkv.q.dims();
+    /// `image`: `[b, tokens[rank], h, d]` to `[b, Σ tokens, h', d]`; the tokens of rank 0 come first. `text`:
+    /// `[b, n, h, d]` to `[b, n, h', d]`.
+    pub fn scatter_heads(&self, image: Qkv, text: Option<Qkv>, tokens: &[usize]) -> (Qkv, Option<Qkv>) {
+        let [b, _, h, d] = image.q.dims();
         let heads = self.heads(h);
         let mine = heads[self.link.rank()].len();
         let shapes: Vec<_> = tokens.iter().map(|&n| [b, n, mine, d]).collect();
-        let parts = [qkv.q, qkv.k, qkv.v].map(|x| {
-            let part = |heads: &Range<usize>| x.clone().narrow(2, heads.start, heads.len());
+        let parts = [image.q, image.k, image.v].map(|x| {
+            let part = |heads: &Range<usize>| narrow(&x, 2, heads.start, heads.len());
             heads.iter().map(part).collect()
         });
+        let n_text = text.as_ref().map_or(0, |text| text.q.dims()[1]);
+        let own = heads[self.link.rank()].clone();
+        let own_heads = |x: Tensor<4>| narrow(&x, 2, own.start, own.len());
+        let text = match text {
+            Some(text) => [text.q, text.k, text.v].map(|x| Some(own_heads(x))),
+            None => [const { None }; 3],
+        };
         let mut arrived = self.link.all_to_all_of(parts.into(), &shapes).wait().into_iter();
-        let [q, k, v] = [(); 3].map(|()| Tensor::cat(arrived.by_ref().take(shapes.len()).collect(), 1));
-        Qkv { q, k, v }
+        let joined = text.map(|text| {
+            let parts = text.into_iter().chain(arrived.by_ref().take(shapes.len()));
+            join_grid(parts.map(|part| vec![part]).collect())
+        });
+        let n_image = tokens.iter().sum();
+        let of = |first, count| {
+            let [q, k, v] = joined.each_ref().map(|x| narrow(x, 1, first, count));
+            Qkv { q, k, v }
+        };
+        (of(n_text, n_image), (n_text > 0).then(|| of(0, n_text)))
     }
 
-    /// Exchanges all tokens of this rank's heads for all heads of this rank's tokens. It is the inverse of
-    /// [`scatter_heads`](Self::scatter_heads), for a result of attention.
+    /// Exchanges all image tokens of this rank's heads for all heads of this rank's image tokens, and gathers all heads of
+    /// the text. It is the inverse of [`scatter_heads`](Self::scatter_heads), for a result of attention.
     ///
     /// # Shapes
-    /// `out`: `[b, Σ tokens, h', d]` to `[b, tokens[rank], heads, d]`.
-    pub fn gather_heads(&self, out: Tensor<4>, tokens: &[usize], heads: usize) -> Tensor<4> {
-        let [b, _, _, d] = out.dims();
-        let mine = tokens[self.link.rank()];
+    /// `image`: `[b, Σ tokens, h', d]` to `[b, tokens[rank], heads, d]`. `text`: `[b, n, h', d]` to `[b, n, heads, d]`.
+    pub fn gather_heads(
+        &self,
+        image: Tensor<4>,
+        text: Option<Tensor<4>>,
+        tokens: &[usize],
+        heads: usize,
+    ) -> (Tensor<4>, Option<Tensor<4>>) {
+        let [b, _, _, d] = image.dims();
+        let (mine, n_text) = (tokens[self.link.rank()], text.as_ref().map_or(0, |text| text.dims()[1]));
         let parts = split::consecutive(tokens).into_iter();
-        let parts = parts.map(|range| out.clone().narrow(1, range.start, range.len())).collect();
-        let shapes: Vec<_> = self.heads(heads).iter().map(|heads| [b, mine, heads.len(), d]).collect();
-        Tensor::cat(self.link.all_to_all(parts, &shapes).wait(), 2)
-    }
-
-    /// This rank's heads of a text that every rank has whole; it needs no transfer.
-    pub fn own_heads(&self, text: Qkv) -> Qkv {
-        let heads = self.heads(text.q.dims()[2])[self.link.rank()].clone();
-        let own = |x: Tensor<4>| x.narrow(2, heads.start, heads.len());
-        Qkv { q: own(text.q), k: own(text.k), v: own(text.v) }
-    }
-
-    /// All heads of the text's result, on every rank.
-    ///
-    /// # Shapes
-    /// `out`: `[b, n, h', d]` to `[b, n, heads, d]`.
-    pub fn gather_text(&self, out: Tensor<4>, heads: usize) -> Tensor<4> {
-        let [b, n, _, d] = out.dims();
-        let shapes: Vec<_> = self.heads(heads).iter().map(|heads| [b, n, heads.len(), d]).collect();
-        Tensor::cat(self.link.all_gather(out, &shapes).wait(), 2)
+        let parts = parts.map(|range| narrow(&image, 1, range.start, range.len())).collect();
+        let heads = self.heads(heads);
+        let shapes = |n| heads.iter().map(|heads| [b, n, heads.len(), d]).collect::<Vec<_>>();
+        let image = self.link.all_to_all(parts, &shapes(mine));
+        let text = text.map(|text| self.link.all_gather(text, &shapes(n_text)));
+        let image = image.wait();
+        let joined = join_grid(text.map(Arriving::wait).into_iter().chain([image]).collect());
+        let of = |first, count| narrow(&joined, 1, first, count);
+        (of(n_text, mine), (n_text > 0).then(|| of(0, n_text)))
     }
 }

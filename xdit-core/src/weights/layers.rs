@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::Weights;
+use super::{Source, Stay, Weights};
 use crate::error::Result;
-use crate::linear::{Linear, Parameters};
+use crate::linear::{Linear, Linears, Parameters};
 use crate::link::{Link, fail};
 use crate::placement::{self, Placement, Run};
 use crate::shared::Shared;
@@ -46,6 +46,16 @@ enum Part {
     Inputs(Vec<Range<usize>>),
 }
 
+impl Part {
+    /// The output features of this part of a layer that has `c_out` of them.
+    fn outputs(&self, c_out: usize) -> Vec<Range<usize>> {
+        match self {
+            Self::Outputs(outputs) => outputs.clone(),
+            Self::Whole | Self::Inputs(_) => std::iter::once(0..c_out).collect(),
+        }
+    }
+}
+
 /// The residency of layers that are used [only for contexts](Weights::once).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
@@ -71,6 +81,68 @@ impl Weights {
     /// As [`tensor`](Self::tensor).
     pub fn linear_without_bias(&self, name: impl Display, c_in: usize, c_out: usize) -> Result<Linear> {
         self.at(name).linear_here(c_in, c_out, false)
+    }
+
+    /// The linear layers called `names`, which have one input. On accelerators, their weights are one matrix in memory, so
+    /// that they are one product: the devices are faster on few large products. On the CPU, each weight stays in its
+    /// mapped file.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn linears<const N: usize>(
+        &self,
+        names: [&str; N],
+        c_in: usize,
+        c_out: usize,
+        bias: bool,
+    ) -> Result<Linears<N>> {
+        let parts = names.map(|name| self.at(name).part(c_in, c_out));
+        let is_cut = parts.iter().any(|(_, summed_over)| summed_over.is_some());
+        let Source { device, check_only, .. } = &*self.source;
+        if *device == Device::flex() || *check_only || is_cut || self.once {
+            let layers: Vec<_> = names
+                .iter()
+                .map(|name| self.at(name).linear_here(c_in, c_out, bias))
+                .collect::<Result<_>>()?;
+            let layers = layers.try_into().unwrap_or_else(|_| unreachable!("a layer for each name"));
+            return Ok(Linears::apart(layers));
+        }
+        let rows = parts.map(|(part, _)| part.outputs(c_out));
+        let key =
+            Key { layer: format!("{}{{{}}}", self.prefix, names.join(",")), ..self.shared_key(Part::Whole) };
+        let key = Key { part: Part::Outputs(rows.concat()), ..key };
+        let parameters = self.source.shared.linear.get(key, || {
+            Ok::<_, crate::Error>(Parameters {
+                weight: self.joined_rows(names, "weight", [c_out, c_in], &rows)?,
+                bias: bias.then(|| self.joined_rows(names, "bias", [c_out], &rows)).transpose()?,
+            })
+        })?;
+        for name in names {
+            // A layer that another rank has loaded is marked as used here, too.
+            self.at(name).entry("weight", &[c_out, c_in])?;
+            if bias {
+                self.at(name).entry("bias", &[c_out])?;
+            }
+        }
+        let features = rows.map(|rows| rows.iter().map(Range::len).sum());
+        let all: usize = features.iter().sum();
+        self.count(&self.source.taken, all * c_in + if bias { all } else { 0 });
+        Ok(Linears::joined(Linear::held(parameters), features))
+    }
+
+    /// The rows of the tensors called `tensor` of the layers `names`, one behind the other.
+    fn joined_rows<const N: usize, const D: usize>(
+        &self,
+        names: [&str; N],
+        tensor: &str,
+        shape: [usize; D],
+        rows: &[Vec<Range<usize>>; N],
+    ) -> Result<Tensor<D>> {
+        let part = |(name, rows): (&&str, &Vec<Range<usize>>)| {
+            self.at(name).rows_staying(tensor, shape, rows, Stay::Briefly)
+        };
+        let parts = names.iter().zip(rows).map(part).collect::<Result<Vec<_>>>()?;
+        Ok(self.source.device.memory_persistent_allocations(parts, |parts| Tensor::cat(parts, 0)))
     }
 
     fn linear_here(&self, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
@@ -115,16 +187,12 @@ impl Weights {
     /// Weight and bias of a part of the layer here. The bias is whole if inputs are cut.
     fn parameters(&self, c_in: usize, c_out: usize, bias: bool, part: Part) -> Result<Arc<Parameters>> {
         self.source.shared.linear.get(self.shared_key(part.clone()), || {
-            let all = 0..c_out;
-            let outputs = match &part {
-                Part::Outputs(outputs) => &outputs[..],
-                Part::Whole | Part::Inputs(_) => std::slice::from_ref(&all),
-            };
+            let outputs = part.outputs(c_out);
             let weight = match &part {
                 Part::Inputs(inputs) => self.columns("weight", [c_out, c_in], inputs)?,
-                Part::Whole | Part::Outputs(_) => self.rows("weight", [c_out, c_in], outputs)?,
+                Part::Whole | Part::Outputs(_) => self.rows("weight", [c_out, c_in], &outputs)?,
             };
-            let bias = bias.then(|| self.rows("bias", [c_out], outputs)).transpose()?;
+            let bias = bias.then(|| self.rows("bias", [c_out], &outputs)).transpose()?;
             Ok(Parameters { weight, bias })
         })
     }

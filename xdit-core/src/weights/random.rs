@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
+use super::Stay;
 use crate::noise::Generator;
 
 /// The number of different values. Larger tensors repeat them.
@@ -22,7 +23,7 @@ impl RandomValues {
     }
 
     /// A tensor with values of mean zero. In a matrix or convolution, the variance is one over the number of inputs.
-    pub fn tensor<const D: usize>(&self, shape: [usize; D], dtype: DType) -> Tensor<D> {
+    pub fn tensor<const D: usize>(&self, shape: [usize; D], dtype: DType, stay: Stay) -> Tensor<D> {
         let len: usize = shape.iter().product();
         if len == 0 {
             return Tensor::zeros(shape, (&self.0.device(), dtype));
@@ -37,8 +38,8 @@ impl RandomValues {
         // As with values of files, only the result is in persistent memory.
         let device = self.0.device();
         let values = match dtype {
-            DType::F32 => device.memory_persistent_allocations(values, |values| values * deviation),
-            _ => device.memory_persistent_allocations(values * deviation, |values| values.cast(dtype)),
+            DType::F32 => stay.allocate(&device, values, |values| values * deviation),
+            _ => stay.allocate(&device, values * deviation, |values| values.cast(dtype)),
         };
         values.reshape(shape)
     }
@@ -51,13 +52,13 @@ mod tests {
     #[test]
     fn matrices_keep_the_variance() {
         let random = RandomValues::new(&Device::flex());
-        let matrix = random.tensor([2048, 1024], DType::F32);
+        let matrix = random.tensor([2048, 1024], DType::F32, Stay::Long);
         let x = Generator::from_seed(1).randn(1024);
         let x = Tensor::<1>::from_data(x.as_slice(), (&Device::flex(), DType::F32)).reshape([1024, 1]);
         assert_eq!(matrix.dims(), [2048, 1024]);
         let outputs = matrix.matmul(x).powf_scalar(2.0).mean().into_scalar::<f32>();
         assert!((0.8..1.25).contains(&outputs), "{outputs}");
-        assert_eq!(random.tensor([0, 4], DType::F32).dims(), [0, 4]);
-        assert_eq!(random.tensor([7], DType::F16).dtype(), DType::F16);
+        assert_eq!(random.tensor([0, 4], DType::F32, Stay::Long).dims(), [0, 4]);
+        assert_eq!(random.tensor([7], DType::F16, Stay::Briefly).dtype(), DType::F16);
     }
 }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::Weights;
 use super::values::read;
+use super::{Stay, Weights};
 use crate::link::fail;
 
 /// A matrix that stays in its file. Rows are read at each use.
@@ -43,7 +43,7 @@ impl Table {
         }
         let shape = [count, width];
         let values = || read(entry, ranges, shape, weights.dtype());
-        weights.put(name, shape, values).unwrap_or_else(|error| fail(error))
+        weights.put(name, shape, Stay::Briefly, values).unwrap_or_else(|error| fail(error))
     }
 }
 

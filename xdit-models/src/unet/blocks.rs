@@ -10,7 +10,7 @@ use xdit_kernels::{Activation, Conv2d, gated_activate, layer_norm, norm_act};
 
 use super::config::{Level, UNetConfig};
 use crate::convolution::{GroupNorm, Resnet};
-use crate::layers::Heads;
+use crate::layers::{Projections, TextProjections};
 
 /// The ε of the norms in transformers: of the group norm before the first layer, and of the layer norms.
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -122,7 +122,7 @@ struct Layer {
     norm1: LayerNorm,
     attn1: Projections,
     norm2: LayerNorm,
-    attn2: Projections,
+    attn2: TextProjections,
     norm3: LayerNorm,
     /// Computes the values and the gates.
     ff_in: Linear,
@@ -133,12 +133,12 @@ impl Layer {
     fn load(config: &UNetConfig, weights: &Weights, level: &Level) -> Result<Self> {
         let c = level.channels;
         let norm = |name| LayerNorm::load(&weights.at(name), c);
-        let net = weights.at("ff.net");
+        let (net, text) = (weights.at("ff.net"), config.cross_attention_dim);
         Ok(Self {
             norm1: norm("norm1")?,
-            attn1: Projections::load(&weights.at("attn1"), level, c)?,
+            attn1: Projections::load_of(&weights.at("attn1"), c, level.head_dim(), false)?,
             norm2: norm("norm2")?,
-            attn2: Projections::load(&weights.at("attn2"), level, config.cross_attention_dim)?,
+            attn2: TextProjections::load(&weights.at("attn2"), [c, text], level.head_dim(), false)?,
             norm3: norm("norm3")?,
             ff_in: net.linear("0.proj", c, 8 * c)?,
             ff_out: net.linear("2", 4 * c, c)?,
@@ -149,54 +149,14 @@ impl Layer {
     /// `[b, n, c]`, also the result.
     fn forward(&self, x: Tensor<3>, pass: &mut Pass<'_>) -> Tensor<3> {
         let y = self.norm1.forward(x.clone());
-        let y = pass.attend(self.attn1.qkv(y.clone(), y));
-        let x = x + self.attn1.out(y);
+        let y = pass.attend(self.attn1.qkv(y));
+        let x = self.attn1.out_add(x, y);
         let Qkv { q, k, v } = self.attn2.qkv(self.norm2.forward(x.clone()), pass.text.clone());
-        let x = x + self.attn2.out(cross_attention(q, k, v, None));
+        let x = self.attn2.out_add(x, cross_attention(q, k, v, None));
         let y = self.ff_in.forward(self.norm3.forward(x.clone()));
         let width = y.dims()[2] / 2;
         let (values, gates) = (y.clone().narrow(2, 0, width), y.narrow(2, width, width));
-        x + self.ff_out.forward(gated_activate(Activation::Gelu, gates, values))
-    }
-}
-
-/// The linear layers around attention.
-#[derive(Clone, Debug)]
-struct Projections {
-    heads: Heads,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-}
-
-impl Projections {
-    /// Keys and values are of tokens with `features`.
-    fn load(weights: &Weights, level: &Level, features: usize) -> Result<Self> {
-        let c = level.channels;
-        Ok(Self {
-            heads: Heads { head_dim: level.head_dim() },
-            to_q: weights.linear_without_bias("to_q", c, c)?,
-            to_k: weights.linear_without_bias("to_k", features, c)?,
-            to_v: weights.linear_without_bias("to_v", features, c)?,
-            to_out: weights.linear("to_out.0", c, c)?,
-        })
-    }
-
-    /// # Shapes
-    /// `from`: `[b, n, c]`; `to`: `[b, nk, features]`.
-    fn qkv(&self, from: Tensor<3>, to: Tensor<3>) -> Qkv {
-        Qkv {
-            q: self.heads.split(self.to_q.forward(from)),
-            k: self.heads.split(self.to_k.forward(to.clone())),
-            v: self.heads.split(self.to_v.forward(to)),
-        }
-    }
-
-    /// # Shapes
-    /// `[b, n, h, d]` to `[b, n, c]`.
-    fn out(&self, y: Tensor<4>) -> Tensor<3> {
-        self.to_out.forward(self.heads.join(y))
+        self.ff_out.forward_add(x, gated_activate(Activation::Gelu, gates, values))
     }
 }
 

@@ -219,3 +219,20 @@ pub fn join_rows(setting: &Setting) {
         }
     }
 }
+
+pub fn join_channels(setting: &Setting) {
+    if setting.version == Version::Reference {
+        return;
+    }
+    for [b, c, d, rows, columns] in [[1, 8, 16, 5, 6], [2, 3, 5, 4, 7], [1, 1, 4, 3, 3]] {
+        let (x, y) = (setting.random(1, [b, c, rows, columns]), setting.random(2, [b, d, rows, columns]));
+        let expected = values(&Tensor::cat(vec![x.clone(), y.clone()], 1));
+        let shape = [b, c + d, rows, columns];
+        for (x, y) in setting.layouts(&x).into_iter().zip(setting.layouts(&y)) {
+            let together = [&x, &y].map(|image| setting.channels_together(image));
+            setting.close("channels", &own::join_channels(x, y), (&expected, shape), 0);
+            let [x, y] = together;
+            setting.close("channels that lie together", &own::join_channels(x, y), (&expected, shape), 0);
+        }
+    }
+}

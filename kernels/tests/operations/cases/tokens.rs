@@ -211,6 +211,32 @@ pub fn linear_activate(setting: &Setting) {
     }
 }
 
+pub fn linear_add(setting: &Setting) {
+    for [b, n, c_in, c_out] in
+        [[1, 1, 1, 1], [2, 3, 77, 33], [1, 40, 256, 64], [3, 50, 64, 24], [2, 0, 16, 8]]
+    {
+        let (x, weight) = (setting.random(1, [b, n, c_in]), setting.random(2, [c_out, c_in]));
+        let base = setting.random(4, [b, n, c_out]);
+        for bias in [None, Some(setting.random(3, [c_out]))] {
+            let numbers = bias.as_ref().map(values);
+            let product = truth::linear(&values(&x), &values(&weight), numbers.as_deref(), c_in, c_out);
+            let expected: Vec<_> = product.iter().zip(values(&base)).map(|(y, base)| y + base).collect();
+            for (x, base) in setting.layouts(&x).into_iter().zip(setting.layouts(&base)) {
+                let before = values(&base);
+                let y = match setting.version {
+                    Version::Reference => {
+                        reference::linear_add(base.clone(), x, weight.clone(), bias.clone())
+                    }
+                    Version::Own => own::linear_add(base.clone(), x, weight.clone(), bias.clone()),
+                };
+                assert_eq!(values(&base), before, "a summand that others hold stays as it is");
+                let roundings = 2 + setting.of_product();
+                setting.close("linear + residual", &y, (&expected, [b, n, c_out]), roundings);
+            }
+        }
+    }
+}
+
 pub fn linear_of_two(setting: &Setting) {
     for [n, c_x, c_y, c_out] in [[40, 64, 256, 72], [7, 5, 3, 4], [3, 8, 8, 0]] {
         let whole = setting.random(1, [2, n, c_x + c_y]);
@@ -254,6 +280,69 @@ pub fn join(setting: &Setting) {
                 .collect();
             assert_eq!(expected.len(), b * rows);
             setting.close("in another order", &joined, (&expected, [b, len + rest, d]), 0);
+        }
+    }
+}
+
+pub fn join_grid(setting: &Setting) {
+    if setting.version == Version::Reference {
+        return;
+    }
+    // Tokens of each list, and heads of each part; a single list, single parts, odd sizes.
+    for (tokens, heads, d) in [
+        (vec![5, 3], vec![vec![2, 4], vec![3, 3]], 64),
+        (vec![7], vec![vec![1, 2, 1]], 72),
+        (vec![4, 1, 9], vec![vec![3], vec![3], vec![3]], 128),
+        (vec![2, 3], vec![vec![1], vec![1]], 7),
+    ] {
+        for b in [1, 2] {
+            let (n, h) = (tokens.iter().sum(), heads[0].iter().sum());
+            let whole = setting.random(1, [b, n, h, d]);
+            let mut token = 0;
+            // Parts of the whole, with gaps between their heads, and parts that lie alone.
+            let mut lists = [Vec::new(), Vec::new()];
+            for (&n, heads) in tokens.iter().zip(&heads) {
+                let mut head = 0;
+                let rows: Vec<_> = heads
+                    .iter()
+                    .map(|&h| {
+                        head += h;
+                        let part = whole.clone().narrow(1, token, n).narrow(2, head - h, h);
+                        let alone = values(&part).iter().map(|&x| x as f32).collect();
+                        [part, setting.tensor(alone, [b, n, h, d])]
+                    })
+                    .collect();
+                token += n;
+                for (which, list) in lists.iter_mut().enumerate() {
+                    list.push(rows.iter().map(|parts| parts[which].clone()).collect());
+                }
+            }
+            for list in lists {
+                setting.close("grid", &own::join_grid(list), (&values(&whole), [b, n, h, d]), 0);
+            }
+        }
+    }
+}
+
+pub fn split_heads(setting: &Setting) {
+    if setting.version == Version::Reference {
+        return;
+    }
+    for (heads, d) in [([2, 3, 1], 64), ([4, 4, 4], 72), ([1, 2, 1], 5), ([5, 3, 2], 16)] {
+        let [b, n, h] = [2, 9, heads.iter().sum()];
+        let x = setting.random(1, [b, n, h, d]);
+        for x in setting.layouts(&x) {
+            let parts = own::split_heads(x.clone(), heads);
+            let mut first = 0;
+            for (part, heads) in parts.into_iter().zip(heads) {
+                let expected = values(&x.clone().narrow(2, first, heads));
+                first += heads;
+                setting.close("heads", &part, (&expected, [b, n, heads, d]), 0);
+                // Kernels read the part where it lies.
+                let normed = own::rms_norm(part, None, EPS);
+                let expected = truth::norm(&expected, d, false, EPS, |_, _| (1.0, 0.0));
+                setting.close("norm of heads", &normed, (&expected, [b, n, heads, d]), 1);
+            }
         }
     }
 }
@@ -436,4 +525,44 @@ pub fn rotary(setting: &Setting) {
             setting.close("rotary", &y, (&expected, shape), 1);
         }
     }
+}
+
+pub fn norm_rotary(setting: &Setting) {
+    for shape @ [b, n, h, d] in [[1, 1, 1, 2], [2, 7, 3, 18], [1, 33, 5, 64], [2, 9, 4, 128], [2, 0, 3, 16]] {
+        let (x, angles) = (setting.random(1, shape), values(&setting.random(2, [n, d / 2])));
+        let table = |of: fn(f64) -> f64| {
+            let numbers = angles.iter().map(|&angle| of(3.0 * angle) as f32).collect();
+            setting.typed(numbers, [n, d / 2], DType::F32)
+        };
+        let (cos, sin) = (table(f64::cos), table(f64::sin));
+        let (weight, bias) = (setting.random(3, [d]), setting.random(4, [d]));
+        let affine = [&weight, &bias].map(values);
+        let turned = |centre, affine: &dyn Fn(usize) -> (f64, f64)| {
+            let normed = truth::norm(&values(&x), d, centre, EPS, |_, f| affine(f));
+            truth::rotary(&normed, shape, &values(&cos), &values(&sin))
+        };
+        let of_rms = turned(false, &|f| (affine[0][f], 0.0));
+        let of_layer = turned(true, &|f| (affine[0][f], affine[1][f]));
+        for x in setting.layouts(&x).into_iter().chain([among_other_heads(setting, &x, [b, n, h, d])]) {
+            let (cos, sin, weight) = (|| cos.clone(), || sin.clone(), || Some(weight.clone()));
+            let (rms, layer) = match setting.version {
+                Version::Reference => (
+                    reference::rms_norm_rotary(x.clone(), weight(), EPS, cos(), sin()),
+                    reference::layer_norm_rotary(x, weight(), Some(bias.clone()), EPS, cos(), sin()),
+                ),
+                Version::Own => (
+                    own::rms_norm_rotary(x.clone(), weight(), EPS, cos(), sin()),
+                    own::layer_norm_rotary(x, weight(), Some(bias.clone()), EPS, cos(), sin()),
+                ),
+            };
+            setting.close("RMS norm + rotary", &rms, (&of_rms, shape), 1);
+            setting.close("layer norm + rotary", &layer, (&of_layer, shape), 1);
+        }
+    }
+}
+
+/// The same heads in the middle of others, as in a joined projection of queries, keys and values.
+fn among_other_heads(setting: &Setting, x: &Tensor<4>, [b, n, h, d]: [usize; 4]) -> Tensor<4> {
+    let others = |seed| setting.random(seed, [b, n, h, d]);
+    own::split_heads(Tensor::cat(vec![others(5), x.clone(), others(6)], 2), [h; 3])[1].clone()
 }

@@ -14,12 +14,12 @@ pub enum Wire {
     Sound,
     /// In the first half, which contains the keys, the first number is moved to the end.
     KeysMoved,
-    /// The second half comes first, so values and keys are swapped.
+    /// The second half comes first, so values and keys are swapped where they are one message.
     ValuesFirst,
     /// The rank receives its own message.
     Returned,
-    /// The parts are in another order of ranks.
-    RanksMoved,
+    /// The parts are in another order: of ranks or, on a ring, with values before keys.
+    PartsMoved,
     /// A message is replaced by an earlier one of the same size, this many messages before it.
     Late(usize),
     /// Rows for convolutions are replaced by those this many exchanges before.
@@ -90,7 +90,7 @@ impl InFlight for Arriving {
             Wire::KeysMoved => parts.into_iter().map(keys_moved).collect(),
             Wire::ValuesFirst => parts.into_iter().map(values_first).collect(),
             Wire::Returned => self.own,
-            Wire::RanksMoved => {
+            Wire::PartsMoved => {
                 parts.rotate_left(1);
                 parts
             }
