@@ -71,6 +71,7 @@ fi
 check "goldens f32, brief" "$folder/devices" --ignored --nocapture a_call_of_each_family
 check "goldens f32" "$folder/devices" --ignored --nocapture every_recorded_call
 check "ranks of one device" "$folder/devices" --ignored --nocapture ranks_of_one_device
+check "one batch of guidance" "$folder/devices" --ignored --nocapture one_batch_equals_its_branches
 check "pictures in bf16" "$folder/devices" --ignored --nocapture pictures_in_bf16
 
 echo

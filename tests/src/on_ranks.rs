@@ -12,6 +12,10 @@ use crate::{assert_close, device, goldens, relative_l2};
 /// The tolerance of the final latents, for other orders of summation over all steps.
 pub const TOLERANCE: f64 = 1e-5;
 
+/// The tolerance for the branches of guidance as one batch on a single rank. Sums change their order only in layers of
+/// short texts.
+pub const BATCH_TOLERANCE: f64 = 1e-6;
+
 /// The minimum effect of stale keys, about a hundred times that of rounding.
 const VISIBLE: f64 = 1e-4;
 
@@ -145,6 +149,37 @@ impl OnRanks {
         );
         let images = expected.dims()[0];
         assert_close(&what, &self.latents(parallel, images), expected, TOLERANCE);
+    }
+
+    /// Compares both branches of guidance as one batch with one after another, on a single rank and with each method.
+    pub fn one_batch_equals_its_branches(&mut self) {
+        // The contexts of so many steps are rows enough: linear layers sum eight rows or fewer in another order.
+        self.request.num_inference_steps = Some(9);
+        let plain = |degrees: &[(Axis, usize)]| ParallelConfig {
+            mesh: mesh(degrees),
+            patches: Some(1),
+            warmup_steps: 0,
+            ..ParallelConfig::default()
+        };
+        for parallel in [
+            plain(&[]),
+            plain(&[(Ulysses, 2), (Tp, 2)]),
+            plain(&[(Ring, 3)]),
+            ParallelConfig { patches: Some(3), ..plain(&[(Pp, 3)]) },
+            ParallelConfig { patches: Some(2), ..plain(&[(Pp, 2), (Ring, 2), (Ulysses, 2)]) },
+            ParallelConfig { distrifusion: true, ..plain(&[(Ring, 2)]) },
+        ] {
+            let batched = ParallelConfig { guidance_batch: Some(true), ..parallel.clone() };
+            let request = Request { parallel: batched.clone(), ..self.request.clone() };
+            let plan =
+                self.pipeline.resolve(&request).unwrap_or_else(|error| panic!("{}: {error}", self.name)).plan;
+            assert!(plan.passes_of(0).contains(&(0..2)), "{}: no batch in {plan}", self.name);
+            let what = format!("{}, both branches as one batch, {}", self.name, parallel.mesh);
+            let ranks = parallel.mesh.size();
+            let branches = self.latents(parallel, 1);
+            let tolerance = if ranks == 1 { BATCH_TOLERANCE } else { TOLERANCE };
+            assert_close(&what, &self.latents(batched, 1), &branches, tolerance);
+        }
     }
 
     /// Compares every mesh, with the image in one patch, with a single rank. Returns the number of meshes.

@@ -195,7 +195,7 @@ pub fn denoise<T: Transformer>(
     let contexts: Vec<_> = guidance
         .branches
         .iter()
-        .map(|conditions| transformer.contexts(conditions, scheduler.timesteps()))
+        .map(|conditions| transformer.contexts(&[conditions], scheduler.timesteps()))
         .collect();
     let mut whole_steps = warmup_steps + usize::from(displaced);
     for late in branches.iter().filter(|branch| branch.steps.start > 0) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device};
 use serde_json::Value;
 use xdit_core::pipeline::{Generated, LoadOptions, Request, SkipLayerGuidance};
+use xdit_core::plan::ParallelConfig;
 
 use crate::verified::{Counts, SERIAL, add, check, model_of};
 use crate::{Case, assert_close, device, goldens};
@@ -84,6 +85,14 @@ pub fn request(case: &Case) -> Request {
 /// # Panics
 /// If the distance of latents exceeds `tolerance`, or a pixel differs by more than 1 of 255.
 pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
+    check_calls_on(&ParallelConfig::default(), prefixes, count, tolerance);
+}
+
+/// As [`check_calls`], with the parallelism `parallel`.
+///
+/// # Panics
+/// As [`check_calls`].
+pub fn check_calls_on(parallel: &ParallelConfig, prefixes: &[&str], count: usize, tolerance: f64) {
     let (mut checked, mut counts) = (0, Counts::new());
     for name in names(prefixes) {
         let case = Case::load(&name);
@@ -91,7 +100,7 @@ pub fn check_calls(prefixes: &[&str], count: usize, tolerance: f64) {
             // A recording of a single module.
             continue;
         }
-        check_call(&name, &case, tolerance);
+        check_call(&name, &case, parallel, tolerance);
         add(&mut counts, model_of(case.json["checkpoint"].as_str().unwrap()), SERIAL, 1);
         checked += 1;
     }
@@ -124,6 +133,20 @@ fn names(prefixes: &[&str]) -> Vec<String> {
 /// # Panics
 /// If it fails.
 pub fn made(name: &str, case: &Case, device: &Device, dtype: DType) -> Generated {
+    made_on(&ParallelConfig::default(), name, case, device, dtype)
+}
+
+/// As [`made`], with the parallelism `parallel`.
+///
+/// # Panics
+/// As [`made`].
+pub fn made_on(
+    parallel: &ParallelConfig,
+    name: &str,
+    case: &Case,
+    device: &Device,
+    dtype: DType,
+) -> Generated {
     let scratch = tempfile::tempdir().unwrap();
     let options = LoadOptions {
         // Used where it exists.
@@ -132,11 +155,12 @@ pub fn made(name: &str, case: &Case, device: &Device, dtype: DType) -> Generated
     };
     let mut pipeline = xdit_models::open(&checkpoint(case, scratch.path()), &options)
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    pipeline.generate(&request(case), &mut ()).unwrap_or_else(|error| panic!("{name}: {error}"))
+    let request = Request { parallel: parallel.clone(), ..request(case) };
+    pipeline.generate(&request, &mut ()).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn check_call(name: &str, case: &Case, tolerance: f64) {
-    let made = made(name, case, &device(), DType::F32);
+fn check_call(name: &str, case: &Case, parallel: &ParallelConfig, tolerance: f64) {
+    let made = made_on(parallel, name, case, &device(), DType::F32);
     match case.f32("latents").0.len() {
         4 => assert_close(name, &made.latents::<4>(), &case.tensor("latents"), tolerance),
         _ => assert_close(name, &made.latents::<5>(), &case.tensor("latents"), tolerance),

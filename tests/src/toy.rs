@@ -193,8 +193,8 @@ pub struct Toy {
 pub struct Context {
     /// `[1, 1, dim]`
     timestep: Tensor<3>,
-    /// `[1, n, dim]`
-    text: Tensor<3>,
+    /// The text of each branch, `[1, n, dim]`.
+    texts: Vec<Tensor<3>>,
 }
 
 impl Toy {
@@ -242,12 +242,12 @@ impl Transformer for Toy {
         DType::F32
     }
 
-    fn contexts(&self, text: &Tensor<3>, timesteps: &[f32]) -> Vec<Context> {
+    fn contexts(&self, texts: &[&Tensor<3>], timesteps: &[f32]) -> Vec<Context> {
         let dim = self.spec.dim();
-        let text = self.text_in.forward(text.clone());
+        let texts: Vec<_> = texts.iter().map(|&text| self.text_in.forward(text.clone())).collect();
         let at = |timestep: &f32| {
             let waves = (0..dim).map(|index| (timestep / 1000.0 * (index + 1) as f32).sin()).collect();
-            Context { timestep: tensor(waves, [1, 1, dim]), text: text.clone() }
+            Context { timestep: tensor(waves, [1, 1, dim]), texts: texts.clone() }
         };
         timesteps.iter().map(at).collect()
     }
@@ -257,7 +257,8 @@ impl Transformer for Toy {
     }
 
     fn text_shape(&self, context: &Context) -> Option<[usize; 3]> {
-        (self.kind == Kind::Joint).then(|| context.text.dims())
+        let [_, n, c] = context.texts[0].dims();
+        (self.kind == Kind::Joint).then_some([context.texts.len(), n, c])
     }
 
     fn embed(&self, latents: Tokens, context: &Context) -> Hidden {
@@ -267,7 +268,10 @@ impl Transformer for Toy {
         };
         let waves = ids.iter().flat_map(|&id| (0..dim).map(move |index| wave(id, index + 1))).collect();
         let x = self.image_in.forward(latents.x.clone()) + tensor(waves, [1, ids.len(), dim]);
-        Hidden::new(latents.with(x), (self.kind == Kind::Joint).then(|| context.text.clone()))
+        Hidden::new(
+            latents.with(x),
+            (self.kind == Kind::Joint).then(|| Tensor::cat(context.texts.clone(), 0)),
+        )
     }
 
     fn block(
@@ -299,8 +303,12 @@ impl Transformer for Toy {
         let mut x = image.x.clone() + block.image.attention.join(y);
         if let Some(cross) = &block.cross {
             let Qkv { q, .. } = cross.qkv(norm(x.clone()), self.spec.head_dim);
-            let Qkv { k, v, .. } = cross.qkv(context.text.clone(), self.spec.head_dim);
-            x = x + cross.join(cross_attention(q, k, v, None));
+            let of_branch = |(branch, text): (usize, &Tensor<3>)| {
+                let Qkv { k, v, .. } = cross.qkv(text.clone(), self.spec.head_dim);
+                cross_attention(q.clone().narrow(0, branch, 1), k, v, None)
+            };
+            let y = context.texts.iter().enumerate().map(of_branch).collect();
+            x = x + cross.join(Tensor::cat(y, 0));
         }
         let text = text.zip(text_y).zip(block.text.as_ref()).filter(|_| index + 1 < self.spec.blocks);
         let text = text.map(|((x, y), stream)| stream.feed_forward(x + stream.attention.join(y)));

@@ -1,4 +1,4 @@
-//! A transformer whose blocks run inside a closure of the test.
+//! A transformer whose blocks run inside a closure of the test, with contexts that may be wrong.
 
 use burn::tensor::{DType, Tensor};
 use xdit_core::attention::Attention;
@@ -16,6 +16,29 @@ pub type Block<T> =
 pub struct Wrapped<T: Transformer> {
     transformer: T,
     block: Block<T>,
+    batch: Batch,
+}
+
+/// The branches that a context of several is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Batch {
+    /// The right ones.
+    #[default]
+    Sound,
+    /// The same in reverse order.
+    Reversed,
+    /// The first one in the place of each.
+    FirstOnly,
+}
+
+/// The run of `job` with contexts of several branches as `batch` says.
+pub fn batched<T: Transformer + 'static>(job: Job<T>, batch: Batch) -> Job<Wrapped<T>> {
+    let plain = || -> Block<T> {
+        Box::new(|transformer, index, hidden, context, attention| {
+            transformer.block(index, hidden, context, attention)
+        })
+    };
+    wrapped_with(job, batch, plain)
 }
 
 /// The run of `job` with wrapped transformers. `wrap` makes the closure of each share that is loaded.
@@ -23,10 +46,18 @@ pub fn wrapped<T: Transformer + 'static>(
     job: Job<T>,
     wrap: impl Fn() -> Block<T> + Send + Sync + 'static,
 ) -> Job<Wrapped<T>> {
+    wrapped_with(job, Batch::Sound, wrap)
+}
+
+fn wrapped_with<T: Transformer + 'static>(
+    job: Job<T>,
+    batch: Batch,
+    wrap: impl Fn() -> Block<T> + Send + Sync + 'static,
+) -> Job<Wrapped<T>> {
     let Job { plan, load, scheduler, guidance, noise } = job;
     let load: Load<Wrapped<T>> = Box::new(move |share| {
         let Loaded { transformer, parameter_bytes } = load(share)?;
-        Ok(Loaded { transformer: Wrapped { transformer, block: wrap() }, parameter_bytes })
+        Ok(Loaded { transformer: Wrapped { transformer, block: wrap(), batch }, parameter_bytes })
     });
     Job { plan, load, scheduler, guidance, noise }
 }
@@ -43,8 +74,13 @@ impl<T: Transformer> Transformer for Wrapped<T> {
         self.transformer.dtype()
     }
 
-    fn contexts(&self, conditions: &T::Conditions, timesteps: &[f32]) -> Vec<T::Context> {
-        self.transformer.contexts(conditions, timesteps)
+    fn contexts(&self, branches: &[&T::Conditions], timesteps: &[f32]) -> Vec<T::Context> {
+        let branches: Vec<_> = match self.batch {
+            Batch::Sound => branches.to_vec(),
+            Batch::Reversed => branches.iter().rev().copied().collect(),
+            Batch::FirstOnly => vec![branches[0]; branches.len()],
+        };
+        self.transformer.contexts(&branches, timesteps)
     }
 
     fn context_bytes(&self) -> usize {

@@ -105,10 +105,13 @@ fn ranks_send_and_keep_what_the_plan_says() {
         let skipping = Some(Branch { steps, skip_layers: vec![0, 3] });
         subjects.push(Subject { skipping, ..subjects[2].clone() });
     }
+    // Texts of one length, so that both branches can be one batch.
+    subjects.push(Subject { text_tokens: vec![4, 4], ..subjects[7].clone() });
     let (mut moved, mut kept) = (Sent::new(), 0);
     for subject in &subjects {
         for method in METHODS {
-            let plan = plan(subject, method);
+            let guidance_batch = subject.text_tokens == [4, 4];
+            let plan = Plan { guidance_batch, ..plan(subject, method) };
             for report in reports(subject, &plan, false) {
                 let mut planned = Sent::new();
                 for (axis, bytes) in sent_bytes(&plan, &sizes(subject), report.rank).into_iter().flatten() {

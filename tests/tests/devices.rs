@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device};
 use xdit_core::pipeline::{Generated, LoadOptions, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::{Axis, Mesh};
-use xdit_tests::recorded::{calls, made, request};
+use xdit_tests::recorded::{calls, made, made_on, request};
 use xdit_tests::{Case, assert_close, device_under_test, goldens, relative_l2};
 
 /// Of the final latents, relative to their norm, as on the CPU.
@@ -77,6 +77,33 @@ fn ranks_of_one_device() {
     for axis in [Axis::Cfg, Axis::Pipeline, Axis::Ring, Axis::Ulysses, Axis::Tensor] {
         let mesh = Mesh::default().with(axis, 2);
         assert_close(&mesh.to_string(), &latents(mesh), &expected, 1e-5);
+    }
+}
+
+/// Both branches of guidance as one batch, the default on such devices, equal one after another.
+#[test]
+#[ignore = "takes a device beside the CPU: XDIT_TEST_DEVICE=cuda"]
+fn one_batch_equals_its_branches() {
+    let device = device_under_test();
+    for name in [
+        "alpha-256-full",
+        "dit-256-dpm",
+        "flux-dev-true-cfg",
+        "hunyuan-11-full",
+        "latte-full",
+        "sd3-medium-negative",
+        "sdxl-base-negative-conditions",
+    ] {
+        let case = Case::load(name);
+        let latents = |batch| {
+            let parallel = ParallelConfig { guidance_batch: Some(batch), ..ParallelConfig::default() };
+            let made = made_on(&parallel, name, &case, &device, DType::F32);
+            match case.f32("latents").0.len() {
+                4 => made.latents::<4>().flatten::<1>(0, 3),
+                _ => made.latents::<5>().flatten::<1>(0, 4),
+            }
+        };
+        assert_close(name, &latents(true), &latents(false), 1e-5);
     }
 }
 

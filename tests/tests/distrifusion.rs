@@ -139,6 +139,29 @@ fn a_branch_of_some_steps_on_every_mesh() {
     check_all(&Subject { skipping, ..subject(Kind::Joint) });
 }
 
+/// Both branches of guidance are one batch, with keys of its own.
+#[test]
+fn branches_as_one_batch() {
+    let joint = Subject { text_tokens: vec![4, 4], ..subject(Kind::Joint) };
+    for subject in
+        [Kind::Alone, Kind::Cross, Kind::UShaped, Kind::Clip].map(subject).into_iter().chain([joint])
+    {
+        let turns = Turns { patches: 3, warmup_steps: 0, displaced: true };
+        let oracle = expected(&subject, 0, turns);
+        for (mesh, patches) in [
+            (Mesh::default(), 3),
+            (Mesh::default().with(Axis::Ring, 3), 1),
+            (Mesh::default().with(Axis::Ring, 3).with(Axis::Ulysses, 2), 1),
+        ] {
+            let plan = Plan { guidance_batch: true, ..plan(&subject, mesh, patches, 0).unwrap() };
+            assert_eq!(plan.passes_of(0).len(), 1);
+            let [latents] = <[_; 1]>::try_from(latents(&subject, &plan)).unwrap();
+            let error = relative_l2(&latents, &oracle);
+            assert!(error <= TOLERANCE, "{:?}, {mesh}: {error:.1e}", subject.kind);
+        }
+    }
+}
+
 /// Stale keys have an effect, which differs from that of PipeFusion and disappears with enough warm-up.
 #[test]
 fn keys_of_the_step_before_show() {

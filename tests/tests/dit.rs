@@ -28,7 +28,7 @@ fn transformer_block_by_block() {
             };
             let class = case.json["classes"][row].as_u64().unwrap() as usize;
             // The second timestep is not used.
-            let contexts = model.contexts(&Conditions { class }, &[timestep, 3.0]);
+            let contexts = model.contexts(&[&Conditions { class }], &[timestep, 3.0]);
             let latents = case.tensor::<4>("hidden_states").narrow(0, row, 1);
             let mut hidden = model.embed(pack(latents, config.spec.patch), &contexts[0]);
             close("pos_embed", &hidden.image.x);
@@ -53,6 +53,12 @@ fn every_recorded_call() {
 fn on_ranks(checkpoint: &str) -> OnRanks {
     let request = Request { num_inference_steps: Some(4), seed: 5, ..Request::new("golden retriever") };
     OnRanks::open(checkpoint, &request, true)
+}
+
+/// Both branches of guidance as one batch equal one after another.
+#[test]
+fn one_batch_equals_its_branches() {
+    CHECKPOINTS.map(on_ranks).iter_mut().for_each(OnRanks::one_batch_equals_its_branches);
 }
 
 #[test]

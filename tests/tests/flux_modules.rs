@@ -64,7 +64,7 @@ fn block_by_block() {
             assert_close(&format!("{checkpoint}: {part}"), actual, expected, TOLERANCE);
         };
         // The other timesteps must not affect this one.
-        let contexts = pass.model.contexts(&pass.conditions, &[1000.0, pass.timestep, 3.5]);
+        let contexts = pass.model.contexts(&[&pass.conditions], &[1000.0, pass.timestep, 3.5]);
         let context = &contexts[1];
         let embedded = pass.model.embed(pass.tokens("hidden_states"), context);
         check("x_embedder", &embedded.image.x, &pass.case.tensor("x_embedder"));
@@ -106,7 +106,7 @@ fn the_whole_forward_pass() {
 #[test]
 fn rotary_embedding_goes_by_position() {
     let pass = Pass::load("flux-schnell");
-    let contexts = pass.model.contexts(&pass.conditions, &[pass.timestep]);
+    let contexts = pass.model.contexts(&[&pass.conditions], &[pass.timestep]);
     let whole = pass.tokens("hidden_states");
     let pick = |indices: &[usize]| {
         let parts = indices.iter().map(|&index| whole.x.clone().narrow(1, index, 1)).collect();

@@ -31,6 +31,12 @@ fn dev() -> OnRanks {
     OnRanks::open("flux-dev", &guided, true)
 }
 
+/// Both branches of guidance as one batch equal one after another.
+#[test]
+fn one_batch_equals_its_branches() {
+    dev().one_batch_equals_its_branches();
+}
+
 #[test]
 fn exact_methods_equal_serial() {
     let mut counts = Counts::new();

@@ -63,7 +63,7 @@ fn transformer_block_by_block() {
                 let expected = case.tensor::<3>(&format!("transformer.{part}")).narrow(0, row, 1);
                 assert_close(&format!("{name}, {part}, row {row}"), actual, &expected, TOLERANCE);
             };
-            let contexts = model.contexts(&conditions(&case, row, config.micro_conditions), &[timestep]);
+            let contexts = model.contexts(&[&conditions(&case, row, config.micro_conditions)], &[timestep]);
             let latents = case.tensor::<4>("transformer.hidden_states").narrow(0, row, 1);
             let mut hidden = model.embed(pack(latents, config.spec.patch), &contexts[0]);
             close("pos_embed", &hidden.image.x);
@@ -158,6 +158,12 @@ fn on_ranks() -> OnRanks {
     OnRanks::open("hunyuan-11", &request(), true)
 }
 
+/// Both branches of guidance as one batch equal one after another.
+#[test]
+fn one_batch_equals_its_branches() {
+    on_ranks().one_batch_equals_its_branches();
+}
+
 #[test]
 fn exact_methods_equal_serial() {
     verify([on_ranks()], |subject| assert_eq!(subject.exact_methods_equal_serial(), 41));
@@ -207,7 +213,7 @@ fn skips_cross_any_stages() {
 fn a_wrong_skip_would_show() {
     let case = Case::load("hunyuan-11-full");
     let (config, model) = load("hunyuan-11");
-    let contexts = model.contexts(&conditions(&case, 1, true), &[case.f32("transformer.timestep").1[0]]);
+    let contexts = model.contexts(&[&conditions(&case, 1, true)], &[case.f32("transformer.timestep").1[0]]);
     let latents = case.tensor::<4>("transformer.hidden_states").narrow(0, 1, 1);
     // Before the block, `change` changes the skip connections.
     let run = |at: usize, change: &dyn Fn(&mut BTreeMap<usize, Tensor<3>>)| {

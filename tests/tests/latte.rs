@@ -40,7 +40,7 @@ fn transformer_block_by_block() {
             assert_close(&format!("{part}, row {row}"), &actual, &recorded(part, &actual), TOLERANCE);
         };
         let text = case.tensor::<3>("transformer.encoder_hidden_states").narrow(0, row, 1);
-        let contexts = model.contexts(&text, &[timestep]);
+        let contexts = model.contexts(&[&text], &[timestep]);
         let latents = case.tensor::<5>("transformer.hidden_states").narrow(0, row, 1);
         let mut hidden = model.embed(pack(latents, config.spec.patch), &contexts[0]);
         close("pos_embed", in_blocks(&hidden.image, false));
@@ -83,6 +83,12 @@ fn request() -> Request {
 
 fn on_ranks() -> OnRanks {
     OnRanks::open("latte", &request(), true)
+}
+
+/// Both branches of guidance as one batch equal one after another.
+#[test]
+fn one_batch_equals_its_branches() {
+    on_ranks().one_batch_equals_its_branches();
 }
 
 #[test]

@@ -175,6 +175,38 @@ fn guidance_in_some_steps_on_every_mesh() {
     assert!(ran > 60, "only {ran} plans");
 }
 
+/// Both branches of guidance pass through the blocks as one batch, a third one by itself. Texts that blocks change have one
+/// length.
+#[test]
+fn branches_as_one_batch_on_every_mesh() {
+    let joint = Subject { text_tokens: vec![4, 4], steps: 4, ..Subject::new(Kind::Joint) };
+    let skipping = Some(Branch { steps: 1..3, skip_layers: vec![1, 3] });
+    let others = [Kind::Alone, Kind::Cross, Kind::UShaped, Kind::Clip].map(Subject::new);
+    let subjects = others.into_iter().chain([joint.clone(), Subject { skipping, ..joint }]);
+    let (mut ran, mut worst) = (0, 0.0_f64);
+    for subject in subjects {
+        for (patches, warmup_steps) in [(1, 0), (3, 0), (2, 3)] {
+            let oracle = expected(&subject, patches, warmup_steps, None);
+            for mesh in meshes(&AXES, 4) {
+                let config = ParallelConfig {
+                    mesh,
+                    patches: Some(patches),
+                    warmup_steps,
+                    guidance_batch: Some(true),
+                    ..Default::default()
+                };
+                let Ok(plan) = Plan::new(&config, &subject.work()) else { continue };
+                assert_eq!(plan.passes_of(0)[0].len(), 2 / mesh.degree(Axis::Cfg), "{plan}");
+                let error = relative_l2(&latents(&subject, &plan), &oracle);
+                assert!(error <= TOLERANCE, "{:?}, {mesh}, M = {patches}: {error:.1e}", subject.kind);
+                (ran, worst) = (ran + 1, worst.max(error));
+            }
+        }
+    }
+    println!("{ran} plans, worst {worst:.1e}");
+    assert!(ran > 350, "only {ran} plans");
+}
+
 /// The comparisons above would detect these mistakes.
 #[test]
 fn mistakes_would_show() {

@@ -152,12 +152,12 @@ fn most_cached(subject: &Subject, plan: &Plan, world: &Arc<dyn Link>) -> u64 {
         ParallelAttention::new(plan.clone(), at(Axis::Ring), ulysses, ring.map(KeyExchange::Ring));
     let (mut most, mut last) = (0, BTreeMap::new());
     for action in schedule(plan, rank) {
-        let Action::Blocks { step, blocks, patches, branch } = action else { continue };
-        attention.begin(Pass { step, patches: patches.clone(), branch });
+        let Action::Blocks { step, blocks, patches, branches } = action else { continue };
+        attention.begin(Pass { step, patches: patches.clone(), branches: branches.clone() });
         let tokens = plan.tokens(&patches, plan.mesh.sequence_coordinate(rank));
         let text = (subject.kind == Kind::Joint && plan.brings_text(&patches))
-            .then(|| qkv(spec, subject.text_tokens[branch]));
-        for block in plan.blocks_of(branch, blocks) {
+            .then(|| qkv(spec, subject.text_tokens[branches.start]));
+        for block in plan.blocks_of(branches.start, blocks) {
             drop(attention.attend(Site::new(block, 0), qkv(spec, tokens), text.clone()));
         }
         let now = allocations(attention.cached());

@@ -65,7 +65,7 @@ fn transformer_block_by_block() {
             let check = |part: &str, actual: &Tensor<3>, expected: &Tensor<3>| {
                 assert_close(&format!("{name}: {part}, row {row}"), actual, expected, TOLERANCE);
             };
-            let contexts = model.contexts(&branch(&case, &config, row), &[timestep]);
+            let contexts = model.contexts(&[&branch(&case, &config, row)], &[timestep]);
             let context = &contexts[0];
             let latents = case.tensor::<4>("transformer.hidden_states").narrow(0, row, 1);
             let mut hidden = model.embed(pack(latents, config.spec.patch), context);

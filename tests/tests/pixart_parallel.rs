@@ -21,6 +21,14 @@ fn open(checkpoint: &str) -> OnRanks {
     OnRanks::open(checkpoint, &request, true)
 }
 
+/// Both branches of guidance as one batch equal one after another, although their texts differ in length.
+#[test]
+fn one_batch_equals_its_branches() {
+    for checkpoint in ["pixart-alpha-256", "pixart-alpha-1024", "pixart-sigma-512"] {
+        open(checkpoint).one_batch_equals_its_branches();
+    }
+}
+
 /// α and Σ, with and without micro-conditions.
 #[test]
 fn exact_methods_equal_serial() {

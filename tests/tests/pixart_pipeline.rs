@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::{Axis, Mesh};
-use xdit_tests::recorded::{check_calls, request};
+use xdit_tests::recorded::{check_calls, check_calls_on, request};
 use xdit_tests::{Case, assert_close, device, goldens, relative_l2};
 
 /// The tolerance of the final latents, relative to their norm.
@@ -13,6 +13,13 @@ const TOLERANCE: f64 = 1e-4;
 #[test]
 fn every_recorded_call() {
     check_calls(&["alpha-", "sigma-", "demo-"], 23, TOLERANCE);
+}
+
+/// The texts of both branches differ in length.
+#[test]
+fn every_recorded_call_with_both_branches_as_one_batch() {
+    let batch = ParallelConfig { guidance_batch: Some(true), ..ParallelConfig::default() };
+    check_calls_on(&batch, &["alpha-", "sigma-", "demo-"], 23, TOLERANCE);
 }
 
 /// `LoadOptions::scheduler` replaces the checkpoint's scheduler, here with that of a recorded call.

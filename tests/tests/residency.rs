@@ -72,9 +72,9 @@ impl<T: Transformer> Transformer for Observed<T> {
         self.model.dtype()
     }
 
-    fn contexts(&self, conditions: &T::Conditions, timesteps: &[f32]) -> Vec<T::Context> {
+    fn contexts(&self, branches: &[&T::Conditions], timesteps: &[f32]) -> Vec<T::Context> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        self.model.contexts(conditions, timesteps)
+        self.model.contexts(branches, timesteps)
     }
 
     fn context_bytes(&self) -> usize {
@@ -299,17 +299,20 @@ fn ranks_of_a_process_hold_a_convolution_once() {
 #[test]
 fn contexts_are_made_once_for_ranks_that_need_the_same() {
     let _alone = alone();
-    let subject = Subject { steps: 60, ..Subject::new(Kind::Joint) };
-    for (axes, stages) in [
-        (&[][..], 1),
-        (&[(Axis::Ring, 3)], 1),
-        (&[(Axis::Ulysses, 3)], 1),
-        (&[(Axis::Tensor, 2)], 1),
-        (&[(Axis::Cfg, 2), (Axis::Ring, 2)], 1),
-        (&[(Axis::Pipeline, 2), (Axis::Ulysses, 2)], 2),
-        (&[(Axis::Ring, 2), (Axis::Tensor, 2)], 1),
+    let subject = Subject { steps: 60, text_tokens: vec![4, 4], ..Subject::new(Kind::Joint) };
+    for (axes, stages, batch) in [
+        (&[][..], 1, false),
+        (&[(Axis::Ring, 3)], 1, false),
+        (&[(Axis::Ulysses, 3)], 1, false),
+        (&[(Axis::Tensor, 2)], 1, false),
+        (&[(Axis::Cfg, 2), (Axis::Ring, 2)], 1, false),
+        (&[(Axis::Pipeline, 2), (Axis::Ulysses, 2)], 2, false),
+        (&[(Axis::Ring, 2), (Axis::Tensor, 2)], 1, false),
+        (&[(Axis::Ring, 3)], 1, true),
+        (&[(Axis::Pipeline, 2), (Axis::Ulysses, 2)], 2, true),
     ] {
-        let config = ParallelConfig { mesh: mesh(axes), ..ParallelConfig::default() };
+        let guidance_batch = Some(batch);
+        let config = ParallelConfig { mesh: mesh(axes), guidance_batch, ..ParallelConfig::default() };
         let plan = Plan::new(&config, &subject.work()).unwrap();
         let (calls, toy) = (Arc::new(AtomicUsize::new(0)), subject.job(plan));
         let (load, counted) = (toy.load, calls.clone());
@@ -325,8 +328,8 @@ fn contexts_are_made_once_for_ranks_that_need_the_same() {
             noise: toy.noise,
         };
         run(job, &mut ()).unwrap_or_else(|error| panic!("{error}"));
-        let (branches, chunks) = (2, 3);
-        assert_eq!(calls.load(Ordering::Relaxed), branches * chunks * stages, "{}", config.mesh);
+        let (passes, chunks) = (if batch { 1 } else { 2 }, 3);
+        assert_eq!(calls.load(Ordering::Relaxed), passes * chunks * stages, "{}", config.mesh);
     }
 }
 
@@ -351,7 +354,7 @@ impl Transformer for Wide {
         DType::F32
     }
 
-    fn contexts(&self, _: &(), timesteps: &[f32]) -> Vec<Tensor<1>> {
+    fn contexts(&self, _: &[&()], timesteps: &[f32]) -> Vec<Tensor<1>> {
         timesteps.iter().map(|_| Tensor::zeros([WIDE_BYTES / 4], (&device(), DType::F32))).collect()
     }
 

@@ -15,9 +15,9 @@ const BLOCKS: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Message {
     /// Tokens after all blocks before `block`.
-    Hidden { step: usize, patches: Range<usize>, branch: usize, block: usize },
+    Hidden { step: usize, patches: Range<usize>, branches: Range<usize>, block: usize },
     /// The output of block `from` for block `to`.
-    Skip { patches: Range<usize>, branch: usize, from: usize, to: usize },
+    Skip { patches: Range<usize>, branches: Range<usize>, from: usize, to: usize },
     /// Samples after `steps` steps.
     Latents { patches: Range<usize>, steps: usize },
 }
@@ -79,36 +79,42 @@ impl<'a> World<'a> {
                 assert_eq!(message, Message::Latents { patches: patches.clone(), steps }, "rank {at}");
                 self.ranks[at].samples[patches].fill(steps);
             }
-            Action::ReceiveHidden { patches, branch } => {
+            Action::ReceiveHidden { patches, branches } => {
                 let queue = self.queues.entry((pipeline[stage - 1], at)).or_default();
                 let Some(message) = queue.pop_front() else { return false };
                 let Message::Hidden { step, .. } = message else { panic!("rank {at} gets {message:?}") };
                 assert_eq!(
                     message,
-                    Message::Hidden { step, patches, branch, block: first_block },
+                    Message::Hidden { step, patches, branches, block: first_block },
                     "rank {at}"
                 );
                 assert_eq!(self.ranks[at].hidden.replace(message), None);
             }
-            Action::ReceiveSkip { patches, branch, from, to } => {
+            Action::ReceiveSkip { patches, branches, from, to } => {
                 let queue = self.queues.entry((pipeline[self.plan.stage_of(from)], at)).or_default();
                 let Some(message) = queue.pop_front() else { return false };
-                assert_eq!(message, Message::Skip { patches, branch, from, to }, "rank {at}");
+                assert_eq!(message, Message::Skip { patches, branches, from, to }, "rank {at}");
                 assert!(self.ranks[at].skips.insert([from, to]), "rank {at}");
             }
-            Action::Embed { step, patches, branch } => {
+            Action::Embed { step, patches, branches } => {
                 assert!(
                     self.ranks[at].samples[patches.clone()].iter().all(|&steps| steps == step),
                     "rank {at}"
                 );
-                let message = Message::Hidden { step, patches, branch, block: 0 };
+                let message = Message::Hidden { step, patches, branches, block: 0 };
                 assert_eq!(self.ranks[at].hidden.replace(message), None);
             }
-            Action::Blocks { step, blocks, patches, branch } => {
-                let before = Message::Hidden { step, patches: patches.clone(), branch, block: blocks.start };
+            Action::Blocks { step, blocks, patches, branches } => {
+                let before = Message::Hidden {
+                    step,
+                    patches: patches.clone(),
+                    branches: branches.clone(),
+                    block: blocks.start,
+                };
                 assert_eq!(self.ranks[at].hidden, Some(before), "rank {at}");
-                for (patch, block) in
-                    patches.clone().flat_map(|patch| blocks.clone().map(move |b| (patch, b)))
+                let each = patches.clone().flat_map(|patch| blocks.clone().map(move |block| (patch, block)));
+                for ((patch, block), branch) in
+                    each.flat_map(|each| branches.clone().map(move |branch| (each, branch)))
                 {
                     *self.computed[at].entry((step, patch, branch, block)).or_default() += 1;
                 }
@@ -121,24 +127,24 @@ impl<'a> World<'a> {
                         }
                     }
                 }
-                self.ranks[at].hidden = Some(Message::Hidden { step, patches, branch, block: blocks.end });
+                self.ranks[at].hidden = Some(Message::Hidden { step, patches, branches, block: blocks.end });
             }
-            Action::SendHidden { patches, branch } => {
+            Action::SendHidden { patches, branches } => {
                 let message = self.ranks[at].hidden.take().expect("something to send");
                 let Message::Hidden { step, block, .. } = message else { unreachable!() };
-                assert_eq!(message, Message::Hidden { step, patches, branch, block }, "rank {at}");
+                assert_eq!(message, Message::Hidden { step, patches, branches, block }, "rank {at}");
                 self.queues.entry((at, pipeline[stage + 1])).or_default().push_back(message);
             }
-            Action::SendSkip { patches, branch, from, to } => {
+            Action::SendSkip { patches, branches, from, to } => {
                 assert!(self.ranks[at].skips.remove(&[from, to]), "rank {at}");
                 let target = pipeline[self.plan.stage_of(to)];
-                let message = Message::Skip { patches, branch, from, to };
+                let message = Message::Skip { patches, branches, from, to };
                 self.queues.entry((at, target)).or_default().push_back(message);
             }
-            Action::Finish { step, patches, branch } => {
-                let end = Message::Hidden { step, patches, branch, block: BLOCKS };
+            Action::Finish { step, patches, branches } => {
+                let end = Message::Hidden { step, patches, branches: branches.clone(), block: BLOCKS };
                 assert_eq!(self.ranks[at].hidden.take(), Some(end), "rank {at}");
-                self.ranks[at].finished.insert(branch);
+                self.ranks[at].finished.extend(branches);
             }
             Action::Advance { step, patches } => {
                 // An exchange between the ranks of the group: none continues before all have arrived.
@@ -217,7 +223,8 @@ fn plans() -> Vec<Plan> {
             for (steps, guided, late) in
                 [(1, true, None), (2, true, None), (4, cfg == 2, None), (4, true, Some(late))]
             {
-                for inner in [Mesh::default(), Mesh::default().with(Axis::Ring, 2).with(Axis::Tensor, 2)] {
+                let inner = [Mesh::default(), Mesh::default().with(Axis::Ring, 2).with(Axis::Tensor, 2)];
+                for (inner, batch) in inner.into_iter().flat_map(|inner| [false, true].map(|b| (inner, b))) {
                     let mesh = inner.with(Axis::Cfg, cfg).with(Axis::Pipeline, stage_blocks.len());
                     let stage_blocks = Some(stage_blocks.clone());
                     let config = ParallelConfig {
@@ -225,6 +232,7 @@ fn plans() -> Vec<Plan> {
                         patches: Some(patches),
                         warmup_steps,
                         stage_blocks,
+                        guidance_batch: Some(batch),
                         ..Default::default()
                     };
                     let branches = Branch::classifier_free(guided).into_iter().chain(late.clone()).collect();
@@ -246,7 +254,7 @@ fn every_receive_has_its_send_and_everything_is_computed_once() {
         world.check_end();
     }
     println!("{} plans", plans.len());
-    assert_eq!(plans.len(), 2400);
+    assert_eq!(plans.len(), 4800);
 }
 
 /// The check above detects a deadlock.

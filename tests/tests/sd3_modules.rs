@@ -35,7 +35,7 @@ fn transformer_block_by_block() {
         let check = |part: &str, actual: &Tensor<3>, recorded: &str| {
             assert_close(&format!("{name}: {part}"), actual, &case.tensor(recorded), TOLERANCE);
         };
-        let [context] = &model.contexts(&conditions(&case), &[timestep(&case)])[..] else {
+        let [context] = &model.contexts(&[&conditions(&case)], &[timestep(&case)])[..] else {
             panic!("one timestep has one context")
         };
         let latents: Tokens = pack(case.tensor::<4>("hidden_states"), config.spec.patch);
@@ -71,7 +71,7 @@ fn neither_the_batch_nor_other_timesteps_matter() {
                 pooled: both.pooled.clone().narrow(0, row, 1),
             };
             let latents = pack(case.tensor::<4>("hidden_states").narrow(0, row, 1), config.spec.patch);
-            let contexts = model.contexts(&conditions, &[999.0, timestep(&case), 3.5]);
+            let contexts = model.contexts(&[&conditions], &[999.0, timestep(&case), 3.5]);
             let outputs: Vec<_> = contexts
                 .iter()
                 .map(|context| {

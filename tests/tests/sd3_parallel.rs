@@ -32,6 +32,14 @@ fn skipping_layers() -> OnRanks {
     OnRanks::open("sd35-medium", &request, true)
 }
 
+/// Both branches of guidance as one batch equal one after another.
+#[test]
+fn one_batch_equals_its_branches() {
+    CHECKPOINTS.map(open).iter_mut().for_each(OnRanks::one_batch_equals_its_branches);
+    // The third branch has other blocks.
+    skipping_layers().one_batch_equals_its_branches();
+}
+
 #[test]
 fn exact_methods_equal_serial() {
     verify(CHECKPOINTS.map(open), |subject| assert_eq!(subject.exact_methods_equal_serial(), 41));

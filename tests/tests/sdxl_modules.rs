@@ -39,7 +39,7 @@ fn level_by_level() {
     for name in CASES {
         let case = Case::load(name);
         let (config, model) = unet(&case);
-        let [context] = &model.contexts(&conditions(&case, None), &[timestep(&case)])[..] else {
+        let [context] = &model.contexts(&[&conditions(&case, None)], &[timestep(&case)])[..] else {
             panic!("one timestep has one context")
         };
         let mut levels = 0;
@@ -60,7 +60,7 @@ fn neither_the_batch_nor_other_timesteps_matter() {
         let (_, model) = unet(&case);
         for row in 0..2 {
             let latents = pack(case.tensor::<4>("sample").narrow(0, row, 1), 1);
-            let contexts = model.contexts(&conditions(&case, Some(row)), &[999.0, timestep(&case), 3.5]);
+            let contexts = model.contexts(&[&conditions(&case, Some(row))], &[999.0, timestep(&case), 3.5]);
             let outputs: Vec<Tensor<4>> = contexts
                 .iter()
                 .map(|context| {

@@ -2,10 +2,10 @@
 //! rows, group norms moments, and attention keys or heads.
 
 use burn::tensor::{DType, Tensor};
-use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
+use xdit_core::pipeline::{LoadOptions, MicroConditions, Pipeline, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::Axis::{self, Cfg, Data, Ring, Tensor as Tp, Ulysses};
-use xdit_tests::on_ranks::{TOLERANCE, mesh};
+use xdit_tests::on_ranks::{BATCH_TOLERANCE, TOLERANCE, mesh};
 use xdit_tests::verified::{Counts, add, check, model_of};
 use xdit_tests::world::Reports;
 use xdit_tests::{assert_close, device, goldens, relative_l2};
@@ -104,6 +104,44 @@ fn exact_methods_equal_serial() {
         }
     }
     check(&counts);
+}
+
+/// Both branches of guidance as one batch equal one after another. The negative branch has sizes of its own.
+#[test]
+fn one_batch_equals_its_branches() {
+    let mut pipeline = open();
+    let micro_conditions = MicroConditions {
+        negative_original_size: Some([64, 96]),
+        negative_target_size: Some([128, 80]),
+        ..MicroConditions::default()
+    };
+    for (degrees, distrifusion) in [
+        (vec![], false),
+        (vec![(Ring, 3)], false),
+        (vec![(Ulysses, 2), (Tp, 2)], false),
+        (vec![(Ring, 2), (Ulysses, 2)], false),
+        (vec![(Ring, 3)], true),
+    ] {
+        let mut made = |batch| {
+            let parallel = ParallelConfig {
+                mesh: mesh(&degrees),
+                distrifusion,
+                warmup_steps: 0,
+                guidance_batch: Some(batch),
+                ..ParallelConfig::default()
+            };
+            let guidance_rescale = if distrifusion { 0.0 } else { 0.6 };
+            let request = Request { parallel, guidance_rescale, micro_conditions, ..request() };
+            assert_eq!(
+                pipeline.resolve(&request).unwrap().plan.passes_of(0).len(),
+                if batch { 1 } else { 2 }
+            );
+            pipeline.generate(&request, &mut ()).unwrap().latents::<4>()
+        };
+        let (one_batch, branches) = (made(true), made(false));
+        let tolerance = if degrees.is_empty() { BATCH_TOLERANCE } else { TOLERANCE };
+        assert_close(&format!("{degrees:?}, {distrifusion}"), &one_batch, &branches, tolerance);
+    }
 }
 
 /// DistriFusion on the ring axis equals a single rank with the same strips, and with all steps synchronous the whole

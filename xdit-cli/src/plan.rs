@@ -59,6 +59,7 @@ fn json(plan: &Plan, costs: &[Cost], kept: Kept) -> Value {
             "coordinates": by_axis(|axis| mesh.coordinate(rank, axis)),
             "pictures": range(&plan.images[mesh.coordinate(rank, Axis::Data)]),
             "blocks": range(&plan.stage(rank)),
+            "passes": plan.passes_of(rank).iter().map(range).collect::<Vec<_>>(),
             "tokens": plan.tokens(&(0..plan.patches.len()), sequence),
             "parameter_bytes": cost.share.parameters.steps,
             "once_parameter_bytes": cost.share.parameters.once,

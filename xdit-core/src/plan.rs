@@ -31,6 +31,10 @@ pub struct ParallelConfig {
     pub distrifusion: bool,
     /// Whether all ranks that denoise a picture decode it, too, some rows each.
     pub parallel_vae: bool,
+    /// Whether a rank computes branches of guidance as one batch, if they have the same steps and blocks: fewer and
+    /// larger operations, and more memory for activations. `None` stands for a pipeline's default, which is true on
+    /// accelerators and false on the CPU. For a plan, it is false.
+    pub guidance_batch: Option<bool>,
 }
 
 impl Default for ParallelConfig {
@@ -43,6 +47,7 @@ impl Default for ParallelConfig {
             stage_blocks: None,
             distrifusion: false,
             parallel_vae: false,
+            guidance_batch: None,
         }
     }
 }
@@ -90,6 +95,8 @@ pub struct Plan {
     pub images: Vec<Range<usize>>,
     /// Between how many ranks the rows of a picture are split as it is decoded: those that denoised it, or one.
     pub decoding_shares: usize,
+    /// Whether a rank computes branches of guidance as one batch, if they have the same steps and blocks.
+    pub guidance_batch: bool,
 }
 
 impl Plan {
@@ -192,6 +199,7 @@ impl Plan {
             branches: branches.iter().map(|branch| of_run(branch, *steps)).collect(),
             images: split::even(*images, mesh.degree(Axis::Data)),
             decoding_shares: if config.parallel_vae { mesh.size() / mesh.degree(Axis::Data) } else { 1 },
+            guidance_batch: config.guidance_batch.unwrap_or(false),
         })
     }
 
@@ -231,6 +239,27 @@ impl Plan {
     /// The [branches of `rank`](Self::branches_of) that take part in `step`.
     pub fn branches_at(&self, rank: usize, step: usize) -> impl Iterator<Item = usize> {
         self.branches_of(rank).filter(move |&branch| self.branches[branch].steps.contains(&step))
+    }
+
+    /// The [branches of `rank`](Self::branches_of), those together that pass through the blocks as one batch.
+    pub fn passes_of(&self, rank: usize) -> Vec<Range<usize>> {
+        let mut passes: Vec<Range<usize>> = Vec::new();
+        for branch in self.branches_of(rank) {
+            match passes.last_mut() {
+                Some(pass) if self.guidance_batch && self.branches[pass.start] == self.branches[branch] => {
+                    pass.end += 1;
+                }
+                _ => passes.push(branch..branch + 1),
+            }
+        }
+        passes
+    }
+
+    /// The [passes of `rank`](Self::passes_of) that take part in `step`.
+    pub fn passes_at(&self, rank: usize, step: usize) -> Vec<Range<usize>> {
+        let mut passes = self.passes_of(rank);
+        passes.retain(|pass| self.branches[pass.start].steps.contains(&step));
+        passes
     }
 
     /// The `blocks` that `branch` goes through.
@@ -358,6 +387,10 @@ impl fmt::Display for Plan {
             let layers = listed(&branch.skip_layers);
             let Range { start, end } = branch.steps;
             writeln!(f, "one more branch of guidance in steps {start}..{end}, without blocks {layers}")?;
+        }
+        let passes = (0..self.mesh.size()).flat_map(|rank| self.passes_of(rank));
+        if let Some(most) = passes.map(|pass| pass.len()).max().filter(|&most| most > 1) {
+            writeln!(f, "{most} branches of guidance as one batch")?;
         }
         writeln!(
             f,

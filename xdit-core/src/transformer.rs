@@ -127,7 +127,7 @@ impl<const D: usize> IntoParts for Tensor<D> {
 pub trait Transformer {
     /// The conditions of one guidance branch, such as text embeddings.
     type Conditions: Clone;
-    /// The conditions of a branch, prepared for the loaded blocks at one timestep.
+    /// The conditions of one or several branches, prepared for the loaded blocks at one timestep.
     type Context: Send + Sync;
 
     /// The model's sizes.
@@ -136,16 +136,21 @@ pub trait Transformer {
     /// The element type of the hidden state between blocks.
     fn dtype(&self) -> DType;
 
-    /// Prepares the conditions for each of `timesteps`.
+    /// Prepares the conditions for each of `timesteps`. The context of several branches is for one batch of their
+    /// pictures: those of the first branch, then those of the next.
     ///
     /// Whatever depends only on the conditions and on the timestep, above all the modulation of every block, is
     /// computed here for many steps at once: as many as memory allows, in order. Layers that are used nowhere else
     /// come from [`Weights::once`](crate::weights::Weights::once), so that a run may free them in between. Ranks that
     /// loaded the same blocks share the result, so it must not depend on a rank's part of a layer, and waits for no
     /// transfer.
-    fn contexts(&self, conditions: &Self::Conditions, timesteps: &[f32]) -> Vec<Self::Context>;
+    ///
+    /// # Panics
+    /// If there are several branches and a model cannot take them as one batch: if they have several pictures each, or
+    /// different sizes of the picture, or texts of different lengths in models whose blocks change the text.
+    fn contexts(&self, branches: &[&Self::Conditions], timesteps: &[f32]) -> Vec<Self::Context>;
 
-    /// Bytes of a context that depend on its timestep, for one picture.
+    /// Bytes of a context that depend on its timestep, for one picture of one branch.
     fn context_bytes(&self) -> usize;
 
     /// The shape `[b, n, c]` of the [text](Hidden::text) between blocks, in models whose blocks change it. It must
@@ -183,7 +188,7 @@ pub trait Transformer {
         timestep: f32,
         attention: &mut dyn Attention,
     ) -> Tensor<3> {
-        let [context] = &self.contexts(conditions, &[timestep])[..] else {
+        let [context] = &self.contexts(&[conditions], &[timestep])[..] else {
             panic!("one timestep has one context");
         };
         let mut hidden = self.embed(latents, context);

@@ -5,29 +5,76 @@
 //! Source: PixArt-α (Chen et al. 2023) §2.2; diffusers' `AdaLayerNormSingle`, and `BasicTransformerBlock` with
 //! `ada_norm_single`.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor};
 use xdit_core::Result;
 use xdit_core::attention::{Attention, Qkv, Site, cross_attention};
 use xdit_core::linear::Linear;
+use xdit_core::split;
 use xdit_core::transformer::TransformerSpec;
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate};
+use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, narrow};
 
-use crate::layers::{FeedForward, Projections, TextProjections, modulation_rows, packed_outputs};
+use crate::layers::{FeedForward, Projections, TextProjections, batch, modulation_rows, packed_outputs};
 
 /// The rows of a block's modulation: shift, scale and gate of attention, then of the feed-forward.
 const ROWS: usize = 6;
 
-/// The text and the modulation prepared for one timestep.
+/// The texts and the modulation prepared for one timestep.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// The embedded timestep, `[1, 1, dim]`.
     timestep: Tensor<3>,
     /// Shift, scale and gate of attention, then of the feed-forward, `[1, 6, dim]`. Each block adds its own table.
     modulation: Tensor<3>,
-    /// `[b, nk, dim]`
-    text: Tensor<3>,
-    bias: Option<Tensor<4>>,
+    texts: Texts,
+}
+
+/// The text that each picture of a batch attends to.
+#[derive(Clone, Debug)]
+pub struct Texts {
+    /// `[b, nk, c]`, or one text after another, `[1, Σ nk, c]`.
+    tokens: Tensor<3>,
+    /// If the texts follow one another, the tokens of each picture's.
+    runs: Vec<Range<usize>>,
+    /// The bias of the scores, `[b, 1, 1, nk]`, for all pictures or for each run.
+    biases: Vec<Option<Tensor<4>>>,
+}
+
+impl Texts {
+    /// The texts of the pictures of one or several branches, each with the bias of its scores.
+    ///
+    /// # Shapes
+    /// Texts: `[b, nk, c]`; biases: `[b, 1, 1, nk]`.
+    ///
+    /// # Panics
+    /// If there are several branches, one has several pictures, and texts differ in length or have a bias.
+    pub fn new(branches: impl IntoIterator<Item = (Tensor<3>, Option<Tensor<4>>)>) -> Self {
+        let (texts, biases): (Vec<_>, Vec<_>) = branches.into_iter().unzip();
+        let lengths: Vec<usize> = texts.iter().map(|text| text.dims()[1]).collect();
+        let alike = lengths.iter().all(|&length| length == lengths[0]) && biases.iter().all(Option::is_none);
+        if texts.len() == 1 || alike {
+            return Self { tokens: batch(texts), runs: Vec::new(), biases: biases[..1].to_vec() };
+        }
+        assert!(texts.iter().all(|text| text.dims()[0] == 1), "each branch has one picture");
+        Self { tokens: Tensor::cat(texts, 1), runs: split::consecutive(&lengths), biases }
+    }
+
+    /// Attention of each picture's tokens to its text. `k` and `v` are those of all [tokens](Self::tokens).
+    ///
+    /// # Shapes
+    /// `q` and the result: `[b, n, h, d]`.
+    fn attend(&self, Qkv { q, k, v }: Qkv) -> Tensor<4> {
+        if self.runs.is_empty() {
+            return cross_attention(q, k, v, self.biases[0].clone());
+        }
+        let of_picture = |(picture, (run, bias)): (usize, (&Range<usize>, &Option<Tensor<4>>))| {
+            let [k, v] = [&k, &v].map(|x| narrow(x, 1, run.start, run.len()));
+            cross_attention(narrow(&q, 0, picture, 1), k, v, bias.clone())
+        };
+        Tensor::cat(self.runs.iter().zip(&self.biases).enumerate().map(of_picture).collect(), 0)
+    }
 }
 
 /// The layers that prepare [contexts](Context).
@@ -52,20 +99,19 @@ impl Conditioning {
         })
     }
 
-    /// The context of each timestep. `bias` is that of the scores of the text's tokens.
+    /// The context of each timestep.
     ///
     /// # Shapes
-    /// `timesteps`: embedded, `[steps, dim]`; `text`: `[b, nk, caption_channels]`; `bias`: `[b, 1, 1, nk]`.
-    pub fn contexts(&self, timesteps: Tensor<2>, text: Tensor<3>, bias: Option<&Tensor<4>>) -> Vec<Context> {
+    /// `timesteps`: embedded, `[steps, dim]`; `texts`: with `caption_channels` features.
+    pub fn contexts(&self, timesteps: Tensor<2>, texts: Texts) -> Vec<Context> {
         let [steps, dim] = timesteps.dims();
         let modulation = self.modulation.forward(activate(Activation::Silu, timesteps.clone()));
-        let text = activate(Activation::GeluTanh, self.caption_1.forward(text));
-        let text = self.caption_2.forward(text);
+        let tokens = activate(Activation::GeluTanh, self.caption_1.forward(texts.tokens));
+        let texts = Texts { tokens: self.caption_2.forward(tokens), ..texts };
         let at = |step| Context {
             timestep: timesteps.clone().narrow(0, step, 1).reshape([1, 1, dim]),
             modulation: modulation.clone().narrow(0, step, 1).reshape([1, ROWS, dim]),
-            text: text.clone(),
-            bias: bias.cloned(),
+            texts: texts.clone(),
         };
         (0..steps).map(at).collect()
     }
@@ -133,8 +179,8 @@ impl Block {
         let mut x = gated_residual(x, gate_attn, self.attn1.out(y));
 
         if let Some(attn2) = &self.attn2 {
-            let Qkv { q, k, v } = attn2.qkv(x.clone(), context.text.clone());
-            x = attn2.out_add(x, cross_attention(q, k, v, context.bias.clone()));
+            let qkv = attn2.qkv(x.clone(), context.texts.tokens.clone());
+            x = attn2.out_add(x, context.texts.attend(qkv));
         }
 
         let y = layer_norm_modulate(x.clone(), shift_ff, scale_ff, self.eps);

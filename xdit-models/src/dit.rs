@@ -91,9 +91,9 @@ pub struct Conditions {
 /// [`Conditions`] prepared for one timestep.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// For each loaded block, shift, scale and gate of attention, then of the feed-forward, `[1, 6, dim]`.
+    /// For each loaded block, shift, scale and gate of attention, then of the feed-forward, `[branches, 6, dim]`.
     blocks: Vec<Tensor<3>>,
-    /// Shift and scale before the output, `[1, 2, dim]`, only with the last block.
+    /// Shift and scale before the output, `[branches, 2, dim]`, only with the last block.
     output: Option<Tensor<3>>,
 }
 
@@ -169,18 +169,19 @@ impl Transformer for Dit {
         self.dtype
     }
 
-    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
+    fn contexts(&self, branches: &[&Conditions], timesteps: &[f32]) -> Vec<Context> {
         let (steps, dim) = (timesteps.len(), self.spec.dim());
+        let classes: Vec<usize> = branches.iter().map(|branch| branch.class).collect();
         let sinusoids = sinusoids_inclusive(timesteps, &self.device).cast(self.dtype);
         let modulation = |conditioning: &Conditioning, layer: &Linear| {
-            let rows = layer.forward(conditioning.embed(sinusoids.clone(), conditions.class));
+            let rows = layer.forward(conditioning.embed(sinusoids.clone(), &classes));
             let count = rows.dims()[1] / dim;
-            rows.reshape([steps, count, dim])
+            rows.reshape([steps, classes.len(), count, dim])
         };
         let blocks: Vec<_> =
             self.blocks.iter().map(|block| modulation(&block.conditioning, &block.modulation)).collect();
         let output = self.output.as_ref().map(|output| modulation(&output.conditioning, &output.modulation));
-        let at = |all: &Tensor<3>, step| all.clone().narrow(0, step, 1);
+        let at = |all: &Tensor<4>, step| all.clone().narrow(0, step, 1).squeeze_dim::<3>(0);
         let context = |step| Context {
             blocks: blocks.iter().map(|all| at(all, step)).collect(),
             output: output.as_ref().map(|all| at(all, step)),
@@ -244,9 +245,14 @@ impl Conditioning {
     /// The input of the modulation layers.
     ///
     /// # Shapes
-    /// `sinusoids`: `[steps, SINUSOID_WIDTH]`, result `[steps, dim]`.
-    fn embed(&self, sinusoids: Tensor<2>, class: usize) -> Tensor<2> {
-        activate(Activation::Silu, self.timestep.forward(sinusoids) + self.classes.rows([class]))
+    /// `sinusoids`: `[steps, SINUSOID_WIDTH]`, result `[steps · classes, dim]`.
+    fn embed(&self, sinusoids: Tensor<2>, classes: &[usize]) -> Tensor<2> {
+        let timesteps = self.timestep.forward(sinusoids);
+        let [steps, dim] = timesteps.dims();
+        let classes: Tensor<2> = self.classes.rows(classes.iter().copied());
+        let rows = steps * classes.dims()[0];
+        let sum = timesteps.unsqueeze_dim::<3>(1) + classes.unsqueeze_dim(0);
+        activate(Activation::Silu, sum.reshape([rows, dim]))
     }
 }
 

@@ -19,7 +19,7 @@ use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, join, layer_norm_modulate, rms_norm};
 
 use crate::latent_diffusion::{Published, TransformerConfig};
-use crate::layers::{FeedForward, Heads, modulation_rows};
+use crate::layers::{FeedForward, Heads, batch, modulation_rows};
 use crate::position::PositionCache;
 use crate::rotary::{Rotary, RotaryEmbedding};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
@@ -206,16 +206,19 @@ impl Published for Flux {
 }
 
 impl Flux {
-    /// The input of all modulations, `[steps · b, dim]`: a row for each timestep and picture.
-    fn embedding(&self, conditions: &Conditions, timesteps: &[f32]) -> Tensor<2> {
-        let device = conditions.pooled.device();
+    /// The input of all modulations, `[steps · b, dim]`: a row for each timestep and picture of each branch.
+    fn embedding(&self, branches: &[&Conditions], timesteps: &[f32]) -> Tensor<2> {
+        let pooled = batch(branches.iter().map(|branch| branch.pooled.clone()));
+        let device = pooled.device();
         let sinusoids = |values: &[f32]| sinusoids(values, &device).cast(self.dtype);
         // diffusers' pipeline divides by 1000 and its model multiplies again; this reproduces the rounding.
         let timesteps: Vec<_> = timesteps.iter().map(|timestep| timestep / 1000.0 * 1000.0).collect();
         let by_step = self.timestep_embedder.forward(sinusoids(&timesteps));
-        let mut by_picture = self.text_embedder.forward(conditions.pooled.clone().cast(self.dtype));
+        let mut by_picture = self.text_embedder.forward(pooled.cast(self.dtype));
         if let Some(embedder) = &self.guidance_embedder {
-            by_picture = by_picture + embedder.forward(sinusoids(&[conditions.guidance * 1000.0]));
+            let scales =
+                branches.iter().flat_map(|branch| vec![branch.guidance * 1000.0; branch.pooled.dims()[0]]);
+            by_picture = by_picture + embedder.forward(sinusoids(&scales.collect::<Vec<_>>()));
         }
         let [b, dim] = by_picture.dims();
         let sum = by_step.unsqueeze_dim::<3>(1) + by_picture.unsqueeze_dim(0);
@@ -242,10 +245,11 @@ impl Transformer for Flux {
         self.dtype
     }
 
-    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
+    fn contexts(&self, branches: &[&Conditions], timesteps: &[f32]) -> Vec<Context> {
         let (dim, steps) = (self.spec.dim(), timesteps.len());
-        let [b, n, _] = conditions.text.dims();
-        let embedding = self.embedding(conditions, timesteps);
+        let text = batch(branches.iter().map(|branch| branch.text.clone()));
+        let [b, n, _] = text.dims();
+        let embedding = self.embedding(branches, timesteps);
         // [steps, b, rows, dim]
         let modulation = |layers: &[&Linear]| {
             let rows = layers.iter().map(|layer| layer.forward(embedding.clone())).collect();
@@ -255,9 +259,8 @@ impl Transformer for Flux {
         };
         let blocks: Vec<_> = self.blocks.iter().map(|block| modulation(&block.norms())).collect();
         let norm_out = self.output.as_ref().map(|output| modulation(&[&output.norm_out]));
-        let text =
-            |embedders: &Embedders| embedders.context.forward(conditions.text.clone().cast(self.dtype));
-        let text = self.embedders.as_ref().map(text);
+        let embed = |embedders: &Embedders| embedders.context.forward(text.cast(self.dtype));
+        let text = self.embedders.as_ref().map(embed);
         let context = |step| {
             let at_step = |rows: &Tensor<4>| rows.clone().narrow(0, step, 1).squeeze_dim(0);
             Context {

@@ -23,7 +23,7 @@ use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, layer_norm_modulate, narrow};
 
 use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
-use crate::layers::{FeedForward, Heads, Norm, modulation_rows, packed_outputs, patch_embedding};
+use crate::layers::{FeedForward, Heads, Norm, batch, modulation_rows, packed_outputs, patch_embedding};
 use crate::position::PositionCache;
 use crate::rotary::{CenteredRotary, Rotary};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
@@ -147,11 +147,11 @@ pub struct Conditions {
 /// [`Conditions`] prepared for one timestep.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// For each loaded block, the shift of its first norm, `[dim]`.
-    shifts: Vec<Tensor<1>>,
-    /// Scale and shift before the output, `[1, 2, dim]`, only with the last block.
+    /// For each loaded block, the shift of its first norm, `[branches, dim]`.
+    shifts: Vec<Tensor<2>>,
+    /// Scale and shift before the output, `[branches, 2, dim]`, only with the last block.
     output: Option<Tensor<3>>,
-    /// `[1, text_len + text_len_t5, cross_attention_dim]`
+    /// `[branches, text_len + text_len_t5, cross_attention_dim]`
     text: Tensor<3>,
 }
 
@@ -228,17 +228,24 @@ impl Transformer for Hunyuan {
         self.dtype
     }
 
-    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
-        let (steps, dim) = (timesteps.len(), self.spec.dim());
-        let embedded = activate(Activation::Silu, self.conditioning.embed(conditions, timesteps, self.dtype));
+    fn contexts(&self, branches: &[&Conditions], timesteps: &[f32]) -> Vec<Context> {
+        let (steps, count, dim) = (timesteps.len(), branches.len(), self.spec.dim());
+        let of_branch = |branch: &&Conditions| self.conditioning.embed(branch, timesteps, self.dtype);
+        // Branch by branch, all steps of each.
+        let embedded = activate(Activation::Silu, batch(branches.iter().map(of_branch)));
         let shift =
             |block: &Block| block.shift.forward(embedded.clone()) + block.norm1.bias.clone().unsqueeze();
         let shifts: Vec<Tensor<2>> = self.blocks.iter().map(shift).collect();
         let output = self.output.as_ref().map(|output| output.modulation.forward(embedded.clone()));
-        let text = self.text.embed(conditions);
+        let text = batch(branches.iter().map(|branch| self.text.embed(branch)));
+        let at = |all: &Tensor<2>, step| {
+            let features = all.dims()[1];
+            let all: Tensor<3> = all.clone().reshape([count, steps, features]);
+            narrow(&all, 1, step, 1).squeeze_dim::<2>(1)
+        };
         let context = |step| Context {
-            shifts: shifts.iter().map(|all| narrow(all, 0, step, 1).reshape([dim])).collect(),
-            output: output.as_ref().map(|all| all.clone().narrow(0, step, 1).reshape([1, 2, dim])),
+            shifts: shifts.iter().map(|all| at(all, step)).collect(),
+            output: output.as_ref().map(|all| at(all, step).reshape([count, 2, dim])),
             text: text.clone(),
         };
         (0..steps).map(context).collect()
@@ -452,7 +459,7 @@ impl Block {
         &self,
         site: Site,
         x: Tensor<3>,
-        shift: Tensor<1>,
+        shift: Tensor<2>,
         text: &Tensor<3>,
         rotary: &Rotary,
         attention: &mut dyn Attention,

@@ -17,7 +17,7 @@ use xdit_core::pipeline::{
 use xdit_core::placement::Share;
 use xdit_core::plan::cost::{Cost, Sizes, costs};
 use xdit_core::plan::guidance::{Branch, Guidance};
-use xdit_core::plan::{Plan, Work};
+use xdit_core::plan::{ParallelConfig, Plan, Work};
 use xdit_core::rows::{Rows, Whole};
 use xdit_core::run::noise::{Noise, PictureNoise};
 use xdit_core::run::preview::{Parts, Previews};
@@ -380,7 +380,9 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             branches,
             images: request.images(),
         };
-        let plan = Plan::new(&request.parallel, &work)?;
+        let guidance_batch = request.parallel.guidance_batch.unwrap_or(*self.device() != Device::flex());
+        let parallel = ParallelConfig { guidance_batch: Some(guidance_batch), ..request.parallel.clone() };
+        let plan = Plan::new(&parallel, &work)?;
         let local = local_ranks(&plan.mesh, self.options.processes.as_ref())?;
         check_devices(local.len(), &self.options.devices)?;
         if request.guidance_rescale != 0.0 && plan.patches.len() > 1 && plan.synchronous_steps < plan.steps {

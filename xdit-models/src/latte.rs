@@ -15,7 +15,7 @@ use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
-use crate::adaln_single::{Block, BlockOptions, Conditioning, Context, Output};
+use crate::adaln_single::{Block, BlockOptions, Conditioning, Context, Output, Texts};
 use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{ImageEmbedding, only_basic_blocks};
 use crate::position::{PositionCache, SinCos2d};
@@ -161,10 +161,11 @@ impl Transformer for Latte {
         self.dtype
     }
 
-    fn contexts(&self, text: &Tensor<3>, timesteps: &[f32]) -> Vec<Context> {
-        let sinusoids = sinusoids(timesteps, &text.device()).cast(self.dtype);
+    fn contexts(&self, texts: &[&Tensor<3>], timesteps: &[f32]) -> Vec<Context> {
+        let sinusoids = sinusoids(timesteps, &texts[0].device()).cast(self.dtype);
         let embedded = self.timestep_embedder.forward(sinusoids);
-        self.conditioning.contexts(embedded, text.clone(), None)
+        let texts = texts.iter().map(|&text| (text.clone(), None));
+        self.conditioning.contexts(embedded, Texts::new(texts))
     }
 
     fn context_bytes(&self) -> usize {

@@ -76,7 +76,7 @@ impl Norm {
     /// # Shapes
     /// `x` and the result: `[b, n, c]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.forward_shifted(x, self.bias.clone())
+        layer_norm(x, Some(self.weight.clone()), Some(self.bias.clone()), self.eps)
     }
 
     /// The norm of each head, turned by `rotary`.
@@ -87,9 +87,15 @@ impl Norm {
         rotary.turn_layer_normed(x, self.weight.clone(), self.bias.clone(), self.eps)
     }
 
-    /// As [`forward`](Self::forward), with another shift `[c]`.
-    pub fn forward_shifted(&self, x: Tensor<3>, shift: Tensor<1>) -> Tensor<3> {
-        layer_norm(x, Some(self.weight.clone()), Some(shift), self.eps)
+    /// As [`forward`](Self::forward), with other shifts: one for all pictures, `[1, c]`, or one for each, `[b, c]`.
+    pub fn forward_shifted(&self, x: Tensor<3>, shifts: Tensor<2>) -> Tensor<3> {
+        let norm = |x, shift: Tensor<2>| {
+            layer_norm(x, Some(self.weight.clone()), Some(shift.squeeze_dim(0)), self.eps)
+        };
+        match shifts.dims()[0] {
+            1 => norm(x, shifts),
+            b => batch((0..b).map(|at| norm(narrow(&x, 0, at, 1), narrow(&shifts, 0, at, 1)))),
+        }
     }
 }
 
@@ -190,6 +196,20 @@ impl TextProjections {
     pub fn out_add(&self, base: Tensor<3>, y: Tensor<4>) -> Tensor<3> {
         self.out.forward_add(base, self.heads.join(y))
     }
+}
+
+/// The values of several branches as one batch, those of the first branch first.
+///
+/// # Shapes
+/// `[b, …]` each, and `[branches · b, …]`.
+///
+/// # Panics
+/// If they differ in any other dimension.
+pub fn batch<const D: usize>(branches: impl IntoIterator<Item = Tensor<D>>) -> Tensor<D> {
+    let mut branches: Vec<_> = branches.into_iter().collect();
+    let shapes: Vec<_> = branches.iter().map(Tensor::dims).collect();
+    assert!(shapes.iter().all(|shape| shape[1..] == shapes[0][1..]), "branches of {shapes:?} are no batch");
+    if branches.len() == 1 { branches.remove(0) } else { Tensor::cat(branches, 0) }
 }
 
 /// Selects rows of a modulation, from `first` on.

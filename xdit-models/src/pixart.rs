@@ -13,7 +13,7 @@ use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 
-use crate::adaln_single::{Block, BlockOptions, Conditioning, Context, Output};
+use crate::adaln_single::{Block, BlockOptions, Conditioning, Context, Output, Texts};
 use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{ImageEmbedding, only_basic_blocks};
 use crate::position::SinCos2d;
@@ -170,18 +170,21 @@ impl Transformer for PixArt {
         self.dtype
     }
 
-    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
-        let (device, dtype) = (conditions.text.device(), self.dtype);
+    fn contexts(&self, branches: &[&Conditions], timesteps: &[f32]) -> Vec<Context> {
+        let size = branches[0].size;
+        assert!(branches.iter().all(|branch| branch.size == size), "all branches are of one picture");
+        let (device, dtype) = (branches[0].text.device(), self.dtype);
         let sinusoids = |values: &[f32]| sinusoids(values, &device).cast(dtype);
         let mut embedded = self.timestep_embedder.forward(sinusoids(timesteps));
         let dim = embedded.dims()[1];
         if let Some([resolution, aspect_ratio]) = &self.micro {
-            let [height, width] = conditions.size.expect("a model with micro-conditions is told the size");
+            let [height, width] = size.expect("a model with micro-conditions is told the size");
             let size = resolution.forward(sinusoids(&[height as f32, width as f32]));
             let ratio = aspect_ratio.forward(sinusoids(&[(height as f64 / width as f64) as f32]));
             embedded = embedded + Tensor::cat(vec![size, ratio], 0).reshape([1, dim]);
         }
-        self.conditioning.contexts(embedded, conditions.text.clone(), conditions.bias.as_ref())
+        let texts = branches.iter().map(|branch| (branch.text.clone(), branch.bias.clone()));
+        self.conditioning.contexts(embedded, Texts::new(texts))
     }
 
     fn context_bytes(&self) -> usize {

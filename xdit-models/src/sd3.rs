@@ -17,7 +17,7 @@ use xdit_core::{Error, Result};
 use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
 
 use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
-use crate::layers::{FeedForward, Heads, modulation_rows, packed_outputs, patch_embedding};
+use crate::layers::{FeedForward, Heads, batch, modulation_rows, packed_outputs, patch_embedding};
 use crate::position::PositionCache;
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
 
@@ -228,12 +228,14 @@ impl Transformer for Sd3 {
         self.dtype
     }
 
-    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
-        let [b, text_tokens, _] = conditions.text.dims();
+    fn contexts(&self, branches: &[&Conditions], timesteps: &[f32]) -> Vec<Context> {
+        let text = batch(branches.iter().map(|branch| branch.text.clone()));
+        let pooled = batch(branches.iter().map(|branch| branch.pooled.clone()));
+        let [b, text_tokens, _] = text.dims();
         let (steps, dim) = (timesteps.len(), self.spec.dim());
-        let sinusoids = sinusoids(timesteps, &conditions.text.device()).cast(self.dtype);
+        let sinusoids = sinusoids(timesteps, &text.device()).cast(self.dtype);
         let timestep = self.timestep_embedder.forward(sinusoids).reshape([steps, 1, dim]);
-        let pooled = self.text_embedder.forward(conditions.pooled.clone().cast(self.dtype));
+        let pooled = self.text_embedder.forward(pooled.cast(self.dtype));
         let embedded = (timestep + pooled.reshape([1, b, dim])).reshape([steps * b, dim]);
         let embedded = activate(Activation::Silu, embedded);
         // Computes all steps in one matrix product.
@@ -248,7 +250,7 @@ impl Transformer for Sd3 {
             .map(|block| [modulation(&block.norm1), modulation(&block.norm1_context)])
             .collect();
         let output = self.output.as_ref().map(|output| modulation(&output.norm_out));
-        let text = conditions.text.clone().cast(self.dtype);
+        let text = text.cast(self.dtype);
         let text = self.input.as_ref().map(|input| input.context_embedder.forward(text));
         let context = |step| {
             let at_step = |all: &Tensor<4>| all.clone().narrow(0, step, 1).squeeze_dim::<3>(0);

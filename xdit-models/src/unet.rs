@@ -18,6 +18,7 @@ use xdit_kernels::{Activation, Conv2d, activate, join_channels};
 
 use crate::convolution::{Convolution, GroupNorm, conv};
 use crate::latent_diffusion::Published;
+use crate::layers::batch;
 use crate::timestep::{TimestepEmbedding, sinusoids_of_width};
 use blocks::{Pass, PixelTransformer, TimedResnet};
 pub use config::{Level, MICRO_CONDITIONS, UNetConfig};
@@ -270,16 +271,18 @@ impl Transformer for UNet {
         self.dtype
     }
 
-    fn contexts(&self, conditions: &Conditions, timesteps: &[f32]) -> Vec<Context> {
-        let Conditions { text, pooled, micro } = conditions;
+    fn contexts(&self, branches: &[&Conditions], timesteps: &[f32]) -> Vec<Context> {
+        let text = batch(branches.iter().map(|branch| branch.text.clone()));
+        let pooled = batch(branches.iter().map(|branch| branch.pooled.clone()));
         let ([b, ..], steps, device) = (text.dims(), timesteps.len(), text.device());
         let width = self.config.time_embed_dim();
         let sinusoids = sinusoids_of_width(timesteps, self.config.levels[0].channels, &device);
         let time = self.time_embedding.forward(sinusoids.cast(self.dtype)).reshape([steps, 1, width]);
-        let micro = sinusoids_of_width(micro, self.config.addition_time_embed_dim, &device);
-        let micro =
-            micro.reshape([1, MICRO_CONDITIONS * self.config.addition_time_embed_dim]).repeat_dim(0, b);
-        let added = Tensor::cat(vec![pooled.clone().cast(self.dtype), micro.cast(self.dtype)], 1);
+        let micro: Vec<f32> =
+            branches.iter().flat_map(|branch| branch.micro.repeat(branch.text.dims()[0])).collect();
+        let micro = sinusoids_of_width(&micro, self.config.addition_time_embed_dim, &device);
+        let micro = micro.reshape([b, MICRO_CONDITIONS * self.config.addition_time_embed_dim]);
+        let added = Tensor::cat(vec![pooled.cast(self.dtype), micro.cast(self.dtype)], 1);
         let added = self.add_embedding.forward(added).reshape([1, b, width]);
         let embedded = activate(Activation::Silu, (time + added).reshape([steps * b, width]));
         // Computes all steps in one matrix product.
@@ -289,7 +292,7 @@ impl Transformer for UNet {
             all.reshape([steps, b, c])
         };
         let times: Vec<Tensor<3>> = self.resnets().map(of_resnet).collect();
-        let text = text.clone().cast(self.dtype);
+        let text = text.cast(self.dtype);
         let context = |step| {
             let at_step = |all: &Tensor<3>| all.clone().narrow(0, step, 1).squeeze_dim::<2>(0);
             Context { text: text.clone(), times: times.iter().map(at_step).collect() }

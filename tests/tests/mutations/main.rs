@@ -18,7 +18,7 @@ use xdit_tests::oracle::{self, Turns};
 use xdit_tests::relative_l2;
 use xdit_tests::toy::{Kind, Subject, Toy};
 use xdit_tests::world::{Job, pictures, run_in};
-use xdit_tests::wrapped::Wrapped;
+use xdit_tests::wrapped::{Batch, Wrapped, batched};
 
 const TOLERANCE: f64 = 1e-5;
 const VISIBLE: f64 = 1e-3;
@@ -124,6 +124,30 @@ fn wrong_keys_at_one_site_show() {
             let error = run.error(None, Some(keys));
             println!("{axis:?}, distrifusion: {distrifusion}, {keys:?}: {error:.1e} ({sound:.0e} without)");
             assert!(error > VISIBLE, "{axis:?}: {keys:?} makes {error:.1e} only");
+        }
+    }
+}
+
+/// The contexts of a batch are those of the branches in another order, or all of one branch.
+#[test]
+fn wrong_branches_of_a_batch_show() {
+    for (kind, axis, patches, distrifusion) in [
+        (Kind::Cross, Axis::Pipeline, 3, false),
+        (Kind::Cross, Axis::Ring, 1, true),
+        (Kind::Joint, Axis::Pipeline, 3, false),
+        (Kind::Joint, Axis::Ulysses, 2, false),
+        (Kind::Joint, Axis::Tensor, 1, false),
+    ] {
+        let mut run = Run::new(kind, axis, patches, distrifusion);
+        run.subject.text_tokens = if kind == Kind::Joint { vec![4, 4] } else { vec![3, 5] };
+        run.plan.guidance_batch = true;
+        let error = |batch| run.distance(None, |job| batched(job, batch));
+        let sound = error(Batch::Sound);
+        assert!(sound <= TOLERANCE, "{}{sound:.1e} without a mistake", run.plan);
+        for batch in [Batch::Reversed, Batch::FirstOnly] {
+            let error = error(batch);
+            println!("{kind:?}, {axis:?}, {batch:?}: {error:.1e} ({sound:.0e} without)");
+            assert!(error > VISIBLE, "{axis:?}: {batch:?} makes {error:.1e} only");
         }
     }
 }

@@ -229,6 +229,10 @@ pub struct ParallelArgs {
     /// Run the negative branch of guidance on one half of the ranks, and the other branches on the other half.
     #[arg(long, alias = "use-split-batch")]
     pub use_cfg_parallel: bool,
+    /// Whether a rank computes the negative and the positive branch of guidance as one batch, which takes fewer and larger
+    /// operations, and more memory [default: auto, which is `on` for GPUs].
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub guidance_batch: Option<GuidanceBatch>,
     /// Decode each picture on all ranks, with a part of the rows on each.
     #[arg(long)]
     pub use_parallel_vae: bool,
@@ -236,6 +240,29 @@ pub struct ParallelArgs {
     /// from the previous step.
     #[arg(long)]
     pub distrifusion: bool,
+}
+
+/// When branches of guidance are one batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum GuidanceBatch {
+    /// On GPUs.
+    #[default]
+    Auto,
+    /// Where they have the same blocks.
+    On,
+    /// Never.
+    Off,
+}
+
+impl GuidanceBatch {
+    /// The same as the library has it.
+    pub fn wanted(self) -> Option<bool> {
+        match self {
+            Self::Auto => None,
+            Self::On => Some(true),
+            Self::Off => Some(false),
+        }
+    }
 }
 
 /// The seed of a picture.

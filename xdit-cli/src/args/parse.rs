@@ -164,6 +164,7 @@ mod tests {
                 _ if !option.get_action().takes_values() => "",
                 "output_type" => "=latent",
                 "text_encoder_3" => "=none",
+                "guidance_batch" => "=on",
                 "clean_caption" | "no_use_resolution_binning" | "vae_tiling" => "=false",
                 _ => "=3",
             };

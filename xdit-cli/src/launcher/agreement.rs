@@ -58,6 +58,7 @@ pub fn described(
             ("num-images", request.images_per_prompt.to_string()),
             ("output-type", if request.decode { "png" } else { "latent" }.to_owned()),
             ("contents of the initial latents", format!("{init_latents:?}")),
+            ("guidance-batch", resolved.plan.guidance_batch.to_string()),
             ("options of parallelism", format!("{:?}", request.parallel)),
             ("configuration of the model", digest(&configs)),
             ("trace", details.to_string()),

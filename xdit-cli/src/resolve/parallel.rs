@@ -58,5 +58,6 @@ pub fn parallel(args: &ParallelArgs) -> Result<ParallelConfig> {
         distrifusion: args.distrifusion,
         stage_blocks: (!args.attn_layer_num_for_pp.is_empty()).then(|| args.attn_layer_num_for_pp.clone()),
         parallel_vae: args.use_parallel_vae,
+        guidance_batch: args.guidance_batch.unwrap_or_default().wanted(),
     })
 }

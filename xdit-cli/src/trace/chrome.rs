@@ -71,10 +71,10 @@ fn span_event(report: &RankReport, span: &Span, offset: Duration) -> Value {
     event(report.rank + 1, &name(&span.activity), category, begin, duration, Value::Object(arguments))
 }
 
-/// The step, patches, branch and blocks that the activity belongs to.
+/// The step, patches, branches and blocks that the activity belongs to.
 fn arguments(activity: &Activity) -> Map<String, Value> {
     let range = |range: &Range<usize>| json!(format!("{}..{}", range.start, range.end));
-    let (step, patches, branch, blocks) = match activity {
+    let (step, patches, branches, blocks) = match activity {
         Activity::Load | Activity::Broadcast | Activity::Prepare | Activity::Gather | Activity::Decode => {
             (None, None, None, None)
         }
@@ -82,15 +82,15 @@ fn arguments(activity: &Activity) -> Map<String, Value> {
             Action::ReceiveLatents { patches } | Action::SendLatents { patches } => {
                 (None, Some(patches), None, None)
             }
-            Action::ReceiveHidden { patches, branch }
-            | Action::ReceiveSkip { patches, branch, .. }
-            | Action::SendHidden { patches, branch }
-            | Action::SendSkip { patches, branch, .. } => (None, Some(patches), Some(branch), None),
-            Action::Embed { step, patches, branch } | Action::Finish { step, patches, branch } => {
-                (Some(step), Some(patches), Some(branch), None)
+            Action::ReceiveHidden { patches, branches }
+            | Action::ReceiveSkip { patches, branches, .. }
+            | Action::SendHidden { patches, branches }
+            | Action::SendSkip { patches, branches, .. } => (None, Some(patches), Some(branches), None),
+            Action::Embed { step, patches, branches } | Action::Finish { step, patches, branches } => {
+                (Some(step), Some(patches), Some(branches), None)
             }
-            Action::Blocks { step, blocks, patches, branch } => {
-                (Some(step), Some(patches), Some(branch), Some(blocks))
+            Action::Blocks { step, blocks, patches, branches } => {
+                (Some(step), Some(patches), Some(branches), Some(blocks))
             }
             Action::Advance { step, patches } => (Some(step), Some(patches), None, None),
         },
@@ -98,7 +98,8 @@ fn arguments(activity: &Activity) -> Map<String, Value> {
     let arguments = [
         ("step", step.map(|step| json!(step))),
         ("patches", patches.map(range)),
-        ("branch", branch.map(|branch| json!(branch))),
+        // A number, or the range of several that are one batch.
+        ("branch", branches.map(|of| if of.len() == 1 { json!(of.start) } else { range(of) })),
         ("blocks", blocks.map(range)),
     ];
     arguments.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()

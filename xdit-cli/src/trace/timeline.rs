@@ -119,7 +119,10 @@ fn class(patches: &Range<usize>) -> String {
 
 /// The boxes of a lane: one for the computation of a step's patches, with waiting and sending drawn on top.
 fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
-    let guided = report.spans.iter().any(|span| matches!(pass(span), Some((_, _, Some(1)))));
+    let guided = report
+        .spans
+        .iter()
+        .any(|span| matches!(pass(span), Some((_, _, Some(branches))) if branches.end > 1));
     let mut boxes: Vec<(Option<Pass>, Box)> = Vec::new();
     for span in &report.spans {
         let (begin, end) = (scale.x(report, span.begin), scale.x(report, span.end));
@@ -127,8 +130,8 @@ fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
         let sum = |title: &str| format!("{title}, {:.1} ms", (span.end - span.begin).as_secs_f64() * 1e3);
         if let (Some((last, part)), Some(pass)) = (boxes.last_mut(), &pass) {
             // The step of the scheduler belongs to the pass before it.
-            let same = last.as_ref().is_some_and(|(step, patches, branch)| {
-                (step, patches) == (&pass.0, &pass.1) && (pass.2.is_none() || *branch == pass.2)
+            let same = last.as_ref().is_some_and(|(step, patches, branches)| {
+                (step, patches) == (&pass.0, &pass.1) && (pass.2.is_none() || *branches == pass.2)
             });
             if same && begin - part.end < MIN {
                 part.end = end;
@@ -137,10 +140,11 @@ fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
             }
         }
         let part = match &pass {
-            Some((step, patches, branch)) => {
-                let sign = match branch {
-                    Some(0) if guided => "−",
-                    Some(1) => "+",
+            Some((step, patches, branches)) => {
+                let sign = match branches {
+                    Some(branches) if branches.len() > 1 => "±",
+                    Some(Range { start: 0, .. }) if guided => "−",
+                    Some(Range { start: 1, .. }) => "+",
                     Some(_) if guided => "∖",
                     _ => "",
                 };
@@ -176,16 +180,18 @@ fn boxes(report: &RankReport, scale: &Scale) -> Vec<Box> {
     boxes
 }
 
-/// A step, its patches and, if it belongs to one, the branch of guidance.
-type Pass = (usize, Range<usize>, Option<usize>);
+/// A step, its patches and, if it belongs to some, the branches of guidance.
+type Pass = (usize, Range<usize>, Option<Range<usize>>);
 
 /// The computation that a span is part of, if it is part of a step.
 fn pass(span: &Span) -> Option<Pass> {
     let Activity::Action(action) = &span.activity else { return None };
     match action {
-        Action::Embed { step, patches, branch }
-        | Action::Blocks { step, patches, branch, .. }
-        | Action::Finish { step, patches, branch } => Some((*step, patches.clone(), Some(*branch))),
+        Action::Embed { step, patches, branches }
+        | Action::Blocks { step, patches, branches, .. }
+        | Action::Finish { step, patches, branches } => {
+            Some((*step, patches.clone(), Some(branches.clone())))
+        }
         Action::Advance { step, patches } => Some((*step, patches.clone(), None)),
         _ => None,
     }
@@ -219,12 +225,15 @@ fn legend(svg: &mut String, ranks: &[&RankReport]) {
         put(svg, format_args!("<text x=\"{:.1}\" y=\"25\">{label}</text>", x + 19.0));
         x += 19.0 + CHARACTER * label.chars().count() as f64 + 14.0;
     }
-    let guided = spans().any(|(_, _, branch)| branch == Some(1));
-    let skips = spans().any(|(_, _, branch)| branch == Some(2));
-    let note = match (guided, skips) {
-        (_, true) => "3−, 3+, 3∖: step 3, all branches",
-        (true, false) => "3−, 3+: step 3, both branches",
-        (false, false) => "3: step 3",
+    let any =
+        |is: fn(&Range<usize>) -> bool| spans().any(|(_, _, branches)| branches.as_ref().is_some_and(is));
+    let (guided, skips) = (any(|branches| branches.end == 2), any(|branches| branches.end == 3));
+    let note = match (guided, skips, any(|branches| branches.len() > 1)) {
+        (_, true, false) => "3−, 3+, 3∖: step 3, all branches",
+        (_, true, true) => "3±, 3∖: step 3, both branches as one batch, and the third",
+        (true, false, false) => "3−, 3+: step 3, both branches",
+        (true, false, true) => "3±: step 3, both branches as one batch",
+        (false, false, _) => "3: step 3",
     };
     put(svg, format_args!("<text x=\"{x:.1}\" y=\"25\">{note}</text>"));
 }

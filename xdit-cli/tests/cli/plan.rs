@@ -38,6 +38,26 @@ fn a_plan_as_json_has_the_same_contents_as_the_table() {
     assert!(bytes(residency, "free_bytes") > bytes(residency, "transformer_bytes"));
 }
 
+/// A rank computes both branches of guidance as one batch, unless they are on different ranks; by default, not on the CPU.
+#[test]
+fn a_plan_shows_which_branches_are_one_batch() {
+    let workspace = Workspace::with_demo();
+    let plan = |options: &[&str]| {
+        let demo = ["plan", "--model", "demo", "--device", "cpu"];
+        let all = |more: &[&'static str]| workspace.ok(&[&demo, options, more].concat());
+        let json: Value = serde_json::from_str(&all(&["--report", "json"])).unwrap();
+        let passes = json["ranks"].as_array().unwrap().iter().map(|rank| rank["passes"].clone()).collect();
+        (all(&[]).contains("\n2 branches of guidance as one batch\n"), Value::Array(passes))
+    };
+    let on = ["--guidance-batch", "on"];
+    assert_eq!(plan(&on), (true, json!([[[0, 2]]])));
+    assert_eq!(plan(&[&on[..], &["--use-cfg-parallel"]].concat()), (false, json!([[[0, 1]], [[1, 2]]])));
+    assert_eq!(plan(&[&on[..], &["--guidance-scale", "1"]].concat()), (false, json!([[[0, 1]]])));
+    for off in [&[][..], &["--guidance-batch", "auto"], &["--guidance-batch", "off"]] {
+        assert_eq!(plan(off), (false, json!([[[0, 1], [1, 2]]])));
+    }
+}
+
 #[test]
 fn a_plan_ends_with_the_reason_for_what_stays_in_memory() {
     let workspace = Workspace::with_demo();

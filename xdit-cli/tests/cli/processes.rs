@@ -39,7 +39,7 @@ fn run(workspace: &Workspace, processes: usize, args: &[&str]) -> Vec<Run> {
 #[test]
 fn processes_make_the_pictures_of_threads() {
     let workspace = Workspace::with_demo();
-    let cases: [(usize, &[&str]); 10] = [
+    let cases: [(usize, &[&str]); 11] = [
         (2, &["--use-cfg-parallel"]),
         (2, &["--ulysses-degree", "2"]),
         (2, &["--ring-degree", "2"]),
@@ -50,6 +50,7 @@ fn processes_make_the_pictures_of_threads() {
         (2, &["--data-parallel-degree", "2", "--num-images", "3"]),
         (4, &["--pipefusion-parallel-degree", "2", "--use-cfg-parallel"]),
         (2, &["--ulysses-degree", "2", "--use-cfg-parallel"]),
+        (2, &["--pipefusion-parallel-degree", "2", "--guidance-batch", "on"]),
     ];
     for (processes, args) in cases {
         let options = [args, &["--num-inference-steps", "3", "--quiet", "--output"]].concat();

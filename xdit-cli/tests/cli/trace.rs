@@ -104,6 +104,21 @@ fn a_trace_contains_the_activity_of_every_rank() {
 }
 
 #[test]
+fn branches_as_one_batch_are_one_pass() {
+    let workspace = Workspace::with_demo();
+    let batch = ["--device", "cpu", "--prompt", "a", "--guidance-batch", "on", "--trace"];
+    workspace.generate(&[&batch[..], &["trace.json"]].concat());
+    let trace: Value = serde_json::from_slice(&fs::read(workspace.path("trace.json")).unwrap()).unwrap();
+    let events = events(&trace, 1);
+    let blocks: Vec<_> = events.iter().filter(|event| event.name == "blocks 0..2").collect();
+    assert_eq!(blocks.len(), 2, "one pass in each of two steps");
+    assert!(blocks.iter().all(|event| event.arguments["branch"] == "0..2"));
+    workspace.generate(&[&batch[..], &["trace.svg"]].concat());
+    let svg = fs::read_to_string(workspace.path("trace.svg")).unwrap();
+    assert!(svg.contains("3±: step 3, both branches as one batch"), "{svg}");
+}
+
+#[test]
 fn a_run_on_one_rank_can_be_traced() {
     let workspace = Workspace::with_demo();
     workspace.generate(&["--prompt", "a", "--trace", "trace.json"]);

@@ -28,8 +28,8 @@ pub struct Pass {
     pub step: usize,
     /// The patches of the pass: all patches in a synchronous step, one in any other.
     pub patches: Range<usize>,
-    /// Index of the guidance branch.
-    pub branch: usize,
+    /// The guidance branches, whose pictures are one batch.
+    pub branches: Range<usize>,
 }
 
 /// The way in which the ranks of the ring axis get each other's keys and values.
@@ -52,7 +52,8 @@ pub struct ParallelAttention {
     ring_coordinate: usize,
     ulysses: Option<Ulysses>,
     exchange: Option<KeyExchange>,
-    /// For each guidance branch that has asynchronous steps with several patches, the cache of each resolution.
+    /// For each guidance branch that has asynchronous steps with several patches, the cache of each resolution. The first
+    /// branch of a pass has the keys of all its branches.
     caches: Vec<Option<BTreeMap<Resolution, KvCache>>>,
     /// The rows of this rank, if others have the rest of the image.
     rows: Option<SplitRows>,
@@ -94,7 +95,7 @@ impl ParallelAttention {
         exchange: Option<KeyExchange>,
     ) -> Self {
         let caches = (0..plan.branches.len()).map(|branch| plan.caches(branch).then(BTreeMap::new)).collect();
-        let pass = Pass { step: 0, patches: 0..plan.patches.len(), branch: 0 };
+        let pass = Pass { step: 0, patches: 0..plan.patches.len(), branches: 0..1 };
         Self { plan, ring_coordinate, ulysses, exchange, caches, rows: None, stale_rows: None, pass }
     }
 
@@ -125,7 +126,8 @@ impl ParallelAttention {
     /// Sets the pass to which the next calls belong.
     pub fn begin(&mut self, pass: Pass) {
         if let Some(rows) = &mut self.stale_rows {
-            let Pass { step, patches, branch } = pass.clone();
+            let Pass { step, patches, branches } = pass.clone();
+            let branch = branches.start;
             let exchange = Exchange {
                 synchronous: step < self.plan.synchronous_steps,
                 send: self.plan.branches[branch].steps.contains(&(step + 1)),
@@ -204,7 +206,9 @@ impl Attention for ParallelAttention {
             None => (None, None),
         };
         let fresh = Kv { k: image.k, v: image.v };
-        let Pass { step, patches, branch } = self.pass.clone();
+        let Pass { step, patches, branches } = self.pass.clone();
+        // The branches of a pass have the same steps, and are together in each of them.
+        let branch = branches.start;
         let runs = self.runs(at);
         let mut known = patches.clone();
         let (plan, ring) = (&self.plan, self.ring_coordinate);

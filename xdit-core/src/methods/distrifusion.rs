@@ -17,7 +17,7 @@ use crate::methods::keys::Kv;
 #[derive(Debug)]
 pub struct DistriFusion {
     link: Arc<dyn Link>,
-    /// The other ranks' stacked keys and values, for each guidance branch and site.
+    /// The other ranks' stacked keys and values, for the first guidance branch of each pass and each site.
     before: Delayed<(usize, Site), 4>,
     /// The bytes of those that are kept.
     kept: HashMap<(usize, Site), u64>,

@@ -31,7 +31,7 @@ pub struct StaleRows {
 /// A pass of some strips through the model.
 #[derive(Clone, Debug)]
 pub struct StripPass {
-    /// The guidance branch.
+    /// The first one of its guidance branches.
     pub branch: usize,
     /// The strips of this pass that this rank has: all of a single rank's in a synchronous step, otherwise one.
     pub strips: Range<usize>,
@@ -39,7 +39,7 @@ pub struct StripPass {
     pub exchange: Exchange,
 }
 
-/// The guidance branch, and the number of the call in its passes, all of which make the same calls.
+/// The first guidance branch, and the number of the call in its passes, all of which make the same calls.
 type Call = (usize, usize);
 
 #[derive(Debug)]

@@ -149,11 +149,12 @@ pub fn costs(
                 again => *again.insert(weigh()?),
             },
         };
-        let steps = |branch: usize| {
-            let chunks = chunks(&plan.branches[branch].steps, weighed.context_bytes);
-            chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
+        let of_pass = |branches: &Range<usize>| {
+            let bytes = branches.len() * weighed.context_bytes;
+            let chunks = chunks(&plan.branches[branches.start].steps, bytes);
+            chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(0) * bytes
         };
-        let contexts = (plan.branches_of(rank).map(steps).sum::<usize>() * weighed.context_bytes) as u64;
+        let contexts = plan.passes_of(rank).iter().map(of_pass).sum::<usize>() as u64;
         let first = [Axis::Ring, Axis::Ulysses, Axis::Tensor].map(at) == [0; 3];
         let steady = plan.synchronous_steps.min(plan.steps - 1);
         Ok(Cost {
@@ -282,9 +283,9 @@ impl Rank<'_> {
         self.plan.tokens(patches, self.plan.mesh.sequence_coordinate(self.rank))
     }
 
-    /// The number of text tokens of `branch` that go along with `patches`.
-    fn text(&self, patches: &Range<usize>, branch: usize) -> usize {
-        if self.plan.brings_text(patches) { self.sizes.text_tokens[branch] } else { 0 }
+    /// The number of text tokens of each of `branches` that go along with `patches`.
+    fn text(&self, patches: &Range<usize>, branches: &Range<usize>) -> usize {
+        if self.plan.brings_text(patches) { self.sizes.text_tokens[branches.start] } else { 0 }
     }
 
     /// The resolution of the blocks' tokens.
@@ -324,14 +325,17 @@ impl Rank<'_> {
         let latents = |patches| self.tokens(patches) * spec.channels * spec.patch * spec.patch * 4;
         let hidden = |tokens| tokens * spec.dim() * dtype.size();
         match action {
-            Action::Blocks { step, blocks, patches, branch } => {
-                let blocks = self.plan.blocks_of(*branch, blocks.clone());
-                blocks.flat_map(|block| self.block(*step, block, patches, *branch)).collect()
+            Action::Blocks { step, blocks, patches, branches } => {
+                let blocks = self.plan.blocks_of(branches.start, blocks.clone());
+                blocks.flat_map(|block| self.block(*step, block, patches, branches)).collect()
             }
-            Action::SendHidden { patches, branch } => {
-                vec![(Axis::Pipeline, hidden(self.tokens(patches) + self.text(patches, *branch)))]
+            Action::SendHidden { patches, branches } => {
+                let tokens = self.tokens(patches) + self.text(patches, branches);
+                vec![(Axis::Pipeline, branches.len() * hidden(tokens))]
             }
-            Action::SendSkip { patches, .. } => vec![(Axis::Pipeline, hidden(self.tokens(patches)))],
+            Action::SendSkip { patches, branches, .. } => {
+                vec![(Axis::Pipeline, branches.len() * hidden(self.tokens(patches)))]
+            }
             Action::SendLatents { patches } => vec![(Axis::Pipeline, latents(patches))],
             Action::Advance { step, patches } => {
                 let predictions = self.plan.branches_at(self.rank, *step).count();
@@ -345,9 +349,15 @@ impl Rank<'_> {
     }
 
     /// Bytes that one block sends: around its attention, and for its sums.
-    fn block(&self, step: usize, block: usize, patches: &Range<usize>, branch: usize) -> [(Axis, usize); 3] {
+    fn block(
+        &self,
+        step: usize,
+        block: usize,
+        patches: &Range<usize>,
+        branches: &Range<usize>,
+    ) -> [(Axis, usize); 3] {
         let Sizes { spec, dtype, exchanges, levels, .. } = self.sizes;
-        let text = self.text(patches, branch);
+        let text = self.text(patches, branches);
         let BlockExchanges { attentions, image_sums, text_sums } = exchanges[block];
         let mut summed = (image_sums * self.tokens(patches) + text_sums * text) * spec.dim();
         let own = (self.resolution(), attentions, text);
@@ -355,7 +365,7 @@ impl Rank<'_> {
         let (mut ulysses, mut ring) = (0, 0);
         for (at, attentions, text) in [own].into_iter().chain(levels.iter().map(at_level)) {
             ulysses += self.ulysses(&at, patches, attentions, text) * at.head_dim;
-            ring += at.of(self.ring(step, patches, branch)) * attentions * self.kv_width(&at);
+            ring += at.of(self.ring(step, patches, branches.start)) * attentions * self.kv_width(&at);
         }
         for level in levels {
             let at = self.resolution_of(level);
@@ -366,7 +376,7 @@ impl Rank<'_> {
             (Axis::Ulysses, ulysses),
             (Axis::Ring, ring),
         ];
-        of_axis.map(|(axis, elements)| (axis, elements * dtype.size()))
+        of_axis.map(|(axis, elements)| (axis, branches.len() * elements * dtype.size()))
     }
 
     /// The number of head vectors sent to other ulysses ranks: queries, keys and values before attention, the result

@@ -12,25 +12,25 @@ use crate::plan::mesh::Axis;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(
     missing_docs,
-    reason = "each action names the step, the patches, the blocks and the guidance branch it is for"
+    reason = "each action names the step, the patches, the blocks and the guidance branches it is for"
 )]
 pub enum Action {
     /// Receive the latents of `patches` after the previous step from the last stage.
     ReceiveLatents { patches: Range<usize> },
     /// Receive the hidden states of `patches` from the previous stage.
-    ReceiveHidden { patches: Range<usize>, branch: usize },
+    ReceiveHidden { patches: Range<usize>, branches: Range<usize> },
     /// Receive the output of block `from` for `patches` from another stage, as an input of block `to`.
-    ReceiveSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
+    ReceiveSkip { patches: Range<usize>, branches: Range<usize>, from: usize, to: usize },
     /// Embed the latents as tokens.
-    Embed { step: usize, patches: Range<usize>, branch: usize },
+    Embed { step: usize, patches: Range<usize>, branches: Range<usize> },
     /// Run the transformer's `blocks`.
-    Blocks { step: usize, blocks: Range<usize>, patches: Range<usize>, branch: usize },
+    Blocks { step: usize, blocks: Range<usize>, patches: Range<usize>, branches: Range<usize> },
     /// Send the hidden states to the next stage.
-    SendHidden { patches: Range<usize>, branch: usize },
+    SendHidden { patches: Range<usize>, branches: Range<usize> },
     /// Send the output of block `from` directly to the stage of block `to`.
-    SendSkip { patches: Range<usize>, branch: usize, from: usize, to: usize },
+    SendSkip { patches: Range<usize>, branches: Range<usize>, from: usize, to: usize },
     /// Turn the hidden states into a prediction.
-    Finish { step: usize, patches: Range<usize>, branch: usize },
+    Finish { step: usize, patches: Range<usize>, branches: Range<usize> },
     /// Combine the predictions of all guidance branches and take the noise scheduler's step.
     Advance { step: usize, patches: Range<usize> },
     /// Send the new latents to the first stage.
@@ -55,21 +55,27 @@ pub fn schedule(plan: &Plan, rank: usize) -> Vec<Action> {
                     (true, _) => {}
                 }
             }
-            for branch in plan.branches_at(rank, step) {
+            for pass in plan.passes_at(rank, step) {
+                let branches = || pass.clone();
                 actions.push(match first {
-                    true => Action::Embed { step, patches: of(), branch },
-                    false => Action::ReceiveHidden { patches: of(), branch },
+                    true => Action::Embed { step, patches: of(), branches: branches() },
+                    false => Action::ReceiveHidden { patches: of(), branches: branches() },
                 });
                 for &[from, to] in plan.skips.iter().filter(|skip| enters(skip, &blocks)) {
-                    actions.push(Action::ReceiveSkip { patches: of(), branch, from, to });
+                    actions.push(Action::ReceiveSkip { patches: of(), branches: branches(), from, to });
                 }
-                actions.push(Action::Blocks { step, blocks: blocks.clone(), patches: of(), branch });
+                actions.push(Action::Blocks {
+                    step,
+                    blocks: blocks.clone(),
+                    patches: of(),
+                    branches: branches(),
+                });
                 actions.push(match last {
-                    true => Action::Finish { step, patches: of(), branch },
-                    false => Action::SendHidden { patches: of(), branch },
+                    true => Action::Finish { step, patches: of(), branches: branches() },
+                    false => Action::SendHidden { patches: of(), branches: branches() },
                 });
                 for &[from, to] in plan.skips.iter().filter(|skip| leaves(skip, &blocks)) {
-                    actions.push(Action::SendSkip { patches: of(), branch, from, to });
+                    actions.push(Action::SendSkip { patches: of(), branches: branches(), from, to });
                 }
             }
             if last {

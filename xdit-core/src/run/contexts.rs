@@ -45,7 +45,7 @@ pub struct PictureContexts<'a, C> {
 #[derive(PartialEq, Eq)]
 struct Key {
     image: usize,
-    branch: usize,
+    branches: Range<usize>,
     steps: Range<usize>,
     stage: Range<usize>,
     device: Device,
@@ -54,7 +54,7 @@ struct Key {
 impl Hash for Key {
     /// Hashes all but the device, which has no hash and is only compared.
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.image, self.branch, &self.steps, &self.stage).hash(state);
+        (self.image, &self.branches, &self.steps, &self.stage).hash(state);
     }
 }
 
@@ -66,11 +66,12 @@ pub(super) struct Contexts<'a, T: Transformer> {
     picture: PictureContexts<'a, T::Context>,
     stage: Range<usize>,
     device: Device,
-    first_branch: usize,
-    branches: Vec<Branch<T::Context>>,
+    passes: Vec<Pass<T::Context>>,
 }
 
-struct Branch<C> {
+/// The contexts of branches that pass through the blocks as one batch.
+struct Pass<C> {
+    branches: Range<usize>,
     /// Runs of steps whose contexts are made together.
     chunks: Vec<Range<usize>>,
     /// The steps whose contexts are ready.
@@ -91,67 +92,71 @@ impl<'a, T: Transformer> Contexts<'a, T> {
         picture: PictureContexts<'a, T::Context>,
         device: Device,
     ) -> Self {
-        let branches = plan.branches_of(rank);
-        let (first_branch, stage) = (branches.start, plan.stage(rank));
-        let mut this = Self {
-            transformer,
-            timesteps,
-            guidance,
-            picture,
-            stage,
-            device,
-            first_branch,
-            branches: Vec::new(),
-        };
-        for branch in branches {
-            let chunks = chunks(&plan.branches[branch].steps, transformer.context_bytes());
+        let stage = plan.stage(rank);
+        let mut this = Self { transformer, timesteps, guidance, picture, stage, device, passes: Vec::new() };
+        for branches in plan.passes_of(rank) {
+            let bytes = branches.len() * transformer.context_bytes();
+            let chunks = chunks(&plan.branches[branches.start].steps, bytes);
             let steps = chunks[0].clone();
-            let ready = this.make(branch, &steps);
+            let ready = this.make(&branches, &steps);
             let text_shape = transformer.text_shape(&ready[0]);
-            this.branches.push(Branch { chunks, steps, ready, text_shape });
+            this.passes.push(Pass { branches, chunks, steps, ready, text_shape });
         }
         this
     }
 
-    /// The context of `branch` at `step`, which must be ready.
-    pub fn at(&self, branch: usize, step: usize) -> &T::Context {
-        let Branch { steps, ready, .. } = &self.branches[branch - self.first_branch];
+    /// The pass of `branches`.
+    fn pass(&self, branches: &Range<usize>) -> usize {
+        let place = self.passes.iter().position(|pass| pass.branches == *branches);
+        place.expect("a pass of this rank")
+    }
+
+    /// The context of `branches` at `step`, which must be ready.
+    pub fn at(&self, branches: &Range<usize>, step: usize) -> &T::Context {
+        let Pass { steps, ready, .. } = &self.passes[self.pass(branches)];
         assert!(steps.contains(&step), "steps {steps:?} are ready, not {step}");
         &ready[step - steps.start]
     }
 
-    /// The shape of the text of `branch` between blocks, which is the same in all steps.
-    pub fn text_shape(&self, branch: usize) -> Option<[usize; 3]> {
-        self.branches[branch - self.first_branch].text_shape
+    /// The shape of the text of `branches` between blocks, which is the same in all steps.
+    pub fn text_shape(&self, branches: &Range<usize>) -> Option<[usize; 3]> {
+        self.passes[self.pass(branches)].text_shape
     }
 
-    /// The branch and step of the context that `action` needs, if it is not ready.
-    pub fn missing(&self, action: &Action) -> Option<[usize; 2]> {
-        let (Action::Embed { step, branch, .. }
-        | Action::Blocks { step, branch, .. }
-        | Action::Finish { step, branch, .. }) = action
+    /// The branches and the step of the context that `action` needs, if it is not ready.
+    pub fn missing(&self, action: &Action) -> Option<(Range<usize>, usize)> {
+        let (Action::Embed { step, branches, .. }
+        | Action::Blocks { step, branches, .. }
+        | Action::Finish { step, branches, .. }) = action
         else {
             return None;
         };
-        let ready = self.branches[branch - self.first_branch].steps.contains(step);
-        (!ready).then_some([*branch, *step])
+        let ready = self.passes[self.pass(branches)].steps.contains(step);
+        (!ready).then(|| (branches.clone(), *step))
     }
 
-    /// Makes the context of `step` of `branch`, together with those of its chunk. Earlier ones are freed first.
-    pub fn prepare(&mut self, [branch, step]: [usize; 2]) {
-        let own = &mut self.branches[branch - self.first_branch];
+    /// Makes the context of `step` of `branches`, together with those of its chunk. Earlier ones are freed first.
+    pub fn prepare(&mut self, (branches, step): (Range<usize>, usize)) {
+        let place = self.pass(&branches);
+        let own = &mut self.passes[place];
         let chunk = own.chunks.iter().find(|chunk| chunk.contains(&step));
-        let steps = chunk.expect("the branch takes part in the step").clone();
+        let steps = chunk.expect("the branches take part in the step").clone();
         (own.steps, own.ready) = (steps.clone(), Arc::default());
-        self.branches[branch - self.first_branch].ready = self.make(branch, &steps);
+        self.passes[place].ready = self.make(&branches, &steps);
     }
 
-    fn make(&self, branch: usize, steps: &Range<usize>) -> Arc<Vec<T::Context>> {
+    fn make(&self, branches: &Range<usize>, steps: &Range<usize>) -> Arc<Vec<T::Context>> {
         let (stage, device) = (self.stage.clone(), self.device.clone());
-        let key = Key { image: self.picture.image, branch, steps: steps.clone(), stage, device };
-        let conditions = &self.guidance.branches[branch];
+        let key = Key {
+            image: self.picture.image,
+            branches: branches.clone(),
+            steps: steps.clone(),
+            stage,
+            device,
+        };
+        let conditions: Vec<_> = self.guidance.branches[branches.clone()].iter().collect();
         let make =
-            || Ok::<_, Infallible>(self.transformer.contexts(conditions, &self.timesteps[steps.clone()]));
+            || Ok::<_, Infallible>(self.transformer.contexts(&conditions, &self.timesteps[steps.clone()]));
         let Ok(made) = self.picture.shared.0.get(key, make);
         made
     }

@@ -280,13 +280,13 @@ impl<'a, T: Transformer> Walker<'a, T> {
         [b, self.tokens(patches), c]
     }
 
-    fn hidden_shape(&self, patches: &Range<usize>) -> [usize; 3] {
-        [self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
+    fn hidden_shape(&self, patches: &Range<usize>, branches: &Range<usize>) -> [usize; 3] {
+        [branches.len() * self.latents.0[0], self.tokens(patches), self.transformer.spec().dim()]
     }
 
-    /// The shape of the text of `branch` that goes along with `patches`, if any.
-    fn text_shape(&self, patches: &Range<usize>, branch: usize) -> Option<[usize; 3]> {
-        self.contexts.text_shape(branch).filter(|_| self.plan.brings_text(patches))
+    /// The shape of the text of `branches` that goes along with `patches`, if any.
+    fn text_shape(&self, patches: &Range<usize>, branches: &Range<usize>) -> Option<[usize; 3]> {
+        self.contexts.text_shape(branches).filter(|_| self.plan.brings_text(patches))
     }
 
     /// The stage of this rank.
@@ -301,13 +301,14 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 Action::ReceiveLatents { patches } => {
                     (self.plan.stages.len() - 1, vec![self.latents.1.slot(self.latents_shape(patches))])
                 }
-                Action::ReceiveHidden { patches, branch } => {
-                    let shapes = [Some(self.hidden_shape(patches)), self.text_shape(patches, *branch)];
+                Action::ReceiveHidden { patches, branches } => {
+                    let shapes =
+                        [Some(self.hidden_shape(patches, branches)), self.text_shape(patches, branches)];
                     let slots = shapes.into_iter().flatten().map(|shape| self.hidden_place.slot(shape));
                     (self.stage() - 1, slots.collect())
                 }
-                Action::ReceiveSkip { patches, from, .. } => {
-                    let slot = self.hidden_place.slot(self.hidden_shape(patches));
+                Action::ReceiveSkip { patches, branches, from, .. } => {
+                    let slot = self.hidden_place.slot(self.hidden_shape(patches, branches));
                     (self.plan.stage_of(*from), vec![slot])
                 }
                 _ => continue,
@@ -359,21 +360,23 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let x = self.receive_one();
                 self.hidden.as_mut().expect("received before").skips.insert(*to, x);
             }
-            Action::Embed { step, patches, branch } => {
+            Action::Embed { step, patches, branches } => {
                 let sample = Tensor::cat(self.samples[patches.clone()].to_vec(), 1);
                 let x = self.scheduler.scale_model_input(sample, *step);
+                let x = if branches.len() > 1 { x.repeat_dim(0, branches.len()) } else { x };
                 let positions = self.positions.select(&self.shards[patches.clone()]);
-                let context = self.contexts.at(*branch, *step);
+                let context = self.contexts.at(branches, *step);
                 let embed = || self.transformer.embed(Tokens { x, positions }, context);
                 let Hidden { image, text, skips } = profile::part("embedding", None, self.device(), embed);
                 self.hidden =
                     Some(Hidden { image, text: text.filter(|_| self.plan.brings_text(patches)), skips });
             }
-            Action::Blocks { step, blocks, patches, branch } => {
-                self.attention.begin(Pass { step: *step, patches: patches.clone(), branch: *branch });
+            Action::Blocks { step, blocks, patches, branches } => {
+                let pass = Pass { step: *step, patches: patches.clone(), branches: branches.clone() };
+                self.attention.begin(pass);
                 let mut hidden = self.hidden.take().expect("embedded or received before");
-                let context = self.contexts.at(*branch, *step);
-                for block in self.plan.blocks_of(*branch, blocks.clone()) {
+                let context = self.contexts.at(branches, *step);
+                for block in self.plan.blocks_of(branches.start, blocks.clone()) {
                     // A failure elsewhere, or a cancelled job, ends this rank within one block.
                     self.check();
                     let (transformer, attention) = (self.transformer, &mut self.attention);
@@ -383,9 +386,9 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 self.skips = std::mem::take(&mut hidden.skips);
                 self.hidden = Some(hidden);
             }
-            Action::SendHidden { patches, branch } => {
+            Action::SendHidden { patches, branches } => {
                 let Hidden { image, text, .. } = self.hidden.take().expect("blocks ran before");
-                let expected = self.text_shape(patches, *branch);
+                let expected = self.text_shape(patches, branches);
                 assert_eq!(
                     text.as_ref().map(Tensor::dims),
                     expected,
@@ -397,12 +400,18 @@ impl<'a, T: Transformer> Walker<'a, T> {
                 let x = self.skips.remove(to).expect("a block leaves what its skip connections need");
                 self.send(self.plan.stage_of(*to), vec![x]);
             }
-            Action::Finish { step, branch, .. } => {
+            Action::Finish { step, branches, .. } => {
                 let hidden = self.hidden.take().expect("blocks ran before");
-                let context = self.contexts.at(*branch, *step);
+                let context = self.contexts.at(branches, *step);
                 let finish = || self.transformer.finish(hidden, context);
                 let prediction = profile::part("output", None, self.device(), finish);
-                self.predictions[*branch] = Some(prediction);
+                let b = self.latents.0[0];
+                for (place, branch) in branches.clone().enumerate() {
+                    self.predictions[branch] = Some(match branches.len() {
+                        1 => prediction.clone(),
+                        _ => prediction.clone().narrow(0, place * b, b),
+                    });
+                }
             }
             Action::Advance { step, patches } => {
                 let device = self.device().clone();

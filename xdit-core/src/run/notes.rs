@@ -240,7 +240,7 @@ mod tests {
         traffic.add(&"ring".into(), Operation::SendRecv, count);
         traffic.add_wait(&"ring".into(), Operation::SendRecv, Duration::from_nanos(7));
         let second = Duration::from_secs(1);
-        let action = Action::Blocks { step: 1, blocks: 2..3, patches: 0..1, branch: 0 };
+        let action = Action::Blocks { step: 1, blocks: 2..3, patches: 0..1, branches: 0..1 };
         let span = Span {
             activity: Activity::Action(action),
             image: Some(2),
