@@ -66,10 +66,29 @@ pub fn split_heads<const N: usize>(x: Tensor<4>, heads: [usize; N]) -> [Tensor<4
 /// bytes only.
 pub fn narrow<const D: usize>(x: &Tensor<D>, dim: usize, first: usize, len: usize) -> Tensor<D> {
     #[cfg(feature = "cuda")]
-    if let Some(view) = cube::narrow(x, dim, first, len) {
+    if let Some(view) = view(x, dim, first, len) {
         return view;
     }
     x.clone().narrow(dim, first, len)
+}
+
+/// The same on CUDA; none on other devices, or if the view is not aligned.
+#[cfg(feature = "cuda")]
+pub(crate) fn view<const D: usize>(x: &Tensor<D>, dim: usize, first: usize, len: usize) -> Option<Tensor<D>> {
+    cube::narrow(x, dim, first, len)
+}
+
+/// The heads of each token as its features. On CUDA, tokens may lie apart without being copied.
+///
+/// # Shapes
+/// `[b, n, h, d]` to `[b, n, h · d]`.
+pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
+    let [b, n, h, d] = x.dims();
+    #[cfg(feature = "cuda")]
+    if let Some(merged) = cube::merge_heads(&x) {
+        return merged;
+    }
+    x.reshape([b, n, h * d])
 }
 
 /// The channels of `x` and, behind them, those of `y`.

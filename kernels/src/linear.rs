@@ -56,6 +56,24 @@ pub fn linear_add<const D: usize>(
     Tensor::from_dispatch(Dispatch::linear_add(base, x, weight.into_dispatch(), bias.into()))
 }
 
+/// [`linear`] of the tokens of two streams, each with a layer of its own. Where that costs nothing, the results are parts
+/// of one tensor, the first stream's in front, so that they are [joined](crate::join) without copying.
+///
+/// # Shapes
+/// As [`linear`], for each stream: `[b, n, c_in]` to `[b, n, c_out]`, with as many outputs in both.
+pub fn linear_pair(
+    [first, second]: [Tensor<3>; 2],
+    weights: [Tensor<2>; 2],
+    biases: [Option<Tensor<1>>; 2],
+) -> [Tensor<3>; 2] {
+    #[cfg(feature = "cuda")]
+    if let Some(results) = cube::linear_pair([&first, &second], &weights, &biases) {
+        return results;
+    }
+    let ([of_first, of_second], [bias, other]) = (weights, biases);
+    [linear(first, of_first, bias), linear(second, of_second, other)]
+}
+
 /// [`linear`] of the features of `x` and, behind them, those of `y`. Where that saves joining them, the sum over the
 /// features of `x` is rounded on the way.
 ///

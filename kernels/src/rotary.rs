@@ -47,6 +47,33 @@ pub fn rms_norm_rotary(
     Tensor::from_dispatch(Dispatch::rms_norm_rotary(x.into_dispatch(), weight.into(), eps, cos, sin))
 }
 
+/// [`rms_norm`](crate::rms_norm) of the heads of two streams, each with a weight of its own; those of the second are
+/// rotated by cosines and sines, if there are some. On CubeCL's backends, the results are parts of one tensor, the first
+/// stream's in front, so that they are [joined](crate::join) without copying.
+///
+/// # Shapes
+/// As [`rms_norm_rotary`], for each stream.
+pub fn rms_norm_pair(
+    [first, second]: [Tensor<4>; 2],
+    [of_first, of_second]: [Tensor<1>; 2],
+    eps: f64,
+    rotary: Option<[Tensor<2>; 2]>,
+) -> [Tensor<4>; 2] {
+    #[cfg(feature = "cube")]
+    {
+        let _call = profile::light("RMS norm + rotary", &second);
+        let weights = [&of_first, &of_second];
+        if let Some(results) = cube::rms_norm_pair([&first, &second], weights, eps, rotary.as_ref()) {
+            return results;
+        }
+    }
+    let second = match rotary {
+        Some([cos, sin]) => rms_norm_rotary(second, Some(of_second), eps, cos, sin),
+        None => crate::rms_norm(second, Some(of_second), eps),
+    };
+    [crate::rms_norm(first, Some(of_first), eps), second]
+}
+
 /// [`layer_norm`](crate::layer_norm) of each head, then [`rotary`] of the result. 16-bit numbers are rounded once.
 ///
 /// # Shapes

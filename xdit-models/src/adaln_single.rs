@@ -14,7 +14,7 @@ use xdit_core::linear::Linear;
 use xdit_core::split;
 use xdit_core::transformer::TransformerSpec;
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, narrow};
+use xdit_kernels::{Activation, activate, gated_residual, join_grid, layer_norm_modulate, narrow};
 
 use crate::layers::{FeedForward, Projections, TextProjections, batch, modulation_rows, packed_outputs};
 
@@ -71,9 +71,11 @@ impl Texts {
         }
         let of_picture = |(picture, (run, bias)): (usize, (&Range<usize>, &Option<Tensor<4>>))| {
             let [k, v] = [&k, &v].map(|x| narrow(x, 1, run.start, run.len()));
-            cross_attention(narrow(&q, 0, picture, 1), k, v, bias.clone())
+            vec![cross_attention(narrow(&q, 0, picture, 1), k, v, bias.clone())]
         };
-        Tensor::cat(self.runs.iter().zip(&self.biases).enumerate().map(of_picture).collect(), 0)
+        let shape = q.dims();
+        // One picture after another is the same as one picture's tokens after another's.
+        join_grid(self.runs.iter().zip(&self.biases).enumerate().map(of_picture).collect()).reshape(shape)
     }
 }
 

@@ -393,14 +393,26 @@ impl DoubleBlock {
         let Hidden { image: Tokens { x, positions }, text, .. } = hidden;
         let image_rows = modulation_rows(given.modulation, 0);
         let text_rows = modulation_rows(given.modulation, STREAM_ROWS);
-        let image_qkv = self.image.qkv(&x, &image_rows, Some(given.rotary));
-        let text_qkv = text.as_ref().map(|text| self.text.qkv(text, &text_rows, None));
+        let normed_image = modulated(&x, &image_rows);
+        let (image_qkv, text_qkv) = match &text {
+            Some(text) => {
+                let streams = [modulated(text, &text_rows), normed_image];
+                let [text, image] = Projections::pair(&self.text, &self.image, streams, given.rotary);
+                (image, Some(text))
+            }
+            None => (self.image.projections.forward(normed_image, Some(given.rotary)), None),
+        };
         let (y, text_y) = attention.attend(given.site, image_qkv, text_qkv);
         let x = self.image.forward(x, y, image_rows);
         let text = text.zip(text_y).filter(|_| !given.is_last);
         let text = text.map(|(x, y)| finite(self.text.forward(x, y, text_rows)));
         Hidden::new(Tokens { x, positions }, text)
     }
+}
+
+/// The input of a stream's attention.
+fn modulated(x: &Tensor<3>, [shift, scale, ..]: &[Tensor<3>; STREAM_ROWS]) -> Tensor<3> {
+    layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS)
 }
 
 /// The layers of a double block for one stream of tokens.
@@ -427,15 +439,6 @@ impl Stream {
             out: attn.linear(out, dim, dim)?,
             ff: FeedForward::load(&weights.at(ff), dim)?,
         })
-    }
-
-    fn qkv(
-        &self,
-        x: &Tensor<3>,
-        [shift, scale, ..]: &[Tensor<3>; STREAM_ROWS],
-        rotary: Option<&Rotary>,
-    ) -> Qkv {
-        self.projections.forward(layer_norm_modulate(x.clone(), shift.clone(), scale.clone(), EPS), rotary)
     }
 
     /// Everything after the attention, whose result is `y`.
@@ -522,6 +525,16 @@ impl Projections {
             norm_q: weights.at(norm_q).tensor("weight", [head_dim])?,
             norm_k: weights.at(norm_k).tensor("weight", [head_dim])?,
         })
+    }
+
+    /// The results for the tokens of a text and of an image, of which the image's queries and keys are rotated.
+    fn pair(text: &Stream, image: &Stream, streams: [Tensor<3>; 2], rotary: &Rotary) -> [Qkv; 2] {
+        let (text, image) = (&text.projections, &image.projections);
+        let [q, k, v] = Linears::forward_pair(&text.qkv, &image.qkv, streams, text.heads.head_dim);
+        let q = rotary.turn_second_rms_normed(q, [text.norm_q.clone(), image.norm_q.clone()], EPS);
+        let k = rotary.turn_second_rms_normed(k, [text.norm_k.clone(), image.norm_k.clone()], EPS);
+        let ([text_q, q], [text_k, k], [text_v, v]) = (q, k, v);
+        [Qkv { q: text_q, k: text_k, v: text_v }, Qkv { q, k, v }]
     }
 
     /// Rotates queries and keys by `rotary`, if given.

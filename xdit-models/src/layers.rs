@@ -9,7 +9,7 @@ use xdit_core::linear::{Linear, Linears};
 use xdit_core::tokens::Tokens;
 use xdit_core::transformer::{Hidden, TransformerSpec};
 use xdit_core::weights::Weights;
-use xdit_kernels::{Activation, layer_norm, narrow};
+use xdit_kernels::{Activation, layer_norm, layer_norm_modulate, merge_heads, narrow};
 
 use crate::position::{PositionCache, SinCos2d};
 use crate::rotary::Rotary;
@@ -49,8 +49,7 @@ impl Heads {
     /// # Shapes
     /// `[b, n, h, d]` to `[b, n, h · d]`.
     pub fn join(self, x: Tensor<4>) -> Tensor<3> {
-        let [b, n, h, d] = x.dims();
-        x.reshape([b, n, h * d])
+        merge_heads(x)
     }
 }
 
@@ -89,13 +88,12 @@ impl Norm {
 
     /// As [`forward`](Self::forward), with other shifts: one for all pictures, `[1, c]`, or one for each, `[b, c]`.
     pub fn forward_shifted(&self, x: Tensor<3>, shifts: Tensor<2>) -> Tensor<3> {
-        let norm = |x, shift: Tensor<2>| {
-            layer_norm(x, Some(self.weight.clone()), Some(shift.squeeze_dim(0)), self.eps)
-        };
-        match shifts.dims()[0] {
-            1 => norm(x, shifts),
-            b => batch((0..b).map(|at| norm(narrow(&x, 0, at, 1), narrow(&shifts, 0, at, 1)))),
+        if shifts.dims()[0] == 1 {
+            return layer_norm(x, Some(self.weight.clone()), Some(shifts.squeeze_dim(0)), self.eps);
         }
+        // A modulation adds 1 to its scales.
+        let scale = self.weight.clone().cast(DType::F32) - 1.0;
+        layer_norm_modulate(x, shifts.unsqueeze_dim(1), scale.unsqueeze(), self.eps)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::tokens::Positions;
-use xdit_kernels::{layer_norm_rotary, rms_norm_rotary, rotary};
+use xdit_kernels::{layer_norm_rotary, rms_norm_pair, rms_norm_rotary, rotary};
 
 /// A rotation of a head's features that depends on the position of the token: pair `i` of the `dim` features of one
 /// direction is rotated by `position / theta^(2i/dim)`.
@@ -39,6 +39,20 @@ impl Rotary {
     /// As [`turn`](Self::turn); `weight`: `[d]`.
     pub fn turn_rms_normed(&self, x: Tensor<4>, weight: Tensor<1>, eps: f64) -> Tensor<4> {
         rms_norm_rotary(x, Some(weight), eps, self.cos.clone(), self.sin.clone())
+    }
+
+    /// The root-mean-square norms of the heads of a text and of an image, of which the image's are
+    /// [rotated](Self::turn_rms_normed).
+    ///
+    /// # Shapes
+    /// As [`rms_norm_pair`].
+    pub fn turn_second_rms_normed(
+        &self,
+        streams: [Tensor<4>; 2],
+        weights: [Tensor<1>; 2],
+        eps: f64,
+    ) -> [Tensor<4>; 2] {
+        rms_norm_pair(streams, weights, eps, Some([self.cos.clone(), self.sin.clone()]))
     }
 
     /// Rotates the layer norm of the heads of these tokens.

@@ -14,7 +14,7 @@ use xdit_core::tokens::{Positions, Tokens};
 use xdit_core::transformer::{Hidden, Transformer, TransformerSpec};
 use xdit_core::weights::{Table, Weights};
 use xdit_core::{Error, Result};
-use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm};
+use xdit_kernels::{Activation, activate, gated_residual, layer_norm_modulate, rms_norm, rms_norm_pair};
 
 use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{FeedForward, Heads, batch, modulation_rows, packed_outputs, patch_embedding};
@@ -377,11 +377,16 @@ impl Block {
     ) -> (Tensor<3>, Option<Tensor<3>>) {
         let [shift, scale, gate] = modulation_rows(&modulation.image, 0);
         let y = layer_norm_modulate(image.clone(), shift, scale, EPS);
-        let text_qkv = text.as_ref().map(|text| {
-            let [shift, scale] = self.text_attention_modulation(modulation);
-            self.attn_context.qkv(layer_norm_modulate(text.clone(), shift, scale, EPS))
-        });
-        let (y, text_y) = attention.attend(Site::new(index, 0), self.attn.qkv(y), text_qkv);
+        let (image_qkv, text_qkv) = match &text {
+            Some(text) => {
+                let [shift, scale] = self.text_attention_modulation(modulation);
+                let text = layer_norm_modulate(text.clone(), shift, scale, EPS);
+                let [text, image] = Projections::pair(&self.attn_context, &self.attn, [text, y]);
+                (image, Some(text))
+            }
+            None => (self.attn.qkv(y), None),
+        };
+        let (y, text_y) = attention.attend(Site::new(index, 0), image_qkv, text_qkv);
         // Both attentions have the same input.
         let second = self.attn2.as_ref().map(|attn2| {
             let [shift, scale, gate] = modulation_rows(&modulation.image, 6);
@@ -464,6 +469,20 @@ impl Projections {
         let Some([norm_q, norm_k]) = &self.qk_norm else { return Qkv { q, k, v } };
         let norm = |x, weight: &Tensor<1>| rms_norm(x, Some(weight.clone()), EPS);
         Qkv { q: norm(q, norm_q), k: norm(k, norm_k), v }
+    }
+
+    /// [`qkv`](Self::qkv) of a text and of an image.
+    fn pair(text: &Self, image: &Self, streams: [Tensor<3>; 2]) -> [Qkv; 2] {
+        let [q, k, v] = Linears::forward_pair(&text.qkv, &image.qkv, streams, text.heads.head_dim);
+        let (q, k) = match (&text.qk_norm, &image.qk_norm) {
+            (Some([text_q, text_k]), Some([image_q, image_k])) => (
+                rms_norm_pair(q, [text_q.clone(), image_q.clone()], EPS, None),
+                rms_norm_pair(k, [text_k.clone(), image_k.clone()], EPS, None),
+            ),
+            _ => (q, k),
+        };
+        let ([text_q, q], [text_k, k], [text_v, v]) = (q, k, v);
+        [Qkv { q: text_q, k: text_k, v: text_v }, Qkv { q, k, v }]
     }
 
     /// # Shapes

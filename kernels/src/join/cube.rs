@@ -7,6 +7,8 @@ use burn::tensor::Tensor;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
+#[cfg(feature = "cuda")]
+use burn_std::{Metadata, strides};
 
 use super::{JoinOps, parts, reference_join};
 use crate::cube::rows::Rows;
@@ -139,6 +141,19 @@ pub(super) fn narrow<const D: usize>(
         x.handle = x.handle.offset_start(before as u64).offset_end(after as u64);
         x.meta.shape[dim] = len;
         Tensor::from_primitive::<CubeBackend>(x)
+    })
+}
+
+/// See [`merge_heads`](super::merge_heads); none if the tensor is on no device of CUDA, or heads lie apart.
+#[cfg(feature = "cuda")]
+pub(super) fn merge_heads(x: &Tensor<4>) -> Option<Tensor<3>> {
+    let x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
+    let [b, n, h, d] = dims(&x);
+    let [of_image, of_token, of_head, of_feature] = [0, 1, 2, 3].map(|dim| x.meta.strides()[dim]);
+    let together = (h == 1 || of_head == d) && (d == 1 || of_feature == 1);
+    (together && matches!(x.device, cubecl::Device::Cuda(_)) && x.qparams.is_none()).then(|| {
+        let meta = Metadata::new([b, n, h * d], strides![of_image, of_token, 1]);
+        Tensor::from_primitive::<CubeBackend>(CubeTensor::new(x.client, x.handle, meta, x.device, x.dtype))
     })
 }
 

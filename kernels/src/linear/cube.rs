@@ -4,6 +4,8 @@
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
+#[cfg(feature = "cuda")]
+use burn::tensor::Tensor;
 use burn_cubecl::CubeBackend;
 
 use super::{LinearOps, joined, reference_linear};
@@ -84,6 +86,53 @@ impl LinearOps for CubeBackend {
         }
         <Self as LinearOps>::linear(joined::<Self>(x, y), weight, bias)
     }
+}
+
+/// See [`linear_pair`](super::linear_pair); none if the tensors are on no device of CUDA, or cuBLASLt does not take them.
+#[cfg(feature = "cuda")]
+pub(super) fn linear_pair(
+    streams: [&Tensor<3>; 2],
+    weights: &[Tensor<2>; 2],
+    biases: &[Option<Tensor<1>>; 2],
+) -> Option<[Tensor<3>; 2]> {
+    let [first, second] = streams.map(primitive);
+    let (given, matrices) = (streams, weights);
+    let streams = [first?, second?];
+    let [first, second] = weights.each_ref().map(primitive);
+    let weights = [first?, second?];
+    let cuda = matches!(streams[0].device, cubecl::Device::Cuda(_));
+    let outputs = weights[0].shape()[0];
+    if !cuda || weights[1].shape()[0] != outputs || streams[0].dtype != streams[1].dtype {
+        return None;
+    }
+    let [b, of_first, _] = crate::cube::dims(&streams[0]);
+    let [of_b, of_second, _] = crate::cube::dims(&streams[1]);
+    assert_eq!(b, of_b, "both streams have as many images");
+    let whole = crate::cube::empty(&streams[0], [b, of_first + of_second, outputs], streams[0].dtype);
+    let whole = Tensor::<3>::from_primitive::<CubeBackend>(whole);
+    let places = [(0, of_first), (of_first, of_second)];
+    for (index, (first, len)) in places.into_iter().enumerate() {
+        let (x, weight) = (&streams[index], &weights[index]);
+        if !has_elements(x, weight) {
+            return None;
+        }
+        let bias = match &biases[index] {
+            Some(bias) => Some(primitive(bias)?),
+            None => None,
+        };
+        let place = primitive(&crate::join::view(&whole, 1, first, len)?)?;
+        let _call = super::multiply("linear", given[index], &matrices[index]);
+        let epilogue = Epilogue { bias: bias.as_ref(), place: Some(&place), ..Epilogue::default() };
+        cublaslt::linear(x, weight, epilogue)?;
+    }
+    let parts = places.map(|(first, len)| crate::join::view(&whole, 1, first, len));
+    let [first, second] = parts;
+    Some([first?, second?])
+}
+
+#[cfg(feature = "cuda")]
+fn primitive<const D: usize>(x: &Tensor<D>) -> Option<FloatTensor<CubeBackend>> {
+    x.clone().try_into_primitive::<CubeBackend>().ok()
 }
 
 #[cfg(feature = "cuda")]

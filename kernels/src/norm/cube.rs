@@ -55,8 +55,29 @@ impl Norm {
         self.launch(x, parameters.map(|parameter| parameter.map(|tensor| PerImage::shared(tensor, c))))
     }
 
+    /// As [`of_rows`](Self::of_rows) for `x`, `[b, n, h, d]`, into `[b, m, h, d]` from a token on.
+    pub(crate) fn write(
+        &self,
+        x: &CubeTensor,
+        parameters: [Option<CubeTensor>; 2],
+        place: (&CubeTensor, usize),
+    ) -> Option<()> {
+        let c = x.meta.shape()[x.rank() - 1];
+        let parameters = parameters.map(|parameter| parameter.map(|tensor| PerImage::shared(tensor, c)));
+        self.launch_into(x, parameters, Some(place)).map(|_| ())
+    }
+
     /// The norm of `x` with scale and shift; none if the kernel does not take their types or so long rows.
     fn launch(&self, x: &CubeTensor, parameters: [Option<PerImage>; 2]) -> Option<CubeTensor> {
+        self.launch_into(x, parameters, None)
+    }
+
+    fn launch_into(
+        &self,
+        x: &CubeTensor,
+        parameters: [Option<PerImage>; 2],
+        place: Option<(&CubeTensor, usize)>,
+    ) -> Option<CubeTensor> {
         let mut given = parameters.iter().flatten();
         if !takes(given.clone().map(|parameter| &parameter.tensor).chain([x])) {
             return None;
@@ -84,12 +105,19 @@ impl Norm {
         let [scale, shift] = &parameters;
         let stride = |parameter: &Option<PerImage>| parameter.as_ref().map_or(0, |p| p.of_image / width);
         let argument = |parameter: &Option<PerImage>| parameter.as_ref().map(|p| buffer(&p.tensor));
-        let images = if self.modulate { dims::<3>(x)[0] } else { 1 };
+        let images = if self.modulate || place.is_some() { x.meta.shape()[0] } else { 1 };
         let [cos, sin] = [0, 1].map(|table| self.turn.as_ref().map(|turn| buffer(&turn.tables[table])));
         let [tokens, heads] =
             if self.turn.is_some() { [1, 2].map(|dim| x.meta.shape()[dim]) } else { [1; 2] };
 
-        let y = empty(x, x.shape(), x.dtype);
+        // Rows of an image there, and the first row of `x` among them.
+        let (y, rows_of_place, first) = match place {
+            Some((whole, first)) => {
+                let [_, tokens, heads, _] = dims(whole);
+                (whole.clone(), tokens * heads, first * heads)
+            }
+            None => (empty(x, x.shape(), x.dtype), rows.count() / images, 0),
+        };
         let (count, dim) = cubes(&x.client, rows.count().div_ceil(plan.rows()) * UNITS);
         // SAFETY: units read vectors of rows below the count, at the tensors' strides, and of parameters, which have as
         // many features, of angles of the row's token, and write the same vectors of the result.
@@ -110,6 +138,8 @@ impl Norm {
                 rows.layout(width),
                 rows.count(),
                 rows.count() / images,
+                rows_of_place,
+                first,
                 stride(scale),
                 stride(shift),
                 heads,
@@ -118,6 +148,7 @@ impl Norm {
                 plan,
                 self.centre,
                 self.modulate,
+                place.is_some(),
                 [elem(x.dtype), elem(dtype)],
             );
         }
@@ -146,6 +177,8 @@ mod kernel {
         layout: Layout,
         rows: usize,
         rows_of_image: usize,
+        rows_of_place: usize,
+        first_row: usize,
         stride_of_scale: usize,
         stride_of_shift: usize,
         heads: usize,
@@ -154,6 +187,7 @@ mod kernel {
         #[comptime] plan: Plan,
         #[comptime] centre: bool,
         #[comptime] modulate: bool,
+        #[comptime] placed: bool,
         #[define(F, P)] _types: [ElemType; 2],
     ) {
         let unit = UNIT_POS as usize % plan.units;
@@ -210,6 +244,8 @@ mod kernel {
         let inverse = 1.0f32 / (max(square, 0.0f32) + eps).sqrt();
 
         let image = if modulate { row / rows_of_image } else { 0usize.runtime() };
+        let row_of_y =
+            if placed { row / rows_of_image * rows_of_place + first_row + row % rows_of_image } else { row };
         if wanted < rows {
             #[unroll]
             for i in 0..plan.each {
@@ -236,7 +272,7 @@ mod kernel {
                             value = turned::<N, M>(value, cos[angles], sin[angles]);
                         }
                     }
-                    y[row * plan.vectors + at] = Vector::cast_from(value);
+                    y[row_of_y * plan.vectors + at] = Vector::cast_from(value);
                 }
             }
         }

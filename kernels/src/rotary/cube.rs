@@ -1,12 +1,13 @@
 //! Rotary embedding on CubeCL's backends: one pass, in place where the memory is free, or the end of a norm.
 
+use burn::tensor::Tensor;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{RotaryOps, reference_layer_norm_rotary, reference_rms_norm_rotary, reference_rotary};
 use crate::cube::rows::Rows;
-use crate::cube::{InPlace, addresses, buffer, cubes, dims, elem, takes, wide, width};
+use crate::cube::{InPlace, addresses, buffer, cubes, dims, elem, empty, takes, wide, width};
 use crate::norm::cube::{Norm, Turn};
 use crate::optional::Optional;
 
@@ -55,6 +56,47 @@ fn normed(
     check(x, tables);
     let turn = Turn { tables: tables.map(|table| into_contiguous(wide(table.clone()))) };
     Norm { turn: Some(turn), ..norm }.of_rows(x, parameters)
+}
+
+/// See [`rms_norm_pair`](super::rms_norm_pair); none if the tensors are not this backend's, or the kernel does not take
+/// them.
+pub(super) fn rms_norm_pair(
+    streams: [&Tensor<4>; 2],
+    weights: [&Tensor<1>; 2],
+    eps: f64,
+    rotary: Option<&[Tensor<2>; 2]>,
+) -> Option<[Tensor<4>; 2]> {
+    let [first, second] = streams.map(primitive);
+    let streams = [first?, second?];
+    let [b, of_first, h, d] = dims(&streams[0]);
+    let [of_b, of_second, of_h, of_d] = dims(&streams[1]);
+    assert_eq!([of_b, of_h, of_d], [b, h, d], "both streams have the same images and heads");
+    let turn = match rotary {
+        None => None,
+        Some([cos, sin]) => {
+            let tables = [primitive(cos)?, primitive(sin)?];
+            let [cos, sin] = &tables;
+            if !takes([cos, sin]) {
+                return None;
+            }
+            check(&streams[1], [cos, sin]);
+            Some(Turn { tables: tables.map(|table| into_contiguous(wide(table))) })
+        }
+    };
+    if streams[0].dtype != streams[1].dtype || !takes(&streams) {
+        return None;
+    }
+    let whole = empty(&streams[0], [b, of_first + of_second, h, d], streams[0].dtype);
+    for (index, (turn, first)) in [(None, 0), (turn, of_first)].into_iter().enumerate() {
+        let norm = Norm { eps, turn, ..Norm::default() };
+        norm.write(&streams[index], [Some(primitive(weights[index])?), None], (&whole, first))?;
+    }
+    let whole = Tensor::<4>::from_primitive::<CubeBackend>(whole);
+    Some([crate::join::narrow(&whole, 1, 0, of_first), crate::join::narrow(&whole, 1, of_first, of_second)])
+}
+
+fn primitive<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
+    x.clone().try_into_primitive::<CubeBackend>().ok()
 }
 
 /// # Panics

@@ -25,6 +25,7 @@ struct Api {
     description: unsafe extern "C" fn(*mut Opaque, i32, i32) -> Status,
     describe: unsafe extern "C" fn(Opaque, i32, *const c_void, usize) -> Status,
     layout: unsafe extern "C" fn(*mut Opaque, i32, u64, u64, i64) -> Status,
+    lay_out: unsafe extern "C" fn(Opaque, i32, *const c_void, usize) -> Status,
     preference: unsafe extern "C" fn(*mut Opaque) -> Status,
     prefer: unsafe extern "C" fn(Opaque, i32, *const c_void, usize) -> Status,
     choose: Choose,
@@ -96,6 +97,8 @@ const EPILOGUE_NONE: i32 = 1;
 const EPILOGUE_BIAS: i32 = 4;
 /// With the tanh approximation; beside [`EPILOGUE_BIAS`].
 const EPILOGUE_GELU: i32 = 32;
+const BATCH_COUNT: i32 = 5;
+const BATCH_STRIDE: i32 = 6;
 const WORKSPACE_BYTES: i32 = 1;
 const REDUCTION_SCHEMES: i32 = 3;
 const REDUCTION_IN_COMPUTE_TYPE: u32 = 2;
@@ -127,6 +130,7 @@ impl Api {
             description: function!(b"cublasLtMatmulDescCreate"),
             describe: function!(b"cublasLtMatmulDescSetAttribute"),
             layout: function!(b"cublasLtMatrixLayoutCreate"),
+            lay_out: function!(b"cublasLtMatrixLayoutSetAttribute"),
             preference: function!(b"cublasLtMatmulPreferenceCreate"),
             prefer: function!(b"cublasLtMatmulPreferenceSetAttribute"),
             choose: function!(b"cublasLtMatmulAlgoGetHeuristic"),
@@ -150,8 +154,11 @@ struct Key {
     device: usize,
     dtype: DType,
     dtype_out: DType,
-    /// Rows of the input, its features, and those of the output.
+    /// Rows of the input in a batch, its features, and those of the output.
     sizes: [usize; 3],
+    batches: usize,
+    /// Elements from one batch to the next, of input, summand and output.
+    batch_strides: [usize; 3],
     /// Elements from one row to the next, of input, weight, summand and output.
     strides: [usize; 4],
     /// Bytes to a multiple of which weight, input, summand and output are aligned.
@@ -172,6 +179,8 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) sum: Option<Summand<'a>>,
     /// Whether the result is f32.
     pub(crate) wide: bool,
+    /// The place of the result, in a tensor that nobody else reads; without it, the result is new.
+    pub(crate) place: Option<&'a CubeTensor>,
 }
 
 /// A tensor of the result's shape and type.
@@ -232,17 +241,23 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
     let [rows, c_in, c_out] = key.sizes;
     let [input_stride, weight_stride, summand_stride, output_stride] = key.strides;
     let ok = |status: Status| (status == 0).then_some(());
-    let layout = |number: i32, columns: usize, rows: usize, stride: usize| {
-        let mut layout = null_mut();
-        // SAFETY: the library writes a pointer to a variable of ours.
-        let status =
-            unsafe { (api.layout)(&raw mut layout, number, columns as u64, rows as u64, stride as i64) };
-        (status == 0).then_some(layout)
+    let layout = |number: i32, columns: usize, rows: usize, stride: usize, batch_stride: usize| {
+        let (mut layout, batches, batch_stride) = (null_mut(), key.batches as i32, batch_stride as i64);
+        // SAFETY: the library writes a pointer to a variable of ours, and reads attributes of their sizes.
+        unsafe {
+            ok((api.layout)(&raw mut layout, number, columns as u64, rows as u64, stride as i64))?;
+            if batches > 1 {
+                ok((api.lay_out)(layout, BATCH_COUNT, (&raw const batches).cast(), size_of::<i32>()))?;
+                ok((api.lay_out)(layout, BATCH_STRIDE, (&raw const batch_stride).cast(), size_of::<i64>()))?;
+            }
+        }
+        Some(layout)
     };
-    let weight = layout(number, c_in, c_out, weight_stride)?;
-    let input = layout(number, c_in, rows, input_stride)?;
-    let summand = layout(number_out, c_out, rows, summand_stride)?;
-    let output = layout(number_out, c_out, rows, output_stride)?;
+    let [of_input, of_summand, of_output] = key.batch_strides;
+    let weight = layout(number, c_in, c_out, weight_stride, 0)?;
+    let input = layout(number, c_in, rows, input_stride, of_input)?;
+    let summand = layout(number_out, c_out, rows, summand_stride, of_summand)?;
+    let output = layout(number_out, c_out, rows, output_stride, of_output)?;
     let (mut description, mut preference) = (null_mut(), null_mut());
     // SAFETY: as above.
     unsafe {
@@ -307,7 +322,7 @@ fn make(api: &Api, handle: usize, key: Key) -> Option<Plan> {
 /// # Panics
 /// If an earlier call failed.
 pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) -> Option<CubeTensor> {
-    let Epilogue { bias, gelu, sum, wide } = epilogue;
+    let Epilogue { bias, gelu, sum, wide, place } = epilogue;
     let Device::Cuda(device) = &x.device else { return None };
     let (api, lane) = (api().ok()?, order::lane(device.index).ok()?);
     if let Some(failure) = lane.failure() {
@@ -319,13 +334,17 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) ->
     if !same(weight) || !bias.is_none_or(same) || !sum.as_ref().is_none_or(fits) {
         return None;
     }
-    let flat = |tensor: &CubeTensor| match rows(tensor.meta.shape(), tensor.meta.strides()) {
+    let rows_of = |tensor: &CubeTensor| rows(tensor.meta.shape(), tensor.meta.strides());
+    let flat = |tensor: &CubeTensor| match rows_of(tensor) {
         Some(_) => tensor.clone(),
         None => into_contiguous(tensor.clone()),
     };
-    let (x, weight, bias) = (flat(x), flat(weight), bias.map(flat));
-    let [rows_x, x_stride] = rows(x.meta.shape(), x.meta.strides())?;
-    let [c_out, weight_stride] = rows(weight.meta.shape(), weight.meta.strides())?;
+    let in_batches = |tensor: &CubeTensor| match batches(tensor.meta.shape(), tensor.meta.strides()) {
+        Some(_) => tensor.clone(),
+        None => flat(tensor),
+    };
+    let (x, weight, bias) = (in_batches(x), flat(weight), bias.map(flat));
+    let [c_out, weight_stride] = rows_of(&weight)?;
     let mut shape = x.meta.shape().to_vec();
     let c_in = shape.pop()?;
     shape.push(c_out);
@@ -333,24 +352,37 @@ pub(crate) fn linear(x: &CubeTensor, weight: &CubeTensor, epilogue: Epilogue) ->
     let output = match sum {
         Some(Summand { tensor, consumed: true }) => tensor.clone(),
         sum => {
-            shared = sum.map(|summand| flat(summand.tensor));
-            empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), dtype_out)
+            shared = sum.map(|summand| in_batches(summand.tensor));
+            place.cloned().unwrap_or_else(|| {
+                empty_device_contiguous_dtype(
+                    x.client.clone(),
+                    x.device.clone(),
+                    shape.clone().into(),
+                    dtype_out,
+                )
+            })
         }
     };
-    let summand_stride = match &shared {
-        Some(summand) => {
-            assert_eq!(summand.meta.shape(), output.meta.shape(), "a summand of the result's shape");
-            rows(summand.meta.shape(), summand.meta.strides())?[1]
-        }
-        None => c_out,
+    let summand = shared.as_ref().unwrap_or(&output);
+    for tensor in [summand, &output] {
+        assert!(tensor.meta.shape().iter().eq(&shape), "{:?} instead of {shape:?}", tensor.meta.shape());
+    }
+    // All are in batches if one of them is.
+    let parts = [&x, summand, &output];
+    let of = |tensor: &CubeTensor| match parts.iter().all(|part| rows_of(part).is_some()) {
+        true => rows_of(tensor).map(|[rows, stride]| Batches { count: 1, distance: 0, rows, stride }),
+        false => batches(tensor.meta.shape(), tensor.meta.strides()),
     };
+    let [of_x, of_summand, of_output] = [of(&x)?, of(summand)?, of(&output)?];
     let key = Key {
         device: device.index,
         dtype: x.dtype,
         dtype_out,
-        sizes: [rows_x, c_in, c_out],
-        strides: [x_stride, weight_stride, summand_stride, c_out],
-        alignments: [&weight, &x, shared.as_ref().unwrap_or(&output), &output].map(alignment),
+        sizes: [of_x.rows, c_in, c_out],
+        batches: of_x.count,
+        batch_strides: [of_x, of_summand, of_output].map(|part| part.distance),
+        strides: [of_x.stride, weight_stride, of_summand.stride, of_output.stride],
+        alignments: [&weight, &x, summand, &output].map(alignment),
         bias: bias.is_some(),
         gelu,
         sum: is_sum,
@@ -436,6 +468,26 @@ fn rows(shape: &[usize], strides: &[usize]) -> Option<[usize; 2]> {
     (stride >= features).then_some([rows, stride])
 }
 
+/// Rows in batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Batches {
+    count: usize,
+    /// Elements from one batch to the next.
+    distance: usize,
+    /// Rows of a batch, and elements from one to the next.
+    rows: usize,
+    stride: usize,
+}
+
+/// The first dimension as batches of rows, if those of each are as in [`rows`].
+fn batches(shape: &[usize], strides: &[usize]) -> Option<Batches> {
+    if shape.len() < 3 {
+        return None;
+    }
+    let [rows, stride] = rows(&shape[1..], &strides[1..])?;
+    Some(Batches { count: shape[0], distance: strides[0], rows, stride })
+}
+
 /// Bytes to a multiple of which `tensor` is aligned, as far as the library asks.
 fn alignment(tensor: &CubeTensor) -> u32 {
     let offset = tensor.handle.offset_start.unwrap_or(0);
@@ -471,6 +523,21 @@ mod tests {
         let tanh = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)).tanh());
         // Of the exact function the approximation differs by half at -3.5.
         assert!(far(tanh) < 0.02, "{}", far(tanh));
+    }
+
+    #[test]
+    fn parts_of_tokens_are_batches_of_rows() {
+        // 5 of 9 tokens of 3 images, whose features are 8 of 24.
+        let (shape, strides) = ([3, 5, 8], [9 * 24, 24, 1]);
+        assert_eq!(rows(&shape, &strides), None);
+        let expected = Batches { count: 3, distance: 9 * 24, rows: 5, stride: 24 };
+        assert_eq!(batches(&shape, &strides), Some(expected));
+        assert_eq!(
+            batches(&[3, 5, 8], &[8, 24, 1]),
+            Some(Batches { count: 3, distance: 8, rows: 5, stride: 24 })
+        );
+        assert_eq!(batches(&[3, 5, 8], &[40, 1, 5]), None, "features lie apart");
+        assert_eq!(batches(&[5, 8], &[8, 1]), None, "there is one batch");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Operations on tokens.
 
 use burn::tensor::{DType, Tensor};
-use xdit_kernels::{self as own, Activation, reference};
+use xdit_kernels::{self as own, reference};
 
+use crate::cases::ACTIVATIONS;
 use crate::setting::{Setting, Version, values};
 use crate::truth;
 
@@ -148,112 +149,6 @@ pub fn merge(setting: &Setting) {
     // No queries.
     let nothing = || (setting.random(1, [b, 0, h, d]), setting.typed(vec![], [b, 0, h], DType::F32));
     assert_eq!(merge(nothing(), nothing()).0.dims(), [b, 0, h, d]);
-}
-
-pub fn linear(setting: &Setting) {
-    // A single row, few and many rows, odd sizes; no rows, no outputs, no inputs.
-    for [b, n, c_in, c_out] in [
-        [1, 1, 1, 1],
-        [1, 1, 256, 384],
-        [2, 3, 77, 33],
-        [1, 40, 300, 65],
-        [3, 50, 64, 20],
-        [2, 0, 16, 8],
-        [2, 3, 16, 0],
-        [1, 12, 0, 5],
-    ] {
-        let (x, weight) = (setting.random(1, [b, n, c_in]), setting.random(2, [c_out, c_in]));
-        let bias = setting.random(3, [c_out]);
-        for bias in [None, Some(bias)] {
-            let numbers = bias.as_ref().map(values);
-            let expected = if c_in == 0 {
-                numbers.clone().unwrap_or_else(|| vec![0.0; c_out]).repeat(b * n)
-            } else {
-                truth::linear(&values(&x), &values(&weight), numbers.as_deref(), c_in, c_out)
-            };
-            let (mut xs, mut weights) = (setting.layouts(&x), setting.layouts(&weight));
-            xs.resize(4, x.clone());
-            weights.resize(4, weight.clone());
-            for (x, weight) in xs.into_iter().zip(weights) {
-                let y = match setting.version {
-                    Version::Reference => reference::linear(x, weight, bias.clone()),
-                    Version::Own => own::linear(x, weight, bias.clone()),
-                };
-                // The reference rounds the product before it adds the bias.
-                setting.close(
-                    "linear",
-                    &y,
-                    (&expected, [b, n, c_out]),
-                    setting.roundings(1, 1 + setting.of_product()),
-                );
-            }
-        }
-    }
-}
-
-pub fn linear_activate(setting: &Setting) {
-    let [b, n, c_in, c_out] = [2, 33, 64, 48];
-    // Some outputs are where the two kinds of GELU differ most, and none is large.
-    let (x, weight) = (setting.random(1, [b, n, c_in]), setting.normal(2, [c_out, c_in], 0.0, 0.2));
-    for bias in [None, Some(setting.normal(3, [c_out], -1.0, 1.0))] {
-        let numbers = bias.as_ref().map(values);
-        let sums = truth::linear(&values(&x), &values(&weight), numbers.as_deref(), c_in, c_out);
-        for activation in ACTIVATIONS {
-            let expected: Vec<_> = sums.iter().map(|&sum| truth::activation(activation, sum)).collect();
-            let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
-            let y = match setting.version {
-                Version::Reference => reference::linear_activate(x, weight, bias, activation),
-                Version::Own => own::linear_activate(x, weight, bias, activation),
-            };
-            let roundings = setting.roundings(2, 2 + setting.of_product());
-            setting.close(&format!("{activation:?}"), &y, (&expected, [b, n, c_out]), roundings);
-        }
-    }
-}
-
-pub fn linear_add(setting: &Setting) {
-    for [b, n, c_in, c_out] in
-        [[1, 1, 1, 1], [2, 3, 77, 33], [1, 40, 256, 64], [3, 50, 64, 24], [2, 0, 16, 8]]
-    {
-        let (x, weight) = (setting.random(1, [b, n, c_in]), setting.random(2, [c_out, c_in]));
-        let base = setting.random(4, [b, n, c_out]);
-        for bias in [None, Some(setting.random(3, [c_out]))] {
-            let numbers = bias.as_ref().map(values);
-            let product = truth::linear(&values(&x), &values(&weight), numbers.as_deref(), c_in, c_out);
-            let expected: Vec<_> = product.iter().zip(values(&base)).map(|(y, base)| y + base).collect();
-            for (x, base) in setting.layouts(&x).into_iter().zip(setting.layouts(&base)) {
-                let before = values(&base);
-                let y = match setting.version {
-                    Version::Reference => {
-                        reference::linear_add(base.clone(), x, weight.clone(), bias.clone())
-                    }
-                    Version::Own => own::linear_add(base.clone(), x, weight.clone(), bias.clone()),
-                };
-                assert_eq!(values(&base), before, "a summand that others hold stays as it is");
-                let roundings = 2 + setting.of_product();
-                setting.close("linear + residual", &y, (&expected, [b, n, c_out]), roundings);
-            }
-        }
-    }
-}
-
-pub fn linear_of_two(setting: &Setting) {
-    for [n, c_x, c_y, c_out] in [[40, 64, 256, 72], [7, 5, 3, 4], [3, 8, 8, 0]] {
-        let whole = setting.random(1, [2, n, c_x + c_y]);
-        let (weight, bias) = (setting.random(2, [c_out, c_x + c_y]), setting.random(3, [c_out]));
-        let numbers = values(&bias);
-        let expected = truth::linear(&values(&whole), &values(&weight), Some(&numbers), c_x + c_y, c_out);
-        let parts = [(0, c_x), (c_x, c_y)].map(|(first, len)| whole.clone().narrow(2, first, len));
-        for (x, y) in setting.layouts(&parts[0]).into_iter().zip(setting.layouts(&parts[1])) {
-            let (weight, bias) = (weight.clone(), Some(bias.clone()));
-            let sum = match setting.version {
-                Version::Reference => reference::linear_of_two(x, y, weight, bias),
-                Version::Own => own::linear_of_two(x, y, weight, bias),
-            };
-            let roundings = setting.roundings(2, 1 + setting.of_product());
-            setting.close("linear of two", &sum, (&expected, [2, n, c_out]), roundings);
-        }
-    }
 }
 
 /// Parts of one tensor, which are joined without copying, and others, which are not.
@@ -442,9 +337,6 @@ pub fn rms_norm(setting: &Setting) {
 /// correct digits.
 const SEVERAL: [[usize; 3]; 5] = [[1, 1, 64], [2, 7, 33], [3, 40, 72], [2, 0, 16], [0, 3, 16]];
 
-const ACTIVATIONS: [Activation; 4] =
-    [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu];
-
 pub fn activate(setting: &Setting) {
     for activation in ACTIVATIONS {
         let run = |x: Tensor<3>| match setting.version {
@@ -565,4 +457,40 @@ pub fn norm_rotary(setting: &Setting) {
 fn among_other_heads(setting: &Setting, x: &Tensor<4>, [b, n, h, d]: [usize; 4]) -> Tensor<4> {
     let others = |seed| setting.random(seed, [b, n, h, d]);
     own::split_heads(Tensor::cat(vec![others(5), x.clone(), others(6)], 2), [h; 3])[1].clone()
+}
+
+pub fn rms_norm_pair(setting: &Setting) {
+    if setting.version == Version::Reference {
+        return;
+    }
+    for [b, of_first, of_second, h, d] in [[1, 5, 12, 3, 64], [2, 7, 9, 2, 72], [3, 1, 4, 5, 18]] {
+        let streams = [setting.random(1, [b, of_first, h, d]), setting.random(2, [b, of_second, h, d])];
+        let weights = [3, 4].map(|seed| setting.random(seed, [d]));
+        let angles = values(&setting.random(5, [of_second, d / 2]));
+        let table = |of: fn(f64) -> f64| {
+            let numbers = angles.iter().map(|&angle| of(3.0 * angle) as f32).collect();
+            setting.typed(numbers, [of_second, d / 2], DType::F32)
+        };
+        let tables = [table(f64::cos), table(f64::sin)];
+        let normed = [0, 1].map(|at: usize| {
+            let weight = values(&weights[at]);
+            truth::norm(&values(&streams[at]), d, false, EPS, |_, f| (weight[f], 0.0))
+        });
+        let [cos, sin] = tables.each_ref().map(values);
+        let turned = truth::rotary(&normed[1], [b, of_second, h, d], &cos, &sin);
+        for (first, second) in setting.layouts(&streams[0]).into_iter().zip(setting.layouts(&streams[1])) {
+            for (rotary, expected) in [(None, &normed[1]), (Some(tables.clone()), &turned)] {
+                let pair = [first.clone(), second.clone()];
+                let [first, second] = own::rms_norm_pair(pair, weights.clone(), EPS, rotary);
+                setting.close("the first stream", &first, (&normed[0], [b, of_first, h, d]), 1);
+                setting.close("the second stream", &second, (expected, [b, of_second, h, d]), 1);
+                // The features of tokens that are a part of a tensor.
+                let features = own::merge_heads(second.clone());
+                setting.close("features", &features, (&values(&second), [b, of_second, h * d]), 0);
+                let joined = own::join(first.clone(), second.clone());
+                let expected = values(&Tensor::cat(vec![first, second], 1));
+                setting.close("joined", &joined, (&expected, [b, of_first + of_second, h, d]), 0);
+            }
+        }
+    }
 }
