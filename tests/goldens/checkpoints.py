@@ -40,6 +40,9 @@ def randomize(state: dict[str, torch.Tensor], seed: int, gains: dict[str, float]
             value = gain / math.sqrt(tensor[0].numel()) * normal
         elif name.endswith("bias"):
             value = 0.1 * normal
+        elif name.endswith("mix_factor"):
+            # The logit of a share.
+            value = normal
         else:
             value = 1.0 + 0.2 * normal
         drawn[name] = value.contiguous()

@@ -26,6 +26,9 @@ CASES = {
     "latte-one-frame": ("latte", 10, size(48, 32) | {"video_length": 1}),
     "latte-frame-by-frame": ("latte", 11, size(48, 32) | {"enable_temporal_attentions": False}),
     "latte-short-prompt": ("latte", 12, size(48, 32) | {"prompt": "a cat"}),
+    # The frames of a chunk are decoded together; the second chunk has one frame.
+    "latte-temporal-chunks": ("latte-temporal", 13, size(40, 24) | {"num_inference_steps": 2, "decode_chunk_size": 3}),
+    "latte-temporal-whole": ("latte-temporal", 14, size(32, 24) | {"num_inference_steps": 2}),
 }
 
 
@@ -44,6 +47,14 @@ def watch_transformer(recorder: Recorder, model: torch.nn.Module) -> None:
         recorder.output(blocks[0], f"transformer.transformer_blocks.{i}")
         recorder.output(blocks[1], f"transformer.temporal_transformer_blocks.{i}")
     recorder.output(model, "transformer.output")
+
+
+def watch_temporal_decoder(recorder: Recorder, vae: torch.nn.Module) -> None:
+    """The first chunk: the decoder, and its first residual block."""
+    recorder.input(vae.decoder, "vae.z")
+    recorder.output(vae.decoder.conv_in, "vae.conv_in")
+    recorder.output(vae.decoder.mid_block.resnets[0], "vae.mid_block.resnets.0")
+    recorder.output(vae.decoder, "vae.decoded")
 
 
 @torch.no_grad()
@@ -74,6 +85,8 @@ def run_case(root: Path, name: str, checkpoint: str, seed: int, call: dict) -> N
     recorder = Recorder()
     if name == "latte-full":
         watch_transformer(recorder, pipe.transformer)
+    if name == "latte-temporal-chunks":
+        watch_temporal_decoder(recorder, pipe.vae)
 
     prepare_latents = pipe.prepare_latents
 

@@ -1,8 +1,10 @@
 """Small random checkpoints in the layout of the published Latte model (`maxin-cn/Latte-1`)."""
 
+import os
 from pathlib import Path
 
-from diffusers import AutoencoderKL, LatteTransformer3DModel
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, LatteTransformer3DModel
 from transformers import T5Config, T5EncoderModel
 
 from checkpoints import randomize, t5_config, vae_config, write_json, write_weights
@@ -36,6 +38,24 @@ def transformer_config(**changes) -> dict:
     return config | LATTE | changes
 
 
+def temporal_vae_config() -> dict:
+    """The published `vae_temporal_decoder/config.json` with smaller numbers. The norms have 32 groups, whatever the number of
+    channels."""
+    return {
+        "_class_name": "AutoencoderKLTemporalDecoder",
+        "_diffusers_version": "0.24.0.dev0",
+        "block_out_channels": [32, 64],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "force_upcast": True,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "out_channels": 3,
+        "sample_size": 768,
+        "scaling_factor": 0.18215,
+    }
+
+
 def scheduler_config() -> dict:
     return {
         "_class_name": "DDIMScheduler",
@@ -57,16 +77,34 @@ def scheduler_config() -> dict:
     } | LATTE
 
 
-def write_checkpoint(folder: Path, transformer: dict, vae: dict, *, seed: int) -> None:
-    """Writes one pipeline folder."""
+def write_index(folder: Path, vae: str) -> None:
     parts = {
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "T5Tokenizer"],
         "transformer": ["diffusers", "LatteTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", vae],
     }
     write_json(folder / "model_index.json", {"_class_name": "LattePipeline"} | LATTE | parts)
+
+
+def write_temporal(folder: Path, plain: Path, *, seed: int) -> None:
+    """Writes a pipeline folder whose autoencoder decodes frames together. All else are links to `plain`."""
+    write_index(folder, "AutoencoderKLTemporalDecoder")
+    for name in ["scheduler", "text_encoder", "tokenizer", "transformer"]:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(os.path.relpath(plain / name, folder))
+    vae = temporal_vae_config()
+    write_json(folder / "vae/config.json", vae)
+    gains = {"decoder.conv_out": 1.5, "decoder.time_conv_out": 1.2}
+    state = randomize(AutoencoderKLTemporalDecoder.from_config(vae).state_dict(), seed, gains)
+    state = {name: tensor.to(torch.float16) for name, tensor in state.items()}
+    write_weights(folder / "vae", "diffusion_pytorch_model", state, variant=None, shards=1)
+
+
+def write_checkpoint(folder: Path, transformer: dict, vae: dict, *, seed: int) -> None:
+    """Writes one pipeline folder."""
+    write_index(folder, "AutoencoderKL")
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config())
 
     # As for PixArt: the contributions of attention and MLP stay comparable to the embedded latents.
@@ -97,3 +135,4 @@ def write_checkpoint(folder: Path, transformer: dict, vae: dict, *, seed: int) -
 
 def write_all(root: Path) -> None:
     write_checkpoint(root / "latte", transformer_config(), vae_config(**LATTE), seed=31)
+    write_temporal(root / "latte-temporal", root / "latte", seed=33)
