@@ -16,12 +16,13 @@ use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_tests::{changed, device, goldens};
 
 /// One checkpoint of each family, and other checkpoints whose option values are tried in it, too.
-const FAMILIES: [(&str, &[&str]); 5] = [
+const FAMILIES: [(&str, &[&str]); 6] = [
     ("pixart-alpha-256", &["pixart-alpha-512", "pixart-alpha-1024", "pixart-sigma-512", "pixart-sigma-2k"]),
     ("sd3-medium", &["sd35-medium", "sd35-large"]),
     ("flux-dev", &["flux-schnell"]),
     ("dit-256", &["dit-512"]),
     ("hunyuan-11", &["hunyuan-12"]),
+    ("latte-temporal", &["latte"]),
 ];
 
 /// The values that an option is set to; `None` removes it.

@@ -19,19 +19,27 @@ use xdit_core::run::decode::split_rows;
 use xdit_core::weights::Weights;
 use xdit_kernels::{Affine, Conv2d, Moments};
 use xdit_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use xdit_models::component::ModelIndex;
 use xdit_tests::verified::{Counts, add, check, model_of};
 use xdit_tests::{assert_close, device, goldens, relative_l2};
 
 /// The tolerance, for other orders of summation through the whole decoder.
 const TOLERANCE: f64 = 1e-5;
 
-/// The last one has 16 latent channels, and no 1×1 convolutions around them.
-const CHECKPOINTS: [&str; 3] = ["pixart-alpha-256", "pixart-sigma-512", "sd3-medium"];
+/// The third one has 16 latent channels, and no 1×1 convolutions around them. The last one decodes frames together.
+const CHECKPOINTS: [&str; 4] = ["pixart-alpha-256", "pixart-sigma-512", "sd3-medium", "latte-temporal"];
+
+/// The pictures of a batch: one, or a clip's frames.
+fn batch(checkpoint: &str) -> usize {
+    if checkpoint == "latte-temporal" { 3 } else { 1 }
+}
 
 /// The autoencoder of `checkpoint` and the channels of its latents.
 fn autoencoder(checkpoint: &str) -> (Arc<AutoencoderKl>, usize) {
     let dir = goldens().join(checkpoint).join("vae");
-    let config = AutoencoderKlConfig::read(Config::read(&dir.join("config.json")).unwrap()).unwrap();
+    let class = &ModelIndex::read(&goldens().join(checkpoint)).unwrap().components["vae"];
+    let config = Config::read(&dir.join("config.json")).unwrap();
+    let config = AutoencoderKlConfig::of_class(class, config).unwrap();
     let checkpoint = Checkpoint::open(&dir, "diffusion_pytorch_model", None).unwrap();
     let vae = AutoencoderKl::load(&config, &Weights::new(checkpoint, &device(), DType::F32)).unwrap();
     (Arc::new(vae), config.latent_channels)
@@ -77,7 +85,7 @@ fn decoding_equals_serial() {
     for checkpoint in CHECKPOINTS {
         let (vae, channels) = autoencoder(checkpoint);
         for height in (1..=9).chain([13]) {
-            let z = image([1, channels, height, 3 + height % 4]);
+            let z = image([batch(checkpoint), channels, height, 3 + height % 4]);
             let serial = vae.decode(z.clone());
             assert_eq!(bits(&decode(&vae, 1, &z)), bits(&serial), "one rank computes what no ranks compute");
             for ranks in 2..=8 {
@@ -194,7 +202,7 @@ impl Rows for Mutant<'_> {
 fn what_is_not_shared_shows() {
     for checkpoint in CHECKPOINTS {
         let (vae, channels) = autoencoder(checkpoint);
-        let z = image([1, channels, 9, 6]);
+        let z = image([batch(checkpoint), channels, 9, 6]);
         let serial = vae.decode(z.clone());
         for alone in [Alone::Conv, Alone::Moments, Alone::Attend] {
             let vae = vae.clone();
@@ -232,6 +240,7 @@ fn pictures_equal_serial() {
         "dit-256",
         "hunyuan-11",
         "latte",
+        "latte-temporal",
         "sdxl-base",
     ] {
         pictures_of(checkpoint, &mut counts);

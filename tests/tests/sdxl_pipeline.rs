@@ -35,7 +35,7 @@ fn decoded(dir: &Path, dtype: DType) -> Vec<u8> {
     let pipeline = xdit_models::open(dir, &LoadOptions::new(device(), dtype)).unwrap();
     let latents = TensorData::new(Generator::from_seed(3).randn(4 * 16 * 16), [1, 4, 16, 16]);
     let mut bytes = Vec::new();
-    let decoded = pipeline.decode(&latents, false, &mut |_, pictures| {
+    let decoded = pipeline.decode(&latents, false, None, &mut |_, pictures| {
         bytes.extend(pictures.into_iter().flat_map(|picture| picture.rgb));
         Ok(())
     });

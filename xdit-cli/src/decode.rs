@@ -38,7 +38,7 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
     let folder = locate(&args.model, Place::from(&args.files), &mut progress)?;
     let options = LoadOptions { variant: args.files.variant.clone(), ..LoadOptions::new(device, dtype) };
     let pipeline = xdit_models::open(&folder, &options)?;
-    pipeline.decode(&latents, args.vae_tiling, &mut |index, frames| {
+    pipeline.decode(&latents, args.vae_tiling, args.decode_chunk_size, &mut |index, frames| {
         check_format(output_type, [frames[0].height, frames[0].width], Some(frames.len()))?;
         let path = outputs.path(index);
         let bytes = encode(output_type, &frames, None);

@@ -147,8 +147,9 @@ pub trait Pipeline: Send {
     /// [`Cancelled`](crate::ErrorKind::Cancelled), if it was cancelled. Later requests are not affected.
     fn run(&mut self, resolved: &Resolved, cancel: &Cancel, observer: &mut dyn Observer) -> Result<()>;
 
-    /// Decodes latents as [`run`](Self::run) does, on the device of the first rank. `save` receives the index and the picture,
-    /// or the frames of a clip, of each.
+    /// Decodes latents as [`run`](Self::run) does, on the device of the first rank. `tiled` stands for
+    /// [`Request::vae_tiling`], and `chunk` for [`Request::decode_chunk_size`]. `save` receives the index and the picture, or the
+    /// frames of a clip, of each.
     ///
     /// # Shapes
     /// `latents`: `[n, c, y, x]`, or `[n, c, frames, y, x]` of clips, in f32, scaled as in the diffusion model.
@@ -159,6 +160,7 @@ pub trait Pipeline: Send {
         &self,
         latents: &TensorData,
         tiled: bool,
+        chunk: Option<usize>,
         save: &mut dyn FnMut(usize, Vec<Picture>) -> Result<()>,
     ) -> Result<()>;
 

@@ -260,18 +260,20 @@ impl Weights {
         shape: [usize; D],
         rows: &[Range<usize>],
     ) -> Result<Tensor<D>> {
-        self.rows_staying(name, shape, rows, Stay::Long)
+        self.rows_of(&shape, name, shape, rows, Stay::Long)
     }
 
-    /// As [`rows`](Self::rows), for a tensor that stays in memory for so long.
-    fn rows_staying<const D: usize>(
+    /// As [`rows`](Self::rows), of a tensor that has the shape `stored` in the file, with as many rows and elements, and
+    /// for a tensor that stays in memory for so long.
+    fn rows_of<const D: usize>(
         &self,
+        stored: &[usize],
         name: &str,
         mut shape: [usize; D],
         rows: &[Range<usize>],
         stay: Stay,
     ) -> Result<Tensor<D>> {
-        let entry = self.entry(name, &shape)?;
+        let entry = self.entry(name, stored)?;
         let row_bytes = entry.bytes.len().checked_div(shape[0]).unwrap_or(0);
         let bytes = |rows: &Range<usize>| rows.start * row_bytes..rows.end * row_bytes;
         shape[0] = rows.iter().map(Range::len).sum();

@@ -1,6 +1,9 @@
 //! The convolutional autoencoder between pictures and latents.
 //!
-//! Source: latent diffusion (Rombach et al. 2021); diffusers' `AutoencoderKL`, `Encoder` and `Decoder`.
+//! Its decoder computes each picture by itself or, in `temporal_decoder`, the frames of a clip together.
+//!
+//! Source: latent diffusion (Rombach et al. 2021); diffusers' `AutoencoderKL`, `Encoder` and `Decoder`, and
+//! `AutoencoderKLTemporalDecoder`.
 
 use burn::tensor::{DType, Tensor};
 use serde_json::json;
@@ -13,10 +16,16 @@ use xdit_core::{Error, Result};
 use xdit_kernels::{Conv2d, norm_act};
 
 use crate::convolution::{Convolution, GroupNorm, Resnet, conv};
+use crate::temporal_decoder::TemporalDecoder;
 use crate::tiling::Tiling;
 
-/// The ε of every group norm.
-const EPS: f64 = 1e-6;
+/// The class with a decoder that computes each picture by itself.
+pub const PLAIN: &str = "AutoencoderKL";
+/// The class with a decoder that computes the frames of a clip together.
+pub const TEMPORAL: &str = "AutoencoderKLTemporalDecoder";
+
+/// The ε of every group norm within a picture.
+pub(crate) const EPS: f64 = 1e-6;
 
 /// The options of `vae/config.json`.
 #[derive(Clone, Debug)]
@@ -45,10 +54,20 @@ pub struct AutoencoderKlConfig {
     pub force_upcast: bool,
     /// The side of a tile in pixels, for tiled decoding.
     pub sample_size: usize,
+    /// Whether the decoder computes the frames of a clip together.
+    pub temporal: bool,
 }
 
 impl AutoencoderKlConfig {
-    /// Reads the options from `config`.
+    /// Reads the options of an autoencoder of `class` from `config`.
+    ///
+    /// # Errors
+    /// If an option is malformed, unknown, or has a value that is not supported.
+    pub fn of_class(class: &str, config: Config) -> Result<Self> {
+        if class == TEMPORAL { Self::read_temporal(config) } else { Self::read(config) }
+    }
+
+    /// Reads the options of a plain autoencoder from `config`.
     ///
     /// # Errors
     /// If an option is malformed, unknown, or has a value that is not supported.
@@ -60,38 +79,82 @@ impl AutoencoderKlConfig {
         config.only("latents_std", &[])?;
         let block_out_channels: Vec<usize> = config.take("block_out_channels", vec![64])?;
         let levels = block_out_channels.len();
-        config.only("down_block_types", &[json!(vec!["DownEncoderBlock2D"; levels])])?;
         config.only("up_block_types", &[json!(vec!["UpDecoderBlock2D"; levels])])?;
         let this = Self {
-            image_channels: config.take("in_channels", 3)?,
-            latent_channels: config.take("latent_channels", 4)?,
             layers_per_block: config.take("layers_per_block", 1)?,
             norm_num_groups: config.take("norm_num_groups", 32)?,
             mid_block_add_attention: config.take("mid_block_add_attention", true)?,
             use_quant_conv: config.take("use_quant_conv", true)?,
             use_post_quant_conv: config.take("use_post_quant_conv", true)?,
-            scaling_factor: config.take("scaling_factor", 0.18215)?,
             shift_factor: config.take("shift_factor", 0.0)?,
+            ..Self::common(&mut config, block_out_channels)?
+        };
+        this.finish(config)
+    }
+
+    /// Reads the options of an autoencoder with a temporal decoder from `config`.
+    ///
+    /// # Errors
+    /// If an option is malformed, unknown, or has a value that is not supported.
+    pub fn read_temporal(mut config: Config) -> Result<Self> {
+        // With another number, the reference leaves out parts of the decoder's middle.
+        config.only("layers_per_block", &[json!(2)])?;
+        let block_out_channels: Vec<usize> = config.take("block_out_channels", vec![64])?;
+        let this = Self {
+            layers_per_block: 2,
+            use_post_quant_conv: false,
+            temporal: true,
+            ..Self::common(&mut config, block_out_channels)?
+        };
+        this.finish(config)
+    }
+
+    /// The options that both classes have, and the values that the others have in the temporal one.
+    fn common(config: &mut Config, block_out_channels: Vec<usize>) -> Result<Self> {
+        let levels = block_out_channels.len();
+        config.only("down_block_types", &[json!(vec!["DownEncoderBlock2D"; levels])])?;
+        let image_channels = config.take("in_channels", 3)?;
+        config.only("out_channels", &[json!(image_channels)])?;
+        Ok(Self {
+            image_channels,
+            latent_channels: config.take("latent_channels", 4)?,
+            block_out_channels,
+            layers_per_block: 1,
+            norm_num_groups: 32,
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            scaling_factor: config.take("scaling_factor", 0.18215)?,
+            shift_factor: 0.0,
             force_upcast: config.take("force_upcast", true)?,
             sample_size: config.take("sample_size", 32)?,
-            block_out_channels,
-        };
-        config.only("out_channels", &[json!(this.image_channels)])?;
-        let divides = |c: &usize| this.norm_num_groups > 0 && c.is_multiple_of(this.norm_num_groups);
-        if levels == 0 || !this.block_out_channels.iter().all(divides) {
+            temporal: false,
+        })
+    }
+
+    /// Checks the values, and that no option is left.
+    fn finish(self, config: Config) -> Result<Self> {
+        let divides = |c: &usize| self.norm_num_groups > 0 && c.is_multiple_of(self.norm_num_groups);
+        if self.block_out_channels.is_empty() || !self.block_out_channels.iter().all(divides) {
             return Err(Error::failure(format!(
                 "the autoencoder's `block_out_channels` `{:?}` cannot be divided into `{}` groups",
-                this.block_out_channels, this.norm_num_groups
+                self.block_out_channels, self.norm_num_groups
             )));
         }
-        if !this.scaling_factor.is_normal() || !this.shift_factor.is_finite() {
+        if !self.scaling_factor.is_normal() || !self.shift_factor.is_finite() {
             return Err(Error::failure(format!(
                 "an autoencoder cannot have `scaling_factor` {} and `shift_factor` {}",
-                this.scaling_factor, this.shift_factor
+                self.scaling_factor, self.shift_factor
             )));
         }
         config.finish()?;
-        Ok(this)
+        Ok(self)
+    }
+
+    /// The number of frames that are decoded together, if a request does not choose it. A decoder that computes each picture by
+    /// itself takes one, which needs the least memory; otherwise the number is that of the reference.
+    pub fn default_chunk(&self) -> usize {
+        if self.temporal { 14 } else { 1 }
     }
 
     /// The side of a latent pixel in pixels of the picture.
@@ -107,7 +170,14 @@ pub struct AutoencoderKl {
     encoder: Encoder,
     quant_conv: Option<Convolution>,
     post_quant_conv: Option<Convolution>,
-    decoder: Decoder,
+    decoder: AnyDecoder,
+}
+
+/// The decoder, by the class of the autoencoder.
+#[derive(Clone, Debug)]
+enum AnyDecoder {
+    Plain(Decoder<Resnet>),
+    Temporal(TemporalDecoder),
 }
 
 impl AutoencoderKl {
@@ -125,7 +195,10 @@ impl AutoencoderKl {
                 .use_post_quant_conv
                 .then(|| pointwise("post_quant_conv", z))
                 .transpose()?,
-            decoder: Decoder::load(config, &weights.at("decoder"))?,
+            decoder: match config.temporal {
+                false => AnyDecoder::Plain(Decoder::load(config, &weights.at("decoder"))?),
+                true => AnyDecoder::Temporal(TemporalDecoder::load(config, &weights.at("decoder"))?),
+            },
             config: config.clone(),
         };
         Ok(this)
@@ -165,10 +238,10 @@ impl AutoencoderKl {
     /// Undoes the scaling and shift of the diffusion model's latents.
     pub fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
         let z = latents.div_scalar(self.config.scaling_factor).add_scalar(self.config.shift_factor);
-        z.cast(self.decoder.conv_in.weight.dtype())
+        z.cast(self.encoder.conv_in.weight.dtype())
     }
 
-    /// Decodes latents to a picture.
+    /// Decodes latents to pictures. With a temporal decoder, a batch is consecutive frames of one clip.
     ///
     /// # Shapes
     /// As [`decode_scaled`](Self::decode_scaled).
@@ -185,7 +258,10 @@ impl AutoencoderKl {
             Some(conv) => rows.conv(conv, z, None, None),
             None => z,
         };
-        self.decoder.forward(z, rows)
+        match &self.decoder {
+            AnyDecoder::Plain(decoder) => decoder.forward(z, rows),
+            AnyDecoder::Temporal(decoder) => decoder.forward(z, rows),
+        }
     }
 
     /// Encodes a picture to the mean and log-variance of its latents.
@@ -214,7 +290,7 @@ impl AutoencoderKl {
 struct Encoder {
     conv_in: Convolution,
     down_blocks: Vec<(Vec<Resnet>, Option<Convolution>)>,
-    mid: Mid,
+    mid: Mid<Resnet>,
     conv_norm_out: GroupNorm,
     conv_out: Convolution,
 }
@@ -264,17 +340,41 @@ impl Encoder {
     }
 }
 
+/// A residual block of a decoder.
+pub trait Block: Sized {
+    /// Loads the block from `weights`; `groups` is the number of groups of its norms.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has the wrong shape.
+    fn load(groups: usize, weights: &Weights, c_in: usize, c_out: usize) -> Result<Self>;
+
+    /// # Shapes
+    /// `x`: `[b, c_in, y, x]`; result `[b, c_out, y, x]`.
+    fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4>;
+}
+
+impl Block for Resnet {
+    fn load(groups: usize, weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
+        Self::load((groups, EPS), weights, c_in, c_out)
+    }
+
+    fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+        self.forward(x, None, rows)
+    }
+}
+
+/// The decoder, of residual blocks `B`.
 #[derive(Clone, Debug)]
-struct Decoder {
+pub(crate) struct Decoder<B> {
     conv_in: Convolution,
-    mid: Mid,
-    up_blocks: Vec<(Vec<Resnet>, Option<Convolution>)>,
+    mid: Mid<B>,
+    up_blocks: Vec<(Vec<B>, Option<Convolution>)>,
     conv_norm_out: GroupNorm,
     conv_out: Convolution,
 }
 
-impl Decoder {
-    fn load(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
+impl<B: Block> Decoder<B> {
+    pub(crate) fn load(config: &AutoencoderKlConfig, weights: &Weights) -> Result<Self> {
         let groups = config.norm_num_groups;
         let levels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let mut c = levels[0];
@@ -285,7 +385,7 @@ impl Decoder {
             let block = weights.at("up_blocks").at(level);
             let mut resnets = Vec::new();
             for index in 0..config.layers_per_block + 1 {
-                resnets.push(Resnet::load((groups, EPS), &block.at("resnets").at(index), c, c_out)?);
+                resnets.push(B::load(groups, &block.at("resnets").at(index), c, c_out)?);
                 c = c_out;
             }
             let double = |c| -> Result<Convolution> {
@@ -304,10 +404,10 @@ impl Decoder {
         })
     }
 
-    fn forward(&self, z: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
+    pub(crate) fn forward(&self, z: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
         let mut x = self.mid.forward(rows.conv(&self.conv_in, z, None, None), rows);
         for (resnets, up) in &self.up_blocks {
-            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, None, rows));
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, rows));
             if let Some(up) = up {
                 x = rows.conv(up, x, None, None);
             }
@@ -319,29 +419,29 @@ impl Decoder {
 
 /// The middle of the encoder and the decoder: two residual blocks with an attention layer between them.
 #[derive(Clone, Debug)]
-struct Mid {
-    first: Resnet,
+struct Mid<B> {
+    first: B,
     attention: Option<PixelAttention>,
-    second: Resnet,
+    second: B,
 }
 
-impl Mid {
+impl<B: Block> Mid<B> {
     fn load(config: &AutoencoderKlConfig, weights: &Weights, c: usize) -> Result<Self> {
         let groups = config.norm_num_groups;
         let attention = || PixelAttention::load(groups, &weights.at("attentions.0"), c);
         Ok(Self {
-            first: Resnet::load((groups, EPS), &weights.at("resnets.0"), c, c)?,
+            first: B::load(groups, &weights.at("resnets.0"), c, c)?,
             attention: config.mid_block_add_attention.then(attention).transpose()?,
-            second: Resnet::load((groups, EPS), &weights.at("resnets.1"), c, c)?,
+            second: B::load(groups, &weights.at("resnets.1"), c, c)?,
         })
     }
 
     fn forward(&self, x: Tensor<4>, rows: &dyn Rows) -> Tensor<4> {
-        let mut x = self.first.forward(x, None, rows);
+        let mut x = self.first.forward(x, rows);
         if let Some(attention) = &self.attention {
             x = attention.forward(x, rows);
         }
-        self.second.forward(x, None, rows)
+        self.second.forward(x, rows)
     }
 }
 

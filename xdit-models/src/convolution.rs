@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use xdit_core::Result;
 use xdit_core::linear::Parameters;
 use xdit_core::rows::Rows;
@@ -47,6 +47,17 @@ pub struct Convolution {
 }
 
 impl Convolution {
+    fn of(shared: Arc<Parameters<4>>, padding: [usize; 4]) -> Self {
+        let conv = Conv2d {
+            weight: shared.weight.clone(),
+            bias: shared.bias.clone(),
+            stride: 1,
+            padding,
+            upsample: false,
+        };
+        Self { conv, _shared: shared }
+    }
+
     /// The convolution of the same parameters with the geometry that `change` sets.
     #[must_use]
     pub fn with(self, change: impl FnOnce(Conv2d) -> Conv2d) -> Self {
@@ -67,21 +78,23 @@ impl Deref for Convolution {
 /// # Errors
 /// If a parameter is missing from `weights` or has the wrong shape.
 pub fn conv(weights: &Weights, c_in: usize, c_out: usize, kernel: usize) -> Result<Convolution> {
-    let shared = weights.convolution(c_in, c_out, kernel)?;
-    let conv = Conv2d {
-        weight: shared.weight.clone(),
-        bias: shared.bias.clone(),
-        stride: 1,
-        padding: [kernel / 2; 4],
-        upsample: false,
-    };
-    Ok(Convolution { conv, _shared: shared })
+    Ok(Convolution::of(weights.convolution(c_in, c_out, kernel)?, [kernel / 2; 4]))
+}
+
+/// Loads a convolution over `frames` frames of a clip, which keeps to a place. It takes an image with a row for each frame and a
+/// column for each place.
+///
+/// # Errors
+/// If a parameter is missing from `weights` or has the wrong shape.
+pub fn temporal_conv(weights: &Weights, c_in: usize, c_out: usize, frames: usize) -> Result<Convolution> {
+    let half = frames / 2;
+    Ok(Convolution::of(weights.temporal_convolution(c_in, c_out, frames)?, [half, half, 0, 0]))
 }
 
 /// A residual block: twice group norm, SiLU and convolution, with a shortcut around them.
 ///
 /// # Source
-/// diffusers' `ResnetBlock2D`.
+/// diffusers' `ResnetBlock2D` and, with convolutions over frames, `TemporalResnetBlock`.
 #[derive(Clone, Debug)]
 pub struct Resnet {
     norm1: GroupNorm,
@@ -97,6 +110,25 @@ impl Resnet {
     /// # Errors
     /// If a parameter is missing or has the wrong shape.
     pub fn load(norm: (usize, f64), weights: &Weights, c_in: usize, c_out: usize) -> Result<Self> {
+        Self::load_with(conv, norm, weights, c_in, c_out)
+    }
+
+    /// Loads a block with convolutions over three frames. It takes an image with a row for each frame and a column for each
+    /// place.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has the wrong shape.
+    pub fn load_temporal(norm: (usize, f64), weights: &Weights, c: usize) -> Result<Self> {
+        Self::load_with(temporal_conv, norm, weights, c, c)
+    }
+
+    fn load_with(
+        conv: impl Fn(&Weights, usize, usize, usize) -> Result<Convolution>,
+        norm: (usize, f64),
+        weights: &Weights,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<Self> {
         let shortcut = || conv(&weights.at("conv_shortcut"), c_in, c_out, 1);
         Ok(Self {
             norm1: GroupNorm::load(norm, &weights.at("norm1"), c_in)?,
@@ -105,6 +137,22 @@ impl Resnet {
             conv2: conv(&weights.at("conv2"), c_out, c_out, 3)?,
             conv_shortcut: (c_in != c_out).then(shortcut).transpose()?,
         })
+    }
+
+    /// The same block with `share` of its result added to its input, instead of all. There must be no shortcut.
+    ///
+    /// # Shapes
+    /// `share`: `[1]`.
+    #[must_use]
+    pub fn of_share(self, share: &Tensor<1>) -> Self {
+        assert!(self.conv_shortcut.is_none(), "a shortcut would be a share, too");
+        let Self { norm1, conv1, norm2, conv2, conv_shortcut } = self;
+        let conv2 = conv2.with(|conv| Conv2d {
+            weight: scaled(&conv.weight, share),
+            bias: conv.bias.map(|bias| scaled(&bias, share)),
+            ..conv
+        });
+        Self { norm1, conv1, norm2, conv2, conv_shortcut }
     }
 
     /// `time` is added between the convolutions, to each pixel.
@@ -125,4 +173,10 @@ impl Resnet {
         let norm = self.norm2.affine(&y, rows);
         rows.conv(&self.conv2, y, Some(&norm), Some(x))
     }
+}
+
+/// `tensor` times `factor`, rounded once.
+fn scaled<const D: usize>(tensor: &Tensor<D>, factor: &Tensor<1>) -> Tensor<D> {
+    let product = tensor.clone().cast(DType::F32) * factor.clone().cast(DType::F32).reshape([1; D]);
+    product.cast(tensor.dtype())
 }

@@ -7,6 +7,7 @@ use xdit_core::plan::guidance::Branch;
 use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
+use crate::autoencoder_kl::PLAIN;
 use crate::component::ModelIndex;
 use crate::dit::{Conditions, Dit};
 use crate::labels::Labels;
@@ -34,6 +35,7 @@ impl Recipe for DitRecipe {
     const FAMILY: Family = Family {
         name: "DiT",
         transformer: &["Transformer2DModel", "DiTTransformer2DModel"],
+        vae: &[PLAIN],
         path: Path::Diffusion,
         steps: Steps::new,
     };

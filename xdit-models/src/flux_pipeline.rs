@@ -7,6 +7,7 @@ use xdit_core::pipeline::{Extra, LoadOptions, Pipeline, Request, Resolved};
 use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::scheduler::{Path, Steps};
 
+use crate::autoencoder_kl::PLAIN;
 use crate::component::ModelIndex;
 use crate::flux::{Conditions, Flux};
 use crate::latent_diffusion::{
@@ -66,6 +67,7 @@ impl Recipe for FluxRecipe {
     const FAMILY: Family = Family {
         name: "FLUX",
         transformer: &["FluxTransformer2DModel"],
+        vae: &[PLAIN],
         path: Path::Flow,
         steps: |count| Steps::new(count).with_even_sigmas(),
     };

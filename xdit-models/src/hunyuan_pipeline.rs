@@ -8,6 +8,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
+use crate::autoencoder_kl::PLAIN;
 use crate::component::ModelIndex;
 use crate::hunyuan::{Conditions, Hunyuan};
 use crate::latent_diffusion::{Choices, Family, LatentModel, LatentPipeline, Recipe, check_size, must_fit};
@@ -49,6 +50,7 @@ impl Recipe for HunyuanRecipe {
     const FAMILY: Family = Family {
         name: "HunyuanDiT",
         transformer: &["HunyuanDiT2DModel"],
+        vae: &[PLAIN],
         path: Path::Diffusion,
         steps: Steps::new,
     };

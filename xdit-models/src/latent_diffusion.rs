@@ -86,6 +86,8 @@ pub struct Family {
     pub name: &'static str,
     /// The supported classes of the transformer.
     pub transformer: &'static [&'static str],
+    /// The supported classes of the autoencoder.
+    pub vae: &'static [&'static str],
     /// The path that the transformer was trained on, which the noise scheduler must follow.
     pub path: Path,
     /// The scheduler's steps for a given number of steps.
@@ -188,10 +190,10 @@ impl<T: Published> LatentModel<T> {
                 T::load,
             )?,
             vae: Component::open(
-                &index.folder("vae", &["AutoencoderKL"])?,
+                &index.folder("vae", family.vae)?,
                 "diffusion_pytorch_model",
                 options,
-                AutoencoderKlConfig::read,
+                |config| AutoencoderKlConfig::of_class(&index.components["vae"], config),
                 // bf16 has the range of f32.
                 |config| match options.dtype {
                     DType::F16 if config.force_upcast => DType::F32,
@@ -394,8 +396,10 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         if request.decode && !request.vae_tiling {
             let vae = &self.model.vae;
             let layers = (vae.config.block_out_channels[0], vae.dtype.size());
+            let chunk = request.decode_chunk_size.unwrap_or(vae.config.default_chunk());
+            let chunk = chunk.min(frames.unwrap_or(1));
             let free = free_bytes(&self.options.devices[0]);
-            memory::check_decoding(generated_size, layers, plan.decoding_shares, free)?;
+            memory::check_decoding((chunk, generated_size), layers, plan.decoding_shares, free)?;
         }
         let expected = self.model.shape_of_latents(request.images(), generated_size, frames);
         if let Some(latents) = &request.init_latents {
@@ -479,7 +483,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
             noise: self.noise(resolved, scheduler.init_noise_sigma()),
             decoding: request.decode.then_some(Decoding {
                 latents: [1, c, resolved.frames.unwrap_or(1), height, width],
-                chunk: request.decode_chunk_size.unwrap_or(1),
+                chunk: request.decode_chunk_size.unwrap_or(self.model.vae.config.default_chunk()),
                 size: resolved.size,
                 tiled: request.vae_tiling,
             }),
@@ -501,6 +505,7 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         &self,
         latents: &TensorData,
         tiled: bool,
+        chunk: Option<usize>,
         save: &mut dyn FnMut(usize, Vec<Picture>) -> Result<()>,
     ) -> Result<()> {
         let shape = latents.shape().to_vec();
@@ -518,23 +523,24 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         };
         check_size(side.map(|side| side.saturating_mul(scale)), scale, "")?;
         let decoder = self.model.load_decoder(self.device())?;
+        let chunk = chunk.unwrap_or(self.model.vae.config.default_chunk());
         let values = latents.as_slice::<f32>().expect("latents are f32");
         for (image, values) in values.chunks_exact(values.len() / images.max(1)).enumerate() {
             let values = TensorData::new(values.to_vec(), [channels, frames, side[0], side[1]]);
             let clip = Tensor::<4>::from_data(values, (self.device(), DType::F32)).swap_dims(0, 1);
-            let picture = |frame: usize| {
-                let latents = clip.clone().narrow(0, frame, 1);
-                let decoded = if tiled {
-                    decoder.decode_tiled(latents)
-                } else {
-                    Decoder::decode(&*decoder, latents, &Whole)
+            let mut pictures = Vec::with_capacity(frames);
+            for start in (0..frames).step_by(chunk) {
+                let latents = clip.clone().narrow(0, start, chunk.min(frames - start));
+                let decoded = match tiled {
+                    true => decoder.decode_tiled(latents),
+                    false => Decoder::decode(&*decoder, latents, &Whole),
                 };
                 finite::check(&decoded, decoded.dtype(), || {
                     format!("the values of picture {} after decoding", image + 1)
                 })?;
-                Ok(to_picture(&decoded, 0))
-            };
-            save(image, (0..frames).map(picture).collect::<Result<_>>()?)?;
+                pictures.extend((0..decoded.dims()[0]).map(|index| to_picture(&decoded, index)));
+            }
+            save(image, pictures)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
+use crate::autoencoder_kl::{PLAIN, TEMPORAL};
 use crate::caption::caption;
 use crate::component::ModelIndex;
 use crate::latent_diffusion::{Choices, Family, LatentModel, LatentPipeline, Recipe, check_size, must_fit};
@@ -41,6 +42,7 @@ impl Recipe for LatteRecipe {
     const FAMILY: Family = Family {
         name: "Latte",
         transformer: &["LatteTransformer3DModel"],
+        vae: &[PLAIN, TEMPORAL],
         path: Path::Diffusion,
         steps: Steps::new,
     };

@@ -32,6 +32,7 @@ pub mod sd3_pipeline;
 pub mod sdxl_pipeline;
 pub mod sharding;
 pub mod t5;
+pub mod temporal_decoder;
 pub mod text_encoder;
 pub mod tiling;
 pub mod timestep;

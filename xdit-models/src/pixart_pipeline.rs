@@ -8,6 +8,7 @@ use xdit_core::plan::guidance::Branch;
 use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
+use crate::autoencoder_kl::PLAIN;
 use crate::caption::caption;
 use crate::component::ModelIndex;
 use crate::latent_diffusion::{
@@ -58,6 +59,7 @@ impl Recipe for PixArtRecipe {
     const FAMILY: Family = Family {
         name: "PixArt",
         transformer: &["Transformer2DModel", "PixArtTransformer2DModel"],
+        vae: &[PLAIN],
         path: Path::Diffusion,
         steps: Steps::new,
     };

@@ -9,6 +9,7 @@ use xdit_core::plan::guidance::{Branch, Guidance};
 use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
+use crate::autoencoder_kl::PLAIN;
 use crate::clip::ClipOutput;
 use crate::component::ModelIndex;
 use crate::latent_diffusion::{
@@ -105,6 +106,7 @@ impl Recipe for Sd3Recipe {
     const FAMILY: Family = Family {
         name: "Stable Diffusion 3",
         transformer: &["SD3Transformer2DModel"],
+        vae: &[PLAIN],
         path: Path::Flow,
         steps: Steps::new,
     };

@@ -10,6 +10,7 @@ use xdit_core::scheduler::{Path, Steps};
 use xdit_core::{Error, Result};
 
 use crate::Gap;
+use crate::autoencoder_kl::PLAIN;
 use crate::clip::ClipOutput;
 use crate::component::ModelIndex;
 use crate::latent_diffusion::{Choices, Family, LatentModel, LatentPipeline, Recipe, check_size, must_fit};
@@ -95,6 +96,7 @@ impl Recipe for SdxlRecipe {
     const FAMILY: Family = Family {
         name: "Stable Diffusion XL",
         transformer: &["UNet2DConditionModel"],
+        vae: &[PLAIN],
         path: Path::Diffusion,
         steps: Steps::new,
     };

@@ -139,7 +139,7 @@ impl Weights {
         rows: &[Vec<Range<usize>>; N],
     ) -> Result<Tensor<D>> {
         let part = |(name, rows): (&&str, &Vec<Range<usize>>)| {
-            self.at(name).rows_staying(tensor, shape, rows, Stay::Briefly)
+            self.at(name).rows_of(&shape, tensor, shape, rows, Stay::Briefly)
         };
         let parts = names.iter().zip(rows).map(part).collect::<Result<Vec<_>>>()?;
         Ok(self.source.device.memory_persistent_allocations(parts, |parts| Tensor::cat(parts, 0)))
@@ -203,13 +203,33 @@ impl Weights {
     /// As [`tensor`](Self::tensor).
     pub fn convolution(&self, c_in: usize, c_out: usize, kernel: usize) -> Result<Arc<Parameters<4>>> {
         let shape = [c_out, c_in, kernel, kernel];
-        self.entry("weight", &shape)?;
+        self.convolution_here(&shape, shape)
+    }
+
+    /// Weight and bias of the convolution here over `frames` frames of a clip, which keeps to a place: its kernel in the file is
+    /// `[frames, 1, 1]`, and `[frames, 1]` in the result.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn temporal_convolution(
+        &self,
+        c_in: usize,
+        c_out: usize,
+        frames: usize,
+    ) -> Result<Arc<Parameters<4>>> {
+        self.convolution_here(&[c_out, c_in, frames, 1, 1], [c_out, c_in, frames, 1])
+    }
+
+    /// Weight and bias of the convolution here, whose weight has the shape `stored` in the file.
+    fn convolution_here(&self, stored: &[usize], shape: [usize; 4]) -> Result<Arc<Parameters<4>>> {
+        let c_out = shape[0];
+        self.entry("weight", stored)?;
         self.entry("bias", &[c_out])?;
         self.count(&self.source.taken, shape.iter().product::<usize>() + c_out);
         self.source.shared.convolutions.get(self.shared_key(Part::Whole), || {
             let all = 0..c_out;
             let all = std::slice::from_ref(&all);
-            let weight = self.rows("weight", shape, all)?;
+            let weight = self.rows_of(stored, "weight", shape, all, Stay::Long)?;
             Ok(Parameters { weight, bias: Some(self.rows("bias", [c_out], all)?) })
         })
     }
