@@ -69,12 +69,7 @@ fn latents_of_a_clip([y, x]: [usize; 2]) -> TensorData {
 }
 
 /// The bytes of all frames.
-fn decode(
-    checkpoint: &std::path::Path,
-    latents: &TensorData,
-    tiled: bool,
-    chunk: Option<usize>,
-) -> Vec<u8> {
+fn decode(checkpoint: &std::path::Path, latents: &TensorData, tiled: bool, chunk: Option<usize>) -> Vec<u8> {
     let pipeline = xdit_models::open(checkpoint, &LoadOptions::new(device(), DType::F32)).unwrap();
     let mut bytes = Vec::new();
     let result = pipeline.decode(latents, tiled, chunk, &mut |_, frames| {
@@ -168,5 +163,8 @@ fn other_options_are_refused() {
     });
     let opened = xdit_models::open(dir.path(), &LoadOptions::new(device(), DType::F32));
     let message = opened.err().unwrap().message().to_owned();
-    assert!(message.contains("is of class `AutoencoderKLTemporalDecoder`, which is not supported"), "{message}");
+    assert!(
+        message.contains("is of class `AutoencoderKLTemporalDecoder`, which is not supported"),
+        "{message}"
+    );
 }

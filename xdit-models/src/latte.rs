@@ -7,6 +7,8 @@
 //!
 //! Source: Latte (Ma et al. 2024) §3.2, variant 1; diffusers' `LatteTransformer3DModel` and `BasicTransformerBlock`.
 
+use std::ops::RangeInclusive;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use xdit_core::attention::{Attention, Site, Span};
 use xdit_core::config::Config;
@@ -20,6 +22,13 @@ use crate::latent_diffusion::{Published, SAMPLE_SIZES, TransformerConfig};
 use crate::layers::{ImageEmbedding, only_basic_blocks};
 use crate::position::{PositionCache, SinCos2d};
 use crate::timestep::{SINUSOID_WIDTH, TimestepEmbedding, sinusoids};
+
+/// The heads of a layer, and the features of a head.
+const FEATURES: RangeInclusive<usize> = 1..=1 << 20;
+/// The frames of a clip.
+const FRAMES: RangeInclusive<usize> = 1..=1 << 12;
+/// The pairs of a spatial and a temporal block.
+const PAIRS: RangeInclusive<usize> = 1..=512;
 
 /// The options of `transformer/config.json`.
 #[derive(Clone, Debug)]
@@ -44,21 +53,21 @@ impl TransformerConfig for LatteConfig {
     fn read(mut config: Config) -> Result<Self> {
         only_basic_blocks(&mut config, "ada_norm_single")?;
         config.inert(&["num_embeds_ada_norm"]);
-        let heads = config.take("num_attention_heads", 16)?;
-        let head_dim = config.take("attention_head_dim", 88)?;
+        let heads = config.within("num_attention_heads", 16, FEATURES)?;
+        let head_dim = config.within("attention_head_dim", 88, FEATURES)?;
         let channels = config.require("in_channels")?;
         let sample_size = config.within("sample_size", 64, SAMPLE_SIZES)?;
-        let video_length = config.take("video_length", 16usize)?;
+        let video_length = config.within("video_length", 16, FRAMES)?;
         let cross: usize = config.require("cross_attention_dim")?;
         let patch = config.require("patch_size")?;
         let dim: usize = heads * head_dim;
-        if cross != dim || !dim.is_multiple_of(4) || [sample_size, video_length, patch].contains(&0) {
+        if cross != dim || !dim.is_multiple_of(4) || patch == 0 {
             return Err(Error::failure(format!(
-                "a Latte transformer cannot have {heads} heads of {head_dim} features, `cross_attention_dim` {cross}, \
-                 `sample_size` {sample_size}, `video_length` {video_length} and `patch_size` {patch}"
+                "a Latte transformer cannot have {heads} heads of {head_dim} features, `cross_attention_dim` {cross} and \
+                 `patch_size` {patch}"
             )));
         }
-        let pairs: usize = config.take("num_layers", 1)?;
+        let pairs = config.within("num_layers", 1, PAIRS)?;
         let this = Self {
             spec: TransformerSpec {
                 patch,
