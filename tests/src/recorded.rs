@@ -111,7 +111,7 @@ pub fn check_calls_on(parallel: &ParallelConfig, prefixes: &[&str], count: usize
 /// The names of all recorded calls, which are many steps of many pipelines.
 pub fn calls() -> Vec<String> {
     let is_call = |name: &String| !Case::load(name).json["call"].is_null();
-    let prefixes = ["alpha-", "dit-", "flux-", "hunyuan-", "sd3", "sdxl-", "sigma-"];
+    let prefixes = ["alpha-", "dit-", "flux-", "hunyuan-", "latte-", "sd3", "sdxl-", "sigma-"];
     names(&prefixes).into_iter().filter(is_call).collect()
 }
 
