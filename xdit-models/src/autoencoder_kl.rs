@@ -79,6 +79,7 @@ impl AutoencoderKlConfig {
         config.only("latents_std", &[])?;
         let block_out_channels: Vec<usize> = config.take("block_out_channels", vec![64])?;
         let levels = block_out_channels.len();
+        let common = Self::common(&mut config, block_out_channels)?;
         config.only("up_block_types", &[json!(vec!["UpDecoderBlock2D"; levels])])?;
         let this = Self {
             layers_per_block: config.take("layers_per_block", 1)?,
@@ -87,7 +88,7 @@ impl AutoencoderKlConfig {
             use_quant_conv: config.take("use_quant_conv", true)?,
             use_post_quant_conv: config.take("use_post_quant_conv", true)?,
             shift_factor: config.take("shift_factor", 0.0)?,
-            ..Self::common(&mut config, block_out_channels)?
+            ..common
         };
         this.finish(config)
     }
