@@ -1,6 +1,7 @@
 //! The options of the command line, parsed but not yet checked against each other.
 
 mod bench;
+mod clip;
 mod decode;
 mod generate;
 mod habits;

@@ -1,12 +1,16 @@
 //! `xdit decode`: pictures from latents.
 
+use std::path::PathBuf;
+
 use xdit_core::device::{check_dtype, default_dtype, find};
-use xdit_core::pipeline::LoadOptions;
+use xdit_core::pipeline::{LoadOptions, Request, check};
 use xdit_core::{Error, Result};
 
 use crate::args::{ComputeArgs, DecodeArgs, Dtype, OutputType};
 use crate::model::{Place, locate};
-use crate::output::{Outputs, check_format, decode_latents, encode, is_standard, write_file};
+use crate::output::{
+    FRAMES_PER_SECOND, Outputs, check_format, decode_latents, encode, is_standard, write_files,
+};
 use crate::progress::Progress;
 use crate::{print, print_bytes, threads};
 
@@ -23,10 +27,11 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
     let output_type =
         args.output_type.or_else(|| OutputType::of(args.output.as_deref()?)).unwrap_or_default();
     if output_type == OutputType::Latent {
-        return Err(
-            Error::usage("decoded latents are pictures").hint("name a `.png`, `.jpg` or `.webp` file")
-        );
+        return Err(Error::usage("decoded latents are pictures")
+            .hint("name a `.png`, `.jpg`, `.webp`, `.gif` or `.mp4` file"));
     }
+    let request = Request { fps: args.fps, decode_chunk_size: args.decode_chunk_size, ..Request::new("") };
+    check(&request)?;
     let latents = decode_latents(&args.latents)?;
     let shape = latents.shape().to_vec();
     // Latents carry no seeds.
@@ -38,14 +43,21 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
     let folder = locate(&args.model, Place::from(&args.files), &mut progress)?;
     let options = LoadOptions { variant: args.files.variant.clone(), ..LoadOptions::new(device, dtype) };
     let pipeline = xdit_models::open(&folder, &options)?;
+    let fps = args.fps.unwrap_or(FRAMES_PER_SECOND);
     pipeline.decode(&latents, args.vae_tiling, args.decode_chunk_size, &mut |index, frames| {
-        check_format(output_type, [frames[0].height, frames[0].width], Some(frames.len()))?;
+        let split = outputs.splits_clips();
+        let together = Some(frames.len()).filter(|_| !split);
+        check_format(output_type, [frames[0].height, frames[0].width], together)?;
         let path = outputs.path(index);
-        let bytes = encode(output_type, &frames, None);
         if is_standard(path) {
-            return print_bytes(&bytes);
+            return print_bytes(&encode(output_type, &frames, fps, None));
         }
-        write_file(path, &bytes)?;
-        print(&format!("{}\n", path.display()))
+        let (paths, files) = match split {
+            true => (outputs.frames(index, frames.len())?, frames.chunks(1).collect::<Vec<_>>()),
+            false => (vec![path.to_owned()], vec![&frames[..]]),
+        };
+        let files: Vec<_> = files.into_iter().map(|frames| encode(output_type, frames, fps, None)).collect();
+        write_files(paths.iter().map(PathBuf::as_path).zip(files.iter().map(Vec::as_slice)))?;
+        paths.iter().try_for_each(|path| print(&format!("{}\n", path.display())))
     })
 }

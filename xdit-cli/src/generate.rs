@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::time::Instant;
 
-use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Preview, Step};
+use rayon::prelude::*;
+use xdit_core::pipeline::{Cancel, Completed, Observer, Phase, Picture, Preview, Step};
 use xdit_core::run::record::RankReport;
 use xdit_core::{Error, Result};
 
 use crate::args::{GenerateArgs, OutputType, Seed};
 use crate::launcher;
-use crate::output::{check_format, encode, finish_latents, is_standard, put_latents, write_file};
+use crate::output::{
+    check_format, encode, finish_latents, is_standard, put_latents, write_file, write_files,
+};
 use crate::parameters::{Parameters, Settings};
 use crate::progress::{Progress, say};
 use crate::report::{Output, Report, Stopwatch, peak_rss_bytes, ranks};
@@ -40,7 +44,8 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     let folder = processes.first_then_others(&mut folder)?;
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
-    check_format(job.output_type, resolved.size, resolved.frames)?;
+    let together = resolved.frames.filter(|_| !job.outputs.splits_clips());
+    check_format(job.output_type, resolved.size, together)?;
     let settings = job.settings(&resolved);
     let details = args.trace.is_some();
     if let Some(all) = &processes.processes {
@@ -129,7 +134,15 @@ impl Saver<'_> {
             let _ = std::fs::remove_file(preview);
         }
         let parameters = self.metadata.then(|| self.job.parameters(self.settings, image));
-        let bytes = encode(self.job.output_type, &frames, parameters.as_ref());
+        let file =
+            |frames: &[Picture]| encode(self.job.output_type, frames, self.job.fps(), parameters.as_ref());
+        if self.job.outputs.splits_clips() {
+            let paths = self.job.outputs.frames(image, frames.len())?;
+            let files: Vec<Vec<u8>> = frames.par_iter().map(|frame| file(slice::from_ref(frame))).collect();
+            write_files(paths.iter().map(PathBuf::as_path).zip(files.iter().map(Vec::as_slice)))?;
+            return paths.iter().try_for_each(|path| self.announce(path));
+        }
+        let bytes = file(&frames);
         if is_standard(path) {
             return print_bytes(&bytes);
         }
@@ -140,7 +153,7 @@ impl Saver<'_> {
     /// Writes a preview.
     fn preview(&mut self, preview: &Preview) -> Result<()> {
         let path = self.job.outputs.preview(preview.image)?;
-        write_file(&path, &encode(OutputType::Png, &preview.frames, None))?;
+        write_file(&path, &encode(OutputType::Png, &preview.frames, self.job.fps(), None))?;
         self.previews.insert(path);
         Ok(())
     }

@@ -2,8 +2,11 @@
 //! is complete.
 
 mod exif;
+mod gif;
+mod h264;
 mod jpeg;
 mod latents;
+mod mp4;
 mod picture;
 mod png;
 mod webp;
@@ -20,7 +23,7 @@ use crate::args::OutputType;
 use crate::interrupt;
 
 pub use latents::{decode_latents, finish_latents, put_latents};
-pub use picture::{check_format, encode, is_picture, read_parameters};
+pub use picture::{FRAMES_PER_SECOND, check_format, encode, is_picture, read_parameters};
 
 /// The output files of a run.
 #[derive(Debug)]
@@ -35,7 +38,8 @@ impl Outputs {
     /// Determines the paths of pictures with `seeds`, and checks that they can be written.
     ///
     /// `{i}` and `{seed}` in the path are replaced by the index and seed of the picture. Without them, the file in
-    /// a folder is called `xdit.png`, and several pictures get `-0`, `-1`, … before the extension.
+    /// a folder is called `xdit.png`, and several pictures get `-0`, `-1`, … before the extension. `{frame}` stays, for
+    /// [`frames`](Self::frames).
     ///
     /// # Errors
     /// If the extension does not match `output_type`, or a file cannot be written.
@@ -58,7 +62,11 @@ impl Outputs {
         let fits = |found: &OsStr| extensions.iter().any(|extension| found.eq_ignore_ascii_case(extension));
         if path.extension().is_some_and(|found| !fits(found)) {
             return Err(Error::usage(format!("output `{}` does not end in `.{}`", path.display(), extensions[0]))
-                .hint("the endings `.png`, `.jpg`, `.webp` and, for latents, `.safetensors` choose a format, and so does `--output-type`"));
+                .hint("the endings `.png`, `.jpg`, `.webp`, `.gif`, `.mp4` and, for latents, `.safetensors` choose a format, and so does `--output-type`"));
+        }
+        if output_type == OutputType::Latent && path.to_string_lossy().contains(FRAME) {
+            return Err(Error::usage(format!("output `{}` names a file for each frame", path.display()))
+                .hint("leave out `{frame}`: the latents of all frames share one file"));
         }
         let files = if output_type == OutputType::Latent { 1 } else { seeds.len() };
         let paths = (0..files)
@@ -99,13 +107,27 @@ impl Outputs {
         Some(format!("`{path}` exists and will be replaced; `--output` names another file"))
     }
 
-    /// The path of the preview of picture `index`: `a.preview.png` for `a.png`, and `xdit.preview.png` for standard output.
+    /// The path of the preview of picture `index`: `a.preview.png` for `a.png`, and `xdit.preview.png` for standard output. A
+    /// clip has one preview, with the number of the first frame if frames have files of their own.
     ///
     /// # Errors
     /// If it names no file that can be written.
     pub fn preview(&self, index: usize) -> Result<PathBuf> {
         let path = Some(self.path(index)).filter(|path| !is_standard(path)).unwrap_or(Path::new("xdit.png"));
-        target(&path.with_extension("preview.png"))
+        target(&of_frame(path, 0, 1).with_extension("preview.png"))
+    }
+
+    /// Whether each frame of a clip has a file of its own.
+    pub fn splits_clips(&self) -> bool {
+        self.paths.iter().any(|path| path.to_string_lossy().contains(FRAME))
+    }
+
+    /// The paths of the `count` frames of picture `index`, if each has a file of its own.
+    ///
+    /// # Errors
+    /// If one of them names no file that can be written.
+    pub fn frames(&self, index: usize, count: usize) -> Result<Vec<PathBuf>> {
+        (0..count).map(|frame| target(&of_frame(self.path(index), frame, count))).collect()
     }
 
     /// The path of picture `index`; all latents share one file.
@@ -203,6 +225,15 @@ fn name(path: &Path, index: usize, files: usize, seed: u64) -> PathBuf {
     path.with_file_name(format!("{stem}-{index}{extension}"))
 }
 
+/// What stands for the number of a frame in a path.
+const FRAME: &str = "{frame}";
+
+/// The path of a `frame` of `count`. All numbers have as many digits, so that names are in the order of frames.
+fn of_frame(path: &Path, frame: usize, count: usize) -> PathBuf {
+    let digits = count.saturating_sub(1).to_string().len();
+    path.to_string_lossy().replace(FRAME, &format!("{frame:0digits$}")).into()
+}
+
 /// Creates a temporary file beside `path`, which is removed unless it is persisted.
 fn temporary(path: &Path) -> Result<NamedTempFile> {
     let folder = folder_of(path);
@@ -254,6 +285,32 @@ mod tests {
         assert_eq!(names("src", 1), ["src/xdit.png"]);
         assert_eq!(names("src/", 2), ["src/xdit-0.png", "src/xdit-1.png"]);
         assert_eq!(names("{seed}-{i}.png", 2), ["7-0.png", "8-1.png"]);
+    }
+
+    #[test]
+    fn frames_are_numbered() {
+        let plan = |output: &str, output_type, images: u64| {
+            Outputs::plan(Some(Path::new(output)), output_type, &(0..images).collect::<Vec<_>>())
+        };
+        let frames = |output: &str, images, index, count| -> Vec<String> {
+            let outputs = plan(output, OutputType::Png, images).unwrap();
+            assert!(outputs.splits_clips());
+            let paths = outputs.frames(index, count).unwrap();
+            paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(frames("{frame}.png", 1, 0, 3), ["0.png", "1.png", "2.png"]);
+        assert_eq!(frames("a{frame}.png", 2, 1, 2), ["a0-1.png", "a1-1.png"]);
+        assert_eq!(
+            frames("src/{i}-{frame}.png", 2, 1, 11)[..3],
+            ["src/1-00.png", "src/1-01.png", "src/1-02.png"]
+        );
+        assert!(!plan("a.png", OutputType::Png, 1).unwrap().splits_clips());
+        assert_eq!(
+            plan("{frame}.safetensors", OutputType::Latent, 1).unwrap_err().message(),
+            "output `{frame}.safetensors` names a file for each frame"
+        );
+        let preview = plan("src/{i}-{frame}.png", OutputType::Png, 2).unwrap().preview(1).unwrap();
+        assert_eq!(preview, Path::new("src/1-0.preview.png"));
     }
 
     #[test]

@@ -93,6 +93,18 @@ pub struct Settings {
     pub use_resolution_binning: bool,
     /// Whether the picture was decoded tile by tile.
     pub vae_tiling: bool,
+    /// The number of frames of a clip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_frames: Option<usize>,
+    /// The frames of a clip that are shown in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fps: Option<f32>,
+    /// Whether each frame was made by itself.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub no_enable_temporal_attentions: bool,
+    /// The number of frames that were decoded together, if it was not left to the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_chunk_size: Option<usize>,
     /// The file with the initial latents, if it did not start from noise.
     pub init_latents: Option<String>,
     /// The number of PipeFusion or DistriFusion patches, if they affect the picture.

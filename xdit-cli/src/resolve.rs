@@ -18,7 +18,7 @@ use crate::args::{Dtype, GenerateArgs, KeepPolicy, OutputType, Seed};
 use crate::checkpoints::built_in;
 use crate::launcher;
 use crate::model::{Outlined, Place, locate, outline};
-use crate::output::{Outputs, decode_latents, is_standard, read_parameters};
+use crate::output::{FRAMES_PER_SECOND, Outputs, decode_latents, is_standard, read_parameters};
 use crate::parameters::{Parameters, Settings};
 use crate::progress::Progress;
 use crate::trace::TraceFile;
@@ -122,6 +122,13 @@ impl Invocation {
                 None => old.is_none_or(|s| s.use_resolution_binning),
             },
             vae_tiling: args.vae_tiling.or(old.map(|s| s.vae_tiling)).unwrap_or(false),
+            num_frames: args.clip.num_frames.or(old.and_then(|s| s.num_frames)),
+            fps: args.clip.fps.or(old.and_then(|s| s.fps)),
+            enable_temporal_attentions: match args.clip.no_enable_temporal_attentions {
+                Some(no) => !no,
+                None => old.is_none_or(|s| !s.no_enable_temporal_attentions),
+            },
+            decode_chunk_size: args.clip.decode_chunk_size.or(old.and_then(|s| s.decode_chunk_size)),
             init_latents: args.init_latents.as_deref().map(decode_latents).transpose()?,
             decode: output_type != OutputType::Latent,
             preview_every: args.preview,
@@ -238,12 +245,21 @@ impl Invocation {
             clean_caption: self.request.clean_caption,
             use_resolution_binning: self.request.use_resolution_binning,
             vae_tiling: self.request.vae_tiling,
+            num_frames: resolved.frames,
+            fps: resolved.frames.map(|_| self.fps()),
+            no_enable_temporal_attentions: !self.request.enable_temporal_attentions,
+            decode_chunk_size: self.request.decode_chunk_size,
             init_latents: self.init_latents.as_ref().map(|path| file_name(path)),
             num_pipeline_patch: stale.then_some(plan.stale_patches()),
             warmup_steps: stale.then_some(self.request.parallel.warmup_steps),
             distrifusion: stale && plan.distrifusion,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// The frames of a clip that are shown in a second.
+    pub fn fps(&self) -> f32 {
+        self.request.fps.unwrap_or(FRAMES_PER_SECOND)
     }
 
     /// The parameters of picture `index`.

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use xdit_core::pipeline::Picture;
 
 use crate::args::OutputType;
-use crate::output::encode;
+use crate::output::{FRAMES_PER_SECOND, encode};
 
 /// The height of a picture in lines of text.
 const LINES: usize = 14;
@@ -56,7 +56,9 @@ impl Graphics {
 
     /// The characters that show `picture` at the cursor.
     pub fn show(self, picture: &Picture) -> String {
-        let png = || STANDARD.encode(encode(OutputType::Png, std::slice::from_ref(picture), None));
+        let png = || {
+            STANDARD.encode(encode(OutputType::Png, std::slice::from_ref(picture), FRAMES_PER_SECOND, None))
+        };
         match self {
             Self::Kitty => kitty(&png()),
             Self::Iterm2 => {
@@ -183,7 +185,7 @@ mod tests {
         let noise = xdit_core::noise::Generator::from_seed(0).randn(90 * 80 * 3);
         let rgb = noise.into_iter().map(|value| (value * 60.0 + 128.0) as u8).collect();
         let picture = Picture { width: 90, height: 80, rgb };
-        let png = encode(OutputType::Png, std::slice::from_ref(&picture), None);
+        let png = encode(OutputType::Png, std::slice::from_ref(&picture), FRAMES_PER_SECOND, None);
         let kitty = Graphics::Kitty.show(&picture);
         let chunks: Vec<&str> = kitty.split("\x1b_G").skip(1).collect();
         assert!(chunks.len() > 1 && chunks[0].starts_with("a=T,f=100,q=2,r=14,m=1;"), "{}", chunks[0]);

@@ -19,7 +19,7 @@ pub struct DecodeArgs {
     /// The model: a folder in the diffusers layout, an id on the Hugging Face hub, or `built-in`.
     #[arg(long, short_alias = 'm', value_name = "PATH_OR_ID", default_value = built_in::NAME)]
     pub model: String,
-    /// Output path: a file, a folder, or a pattern with `{i}` [default: xdit.png].
+    /// Output path: a file, a folder, or a pattern with `{i}`, and `{frame}` for a file of each frame [default: xdit.png].
     #[arg(long, short_alias = 'o', value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Type of the pictures [default: that of the output's ending, or png].
@@ -28,6 +28,12 @@ pub struct DecodeArgs {
     /// Decode large pictures tile by tile, with blended seams, to save memory.
     #[arg(long)]
     pub vae_tiling: bool,
+    /// Frames of a clip that are shown in a second [default: 8].
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub fps: Option<f32>,
+    /// Number of frames that are decoded together [default: 14 with a temporal decoder, otherwise 1].
+    #[arg(long, value_name = "FRAMES")]
+    pub decode_chunk_size: Option<usize>,
     /// Print only warnings and errors to standard error.
     #[arg(long)]
     pub quiet: bool,

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::ProcessArgs;
+use super::clip::ClipArgs;
 use super::micro_conditions::MicroConditionArgs;
 use super::model::{ComputeArgs, ModelArgs};
 
@@ -145,12 +146,17 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub micro_conditions: MicroConditionArgs,
 
+    /// The frames of a clip.
+    #[command(flatten)]
+    pub clip: ClipArgs,
+
     /// Output path: a file, a folder, or a pattern with `{i}` or `{seed}`; several pictures from `out.png` become
-    /// `out-0.png`, …; `-` writes a picture to standard output [default: xdit.png or xdit.safetensors].
+    /// `out-0.png`, …; `{frame}` gives each frame of a clip a file; `-` writes a picture to standard output [default: xdit.png
+    /// or xdit.safetensors].
     #[arg(long, short_alias = 'o', value_name = "PATH", help_heading = "Output")]
     pub output: Option<PathBuf>,
-    /// Type of the output: pictures, or one safetensors file with the final latents [default: that of the output's ending,
-    /// or png].
+    /// Type of the output: pictures, clips, or one safetensors file with the final latents [default: that of the output's
+    /// ending, or png].
     #[arg(long, value_enum, help_heading = "Output")]
     pub output_type: Option<OutputType>,
     /// Do not store the prompt, the seed and the other parameters in pictures.
@@ -291,15 +297,19 @@ impl FromStr for Seed {
 /// The type of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OutputType {
-    /// Pictures as PNG files.
+    /// Pictures, and animated clips, as PNG files.
     #[default]
     #[value(alias = "pil")]
     Png,
     /// Pictures as JPEG files of high quality.
     #[value(alias = "jpg")]
     Jpeg,
-    /// Pictures as WebP files without loss.
+    /// Pictures, and animated clips, as WebP files without loss.
     Webp,
+    /// Clips as animated GIF files.
+    Gif,
+    /// Clips as MP4 files.
+    Mp4,
     /// The final latents as a safetensors file.
     Latent,
 }
@@ -311,6 +321,8 @@ impl OutputType {
             Self::Png => &["png"],
             Self::Jpeg => &["jpg", "jpeg"],
             Self::Webp => &["webp"],
+            Self::Gif => &["gif"],
+            Self::Mp4 => &["mp4"],
             Self::Latent => &["safetensors"],
         }
     }

@@ -165,7 +165,10 @@ mod tests {
                 "output_type" => "=latent",
                 "text_encoder_3" => "=none",
                 "guidance_batch" => "=on",
-                "clean_caption" | "no_use_resolution_binning" | "vae_tiling" => "=false",
+                "clean_caption"
+                | "no_use_resolution_binning"
+                | "vae_tiling"
+                | "no_enable_temporal_attentions" => "=false",
                 _ => "=3",
             };
             let (dashes, underscores) =

@@ -84,7 +84,7 @@ pub fn description(exif: &[u8]) -> Option<String> {
 }
 
 /// JSON without other characters than ASCII.
-fn in_ascii(json: &str) -> String {
+pub fn in_ascii(json: &str) -> String {
     let mut ascii = String::with_capacity(json.len());
     for char in json.chars() {
         match char.is_ascii() {

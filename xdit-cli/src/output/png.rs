@@ -13,26 +13,36 @@ const JSON: &str = "xdit";
 /// The text chunk that other programs read.
 const INFOTEXT: &str = "parameters";
 
-/// The frames of a clip that are shown in a second.
-const FRAMES_PER_SECOND: u16 = 8;
-
-/// The contents of a PNG file with a picture, or an animation of several frames, and, if given, its parameters.
+/// The contents of a PNG file with a picture, or an animation of several frames, `fps` a second, and, if given, its parameters.
 ///
 /// # Panics
 /// If there is no frame.
-pub fn encode(frames: &[Picture], parameters: Option<&Parameters>) -> Vec<u8> {
+pub fn encode(frames: &[Picture], fps: f32, parameters: Option<&Parameters>) -> Vec<u8> {
     let texts = parameters.map(|parameters| {
         let json = serde_json::to_string(parameters).expect("strings and finite numbers can be serialized");
         [(INFOTEXT, parameters.infotext()), (JSON, json)]
     });
     let mut bytes = Vec::new();
-    write(frames, texts.into_iter().flatten(), &mut bytes)
+    write(frames, fps, texts.into_iter().flatten(), &mut bytes)
         .expect("a picture of valid size can be written to memory");
     bytes
 }
 
+/// The numerator and denominator of a frame's duration in seconds, if a second has `fps`.
+fn duration(fps: f32) -> (u16, u16) {
+    let fits = |unit: &u16| fps * f32::from(*unit) <= u16::MAX.into();
+    // A whole number stays one; otherwise the finest unit is taken.
+    let unit = match fps.fract() == 0.0 {
+        true => 1,
+        false => [1000, 100, 10].into_iter().find(fits).unwrap_or(1),
+    };
+    let rate = fps * f32::from(unit);
+    (unit, rate.round().max(1.0) as u16)
+}
+
 fn write(
     frames: &[Picture],
+    fps: f32,
     texts: impl IntoIterator<Item = (&'static str, String)>,
     bytes: &mut Vec<u8>,
 ) -> Result<(), png::EncodingError> {
@@ -40,7 +50,8 @@ fn write(
     if frames.len() > 1 {
         // Zero repetitions mean that it repeats without end.
         encoder.set_animated(frames.len() as u32, 0)?;
-        encoder.set_frame_delay(1, FRAMES_PER_SECOND)?;
+        let (numerator, denominator) = duration(fps);
+        encoder.set_frame_delay(numerator, denominator)?;
     }
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
@@ -86,7 +97,7 @@ mod tests {
     fn a_clip_is_an_animation() {
         let frames = [10, 20, 30].map(|value| Picture { width: 2, height: 1, rgb: vec![value; 6] });
         let mut bytes = Vec::new();
-        write(&frames, [(INFOTEXT, "a".into()), (JSON, "b".into())], &mut bytes).unwrap();
+        write(&frames, 8.0, [(INFOTEXT, "a".into()), (JSON, "b".into())], &mut bytes).unwrap();
         let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().unwrap();
         assert_eq!(reader.info().animation_control.unwrap().num_frames, 3);
         for frame in &frames {
@@ -94,7 +105,14 @@ mod tests {
             reader.next_frame(&mut rgb).unwrap();
             assert_eq!(rgb, frame.rgb);
             let control = reader.info().frame_control.unwrap();
-            assert_eq!((control.delay_num, control.delay_den), (1, FRAMES_PER_SECOND));
+            assert_eq!((control.delay_num, control.delay_den), (1, 8));
         }
+    }
+
+    #[test]
+    fn durations_are_fractions() {
+        assert_eq!([8.0, 24.0, 1000.0].map(duration), [(1, 8), (1, 24), (1, 1000)]);
+        assert_eq!([12.5, 23.976, 66.6].map(duration), [(1000, 12_500), (1000, 23_976), (100, 6660)]);
+        assert_eq!([0.5, 0.0001, 999.75].map(duration), [(1000, 500), (1000, 1), (10, 9998)]);
     }
 }

@@ -52,7 +52,7 @@ fn write(job: &Invocation, index: usize, path: &Path) {
     };
     let parameters = job.parameters(&job.settings(&resolved), index);
     let picture = Picture { width: 1, height: 1, rgb: vec![0; 3] };
-    std::fs::write(path, encode(OutputType::Png, &[picture], Some(&parameters))).unwrap();
+    std::fs::write(path, encode(OutputType::Png, &[picture], 8.0, Some(&parameters))).unwrap();
 }
 
 /// All texts of a request with one prompt.

@@ -102,7 +102,7 @@ fn values() {
     insta::assert_snapshot!(error(&workspace, &["--output-type", "bmp"]), @r"
     2
     error: `bmp` is not a valid value of `--output-type`
-    hint: possible values: `png`, `jpeg`, `webp`, `latent`
+    hint: possible values: `png`, `jpeg`, `webp`, `gif`, `mp4`, `latent`
     ");
     insta::assert_snapshot!(error(&workspace, &["--width", "1", "--width", "2"]), @r"
     2
@@ -324,12 +324,12 @@ fn outputs() {
     insta::assert_snapshot!(error(&workspace, &["--output", "a.tiff"]), @r"
     2
     error: output `a.tiff` does not end in `.png`
-    hint: the endings `.png`, `.jpg`, `.webp` and, for latents, `.safetensors` choose a format, and so does `--output-type`
+    hint: the endings `.png`, `.jpg`, `.webp`, `.gif`, `.mp4` and, for latents, `.safetensors` choose a format, and so does `--output-type`
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "a.png", "--output-type", "latent"]), @r"
     2
     error: output `a.png` does not end in `.safetensors`
-    hint: the endings `.png`, `.jpg`, `.webp` and, for latents, `.safetensors` choose a format, and so does `--output-type`
+    hint: the endings `.png`, `.jpg`, `.webp`, `.gif`, `.mp4` and, for latents, `.safetensors` choose a format, and so does `--output-type`
     ");
     insta::assert_snapshot!(error(&workspace, &["--output", "fol{x}er-{i}/a.png"]), @r"
     1

@@ -3,6 +3,7 @@
 
 mod bench;
 mod built_in;
+mod clips;
 mod damaged;
 mod errors;
 mod examples;
