@@ -177,8 +177,8 @@ pub struct AutoencoderKl {
 /// The decoder, by the class of the autoencoder.
 #[derive(Clone, Debug)]
 enum AnyDecoder {
-    Plain(Decoder<Resnet>),
-    Temporal(TemporalDecoder),
+    Plain(Box<Decoder<Resnet>>),
+    Temporal(Box<TemporalDecoder>),
 }
 
 impl AutoencoderKl {
@@ -197,8 +197,10 @@ impl AutoencoderKl {
                 .then(|| pointwise("post_quant_conv", z))
                 .transpose()?,
             decoder: match config.temporal {
-                false => AnyDecoder::Plain(Decoder::load(config, &weights.at("decoder"))?),
-                true => AnyDecoder::Temporal(TemporalDecoder::load(config, &weights.at("decoder"))?),
+                false => AnyDecoder::Plain(Box::new(Decoder::load(config, &weights.at("decoder"))?)),
+                true => {
+                    AnyDecoder::Temporal(Box::new(TemporalDecoder::load(config, &weights.at("decoder"))?))
+                }
             },
             config: config.clone(),
         };
