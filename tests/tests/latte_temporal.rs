@@ -1,5 +1,7 @@
 //! Latte's temporal decoder: compared with recordings of the reference, and many ranks with a single one.
 
+use std::path::Path;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::{Value, json};
 use xdit_core::noise::Generator;
@@ -69,8 +71,18 @@ fn latents_of_a_clip([y, x]: [usize; 2]) -> TensorData {
 }
 
 /// The bytes of all frames.
-fn decode(checkpoint: &std::path::Path, latents: &TensorData, tiled: bool, chunk: Option<usize>) -> Vec<u8> {
-    let pipeline = xdit_models::open(checkpoint, &LoadOptions::new(device(), DType::F32)).unwrap();
+fn decode(checkpoint: &Path, latents: &TensorData, tiled: bool, chunk: Option<usize>) -> Vec<u8> {
+    decode_in(DType::F32, checkpoint, latents, tiled, chunk)
+}
+
+fn decode_in(
+    dtype: DType,
+    checkpoint: &Path,
+    latents: &TensorData,
+    tiled: bool,
+    chunk: Option<usize>,
+) -> Vec<u8> {
+    let pipeline = xdit_models::open(checkpoint, &LoadOptions::new(device(), dtype)).unwrap();
     let mut bytes = Vec::new();
     let result = pipeline.decode(latents, tiled, chunk, &mut |_, frames| {
         assert_eq!(frames.len(), 5);
@@ -79,6 +91,21 @@ fn decode(checkpoint: &std::path::Path, latents: &TensorData, tiled: bool, chunk
     });
     result.unwrap();
     bytes
+}
+
+/// In bf16, sums stay in f32; with `force_upcast`, a run in f16 decodes in f32.
+#[test]
+fn half_precision_is_near() {
+    let latents = latents_of_a_clip([12, 16]);
+    let dir = goldens().join("latte-temporal");
+    let exact = decode(&dir, &latents, false, None);
+    assert_eq!(decode_in(DType::F16, &dir, &latents, false, None), exact);
+    let half = decode_in(DType::BF16, &dir, &latents, false, None);
+    let square = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b)).powi(2);
+    let mean = half.iter().zip(&exact).map(square).sum::<f64>() / exact.len() as f64;
+    let decibels = 10.0 * (255.0 * 255.0 / mean).log10();
+    println!("bf16 is {decibels:.1} dB from f32");
+    assert!(decibels > 40.0 && decibels.is_finite(), "bf16 is {decibels:.1} dB from f32");
 }
 
 /// By default 14 frames are decoded together, as in diffusers; other chunks give other frames.
