@@ -7,6 +7,8 @@ mod tests;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
+#[cfg(feature = "cube")]
+use burn::tensor::Device;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
@@ -105,6 +107,33 @@ pub fn join_channels(x: Tensor<4>, y: Tensor<4>) -> Tensor<4> {
 /// `parts` along `dim`; a single part is not copied.
 fn concatenated(mut parts: Vec<Tensor<4>>, dim: usize) -> Tensor<4> {
     if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, dim) }
+}
+
+/// `whole` with the tokens from `first` on replaced by those of `part`. Writes in place unless `whole` is shared.
+///
+/// # Shapes
+/// `whole`: `[b, n, h · d]`; `part`: `[b, m, h, d]`.
+pub fn write_tokens(whole: Tensor<3>, first: usize, part: Tensor<4>) -> Tensor<3> {
+    #[cfg(feature = "cube")]
+    if whole.device() != Device::flex() {
+        return cube::write_tokens(whole, first, part);
+    }
+    assign(whole, first, part)
+}
+
+/// [`write_tokens`] by Burn's own assignment.
+fn assign(whole: Tensor<3>, first: usize, part: Tensor<4>) -> Tensor<3> {
+    let [b, n, h, d] = part.dims();
+    whole.slice_assign([0..b, first..first + n, 0..h * d], part.reshape([b, n, h * d]))
+}
+
+/// `x` without gaps between its elements.
+pub fn contiguous<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "cube")]
+    if x.device() != Device::flex() {
+        return cube::contiguous(x);
+    }
+    x
 }
 
 /// The rows of `above`, `x` and `below`, one below the other.

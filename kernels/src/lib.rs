@@ -71,7 +71,10 @@ pub use attention::{AttentionOps, attention, attention_lse, merge_lse};
 pub use conv::{Conv2d, ConvOps, Geometry, conv2d};
 pub use cpu::shared_memory;
 pub use group_norm::{Affine, GroupNormOps, Moments, group_norm_affine, group_norm_moments, norm_act};
-pub use join::{JoinOps, join, join_channels, join_grid, join_rows, merge_heads, narrow, split_heads};
+pub use join::{
+    JoinOps, contiguous, join, join_channels, join_grid, join_rows, merge_heads, narrow, split_heads,
+    write_tokens,
+};
 pub use linear::{LinearOps, linear, linear_activate, linear_add, linear_of_two, linear_pair};
 pub use norm::{NormOps, layer_norm, layer_norm_modulate, rms_norm};
 pub use optional::Optional;

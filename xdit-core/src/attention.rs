@@ -82,6 +82,9 @@ impl Qkv {
     /// # Shapes
     /// `[b, n, h, d]` to `[b, n / count, count · h, d]`.
     pub(crate) fn folded(self, count: usize) -> Self {
+        if count == 1 {
+            return self;
+        }
         self.map(|x| {
             let [b, n, h, d] = x.dims();
             x.reshape([b, n / count, count * h, d])

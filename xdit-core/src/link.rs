@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 use xdit_comm::{Comm, Error, Group, Operation};
+use xdit_kernels::contiguous;
 
 pub use counted::{Counted, Meter};
 pub use failure::catch;
@@ -371,5 +372,5 @@ impl dyn Link + '_ {
 /// The elements of `x`, row by row.
 fn flat<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     let elements = x.shape().num_elements();
-    x.reshape([elements])
+    contiguous(x).reshape([elements])
 }

@@ -7,8 +7,6 @@ use burn::tensor::Tensor;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
-#[cfg(feature = "cuda")]
-use burn_std::{Metadata, strides};
 
 use super::{JoinOps, parts, reference_join};
 use crate::cube::rows::Rows;
@@ -147,14 +145,54 @@ pub(super) fn narrow<const D: usize>(
 /// See [`merge_heads`](super::merge_heads); none if the tensor is on no device of CUDA, or heads lie apart.
 #[cfg(feature = "cuda")]
 pub(super) fn merge_heads(x: &Tensor<4>) -> Option<Tensor<3>> {
-    let x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
-    let [b, n, h, d] = dims(&x);
-    let [of_image, of_token, of_head, of_feature] = [0, 1, 2, 3].map(|dim| x.meta.strides()[dim]);
+    let mut x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
+    let [_, _, h, d] = dims(&x);
+    let [of_head, of_feature] = [2, 3].map(|dim| x.meta.strides()[dim]);
     let together = (h == 1 || of_head == d) && (d == 1 || of_feature == 1);
     (together && matches!(x.device, cubecl::Device::Cuda(_)) && x.qparams.is_none()).then(|| {
-        let meta = Metadata::new([b, n, h * d], strides![of_image, of_token, 1]);
-        Tensor::from_primitive::<CubeBackend>(CubeTensor::new(x.client, x.handle, meta, x.device, x.dtype))
+        x.meta.remove(3);
+        x.meta.remove(2);
+        x.meta.push(h * d, 1);
+        Tensor::from_primitive::<CubeBackend>(x)
     })
+}
+
+/// See [`write_tokens`](super::write_tokens).
+pub(super) fn write_tokens(whole: Tensor<3>, first: usize, part: Tensor<4>) -> Tensor<3> {
+    let into = |part: CubeTensor| Tensor::<4>::from_primitive::<CubeBackend>(part);
+    let (whole, part) = (primitive(whole), primitive(part));
+    if !whole.can_mut() || !whole.is_contiguous() || !written([&whole, &part]) {
+        return super::assign(Tensor::from_primitive::<CubeBackend>(whole), first, into(part));
+    }
+    let [b, n, c] = dims(&whole);
+    let [of_b, m, h, d] = dims(&part);
+    assert!(
+        of_b == b && h * d == c && first + m <= n,
+        "{m} tokens of {h}×{d} from {first} on, of {n} of {c}"
+    );
+    let mut heads = whole.clone();
+    heads.meta.remove(2);
+    heads.meta.push(h, d);
+    heads.meta.push(d, 1);
+    write(part, &heads, &[0, first]);
+    Tensor::from_primitive::<CubeBackend>(whole)
+}
+
+/// See [`contiguous`](super::contiguous).
+pub(super) fn contiguous<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let x = primitive(x);
+    if x.is_contiguous() || !(2..=4).contains(&D) || !written([&x]) {
+        return Tensor::from_primitive::<CubeBackend>(x);
+    }
+    let whole = empty(&x, x.shape(), x.dtype);
+    write(x, &whole, &[]);
+    Tensor::from_primitive::<CubeBackend>(whole)
+}
+
+/// # Panics
+/// If `x` is on the CPU.
+fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
+    x.try_into_primitive::<CubeBackend>().unwrap_or_else(|_| panic!("a tensor on a device of CubeCL"))
 }
 
 /// Whether [`write`] takes all of `parts`.
@@ -243,9 +281,10 @@ fn neighbours(first: &CubeTensor, second: &CubeTensor) -> Option<CubeTensor> {
     let (shape, strides) = (first.meta.shape(), first.meta.strides());
     let fits = first.handle.memory.descriptor().id == second.handle.memory.descriptor().id
         && first.dtype == second.dtype
-        && strides == second.meta.strides()
         && first.rank() == second.rank()
         && (0..first.rank()).all(|dim| dim == 1 || shape[dim] == second.meta.shape()[dim])
+        // The stride of a single image has no meaning, and depends on the way to the view.
+        && (0..first.rank()).all(|dim| strides[dim] == second.meta.strides()[dim] || dim != 1 && shape[dim] == 1)
         && after == before + (shape[1] * strides[1] * first.dtype.size()) as u64;
     fits.then(|| {
         let mut joined = first.clone();

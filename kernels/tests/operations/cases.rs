@@ -10,7 +10,7 @@ pub use images::{conv2d, group_norm, group_norm_moments, join_channels, join_row
 pub use linear::{linear, linear_activate, linear_add, linear_of_two, linear_pair};
 pub use tokens::{
     activate, attention, gated_activate, gated_residual, join, join_grid, layer_norm, layer_norm_modulate,
-    merge, norm_rotary, rms_norm, rms_norm_pair, rotary, split_heads,
+    merge, norm_rotary, rms_norm, rms_norm_pair, rotary, split_heads, write_tokens,
 };
 
 const ACTIVATIONS: [Activation; 4] =

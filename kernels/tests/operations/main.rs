@@ -47,6 +47,7 @@ matrix! {
     join_channels,
     join_grid,
     split_heads,
+    write_tokens,
     join_rows,
     layer_norm,
     layer_norm_modulate,

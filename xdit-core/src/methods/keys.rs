@@ -28,7 +28,13 @@ impl Kv {
     /// # Shapes
     /// `[2b, n, h, d]`
     pub fn stack(&self) -> Tensor<4> {
-        Tensor::cat(vec![self.k.clone(), self.v.clone()], 0)
+        let both = [&self.k, &self.v].map(Tensor::clone);
+        let [b, n, h, d] = self.k.dims();
+        match b {
+            // The tokens of a second image are as those behind the first one's.
+            1 => join_grid(both.map(|x| vec![x]).into()).reshape([2, n, h, d]),
+            _ => Tensor::cat(both.into(), 0),
+        }
     }
 
     /// Inverse of [`stack`](Self::stack).

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
+use xdit_kernels::write_tokens;
 
 use crate::attention::Site;
 use crate::link::bytes_of;
@@ -159,10 +160,7 @@ impl Buffer {
 
     /// Replaces the tokens from `start` on by those of `kv`. Writes in place unless the tensors are shared.
     fn write(self, start: usize, kv: &Kv) -> Self {
-        let [b, n, h, d] = kv.k.dims();
-        let write = |to: Tensor<3>, x: &Tensor<4>| {
-            to.slice_assign([0..b, start..start + n, 0..h * d], x.clone().reshape([b, n, h * d]))
-        };
+        let write = |to: Tensor<3>, x: &Tensor<4>| write_tokens(to, start, x.clone());
         Self { k: write(self.k, &kv.k), v: write(self.v, &kv.v), heads: self.heads }
     }
 

@@ -494,3 +494,24 @@ pub fn rms_norm_pair(setting: &Setting) {
         }
     }
 }
+
+pub fn write_tokens(setting: &Setting) {
+    if setting.version == Version::Reference {
+        return;
+    }
+    for [b, n, m, first, h, d] in [[1, 9, 4, 3, 2, 64], [2, 7, 7, 0, 3, 18], [2, 12, 1, 11, 1, 7]] {
+        let (whole, part) = (setting.random(1, [b, n, h * d]), setting.random(2, [b, m, h, d]));
+        let features = part.clone().reshape([b, m, h * d]);
+        let expected = values(&whole.clone().slice_assign([0..b, first..first + m, 0..h * d], features));
+        for part in setting.layouts(&part) {
+            // Others hold the whole, or nobody does.
+            let shared = own::write_tokens(whole.clone(), first, part.clone());
+            setting.close("shared", &shared, (&expected, [b, n, h * d]), 0);
+            let alone = setting.tensor(values(&whole).iter().map(|&x| x as f32).collect(), [b, n, h * d]);
+            let written = own::write_tokens(alone, first, part.clone());
+            setting.close("alone", &written, (&expected, [b, n, h * d]), 0);
+            let together = own::contiguous(part.clone());
+            setting.close("without gaps", &together, (&values(&part), [b, m, h, d]), 0);
+        }
+    }
+}
