@@ -77,7 +77,7 @@ def scheduler_config() -> dict:
     } | LATTE
 
 
-def write_index(folder: Path, vae: str) -> None:
+def model_index(vae: str) -> dict:
     parts = {
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "T5EncoderModel"],
@@ -85,12 +85,12 @@ def write_index(folder: Path, vae: str) -> None:
         "transformer": ["diffusers", "LatteTransformer3DModel"],
         "vae": ["diffusers", vae],
     }
-    write_json(folder / "model_index.json", {"_class_name": "LattePipeline"} | LATTE | parts)
+    return {"_class_name": "LattePipeline"} | LATTE | parts
 
 
 def write_temporal(folder: Path, plain: Path, *, seed: int) -> None:
     """Writes a pipeline folder whose autoencoder decodes frames together. All else are links to `plain`."""
-    write_index(folder, "AutoencoderKLTemporalDecoder")
+    write_json(folder / "model_index.json", model_index("AutoencoderKLTemporalDecoder"))
     for name in ["scheduler", "text_encoder", "tokenizer", "transformer"]:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(os.path.relpath(plain / name, folder))
@@ -105,7 +105,7 @@ def write_temporal(folder: Path, plain: Path, *, seed: int) -> None:
 
 def write_checkpoint(folder: Path, transformer: dict, vae: dict, *, seed: int) -> None:
     """Writes one pipeline folder."""
-    write_index(folder, "AutoencoderKL")
+    write_json(folder / "model_index.json", model_index("AutoencoderKL"))
     write_json(folder / "scheduler/scheduler_config.json", scheduler_config())
 
     # As for PixArt: the contributions of attention and MLP stay comparable to the embedded latents.

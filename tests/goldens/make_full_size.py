@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
     HunyuanDiT2DModel,
+    LatteTransformer3DModel,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -29,6 +31,7 @@ from transformers import (
 )
 
 import checkpoints
+import latte_checkpoints
 import make_dit
 import make_hunyuan
 import make_sdxl
@@ -236,6 +239,32 @@ def hunyuan(beta_end: float, **changes) -> dict:
     }
 
 
+def latte() -> dict:
+    """Latte-1, whose folder `vae_temporal_decoder` is not in `model_index.json`."""
+    transformer = latte_checkpoints.transformer_config(
+        attention_head_dim=72,
+        caption_channels=4096,
+        cross_attention_dim=1152,
+        num_attention_heads=16,
+        num_layers=28,
+        video_length=16,
+    )
+    sides = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+    vae = checkpoints.vae_config(**latte_checkpoints.LATTE) | sides | {"norm_num_groups": 32}
+    temporal = latte_checkpoints.temporal_vae_config() | sides | {"down_block_types": ["DownEncoderBlock2D"] * 4}
+    weights = "diffusion_pytorch_model"
+    return {
+        "model_index": latte_checkpoints.model_index("AutoencoderKL"),
+        "scheduler": latte_checkpoints.scheduler_config(),
+        "components": {
+            "transformer": component(LatteTransformer3DModel.from_config(transformer), transformer, weights, 1),
+            "text_encoder": component(T5EncoderModel(T5Config(**T5_XXL)), T5_XXL, "model", 2),
+            "vae": component(AutoencoderKL.from_config(vae), vae, weights, 1),
+            "vae_temporal_decoder": component(AutoencoderKLTemporalDecoder.from_config(temporal), temporal, weights, 1),
+        },
+    }
+
+
 def pixart(pipeline: str, scale_vae: dict, **changes) -> dict:
     """The models for 1024×1024 pixels."""
     transformer = checkpoints.transformer_config(128, 28, **PIXART, **changes)
@@ -332,6 +361,7 @@ def main() -> None:
         write("flux-schnell", flux(FLUX_DEV | {"guidance_embeds": False}, shift=1.0, use_dynamic_shifting=False))
         write("hunyuan-11", hunyuan(0.03))
         write("hunyuan-12", hunyuan(0.018, use_style_cond_and_image_meta_size=False))
+        write("latte", latte())
         write("pixart-alpha", pixart("PixArtAlphaPipeline", {}))
         write("pixart-sigma", pixart("PixArtSigmaPipeline", checkpoints.SIGMA_VAE, use_additional_conditions=False, **checkpoints.SIGMA))
         for name in SD3:
