@@ -311,7 +311,7 @@ mod tests {
                 LoadOptions { random_weights: true, ..LoadOptions::new(Device::flex(), DType::BF16) };
             let pipeline = xdit_models::open(folder.path(), &options).unwrap();
             let resolved = pipeline.resolve(&Request::new("")).unwrap();
-            let side = if name == "dit-xl" { 512 } else { 1024 };
+            let side = if ["dit-xl", "latte"].contains(&name) { 512 } else { 1024 };
             assert_eq!(resolved.size, [side; 2], "{name}");
         }
     }

@@ -41,7 +41,11 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
         xdit_core::Observer::warn(&mut progress, &warning);
     }
     let folder = locate(&args.model, Place::from(&args.files), &mut progress)?;
-    let options = LoadOptions { variant: args.files.variant.clone(), ..LoadOptions::new(device, dtype) };
+    let options = LoadOptions {
+        variant: args.files.variant.clone(),
+        temporal_decoder: args.files.temporal_decoder.unwrap_or_default(),
+        ..LoadOptions::new(device, dtype)
+    };
     let pipeline = xdit_models::open(&folder, &options)?;
     let fps = args.fps.unwrap_or(FRAMES_PER_SECOND);
     pipeline.decode(&latents, args.vae_tiling, args.decode_chunk_size, &mut |index, frames| {

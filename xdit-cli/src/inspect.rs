@@ -12,7 +12,7 @@ use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::{Error, Result};
 use xdit_models::component::ModelIndex;
 
-use crate::args::InspectArgs;
+use crate::args::{InspectArgs, ModelArgs};
 use crate::model::{Place, outline};
 use crate::output::is_picture;
 use crate::print;
@@ -103,7 +103,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     let mut progress = Progress::new(1, args.quiet);
     let outlined = outline(&args.model, Place::from(&args.files), &mut progress)?;
-    let mut inspection = inspect(&outlined.folder, args.files.variant.as_deref())?;
+    let mut inspection = inspect(&outlined.folder, &args.files)?;
     inspection.download_bytes = outlined.missing.1;
     if outlined.missing.1 > 0 {
         // The folder is a temporary one.
@@ -117,8 +117,17 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     print(&table::render(&inspection))
 }
 
-fn inspect(folder: &Path, variant: Option<&str>) -> Result<Inspection> {
-    let index = ModelIndex::read(folder)?;
+fn inspect(folder: &Path, files: &ModelArgs) -> Result<Inspection> {
+    let variant = files.variant.as_deref();
+    let options = LoadOptions {
+        variant: files.variant.clone(),
+        temporal_decoder: files.temporal_decoder.unwrap_or_default(),
+        ..LoadOptions::new(Device::flex(), DType::F32)
+    };
+    let mut index = ModelIndex::read(folder)?;
+    if options.temporal_decoder {
+        index.use_temporal_decoder()?;
+    }
     let mut components = Vec::new();
     for (name, class) in &index.components {
         let folder = folder.join(name);
@@ -127,8 +136,6 @@ fn inspect(folder: &Path, variant: Option<&str>) -> Result<Inspection> {
         components.push(Component { name: name.clone(), class: class.clone(), weights });
     }
     let all = || components.iter().filter_map(|component| component.weights.as_ref());
-    let options =
-        LoadOptions { variant: variant.map(str::to_owned), ..LoadOptions::new(Device::flex(), DType::F32) };
     let defaults =
         xdit_models::open(folder, &options).and_then(|pipeline| pipeline.resolve(&Request::new("")));
     Ok(Inspection {

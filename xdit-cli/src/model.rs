@@ -6,6 +6,7 @@ use indicatif::HumanBytes;
 use tempfile::TempDir;
 use xdit_core::hub::{self, HubOptions};
 use xdit_core::{Error, Result};
+use xdit_models::component::TEMPORAL_DECODER;
 
 use crate::args::ModelArgs;
 use crate::checkpoints::built_in;
@@ -18,8 +19,10 @@ pub struct Place<'a> {
     pub revision: Option<&'a str>,
     /// The variant of the weight files.
     pub variant: Option<&'a str>,
-    /// Components that are not needed.
-    pub without: &'a [&'a str],
+    /// Whether the third text encoder is not needed.
+    pub no_text_encoder_3: bool,
+    /// Whether the temporal decoder is needed in place of the autoencoder in `vae`.
+    pub temporal_decoder: bool,
     /// The folder for downloads, in place of the cache of `huggingface_hub`.
     pub download_dir: Option<&'a Path>,
 }
@@ -30,7 +33,8 @@ impl<'a> From<&'a ModelArgs> for Place<'a> {
         Self {
             revision: files.revision.as_deref(),
             variant: files.variant.as_deref(),
-            without: &[],
+            no_text_encoder_3: false,
+            temporal_decoder: files.temporal_decoder.unwrap_or_default(),
             download_dir: files.download_dir.as_deref(),
         }
     }
@@ -93,7 +97,7 @@ fn built_in(place: Place<'_>) -> Result<PathBuf> {
 impl Place<'_> {
     /// The options for the hub, as the environment and this place set them.
     fn options(self) -> HubOptions {
-        let Self { revision, variant, without, download_dir } = self;
+        let Self { revision, variant, no_text_encoder_3, temporal_decoder, download_dir } = self;
         let mut options = HubOptions::from_vars(|name| std::env::var(name).ok());
         if let Some(revision) = revision {
             options.revision = revision.to_owned();
@@ -102,7 +106,14 @@ impl Place<'_> {
             options.cache_dir = folder.to_owned();
         }
         options.variant = variant.map(str::to_owned);
-        options.without = without.iter().map(|&name| name.to_owned()).collect();
+        if no_text_encoder_3 {
+            options.without = ["text_encoder_3", "tokenizer_3"].map(str::to_owned).to_vec();
+        }
+        if temporal_decoder {
+            let (folder, class) = TEMPORAL_DECODER;
+            options.without.push("vae".to_owned());
+            options.with.push((folder.to_owned(), class.to_owned()));
+        }
         options
     }
 }

@@ -38,6 +38,9 @@ pub struct Settings {
     /// `none` if the third text encoder was left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_encoder_3: Option<String>,
+    /// Whether the temporal decoder beside Latte's autoencoder decoded.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub temporal_decoder: bool,
     /// The type of weights and activations.
     pub dtype: Dtype,
     /// The description of content to avoid, if one was given.

@@ -95,6 +95,10 @@ impl Invocation {
             devices,
             no_text_encoder_3: args.text_encoder_3.is_some()
                 || same_model.is_some_and(|s| s.text_encoder_3.is_some()),
+            temporal_decoder: args
+                .files
+                .temporal_decoder
+                .unwrap_or_else(|| same_model.is_some_and(|s| s.temporal_decoder)),
             keep: keep(args.keep.unwrap_or_default()),
             random_weights: false,
             processes: processes.processes.clone(),
@@ -196,10 +200,13 @@ impl Invocation {
     }
 
     fn place<'a>(&'a self, args: &'a GenerateArgs) -> Place<'a> {
-        let (revision, variant) = (self.revision.as_deref(), self.load.variant.as_deref());
-        let without: &[&str] =
-            if self.load.no_text_encoder_3 { &["text_encoder_3", "tokenizer_3"] } else { &[] };
-        Place { revision, variant, without, download_dir: args.files.download_dir.as_deref() }
+        Place {
+            revision: self.revision.as_deref(),
+            variant: self.load.variant.as_deref(),
+            no_text_encoder_3: self.load.no_text_encoder_3,
+            temporal_decoder: self.load.temporal_decoder,
+            download_dir: args.files.download_dir.as_deref(),
+        }
     }
 
     /// The error of a model that was not found, with a way out if its name comes from a picture.
@@ -224,6 +231,7 @@ impl Invocation {
             variant: self.load.variant.clone(),
             scheduler: self.load.scheduler.clone(),
             text_encoder_3: self.load.no_text_encoder_3.then(|| "none".to_owned()),
+            temporal_decoder: self.load.temporal_decoder,
             dtype: self.dtype,
             negative_prompt: self.request.negative_prompts.first().cloned(),
             negative_prompt_2: self.request.negative_prompts_2.first().cloned(),

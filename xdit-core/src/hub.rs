@@ -285,7 +285,8 @@ impl Repo<'_> {
         self.ensure(&client, commit, (MODEL_INDEX, size(MODEL_INDEX)), progress)?;
         let folder = cache.snapshot(commit);
         let text = files::read(&folder.join(MODEL_INDEX), MAX_SMALL_BYTES)?;
-        let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?.without(&options.without);
+        let index = ModelIndex::parse(model, &String::from_utf8_lossy(&text))?;
+        let index = index.changed(&options.without, &options.with);
         let files = select(model, &index, &listing.files, variant)?;
         Ok(State::Needed(Box::new(Needed {
             client,

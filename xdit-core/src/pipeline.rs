@@ -37,6 +37,9 @@ pub struct LoadOptions {
     pub scheduler: Option<String>,
     /// Whether to leave out the third text encoder of Stable Diffusion 3, its largest, without which it was trained, too.
     pub no_text_encoder_3: bool,
+    /// Whether Latte's autoencoder is the one in the folder `vae_temporal_decoder`, which decodes frames together, and not the
+    /// one in `vae`.
+    pub temporal_decoder: bool,
     /// The components that stay in memory between requests.
     pub keep: Keep,
     /// Whether weights are random numbers made on the device, for benchmarks. Of the files, only headers are read.
@@ -55,6 +58,7 @@ impl LoadOptions {
             variant: None,
             scheduler: None,
             no_text_encoder_3: false,
+            temporal_decoder: false,
             keep: Keep::Auto,
             random_weights: false,
             processes: None,

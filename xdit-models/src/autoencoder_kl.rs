@@ -10,11 +10,13 @@ use serde_json::json;
 use xdit_core::attention::Qkv;
 use xdit_core::config::Config;
 use xdit_core::linear::Linear;
+use xdit_core::pipeline::LoadOptions;
 use xdit_core::rows::{Rows, Whole};
 use xdit_core::weights::Weights;
 use xdit_core::{Error, Result};
 use xdit_kernels::{Conv2d, norm_act};
 
+use crate::component::{Component, ModelIndex, TEMPORAL_DECODER};
 use crate::convolution::{Convolution, GroupNorm, Resnet, conv};
 use crate::temporal_decoder::TemporalDecoder;
 use crate::tiling::Tiling;
@@ -182,6 +184,31 @@ enum AnyDecoder {
 }
 
 impl AutoencoderKl {
+    /// Opens the autoencoder of a checkpoint, which must be of one of `classes`: the one in `vae`, or, with the option
+    /// [`temporal_decoder`](LoadOptions::temporal_decoder), the one that is in its place.
+    ///
+    /// # Errors
+    /// If anything in it is missing, malformed or inconsistent.
+    pub fn open(
+        index: &ModelIndex,
+        options: &LoadOptions,
+        classes: &[&str],
+    ) -> Result<Component<AutoencoderKlConfig>> {
+        let name = if options.temporal_decoder { TEMPORAL_DECODER.0 } else { "vae" };
+        Component::open(
+            &index.folder(name, classes)?,
+            "diffusion_pytorch_model",
+            options,
+            |config| AutoencoderKlConfig::of_class(&index.components[name], config),
+            // bf16 has the range of f32.
+            |config| match options.dtype {
+                DType::F16 if config.force_upcast => DType::F32,
+                dtype => dtype,
+            },
+            Self::load,
+        )
+    }
+
     /// Loads the model from the weights of a `vae/` folder.
     ///
     /// # Errors

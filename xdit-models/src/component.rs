@@ -16,6 +16,11 @@ use xdit_core::transformer::Transformer;
 use xdit_core::weights::{Residency, SharedLayers, Weights};
 use xdit_core::{Error, Result};
 
+use crate::autoencoder_kl::TEMPORAL;
+
+/// The folder of the temporal decoder beside Latte's `vae`, and its class.
+pub const TEMPORAL_DECODER: (&str, &str) = ("vae_temporal_decoder", TEMPORAL);
+
 /// The contents of `model_index.json`: the class of the pipeline and of each of its components.
 #[derive(Clone, Debug)]
 pub struct ModelIndex {
@@ -58,6 +63,30 @@ impl ModelIndex {
             id2label,
             force_zeros_for_empty_prompt: zeros.unwrap_or(true),
         })
+    }
+
+    /// Puts the autoencoder in [`TEMPORAL_DECODER`] in place of `vae`. As published, Latte-1 has that folder, and does not name
+    /// it.
+    ///
+    /// # Errors
+    /// If the pipeline makes no clips, or there is no such folder.
+    pub fn use_temporal_decoder(&mut self) -> Result<()> {
+        let (folder, class) = TEMPORAL_DECODER;
+        if self.class_name != "LattePipeline" {
+            return Err(Error::usage(format!(
+                "`{}` makes no clips, so it has no temporal decoder",
+                self.class_name
+            ))
+            .hint("leave out `--temporal-decoder`"));
+        }
+        if !self.dir.join(folder).is_dir() {
+            let shown = self.dir.display();
+            return Err(Error::usage(format!("`{shown}` has no folder `{folder}` with a temporal decoder"))
+                .hint("leave out `--temporal-decoder`: the autoencoder in `vae` then decodes"));
+        }
+        self.components.remove("vae");
+        self.components.insert(folder.to_owned(), class.to_owned());
+        Ok(())
     }
 
     /// The folder of the component `name`, which must be of one of `classes`.

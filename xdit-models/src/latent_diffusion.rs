@@ -189,18 +189,7 @@ impl<T: Published> LatentModel<T> {
                 |_| options.dtype,
                 T::load,
             )?,
-            vae: Component::open(
-                &index.folder("vae", family.vae)?,
-                "diffusion_pytorch_model",
-                options,
-                |config| AutoencoderKlConfig::of_class(&index.components["vae"], config),
-                // bf16 has the range of f32.
-                |config| match options.dtype {
-                    DType::F16 if config.force_upcast => DType::F32,
-                    dtype => dtype,
-                },
-                AutoencoderKl::load,
-            )?,
+            vae: AutoencoderKl::open(index, options, family.vae)?,
         };
         let (latents, pixels) = (this.spec().channels, this.vae.config.latent_channels);
         must_fit("transformer's and VAE's latent channels", latents, pixels)?;

@@ -141,6 +141,9 @@ pub fn open(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Pipeline>> {
         drop(removed);
         index.components.remove(Folders::ALL[2].tokenizer);
     }
+    if options.temporal_decoder {
+        index.use_temporal_decoder()?;
+    }
     match MODELS.iter().find(|model| model.class_name == index.class_name) {
         Some(model) => (model.open)(&index, options),
         None => {

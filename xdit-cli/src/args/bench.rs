@@ -16,8 +16,8 @@ Examples:
   xdit bench ./pixart --height 2048 --width 2048
   xdit bench sd3-medium --profile
 
-Models of published size: dit-xl, flux-dev, flux-schnell, hunyuan-11, hunyuan-12, pixart-alpha, pixart-sigma,
-sd3-medium, sd35-large, sd35-medium, sdxl-base."
+Models of published size: dit-xl, flux-dev, flux-schnell, hunyuan-11, hunyuan-12, latte, pixart-alpha,
+pixart-sigma, sd3-medium, sd35-large, sd35-medium, sdxl-base."
 )]
 pub struct BenchArgs {
     /// A model of published size with random weights, see below; or a folder or an id, with its own weights.

@@ -16,6 +16,11 @@ pub struct ModelArgs {
     /// Branch, tag or commit of the model on the hub [default: main].
     #[arg(long)]
     pub revision: Option<String>,
+    /// Decode Latte's clips by the model's `vae_temporal_decoder`, which makes frames fit each other, and not by its `vae`
+    /// [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        hide_possible_values = true)]
+    pub temporal_decoder: Option<bool>,
     /// Folder for downloaded models [default: the cache of `huggingface_hub`].
     #[arg(long, value_name = "FOLDER")]
     pub download_dir: Option<PathBuf>,

@@ -168,6 +168,7 @@ mod tests {
                 "clean_caption"
                 | "no_use_resolution_binning"
                 | "vae_tiling"
+                | "temporal_decoder"
                 | "no_enable_temporal_attentions" => "=false",
                 _ => "=3",
             };

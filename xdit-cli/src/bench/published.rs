@@ -13,12 +13,13 @@ use serde_json::{Map, Value, json};
 const BF16: u64 = 2;
 
 /// The names of the described checkpoints, and their descriptions.
-const DESCRIPTIONS: [(&str, &str); 11] = [
+const DESCRIPTIONS: [(&str, &str); 12] = [
     ("dit-xl", include_str!("../../published/dit-xl.json")),
     ("flux-dev", include_str!("../../published/flux-dev.json")),
     ("flux-schnell", include_str!("../../published/flux-schnell.json")),
     ("hunyuan-11", include_str!("../../published/hunyuan-11.json")),
     ("hunyuan-12", include_str!("../../published/hunyuan-12.json")),
+    ("latte", include_str!("../../published/latte.json")),
     ("pixart-alpha", include_str!("../../published/pixart-alpha.json")),
     ("pixart-sigma", include_str!("../../published/pixart-sigma.json")),
     ("sd3-medium", include_str!("../../published/sd3-medium.json")),

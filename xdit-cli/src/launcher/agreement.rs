@@ -12,12 +12,13 @@ use xdit_core::{Error, Result};
 use crate::parameters::Settings;
 
 /// The files of a checkpoint that decide on the job; the weights are as large as these say.
-const CONFIGS: [&str; 5] = [
+const CONFIGS: [&str; 6] = [
     "model_index.json",
     "scheduler/scheduler_config.json",
     "transformer/config.json",
     "unet/config.json",
     "vae/config.json",
+    "vae_temporal_decoder/config.json",
 ];
 
 /// Everything that must be the same in all processes, by name.

@@ -237,3 +237,43 @@ fn options_of_clips() {
     hint: write pictures, and the frames of a clip, as PNG, JPEG or WebP
     ");
 }
+
+/// As published, Latte-1 has two autoencoders, of which `model_index.json` names the plain one.
+#[test]
+fn the_temporal_decoder_beside_the_plain_one() {
+    let workspace = workspace();
+    let decoded = |further: &[&str]| {
+        run(&workspace, &[further, &["--output", "clip.png"]].concat());
+        frames_of_png(&workspace.path("clip.png")).0
+    };
+    let option = ["--model", "latte", "--temporal-decoder"];
+    let plain = ["generate", "--model", "latte", "--prompt", "a", "--temporal-decoder"];
+    insta::assert_snapshot!(workspace.error(&plain), @"");
+
+    copy(&workspace.path("latte-temporal/vae"), &workspace.path("latte/vae_temporal_decoder"));
+    let (temporal, each) = (decoded(&[]), decoded(&["--model", "latte"]));
+    assert_ne!(temporal, each);
+    assert_eq!(decoded(&option), temporal);
+
+    // The clip says so, which an option overrides.
+    let again = |further: &[&str]| {
+        let from = ["generate", "--model", "latte", "--from", "clip.png", "--quiet", "--output", "again.png"];
+        workspace.ok(&[&from[..], further].concat());
+        frames_of_png(&workspace.path("again.png")).0
+    };
+    assert_eq!(again(&["--temporal-decoder"]), temporal);
+    assert_eq!(again(&["--temporal-decoder=false"]), each);
+
+    run(&workspace, &["--model", "latte", "--output-type", "latent", "--output", "latents.safetensors"]);
+    let latents = ["decode", "latents.safetensors", "--model", "latte", "--quiet", "--output", "back.png"];
+    workspace.ok(&[&latents[..], &["--temporal-decoder"]].concat());
+    assert_eq!(frames_of_png(&workspace.path("back.png")).0, temporal);
+
+    assert!(
+        workspace
+            .ok(&["inspect", "latte", "--temporal-decoder"])
+            .contains("vae_temporal_decoder  AutoencoderKLTemporalDecoder")
+    );
+    let other = ["generate", "--prompt", "a", "--temporal-decoder"];
+    insta::assert_snapshot!(workspace.error(&other), @"");
+}

@@ -276,3 +276,15 @@ fn hunyuan() {
      all    5.07 GiB  537.16 MiB   22.56 MiB         3.44 GiB
     ");
 }
+
+/// Sixteen frames of 512 × 512 pixels; the temporal decoder is a third larger.
+#[test]
+fn latte() {
+    let workspace = Workspace::new();
+    full_size_files::write("latte", &workspace.path("latte-1"));
+    insta::assert_snapshot!(workspace.ok(&["inspect", "latte-1"]), @"");
+    insta::assert_snapshot!(workspace.ok(&["inspect", "latte-1", "--temporal-decoder"]), @"");
+    let degrees = ["--use-cfg-parallel", "--pipefusion-parallel-degree", "2", "--ulysses-degree", "2"];
+    let plan = workspace.plan(&[&["--model", "latte-1", "--temporal-decoder"], &degrees[..]].concat());
+    insta::assert_snapshot!(plan, @"");
+}

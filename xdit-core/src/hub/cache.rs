@@ -73,7 +73,7 @@ impl RepoCache {
             error.reworded(why)
         })?;
         let text = String::from_utf8_lossy(&text);
-        let index = ModelIndex::parse(&self.model, &text)?.without(&options.without);
+        let index = ModelIndex::parse(&self.model, &text)?.changed(&options.without, &options.with);
         select(&self.model, &index, &files_of(&folder), options.variant.as_deref())?;
         Ok(folder)
     }

@@ -31,6 +31,8 @@ pub struct HubOptions {
     pub variant: Option<String>,
     /// Components that are not needed, such as `text_encoder_3`.
     pub without: Vec<String>,
+    /// Folders and classes of components that are needed although `model_index.json` does not name them.
+    pub with: Vec<(String, String)>,
     /// The URL of an HTTP proxy.
     pub proxy: Option<String>,
     /// How long a request is repeated in which nothing comes, because the hub is busy or the network fails. A server that
@@ -53,6 +55,7 @@ impl HubOptions {
             offline: false,
             variant: None,
             without: Vec::new(),
+            with: Vec::new(),
             proxy: None,
             patience: Duration::from_secs(60),
             no_proxy: None,

@@ -39,10 +39,12 @@ impl ModelIndex {
         Ok(Self { components })
     }
 
-    /// The same without the components in `names`.
+    /// The same without the components in `without`, and with those of these names and classes.
     #[must_use]
-    pub fn without(mut self, names: &[String]) -> Self {
-        self.components.retain(|component| !names.contains(&component.name));
+    pub fn changed(mut self, without: &[String], with: &[(String, String)]) -> Self {
+        self.components.retain(|component| !without.contains(&component.name));
+        let new = with.iter().map(|(name, class)| Component { name: name.clone(), class: class.clone() });
+        self.components.extend(new);
         self
     }
 }
@@ -97,6 +99,11 @@ pub fn select(
             .filter(|name| !name.contains('/'))
             .collect();
         let path = |name: &str| format!("{folder}/{name}");
+        // Of some components, only the text files are needed.
+        if !inside.iter().any(|name| component.has_weights() || is_text(name)) {
+            return Err(Error::failure(format!("`{model}` has no files for its component `{folder}`"))
+                .hint("choose a repository in the full diffusers layout"));
+        }
         if component.has_weights() {
             let set = WeightSet::choose(model, folder, &inside, variant)?;
             variant_found |= set.variant.is_some();
@@ -104,12 +111,7 @@ pub fn select(
             small.extend(set.index.map(path));
             weights.extend(set.files.into_iter().map(path));
         } else {
-            let before = small.len();
             small.extend(inside.iter().filter(|name| is_text(name)).map(|name| path(name)));
-            if small.len() == before {
-                return Err(Error::failure(format!("`{model}` has no files for its component `{folder}`"))
-                    .hint("choose a repository in the full diffusers layout"));
-            }
         }
     }
     if let (false, Some(variant)) = (variant_found, variant) {

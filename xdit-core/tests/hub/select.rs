@@ -240,9 +240,44 @@ fn an_index_without_components_is_refused() {
 #[test]
 fn components_that_are_not_needed_are_left_out() {
     let without = ["text_encoder_3".to_owned()];
-    let index = ModelIndex::parse("o/n", SD3_INDEX).unwrap().without(&without);
+    let index = ModelIndex::parse("o/n", SD3_INDEX).unwrap().changed(&without, &[]);
     let listing: Vec<String> = SD3.iter().map(|&name| name.to_owned()).collect();
     let files = select("o/n", &index, &listing, None).unwrap();
     assert!(files.iter().any(|file| file.starts_with("text_encoder/")));
     assert!(!files.iter().any(|file| file.starts_with("text_encoder_3/")), "{files:?}");
+}
+
+/// Latte-1 does not name its second autoencoder.
+#[test]
+fn a_component_takes_the_place_of_another() {
+    const INDEX: &str = r#"{"_class_name": "LattePipeline", "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "LatteTransformer3DModel"], "vae": ["diffusers", "AutoencoderKL"]}"#;
+    let all = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "vae_temporal_decoder/config.json",
+        "vae_temporal_decoder/diffusion_pytorch_model.safetensors",
+    ];
+    let with = [("vae_temporal_decoder".to_owned(), "AutoencoderKLTemporalDecoder".to_owned())];
+    let index = ModelIndex::parse("o/n", INDEX).unwrap();
+    let other = index.clone().changed(&["vae".to_owned()], &with);
+    let select = |index: &ModelIndex, listing: &[&str]| {
+        let listing: Vec<String> = listing.iter().map(|&name| name.to_owned()).collect();
+        select("o/n", index, &listing, None)
+    };
+    let in_folder = |index: &ModelIndex, folder: &str| {
+        let files = select(index, &all).unwrap();
+        files.iter().filter(|file| file.starts_with(folder)).count()
+    };
+    assert_eq!(["vae/", "vae_temporal_decoder/"].map(|folder| in_folder(&index, folder)), [2, 0]);
+    assert_eq!(["vae/", "vae_temporal_decoder/"].map(|folder| in_folder(&other, folder)), [0, 2]);
+    assert_eq!(
+        select(&other, &all[..6]).unwrap_err().to_string(),
+        "`o/n` has no files for its component `vae_temporal_decoder`\n\
+         hint: choose a repository in the full diffusers layout"
+    );
 }
