@@ -7,8 +7,8 @@ use xdit_core::noise::Generator;
 use xdit_core::pipeline::{LoadOptions, Pipeline, Request};
 use xdit_core::plan::ParallelConfig;
 use xdit_core::plan::mesh::{Axis, Mesh};
-use xdit_tests::recorded::{check_calls, made};
-use xdit_tests::{Case, changed, device, goldens, relative_l2};
+use xdit_tests::recorded::{self, check_calls, made};
+use xdit_tests::{Case, assert_close, changed, device, goldens, relative_l2};
 
 /// The tolerance of the final latents, relative to their norm.
 const TOLERANCE: f64 = 1e-4;
@@ -16,6 +16,33 @@ const TOLERANCE: f64 = 1e-4;
 #[test]
 fn every_recorded_call() {
     check_calls(&["sdxl-"], 15, TOLERANCE);
+}
+
+/// Without `force_zeros_for_empty_prompt`, an absent negative prompt is an empty text, and a second one counts.
+#[test]
+fn zeros_are_an_option_of_the_checkpoint() {
+    let case = Case::load("sdxl-base-empty-negative");
+    let latents = |forced: Option<bool>, negative_prompts_2: &[&str]| {
+        let dir = changed("sdxl-base", "model_index.json", |index| {
+            let option = index.as_object_mut().unwrap();
+            option.remove("force_zeros_for_empty_prompt");
+            option.extend(forced.map(|forced| ("force_zeros_for_empty_prompt".to_owned(), forced.into())));
+        });
+        let mut pipeline = xdit_models::open(dir.path(), &LoadOptions::new(device(), DType::F32)).unwrap();
+        let request = Request {
+            negative_prompts: Vec::new(),
+            negative_prompts_2: negative_prompts_2.iter().map(|&text| text.to_owned()).collect(),
+            decode: false,
+            ..recorded::request(&case)
+        };
+        pipeline.generate(&request, &mut ()).unwrap().latents::<4>()
+    };
+    assert_close("an empty text", &latents(Some(false), &[]), &case.tensor("latents"), TOLERANCE);
+    assert!(relative_l2(&latents(Some(false), &["smoke"]), &case.tensor("latents")) > 1e-3);
+    // Zeros are the default, and a second negative prompt alone does not replace them.
+    let zeros = latents(Some(true), &[]);
+    assert!(relative_l2(&zeros, &case.tensor("latents")) > 1e-3);
+    assert_eq!(latents(None, &["smoke"]).into_data(), zeros.into_data());
 }
 
 fn open() -> Box<dyn Pipeline> {

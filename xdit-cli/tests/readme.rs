@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// Owners of models that are available only on the hub.
-const HUB_OWNERS: [&str; 5] =
-    ["PixArt-alpha/", "stabilityai/", "black-forest-labs/", "facebook/", "Tencent-Hunyuan/"];
+const HUB_OWNERS: [&str; 6] =
+    ["PixArt-alpha/", "stabilityai/", "black-forest-labs/", "facebook/", "Tencent-Hunyuan/", "maxin-cn/"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is in the workspace")

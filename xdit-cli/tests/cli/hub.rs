@@ -84,3 +84,23 @@ fn models_are_inspected_and_planned_by_their_headers() {
     assert_eq!(headers_of_weights(&server.requests()), 0);
     assert_eq!(remote.split_once("\n\n").unwrap().1, local.split_once("\n\n").unwrap().1);
 }
+
+/// Of two autoencoders, only the one in use is downloaded, although `model_index.json` names the other.
+#[test]
+fn the_temporal_decoder_is_downloaded_in_place_of_the_plain_one() {
+    let workspace = Workspace::new();
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+    let mut files = files_of(&goldens.join("latte"));
+    for (path, bytes) in files_of(&goldens.join("latte-temporal/vae")).0 {
+        files.0.insert(format!("vae_temporal_decoder/{path}"), bytes);
+    }
+    let server = Server::start(move |request| files.answer(request));
+    let decoder = ["--model", MODEL, "--temporal-decoder"];
+    run(&workspace, &server, &[&["plan"], &decoder[..]].concat());
+    let size = ["--height", "16", "--width", "16", "--num-inference-steps", "1", "--prompt", "a"];
+    run(&workspace, &server, &[&["generate"], &decoder[..], &size].concat());
+    let requests = server.requests();
+    let downloads = |folder: &str| requests.iter().filter(|request| request.path.contains(folder)).count();
+    assert_eq!(downloads("/vae/"), 0);
+    assert!(downloads("/vae_temporal_decoder/") >= 2, "{requests:?}");
+}
