@@ -4,7 +4,7 @@
 use xdit_core::Error;
 
 /// Names in diffusers' examples, xDiT, stable-diffusion.cpp, mflux and web interfaces, and the option that means the same.
-const SAME: [(&str, &str); 37] = [
+const SAME: [(&str, &str); 38] = [
     ("--model-id", "--model"),
     ("--model-path", "--model"),
     ("--pretrained-model-name-or-path", "--model"),
@@ -33,6 +33,7 @@ const SAME: [(&str, &str); 37] = [
     ("--torch-dtype", "--dtype"),
     ("--enable-tiling", "--vae-tiling"),
     ("--enable-vae-tiling", "--vae-tiling"),
+    ("--enable-vae-temporal-decoder", "--temporal-decoder"),
     ("-t", "--threads"),
     ("--cache-dir", "--download-dir"),
     ("--outfile", "--output"),

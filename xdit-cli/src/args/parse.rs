@@ -196,6 +196,7 @@ mod tests {
             (&["--cfg-scale", "4", "-n", "b"], &["--guidance-scale", "4", "--negative-prompt", "b"]),
             (&["--num-images-per-prompt", "2"], &["--num-images", "2"]),
             (&["--precision", "bf16"], &["--dtype", "bf16"]),
+            (&["--enable_vae_temporal_decoder"], &["--temporal-decoder"]),
             (&["--guidance=4", "-b", "2"], &["--guidance-scale=4", "--num-images", "2"]),
             (&["--torch_dtype", "torch.bfloat16"], &["--dtype", "bf16"]),
             (&["--attention_backend", "flash", "--prompt", "a"], &["--prompt", "a"]),
