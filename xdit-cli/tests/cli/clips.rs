@@ -242,38 +242,45 @@ fn options_of_clips() {
 #[test]
 fn the_temporal_decoder_beside_the_plain_one() {
     let workspace = workspace();
-    let decoded = |further: &[&str]| {
-        run(&workspace, &[further, &["--output", "clip.png"]].concat());
-        frames_of_png(&workspace.path("clip.png")).0
+    let frames = |name: &str, args: &[&str]| {
+        workspace.ok(&[args, &["--quiet", "--output", name]].concat());
+        frames_of_png(&workspace.path(name)).0
     };
-    let option = ["--model", "latte", "--temporal-decoder"];
-    let plain = ["generate", "--model", "latte", "--prompt", "a", "--temporal-decoder"];
-    insta::assert_snapshot!(workspace.error(&plain), @"");
+    let plain =
+        ["generate", "--model", "latte", "--prompt", "a", "--height", "24", "--width", "32", "--steps", "2"];
+    let with = |further: &'static str| [&plain[..], &[further]].concat();
+    insta::assert_snapshot!(workspace.error(&with("--temporal-decoder")), @r"
+    2
+    error: `latte` has no folder `vae_temporal_decoder` with a temporal decoder
+    hint: leave out `--temporal-decoder`: the autoencoder in `vae` then decodes
+    ");
 
     copy(&workspace.path("latte-temporal/vae"), &workspace.path("latte/vae_temporal_decoder"));
-    let (temporal, each) = (decoded(&[]), decoded(&["--model", "latte"]));
-    assert_ne!(temporal, each);
-    assert_eq!(decoded(&option), temporal);
+    let each = frames("each.png", &plain);
+    let together = frames("together.png", &with("--temporal-decoder"));
+    assert_ne!(together, each);
+    let mut named = plain;
+    named[2] = "latte-temporal";
+    assert_eq!(frames("named.png", &named), together);
 
     // The clip says so, which an option overrides.
-    let again = |further: &[&str]| {
-        let from = ["generate", "--model", "latte", "--from", "clip.png", "--quiet", "--output", "again.png"];
-        workspace.ok(&[&from[..], further].concat());
-        frames_of_png(&workspace.path("again.png")).0
-    };
-    assert_eq!(again(&["--temporal-decoder"]), temporal);
-    assert_eq!(again(&["--temporal-decoder=false"]), each);
+    let from =
+        |further: &[&str]| frames("again.png", &[&["generate", "--from", "together.png"], further].concat());
+    assert_eq!(from(&[]), together);
+    assert_eq!(from(&["--temporal-decoder=false"]), each);
 
-    run(&workspace, &["--model", "latte", "--output-type", "latent", "--output", "latents.safetensors"]);
-    let latents = ["decode", "latents.safetensors", "--model", "latte", "--quiet", "--output", "back.png"];
-    workspace.ok(&[&latents[..], &["--temporal-decoder"]].concat());
-    assert_eq!(frames_of_png(&workspace.path("back.png")).0, temporal);
+    let latents = ["--output-type", "latent", "--quiet", "--output", "latents.safetensors"];
+    workspace.ok(&[&plain[..], &latents].concat());
+    let decode = ["decode", "latents.safetensors", "--model", "latte"];
+    assert_eq!(frames("decoded.png", &decode), each);
+    assert_eq!(frames("decoded.png", &[&decode[..], &["--temporal-decoder"]].concat()), together);
 
-    assert!(
-        workspace
-            .ok(&["inspect", "latte", "--temporal-decoder"])
-            .contains("vae_temporal_decoder  AutoencoderKLTemporalDecoder")
-    );
-    let other = ["generate", "--prompt", "a", "--temporal-decoder"];
-    insta::assert_snapshot!(workspace.error(&other), @"");
+    let inspected = workspace.ok(&["inspect", "latte", "--temporal-decoder"]);
+    assert!(inspected.contains("vae_temporal_decoder  AutoencoderKLTemporalDecoder"), "{inspected}");
+    assert!(!inspected.contains("\nvae  "), "{inspected}");
+    insta::assert_snapshot!(workspace.error(&["generate", "--prompt", "a", "--temporal-decoder"]), @r"
+    2
+    error: `PixArtAlphaPipeline` makes no clips, so it has no temporal decoder
+    hint: leave out `--temporal-decoder`
+    ");
 }

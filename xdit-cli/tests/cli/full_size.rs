@@ -277,14 +277,63 @@ fn hunyuan() {
     ");
 }
 
-/// Sixteen frames of 512 × 512 pixels; the temporal decoder is a third larger.
+/// Sixteen frames of 512 × 512 pixels. Only spatial blocks, half of all, exchange tokens: a rank sends half of its share of
+/// queries, keys, values and results, 14 · 4 · 4096 · 1152 numbers of four bytes.
 #[test]
 fn latte() {
     let workspace = Workspace::new();
     full_size_files::write("latte", &workspace.path("latte-1"));
-    insta::assert_snapshot!(workspace.ok(&["inspect", "latte-1"]), @"");
-    insta::assert_snapshot!(workspace.ok(&["inspect", "latte-1", "--temporal-decoder"]), @"");
+    insta::assert_snapshot!(workspace.ok(&["inspect", "latte-1"]), @r"
+    LattePipeline in latte-1
+
+    component     class                    parameters  type              on disk
+    scheduler     DDIMScheduler
+    text_encoder  T5EncoderModel               4.76 B  bf16  8.87 GiB in 2 files
+    tokenizer     T5Tokenizer
+    transformer   LatteTransformer3DModel      1.06 B  bf16             1.97 GiB
+    vae           AutoencoderKL                83.7 M  bf16           159.56 MiB
+
+    parameters   5.90 B on disk as 11.00 GiB
+    memory       17.74 GiB as f32, 8.87 GiB as bf16 (the largest component)
+    defaults     512x512 pixels, 50 steps, guidance 7.5
+    ");
+    insta::assert_snapshot!(workspace.ok(&["inspect", "latte-1", "--temporal-decoder"]), @r"
+    LattePipeline in latte-1
+
+    component             class                         parameters  type              on disk
+    scheduler             DDIMScheduler
+    text_encoder          T5EncoderModel                    4.76 B  bf16  8.87 GiB in 2 files
+    tokenizer             T5Tokenizer
+    transformer           LatteTransformer3DModel           1.06 B  bf16             1.97 GiB
+    vae_temporal_decoder  AutoencoderKLTemporalDecoder      97.7 M  bf16           186.43 MiB
+
+    parameters   5.92 B on disk as 11.02 GiB
+    memory       17.74 GiB as f32, 8.87 GiB as bf16 (the largest component)
+    defaults     512x512 pixels, 50 steps, guidance 7.5
+    ");
     let degrees = ["--use-cfg-parallel", "--pipefusion-parallel-degree", "2", "--ulysses-degree", "2"];
     let plan = workspace.plan(&[&["--model", "latte-1", "--temporal-decoder"], &degrees[..]].concat());
-    insta::assert_snapshot!(plan, @"");
+    insta::assert_snapshot!(plan, @r"
+    cfg 2 × pp 2 × ulysses 2: 2 patches, 1 of 50 steps synchronous
+    rank   dp cfg  pp ring ulysses  tp  pictures    blocks    tokens
+       0    0   0   0    0       0   0      0..1     0..28      8192
+       1    0   0   0    0       1   0      0..1     0..28      8192
+       2    0   0   1    0       0   0      0..1    28..56      8192
+       3    0   0   1    0       1   0      0..1    28..56      8192
+       4    0   1   0    0       0   0      0..1     0..28      8192
+       5    0   1   0    0       1   0      0..1     0..28      8192
+       6    0   1   1    0       0   0      0..1    28..56      8192
+       7    0   1   1    0       1   0      0..1    28..56      8192
+
+    rank  parameters   used once    contexts  keys and values  sent a step
+       0    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  pp 36.00 MiB, ulysses 1008.00 MiB
+       1    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  pp 36.00 MiB, ulysses 1008.00 MiB
+       2    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 1008.00 MiB
+       3    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 1008.00 MiB
+       4    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  pp 36.00 MiB, ulysses 1008.00 MiB
+       5    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  pp 36.00 MiB, ulysses 1008.00 MiB
+       6    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 1008.00 MiB
+       7    1.94 GiB   59.67 MiB    1.54 MiB      1008.00 MiB  cfg 512.00 KiB, pp 512.00 KiB, ulysses 1008.00 MiB
+     all    3.89 GiB   59.67 MiB    6.15 MiB         7.88 GiB
+    ");
 }
