@@ -278,7 +278,8 @@ fn the_temporal_decoder_beside_the_plain_one() {
     let inspected = workspace.ok(&["inspect", "latte", "--temporal-decoder"]);
     assert!(inspected.contains("vae_temporal_decoder  AutoencoderKLTemporalDecoder"), "{inspected}");
     assert!(!inspected.contains("\nvae  "), "{inspected}");
-    insta::assert_snapshot!(workspace.error(&["generate", "--prompt", "a", "--temporal-decoder"]), @r"
+    let picture = ["generate", "--model", "demo", "--prompt", "a", "--temporal-decoder"];
+    insta::assert_snapshot!(Workspace::with_demo().error(&picture), @r"
     2
     error: `PixArtAlphaPipeline` makes no clips, so it has no temporal decoder
     hint: leave out `--temporal-decoder`
