@@ -9,7 +9,7 @@ use xdit_core::{Error, Result};
 use crate::args::{ComputeArgs, DecodeArgs, Dtype, OutputType};
 use crate::model::{Place, locate};
 use crate::output::{
-    FRAMES_PER_SECOND, Outputs, check_format, decode_latents, encode, is_standard, write_files,
+    FRAMES_PER_SECOND, Outputs, check_format, check_frames, decode_latents, encode, is_standard, write_files,
 };
 use crate::progress::Progress;
 use crate::{print, print_bytes, threads};
@@ -34,8 +34,25 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
     check(&request)?;
     let latents = decode_latents(&args.latents)?;
     let shape = latents.shape().to_vec();
+    let (frames, is_clip) = if shape.len() == 5 { (shape[2], true) } else { (1, false) };
+    for (option, is_given) in
+        [("--fps", args.fps.is_some()), ("--decode-chunk-size", args.decode_chunk_size.is_some())]
+    {
+        if is_given && !is_clip {
+            let shown = args.latents.display();
+            return Err(Error::usage(format!(
+                "`{option}` is for clips, and the latents in `{shown}` are those of pictures"
+            ))
+            .hint("leave it out"));
+        }
+    }
+    let fps = args.fps.unwrap_or(FRAMES_PER_SECOND);
     // Latents carry no seeds.
     let outputs = Outputs::plan(args.output.as_deref(), output_type, &vec![0; shape[0]])?;
+    let split = outputs.splits_clips();
+    let together = if split { 1 } else { frames };
+    check_frames(output_type, together, fps)?;
+    outputs.check(frames)?;
     let mut progress = Progress::new(shape[0], args.quiet);
     if let Some(warning) = outputs.warning() {
         xdit_core::Observer::warn(&mut progress, &warning);
@@ -47,20 +64,15 @@ pub fn run(args: &DecodeArgs) -> Result<()> {
         ..LoadOptions::new(device, dtype)
     };
     let pipeline = xdit_models::open(&folder, &options)?;
-    let fps = args.fps.unwrap_or(FRAMES_PER_SECOND);
     pipeline.decode(&latents, args.vae_tiling, args.decode_chunk_size, &mut |index, frames| {
-        let split = outputs.splits_clips();
-        let together = Some(frames.len()).filter(|_| !split);
-        check_format(output_type, [frames[0].height, frames[0].width], together)?;
+        check_format(output_type, [frames[0].height, frames[0].width], together, fps)?;
         let path = outputs.path(index);
         if is_standard(path) {
             return print_bytes(&encode(output_type, &frames, fps, None));
         }
-        let (paths, files) = match split {
-            true => (outputs.frames(index, frames.len())?, frames.chunks(1).collect::<Vec<_>>()),
-            false => (vec![path.to_owned()], vec![&frames[..]]),
-        };
-        let files: Vec<_> = files.into_iter().map(|frames| encode(output_type, frames, fps, None)).collect();
+        let paths = outputs.files(index, frames.len())?;
+        let files: Vec<_> =
+            frames.chunks(together).map(|frames| encode(output_type, frames, fps, None)).collect();
         write_files(paths.iter().map(PathBuf::as_path).zip(files.iter().map(Vec::as_slice)))?;
         paths.iter().try_for_each(|path| print(&format!("{}\n", path.display())))
     })

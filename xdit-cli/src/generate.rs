@@ -13,7 +13,7 @@ use xdit_core::{Error, Result};
 use crate::args::{GenerateArgs, OutputType, Seed};
 use crate::launcher;
 use crate::output::{
-    check_format, encode, finish_latents, is_standard, put_latents, write_file, write_files,
+    check_format, encode, finish_latents, holds_parameters, is_standard, put_latents, write_file, write_files,
 };
 use crate::parameters::{Parameters, Settings};
 use crate::progress::{Progress, say};
@@ -44,8 +44,12 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     let folder = processes.first_then_others(&mut folder)?;
     let mut pipeline = xdit_models::open(&folder, &job.load)?;
     let resolved = pipeline.resolve(&job.request)?;
-    let together = resolved.frames.filter(|_| !job.outputs.splits_clips());
-    check_format(job.output_type, resolved.size, together)?;
+    let frames = resolved.frames.unwrap_or(1);
+    let together = if job.outputs.splits_clips() { 1 } else { frames };
+    check_format(job.output_type, resolved.size, together, job.fps())?;
+    if leads {
+        job.outputs.check(frames)?;
+    }
     let settings = job.settings(&resolved);
     let details = args.trace.is_some();
     if let Some(all) = &processes.processes {
@@ -57,6 +61,13 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     let cancel = Cancel::new();
     for warning in job.warnings.iter().filter(|_| leads) {
         progress.warn(warning);
+    }
+    if leads
+        && !args.no_metadata
+        && !job.all_parameters(&settings).all(|all| holds_parameters(job.output_type, &all))
+    {
+        progress
+            .warn("the parameters are too long for the format, so files will be without them; PNG has room");
     }
     let mut watched = Watched {
         progress,
@@ -88,10 +99,11 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     progress.say(&format!("done in {seconds:.2} s"));
     let Some(_json) = args.report else { return Ok(()) };
-    let outputs = (0..job.request.images()).map(|index| {
-        let Parameters { prompt, seed, .. } = job.parameters(&settings, index);
-        Output { path: job.outputs.path(index).to_owned(), seed, prompt }
-    });
+    let mut outputs = Vec::new();
+    for (index, Parameters { prompt, seed, .. }) in job.all_parameters(&settings).enumerate() {
+        let files = job.outputs.files(index, frames)?;
+        outputs.extend(files.into_iter().map(|path| Output { path, seed, prompt: prompt.clone() }));
+    }
     let report = Report {
         seconds: stopwatch.seconds(),
         it_per_s: stopwatch.it_per_s(),
@@ -99,7 +111,7 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
         peak_rss_bytes: peak_rss_bytes(),
         ranks: ranks(&stopwatch.ranks, &mesh),
         warnings: stopwatch.warnings,
-        outputs: outputs.collect(),
+        outputs,
         parameters: settings.clone(),
     };
     let json = serde_json::to_string_pretty(&report)
@@ -137,7 +149,7 @@ impl Saver<'_> {
         let file =
             |frames: &[Picture]| encode(self.job.output_type, frames, self.job.fps(), parameters.as_ref());
         if self.job.outputs.splits_clips() {
-            let paths = self.job.outputs.frames(image, frames.len())?;
+            let paths = self.job.outputs.files(image, frames.len())?;
             let files: Vec<Vec<u8>> = frames.par_iter().map(|frame| file(slice::from_ref(frame))).collect();
             write_files(paths.iter().map(PathBuf::as_path).zip(files.iter().map(Vec::as_slice)))?;
             return paths.iter().try_for_each(|path| self.announce(path));

@@ -23,7 +23,9 @@ use crate::args::OutputType;
 use crate::interrupt;
 
 pub use latents::{decode_latents, finish_latents, put_latents};
-pub use picture::{FRAMES_PER_SECOND, check_format, encode, is_picture, read_parameters};
+pub use picture::{
+    FRAMES_PER_SECOND, check_format, check_frames, encode, holds_parameters, is_picture, read_parameters,
+};
 
 /// The output files of a run.
 #[derive(Debug)]
@@ -69,8 +71,17 @@ impl Outputs {
                 .hint("leave out `{frame}`: the latents of all frames share one file"));
         }
         let files = if output_type == OutputType::Latent { 1 } else { seeds.len() };
+        if path.to_str().is_none() && (files > 1 || path.to_string_lossy().contains('{')) {
+            return Err(Error::usage(format!(
+                "output `{}` is not UTF-8, so no numbers fit in",
+                path.display()
+            ))
+            .hint("choose a path in UTF-8"));
+        }
         let paths = (0..files)
-            .map(|index| target(&name(&path, index, files, seeds[index])))
+            .map(|index| name(&path, index, files, seeds[index]))
+            // Of a clip, only the paths of frames are those of files.
+            .map(|path| if has_frames(&path) { Ok(path) } else { target(&path) })
             .collect::<Result<Vec<PathBuf>>>()?;
         let mut sorted: Vec<&PathBuf> = paths.iter().collect();
         sorted.sort();
@@ -83,19 +94,25 @@ impl Outputs {
         }
         let replaced = paths.iter().find(|path| is_folder && path.exists()).cloned();
         let outputs = Self { paths, replaced };
-        outputs.check()?;
+        outputs.check(1)?;
         Ok(outputs)
     }
 
-    /// Tests the paths before the run, so that a mistyped path does not cost hours of work.
-    fn check(&self) -> Result<()> {
+    /// Tests the paths of pictures, or of clips of `frames`, before the run, so that a mistyped path does not cost hours of
+    /// work.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn check(&self, frames: usize) -> Result<()> {
         let _writing = interrupt::writing();
-        let mut folders: Vec<&Path> = Vec::new();
-        for path in &self.paths {
-            let folder = folder_of(path);
-            if !folders.contains(&folder) {
-                temporary(path)?;
-                folders.push(folder);
+        let mut folders: Vec<PathBuf> = Vec::new();
+        for index in 0..self.paths.len() {
+            for path in self.files(index, frames)? {
+                let folder = folder_of(&path);
+                if !is_standard(&path) && !folders.iter().any(|known| known == folder) {
+                    temporary(&path)?;
+                    folders.push(folder.to_owned());
+                }
             }
         }
         Ok(())
@@ -119,15 +136,19 @@ impl Outputs {
 
     /// Whether each frame of a clip has a file of its own.
     pub fn splits_clips(&self) -> bool {
-        self.paths.iter().any(|path| path.to_string_lossy().contains(FRAME))
+        self.paths.iter().any(|path| has_frames(path))
     }
 
-    /// The paths of the `count` frames of picture `index`, if each has a file of its own.
+    /// The files of picture `index`: one, or one for each of `frames`, if they have files of their own.
     ///
     /// # Errors
     /// If one of them names no file that can be written.
-    pub fn frames(&self, index: usize, count: usize) -> Result<Vec<PathBuf>> {
-        (0..count).map(|frame| target(&of_frame(self.path(index), frame, count))).collect()
+    pub fn files(&self, index: usize, frames: usize) -> Result<Vec<PathBuf>> {
+        let path = self.path(index);
+        match has_frames(path) {
+            true => (0..frames).map(|frame| target(&of_frame(path, frame, frames))).collect(),
+            false => Ok(vec![path.to_owned()]),
+        }
     }
 
     /// The path of picture `index`; all latents share one file.
@@ -203,7 +224,8 @@ pub fn write_files<'a>(contents: impl IntoIterator<Item = (&'a Path, &'a [u8])>)
     for (path, bytes) in contents {
         let mut file = temporary(path)?;
         file.write_all(bytes).map_err(|error| unwritable(path, &error))?;
-        files.push((path, file));
+        // A clip may have more frames than a process may have files open.
+        files.push((path, file.into_temp_path()));
     }
     for (path, file) in files {
         file.persist(path).map_err(|error| unwritable(path, &error.error))?;
@@ -228,8 +250,16 @@ fn name(path: &Path, index: usize, files: usize, seed: u64) -> PathBuf {
 /// What stands for the number of a frame in a path.
 const FRAME: &str = "{frame}";
 
+/// Whether `path` stands for the files of all frames.
+fn has_frames(path: &Path) -> bool {
+    path.to_string_lossy().contains(FRAME)
+}
+
 /// The path of a `frame` of `count`. All numbers have as many digits, so that names are in the order of frames.
 fn of_frame(path: &Path, frame: usize, count: usize) -> PathBuf {
+    if !has_frames(path) {
+        return path.to_owned();
+    }
     let digits = count.saturating_sub(1).to_string().len();
     path.to_string_lossy().replace(FRAME, &format!("{frame:0digits$}")).into()
 }
@@ -295,7 +325,7 @@ mod tests {
         let frames = |output: &str, images, index, count| -> Vec<String> {
             let outputs = plan(output, OutputType::Png, images).unwrap();
             assert!(outputs.splits_clips());
-            let paths = outputs.frames(index, count).unwrap();
+            let paths = outputs.files(index, count).unwrap();
             paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
         };
         assert_eq!(frames("{frame}.png", 1, 0, 3), ["0.png", "1.png", "2.png"]);

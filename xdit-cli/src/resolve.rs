@@ -270,6 +270,11 @@ impl Invocation {
         self.request.fps.unwrap_or(FRAMES_PER_SECOND)
     }
 
+    /// The parameters of all pictures, in their order.
+    pub fn all_parameters(&self, settings: &Settings) -> impl Iterator<Item = Parameters> {
+        (0..self.request.images()).map(|index| self.parameters(settings, index))
+    }
+
     /// The parameters of picture `index`.
     pub fn parameters(&self, settings: &Settings, index: usize) -> Parameters {
         let request = &self.request;

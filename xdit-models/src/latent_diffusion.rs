@@ -500,21 +500,31 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
         let shape = latents.shape().to_vec();
         let (channels, scale) = (self.model.vae.config.latent_channels, self.model.vae.config.scale());
         let (images, frames, side) = match shape[..] {
+            _ if shape.contains(&0) => {
+                return Err(Error::usage(format!("latents of shape `{shape:?}` hold no picture"))
+                    .hint("each side is at least 1"));
+            }
             [n, c, y, x] if c == channels => (n, 1, [y, x]),
+            [_, c, _, _, _] if c == channels && !self.recipe.extras().contains(&Extra::NumFrames) => {
+                let name = R::FAMILY.name;
+                return Err(Error::usage(format!(
+                    "latents of shape `{shape:?}` are those of clips, and {name} makes pictures"
+                ))
+                .hint("name the model that made them with `--model`"));
+            }
             [n, c, frames, y, x] if c == channels => (n, frames, [y, x]),
             _ => {
-                return Err(Error::usage(format!("latents of shape {shape:?} do not fit this model")).hint(
-                    format!(
+                return Err(Error::usage(format!("latents of shape `{shape:?}` do not fit this model"))
+                    .hint(format!(
                         "it decodes [n, {channels}, height, width], or [n, {channels}, frames, height, width]"
-                    ),
-                ));
+                    )));
             }
         };
         check_size(side.map(|side| side.saturating_mul(scale)), scale, "")?;
         let decoder = self.model.load_decoder(self.device())?;
         let chunk = chunk.unwrap_or(self.model.vae.config.default_chunk());
         let values = latents.as_slice::<f32>().expect("latents are f32");
-        for (image, values) in values.chunks_exact(values.len() / images.max(1)).enumerate() {
+        for (image, values) in values.chunks_exact(values.len() / images).enumerate() {
             let values = TensorData::new(values.to_vec(), [channels, frames, side[0], side[1]]);
             let clip = Tensor::<4>::from_data(values, (self.device(), DType::F32)).swap_dims(0, 1);
             let mut pictures = Vec::with_capacity(frames);

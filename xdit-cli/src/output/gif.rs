@@ -25,6 +25,8 @@ const SAMPLES: usize = 1 << 15;
 /// The durations of frames count hundredths of a second. Browsers show shorter frames for a tenth.
 const UNITS_PER_SECOND: f64 = 100.0;
 const SHORTEST: u32 = 2;
+/// The most frames per second: those of the shortest duration.
+pub const MAX_FPS: f32 = 50.0;
 
 /// The contents of a file with an animation of `frames`, `fps` a second, and, if given, its parameters.
 ///

@@ -12,14 +12,14 @@ const QUALITY: u8 = 95;
 pub const SIGNATURE: &[u8] = b"\xff\xd8\xff";
 /// The first bytes of the segment with EXIF data.
 const EXIF: &[u8] = b"Exif\0\0";
-/// The most bytes of a segment, without its length.
-const MAX_SEGMENT: usize = 65_533;
+/// The most bytes of EXIF data: those of a segment, without its length and its first bytes.
+pub const MAX_EXIF_BYTES: usize = 65_533 - EXIF.len();
 
 /// The contents of a file with `picture` and, if given and not too long for the format, its parameters.
 pub fn encode(picture: &Picture, parameters: Option<&Parameters>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&mut bytes, QUALITY);
-    if let Some(exif) = parameters.and_then(|all| exif::encode(all, MAX_SEGMENT - EXIF.len())) {
+    if let Some(exif) = parameters.and_then(|all| exif::encode(all, MAX_EXIF_BYTES)) {
         encoder.add_app_segment(1, [EXIF, &exif].concat()).expect("the segment is not too long");
     }
     let [width, height] = [picture.width, picture.height].map(|side| side as u16);

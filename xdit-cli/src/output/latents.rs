@@ -132,6 +132,11 @@ pub fn decode_latents(path: &Path) -> Result<TensorData> {
             format!("`{KEY}` in `{shown}` has shape `{:?}`, not four or five dimensions", latents.shape());
         return Err(Error::usage(message).hint(expected));
     }
+    if latents.shape().contains(&0) {
+        let message =
+            format!("`{KEY}` in `{shown}` has shape `{:?}`, which holds no picture", latents.shape());
+        return Err(Error::usage(message).hint(expected));
+    }
     if latents.dtype() != Dtype::F32 {
         let message = format!("`{KEY}` in `{shown}` has type `{:?}`, not `F32`", latents.dtype());
         return Err(Error::usage(message).hint(expected));

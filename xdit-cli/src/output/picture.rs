@@ -15,15 +15,11 @@ const MAX_FILE_BYTES: u64 = 1 << 30;
 /// The frames of a clip that are shown in a second, unless the options choose another number.
 pub const FRAMES_PER_SECOND: f32 = 8.0;
 
-/// Checks that pictures of `size`, height and width, or clips of `frames` in one file, can be written as `output_type`.
+/// Checks that files of `frames`, one for a picture, and `fps` a second can be written as `output_type`.
 ///
 /// # Errors
 /// If they cannot.
-pub fn check_format(output_type: OutputType, size: [usize; 2], frames: Option<usize>) -> Result<()> {
-    let frames = frames.unwrap_or(1);
-    let [height, width] = size;
-    let longer = |max| size.iter().any(|side| *side > max);
-    let png = "write it as PNG: `--output-type png`, and a path that ends in `.png`";
+pub fn check_frames(output_type: OutputType, frames: usize, fps: f32) -> Result<()> {
     match output_type {
         OutputType::Jpeg if frames > 1 => {
             Err(Error::usage(format!("a JPEG file holds one picture, not a clip of `{frames}` frames"))
@@ -34,20 +30,45 @@ pub fn check_format(output_type: OutputType, size: [usize; 2], frames: Option<us
             Err(Error::usage(format!("{name} file holds a clip, and this is one picture"))
                 .hint("write pictures, and the frames of a clip, as PNG, JPEG or WebP"))
         }
+        OutputType::Gif if fps > gif::MAX_FPS => {
+            let max = gif::MAX_FPS;
+            Err(Error::usage(format!("a GIF file shows at most {max} frames per second, not `{fps}`"))
+                .hint("lower `--fps`, or write the clip as `.png`, `.webp` or `.mp4`"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that files of `frames` of `size`, height and width, and `fps` a second can be written as `output_type`.
+///
+/// # Errors
+/// If they cannot.
+pub fn check_format(output_type: OutputType, size: [usize; 2], frames: usize, fps: f32) -> Result<()> {
+    check_frames(output_type, frames, fps)?;
+    let [height, width] = size;
+    let longer = |max| size.iter().any(|side| *side > max);
+    let png = "write it as PNG: `--output-type png`, and a path that ends in `.png`";
+    match output_type {
         OutputType::Webp if longer(webp::MAX_SIDE) => {
             let max = webp::MAX_SIDE;
             Err(Error::usage(format!("a WebP picture of {width}x{height} would exceed {max} pixels a side"))
                 .hint(png))
+        }
+        OutputType::Webp if frames.saturating_mul(height).saturating_mul(width) > webp::MAX_PIXELS => {
+            Err(Error::usage(format!(
+                "a clip of `{frames}` frames of {width}x{height} is too large for a WebP file"
+            ))
+            .hint(png))
         }
         OutputType::Gif if longer(gif::MAX_SIDE) => {
             let max = gif::MAX_SIDE;
             Err(Error::usage(format!("a GIF of {width}x{height} would exceed {max} pixels a side")).hint(png))
         }
         OutputType::Mp4 => match mp4::obstacle(size, frames) {
-            Some(obstacle) => Err(Error::usage(format!(
-                "a clip of `{frames}` frames of {width}x{height} {obstacle}"
-            ))
-            .hint(png)),
+            Some(obstacle) => {
+                Err(Error::usage(format!("a clip of `{frames}` frames of {width}x{height} {obstacle}"))
+                    .hint(png))
+            }
             None => Ok(()),
         },
         _ => Ok(()),
@@ -71,6 +92,16 @@ pub fn encode(
         OutputType::Mp4 => mp4::encode(frames, fps, parameters),
         OutputType::Png | OutputType::Latent => png::encode(frames, fps, parameters),
     }
+}
+
+/// Whether files of `output_type` have room for `parameters`.
+pub fn holds_parameters(output_type: OutputType, parameters: &Parameters) -> bool {
+    let limit = match output_type {
+        OutputType::Jpeg => jpeg::MAX_EXIF_BYTES,
+        OutputType::Webp => webp::MAX_EXIF_BYTES,
+        _ => return true,
+    };
+    exif::encode(parameters, limit).is_some()
 }
 
 /// The durations of `count` frames, `fps` a second, in units of which a second has so many. Frames begin at the units nearest to

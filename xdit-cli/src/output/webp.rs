@@ -15,8 +15,10 @@ use crate::parameters::Parameters;
 
 /// The longest side of a picture in this format.
 pub const MAX_SIDE: usize = 16_383;
+/// The most pixels of all frames: without loss, one takes up to four bytes, and lengths are numbers of 32 bits.
+pub const MAX_PIXELS: usize = (u32::MAX >> 2) as usize - (1 << 20);
 /// The most bytes of EXIF data that are read; a prompt has fewer.
-const MAX_EXIF_BYTES: usize = 1 << 20;
+pub const MAX_EXIF_BYTES: usize = 1 << 20;
 
 /// Whether a file with these first bytes is of this format.
 pub fn is_webp(bytes: &[u8]) -> bool {

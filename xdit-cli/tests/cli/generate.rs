@@ -580,7 +580,7 @@ fn latents_are_decoded() {
     fs::write(workspace.path("rgb"), safetensors::serialize([("latents", view)], None).unwrap()).unwrap();
     insta::assert_snapshot!(workspace.error(&["decode", "rgb", "--model", "demo"]), @r"
     2
-    error: latents of shape [1, 3, 2, 2] do not fit this model
+    error: latents of shape `[1, 3, 2, 2]` do not fit this model
     hint: it decodes [n, 4, height, width], or [n, 4, frames, height, width]
     ");
 }

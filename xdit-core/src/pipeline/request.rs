@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,8 @@ use crate::plan::ParallelConfig;
 const MAX_STEPS: usize = 10_000;
 /// The most bytes of a prompt. The longest that a model reads, 512 tokens, has a few thousand.
 const MAX_TEXT_BYTES: usize = 1 << 16;
+/// The rates at which a clip can be shown, in frames per second. Files of clips count time in units, which have limits, too.
+const RATES: RangeInclusive<f32> = 0.01..=1000.0;
 
 /// The parameters of one run, which makes pictures of some prompts.
 ///
@@ -439,8 +441,10 @@ pub fn check(request: &Request) -> Result<()> {
     if request.decode_chunk_size == Some(0) {
         return Err(Error::usage("`0` frames decoded together leave nothing to do").hint("decode at least 1"));
     }
-    if let Some(fps) = request.fps.filter(|fps| !(*fps > 0.0 && *fps <= 1000.0)) {
-        return Err(Error::usage(format!("`{fps}` frames per second are not between 0 and 1000")));
+    if let Some(fps) = request.fps.filter(|fps| !RATES.contains(fps)) {
+        let (least, most) = (RATES.start(), RATES.end());
+        return Err(Error::usage(format!("`{fps}` frames per second are not between {least} and {most}"))
+            .hint("models make clips for about 8 frames per second"));
     }
     if let Some(scale) = request.guidance_scale.filter(|scale| !scale.is_finite()) {
         return Err(Error::usage(format!("guidance scale `{scale}` is not a finite number")));
