@@ -12,7 +12,7 @@ use xdit_core::pipeline::{LoadOptions, Request};
 use xdit_core::{Error, Result};
 use xdit_models::component::ModelIndex;
 
-use crate::args::{InspectArgs, ModelArgs};
+use crate::args::{InspectArgs, ModelArgs, OutputType};
 use crate::model::{Place, outline};
 use crate::output::is_picture;
 use crate::print;
@@ -98,7 +98,8 @@ pub struct Weights {
 /// If the checkpoint cannot be found or read.
 pub fn run(args: &InspectArgs) -> Result<()> {
     let path = Path::new(&args.model);
-    if is_picture(path) {
+    let named_so = OutputType::of(path).is_some_and(|output_type| output_type != OutputType::Latent);
+    if is_picture(path) || named_so && path.is_file() {
         return print(&picture::inspect(path, args.json)?);
     }
     let mut progress = Progress::new(1, args.quiet);

@@ -185,7 +185,8 @@ const MAX_NAME: usize = 255;
 fn target(path: &Path) -> Result<PathBuf> {
     let shown = path.display();
     if path.file_name().is_some_and(|name| name.len() > MAX_NAME) {
-        return Err(Error::usage(format!("the name of output `{shown}` has more than {MAX_NAME} bytes")));
+        return Err(Error::usage(format!("the name of output `{shown}` has more than {MAX_NAME} bytes"))
+            .hint("choose a shorter name: numbers and the end of a preview count, too"));
     }
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
     let (target, found) = if found.is_symlink() {
@@ -200,7 +201,8 @@ fn target(path: &Path) -> Result<PathBuf> {
     };
     match (found.is_file(), found.is_dir()) {
         (true, _) => Ok(target),
-        (_, true) => Err(Error::usage(format!("output `{shown}` is a folder"))),
+        (_, true) => Err(Error::usage(format!("output `{shown}` is a folder"))
+            .hint("end it with a slash for a file in it, or choose another path")),
         _ => Err(Error::usage(format!("output `{shown}` is a device or a pipe"))
             .hint("choose the path of a file: results are written beside it and renamed")),
     }

@@ -144,7 +144,8 @@ impl Invocation {
         if images > MAX_IMAGES {
             return Err(Error::usage(format!(
                 "`{images}` pictures are more than the {MAX_IMAGES} of one run"
-            )));
+            ))
+            .hint("make them in several runs"));
         }
         // Files are written by one process; others may not even have the folder.
         let outputs = match processes.leads() {

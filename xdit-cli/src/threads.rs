@@ -11,7 +11,8 @@ const MAX_THREADS: usize = 1024;
 /// If the system has no thread for them, which would be a panic if they started on first use.
 pub fn start(count: Option<usize>) -> Result<()> {
     if let Some(count) = count.filter(|count| !(1..=MAX_THREADS).contains(count)) {
-        return Err(Error::usage(format!("`{count}` threads are not between 1 and {MAX_THREADS}")));
+        return Err(Error::usage(format!("`{count}` threads are not between 1 and {MAX_THREADS}"))
+            .hint("leave it out for one for each core"));
     }
     // 0 stands for the number of cores.
     rayon::ThreadPoolBuilder::new().num_threads(count.unwrap_or(0)).build_global().map_err(|error| {

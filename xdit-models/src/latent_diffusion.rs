@@ -561,9 +561,11 @@ pub fn sequence_length(request: &Request, default: usize, max: Option<usize>) ->
     let length = request.max_sequence_length.unwrap_or(default);
     match max {
         Some(max) if !(1..=max).contains(&length) => {
-            Err(Error::usage(format!("a maximum sequence length of `{length}` is not between 1 and {max}")))
+            Err(Error::usage(format!("a maximum sequence length of `{length}` is not between 1 and {max}"))
+                .hint("leave it out for the model's default"))
         }
-        None if length == 0 => Err(Error::usage("a maximum sequence length of `0` leaves no prompt")),
+        None if length == 0 => Err(Error::usage("a maximum sequence length of `0` leaves no prompt")
+            .hint("leave it out for the model's default")),
         _ => Ok(length),
     }
 }
@@ -588,7 +590,8 @@ pub fn must_fit(what: &str, left: usize, right: usize) -> Result<()> {
 pub fn check_size([height, width]: [usize; 2], unit: usize, otherwise: &str) -> Result<()> {
     for (name, side) in [("height", height), ("width", width)] {
         if side == 0 || side > MAX_SIDE {
-            return Err(Error::usage(format!("{name} `{side}` is not between 1 and {MAX_SIDE}")));
+            return Err(Error::usage(format!("{name} `{side}` is not between 1 and {MAX_SIDE}"))
+                .hint("leave it out for the model's default"));
         }
         if side % unit != 0 {
             let nearest = (side / unit).max(1) * unit;

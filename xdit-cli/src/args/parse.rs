@@ -1,10 +1,11 @@
 //! Parses `argv` into [`Cli`], with error messages in the style of this program.
 
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::num::{ParseFloatError, ParseIntError};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, FromArgMatches};
+use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use xdit_core::Error;
 
 use super::{Cli, habits};
@@ -15,14 +16,22 @@ use super::{Cli, habits};
 /// A usage error, if the command line is not valid.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
     let (argv, notes) = with_our_names(argv)?;
-    let parsed =
-        Cli::command().try_get_matches_from(&argv).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command().try_get_matches_from(&argv).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => Ok(Cli { notes, ..cli }),
         // `--help` and `--version` arrive as errors, and so does a bare `xdit`, which asks for help.
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => Err(in_our_words(&error, &argv)),
     }
+}
+
+/// The command line. Where a number is expected, one may begin with a minus: it is a wrong number then, and not an unknown option.
+fn command() -> Command {
+    let whole = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<u16>()];
+    let is_whole = move |arg: &Arg| whole.iter().any(|id| arg.get_value_parser().type_id() == *id);
+    Cli::command().mut_subcommands(move |command| {
+        command.mut_args(|arg| if is_whole(&arg) { arg.allow_negative_numbers(true) } else { arg })
+    })
 }
 
 /// Replaces underscores in the names of long options by dashes (`--guidance_scale=4` becomes `--guidance-scale=4`) and
@@ -107,7 +116,8 @@ fn in_our_words(error: &clap::Error, argv: &[OsString]) -> Error {
             (format!("unknown command `{}`", get(ContextKind::InvalidSubcommand).unwrap_or_default()), hint)
         }
         ErrorKind::InvalidValue if value.is_empty() => {
-            (format!("`{argument}` needs a value"), dashed(&argument, argv))
+            let valid = get(ContextKind::ValidValue).map(|valid| format!("possible values: `{valid}`"));
+            (format!("`{argument}` needs a value"), dashed(&argument, argv).or(valid))
         }
         ErrorKind::InvalidValue => {
             let hint = get(ContextKind::ValidValue).map(|valid| format!("possible values: `{valid}`"));
@@ -128,6 +138,11 @@ fn in_our_words(error: &clap::Error, argv: &[OsString]) -> Error {
                 true => (format!("`{argument}` is given twice"), None),
                 false => (format!("`{argument}` cannot be combined with `{other}`"), None),
             }
+        }
+        ErrorKind::InvalidUtf8 => {
+            let other = argv.iter().find(|argument| argument.to_str().is_none());
+            let shown = other.map(|argument| argument.to_string_lossy()).unwrap_or_default();
+            (format!("`{shown}` is not UTF-8"), Some("type it in the encoding UTF-8".to_owned()))
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             ("no command was given".to_owned(), Some("run `xdit --help` for a list of commands".to_owned()))
@@ -153,7 +168,7 @@ mod tests {
 
     #[test]
     fn clap_accepts_the_definition() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

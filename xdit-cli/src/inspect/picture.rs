@@ -36,5 +36,16 @@ fn table(path: &Path, parameters: &Parameters) -> String {
         all.iter().filter_map(|(name, value)| Some((name.replace('_', "-"), shown(value)?))).collect();
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines: String = lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect();
-    format!("{lines}\nagain: xdit generate --from {}\n", path.display())
+    format!("{lines}\nagain: xdit generate --from {}\n", quoted(&path.to_string_lossy()))
+}
+
+/// `text` as a word of a command line: in quotes if it has characters with a meaning there.
+fn quoted(text: &str) -> String {
+    let is_plain = |char: char| char.is_alphanumeric() || "/._-+:,@%=~".contains(char);
+    match text {
+        _ if text.chars().all(is_plain) && !text.is_empty() => text.to_owned(),
+        // Of the shells' forms of quotes, only this one can hold control characters.
+        _ if text.chars().any(char::is_control) => format!("$'{}'", text.escape_default()),
+        _ => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }

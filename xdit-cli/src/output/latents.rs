@@ -144,7 +144,8 @@ pub fn decode_latents(path: &Path) -> Result<TensorData> {
     let values: Vec<f32> =
         latents.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     if values.iter().any(|value| !value.is_finite()) {
-        return Err(Error::usage(format!("`{KEY}` in `{shown}` contains values that are not finite")));
+        return Err(Error::usage(format!("`{KEY}` in `{shown}` contains values that are not finite"))
+            .hint("make them again: the run that made them went wrong, or the file is damaged"));
     }
     Ok(TensorData::new(values, latents.shape().to_vec()))
 }

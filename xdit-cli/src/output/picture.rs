@@ -138,9 +138,14 @@ pub fn read_parameters(path: &Path) -> Result<Parameters> {
         gif::comment(&bytes)
     } else if mp4::is_mp4(&bytes) {
         mp4::comment(&bytes)
-    } else {
+    } else if bytes.starts_with(png::SIGNATURE) {
         png::json(&bytes)
             .map_err(|reason| Error::failure(format!("`{shown}` is not a valid PNG file: {reason}")))?
+    } else {
+        return Err(Error::failure(format!(
+            "`{shown}` does not begin like a PNG, JPEG, WebP, GIF or MP4 file"
+        ))
+        .hint("give a picture written by `xdit generate`"));
     };
     let Some(json) = json.filter(|json| json.starts_with('{')) else {
         return Err(Error::usage(format!("`{shown}` contains no parameters of this program"))

@@ -59,6 +59,11 @@ fn prompts(args: &GenerateArgs, stored: Option<&Parameters>) -> Result<Vec<Strin
                 prompt => Ok(vec![prompt.to_owned()]),
             }
         }
+        _ if args.prompt.iter().any(|prompt| prompt == "-") => Err(Error::usage(format!(
+            "`-` is one of {} prompts, and stands for standard input only alone",
+            args.prompt.len()
+        ))
+        .hint("`--prompt-file -` reads several prompts, one a line")),
         _ if !args.prompt.is_empty() => Ok(args.prompt.clone()),
         Some(parameters) => Ok(vec![parameters.prompt.clone()]),
         None => Err(Error::usage("there is no prompt")

@@ -409,7 +409,7 @@ impl Extra {
 /// If a value is out of its range.
 pub fn check(request: &Request) -> Result<()> {
     if request.prompts.is_empty() {
-        return Err(Error::usage("there is no prompt"));
+        return Err(Error::usage("there is no prompt").hint("give at least one, which may be empty"));
     }
     if request.images_per_prompt == 0 {
         return Err(Error::usage("`0` images of each prompt leave nothing to do").hint("ask for at least 1"));
@@ -447,20 +447,24 @@ pub fn check(request: &Request) -> Result<()> {
             .hint("models make clips for about 8 frames per second"));
     }
     if let Some(scale) = request.guidance_scale.filter(|scale| !scale.is_finite()) {
-        return Err(Error::usage(format!("guidance scale `{scale}` is not a finite number")));
+        return Err(Error::usage(format!("guidance scale `{scale}` is not a finite number"))
+            .hint("usual scales are 1 to 10"));
     }
     if let Some(scale) = request.true_cfg_scale.filter(|scale| !scale.is_finite()) {
-        return Err(Error::usage(format!("true guidance scale `{scale}` is not a finite number")));
+        return Err(Error::usage(format!("true guidance scale `{scale}` is not a finite number"))
+            .hint("usual scales are 1 to 10"));
     }
     if let Some(skip) = &request.skip_layer_guidance {
         if skip.layers.is_empty() {
-            return Err(Error::usage("skip-layer guidance has no layers to skip"));
+            return Err(Error::usage("skip-layer guidance has no layers to skip")
+                .hint("name at least one, or leave it out"));
         }
         for (name, value) in [("scale", skip.scale.into()), ("start", skip.start), ("stop", skip.stop)] {
             if !value.is_finite() {
                 return Err(Error::usage(format!(
                     "skip-layer guidance {name} `{value}` is not a finite number"
-                )));
+                ))
+                .hint("leave it out for the default"));
             }
         }
     }
@@ -468,7 +472,8 @@ pub fn check(request: &Request) -> Result<()> {
         return Err(Error::usage(format!(
             "guidance rescale `{}` is not between 0 and 1",
             request.guidance_rescale
-        )));
+        ))
+        .hint("0 turns it off, and 0.7 is usual"));
     }
     let prompts = request.prompts.len();
     for (extra, texts) in [
