@@ -92,6 +92,7 @@ fn refusals_read_well() {
     hint: the model has no positions for larger pictures
 
     a maximum sequence length of `513` is not between 1 and 512
+    hint: leave it out for the model's default
 
     `clip_skip` of `3` is too large for the 3 layers of CLIP
     hint: use at most 2

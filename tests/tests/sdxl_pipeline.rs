@@ -143,6 +143,7 @@ fn refusals_read_well() {
     hint: use the ring degree for the number of strips
 
     guidance rescale `1.5` is not between 0 and 1
+    hint: 0 turns it off, and 0.7 is usual
 
     Stable Diffusion XL does not take `max_sequence_length`
     hint: leave it out; of the options that not all models have, it takes `negative_prompt`, `prompt_2`, `negative_prompt_2`, `clip_skip`, `guidance_rescale`, `original_size`, `crops_coords_top_left`, `target_size`, `negative_original_size`, `negative_crops_coords_top_left`, `negative_target_size`

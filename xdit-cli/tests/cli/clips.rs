@@ -216,7 +216,8 @@ fn options_of_clips() {
     ");
     insta::assert_snapshot!(error(&["--fps", "-1"]), @r"
     2
-    error: `-1` frames per second are not between 0 and 1000
+    error: `-1` frames per second are not between 0.01 and 1000
+    hint: models make clips for about 8 frames per second
     ");
     insta::assert_snapshot!(error(&["--decode-chunk-size", "0"]), @r"
     2

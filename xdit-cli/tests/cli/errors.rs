@@ -62,10 +62,12 @@ fn values() {
     insta::assert_snapshot!(error(&workspace, &["--height", "0"]), @r"
     2
     error: height `0` is not between 1 and 16384
+    hint: leave it out for the model's default
     ");
     insta::assert_snapshot!(error(&workspace, &["--width", "99999999"]), @r"
     2
     error: width `99999999` is not between 1 and 16384
+    hint: leave it out for the model's default
     ");
     insta::assert_snapshot!(error(&workspace, &["--height", "250", "--no-use-resolution-binning"]), @r"
     2
@@ -80,6 +82,7 @@ fn values() {
     insta::assert_snapshot!(error(&workspace, &["--guidance-scale", "NaN"]), @r"
     2
     error: guidance scale `NaN` is not a finite number
+    hint: usual scales are 1 to 10
     ");
     insta::assert_snapshot!(error(&workspace, &["--scheduler", "dpm++"]), @r"
     2
@@ -94,10 +97,12 @@ fn values() {
     insta::assert_snapshot!(error(&workspace, &["--num-images", "18446744073709551615"]), @r"
     2
     error: `18446744073709551615` pictures are more than the 10000 of one run
+    hint: make them in several runs
     ");
     insta::assert_snapshot!(error(&workspace, &["--max-sequence-length", "0"]), @r"
     2
     error: a maximum sequence length of `0` leaves no prompt
+    hint: leave it out for the model's default
     ");
     insta::assert_snapshot!(error(&workspace, &["--output-type", "bmp"]), @r"
     2
@@ -137,6 +142,7 @@ fn values() {
     insta::assert_snapshot!(error(&workspace, &["--threads", "0"]), @r"
     2
     error: `0` threads are not between 1 and 1024
+    hint: leave it out for one for each core
     ");
 }
 
@@ -184,6 +190,7 @@ fn options_of_other_models() {
         error(&workspace, &["--skip-guidance-layers", "1", "--skip-layer-guidance-start", "NaN"]), @r"
     2
     error: skip-layer guidance start `NaN` is not a finite number
+    hint: leave it out for the default
     "
     );
     insta::assert_snapshot!(error(&workspace, &["--original-size", "512"]), @r"
@@ -194,10 +201,12 @@ fn options_of_other_models() {
     insta::assert_snapshot!(error(&workspace, &["--guidance-rescale", "1.5"]), @r"
     2
     error: guidance rescale `1.5` is not between 0 and 1
+    hint: 0 turns it off, and 0.7 is usual
     ");
     insta::assert_snapshot!(error(&workspace, &["--true-cfg-scale", "inf"]), @r"
     2
     error: true guidance scale `inf` is not a finite number
+    hint: usual scales are 1 to 10
     ");
 }
 
@@ -376,6 +385,7 @@ fn initial_latents() {
     insta::assert_snapshot!(from("nan"), @r"
     2
     error: `latents` in `nan` contains values that are not finite
+    hint: make them again: the run that made them went wrong, or the file is damaged
     ");
     insta::assert_snapshot!(from("corrupt"), @r"
     1
@@ -410,7 +420,8 @@ fn pictures_given_as_a_source_of_parameters() {
     ");
     insta::assert_snapshot!(from("demo/model_index.json"), @r"
     1
-    error: `demo/model_index.json` is not a valid PNG file: Invalid PNG signature.
+    error: `demo/model_index.json` does not begin like a PNG, JPEG, WebP, GIF or MP4 file
+    hint: give a picture written by `xdit generate`
     ");
 
     let mut bytes = Vec::new();

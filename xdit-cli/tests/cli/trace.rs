@@ -277,5 +277,6 @@ fn an_unwritable_trace_is_refused_before_the_run() {
     insta::assert_snapshot!(error("folder.svg"), @r"
     2
     error: output `folder.svg` is a folder
+    hint: choose the path of a file
     ");
 }
