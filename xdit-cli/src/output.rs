@@ -201,8 +201,9 @@ fn target(path: &Path) -> Result<PathBuf> {
     };
     match (found.is_file(), found.is_dir()) {
         (true, _) => Ok(target),
-        (_, true) => Err(Error::usage(format!("output `{shown}` is a folder"))
-            .hint("choose the path of a file")),
+        (_, true) => {
+            Err(Error::usage(format!("output `{shown}` is a folder")).hint("choose the path of a file"))
+        }
         _ => Err(Error::usage(format!("output `{shown}` is a device or a pipe"))
             .hint("choose the path of a file: results are written beside it and renamed")),
     }

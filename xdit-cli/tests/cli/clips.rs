@@ -286,3 +286,148 @@ fn the_temporal_decoder_beside_the_plain_one() {
     hint: leave out `--temporal-decoder`
     ");
 }
+
+/// The files of all frames are tested before any work, which would be reported on standard error.
+#[test]
+fn files_of_frames_are_checked_before_the_run() {
+    let workspace = workspace();
+    let error = |output: &str| {
+        let run = [&RUN[..RUN.len() - 1], &["--output", output]].concat();
+        assert_eq!(RUN[RUN.len() - 1], "--quiet");
+        workspace.error(&run)
+    };
+    fs::create_dir(workspace.path("taken-2.png")).unwrap();
+    fs::create_dir(workspace.path("folder-0")).unwrap();
+    insta::assert_snapshot!(error("taken-{frame}.png"), @r"
+    2
+    error: output `taken-2.png` is a folder
+    hint: choose the path of a file
+    ");
+    insta::assert_snapshot!(error("folder-{frame}/a.png"), @r"
+    1
+    error: cannot write `folder-1/a.png`: there is no folder `folder-1`
+    hint: create the folder first
+    ");
+    let long = "a".repeat(247);
+    assert!(error(&format!("{long}aaaaa{{frame}}.png")).contains("has more than 255 bytes\nhint: "));
+    run(&workspace, &["--num-frames", "1", "--output", &format!("{long}{{frame}}.png")]);
+    assert!(workspace.path(&format!("{long}0.png")).is_file());
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere", workspace.path("link-3.png")).unwrap();
+        assert!(error("link-{frame}.png").contains("`link-3.png` is a link that leads nowhere"));
+    }
+    for frame in 1..4 {
+        fs::create_dir(workspace.path(&format!("folder-{frame}"))).unwrap();
+    }
+    let report = run(&workspace, &["--output", "folder-{frame}/a.png", "--report", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let paths: Vec<_> =
+        report["outputs"].as_array().unwrap().iter().map(|output| output["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, ["folder-0/a.png", "folder-1/a.png", "folder-2/a.png", "folder-3/a.png"]);
+    assert!(paths.iter().all(|path| workspace.path(path).is_file()));
+}
+
+/// A rate that a format cannot hold would be shown at another one.
+#[test]
+fn rates_of_formats() {
+    let workspace = workspace();
+    for name in ["a.png", "a.webp", "a.gif", "a.mp4"] {
+        run(&workspace, &["--output", name, "--fps", if name == "a.gif" { "50" } else { "1000" }]);
+        run(&workspace, &["--output", name, "--fps", "0.01"]);
+    }
+    assert_eq!(frames_of_png(&workspace.path("a.png")).1, 100.0);
+    let error =
+        |output: &str, fps: &str| workspace.error(&[&RUN[..], &["--output", output, "--fps", fps]].concat());
+    insta::assert_snapshot!(error("b.gif", "50.5"), @r"
+    2
+    error: a GIF file shows at most 50 frames per second, not `50.5`
+    hint: lower `--fps`, or write the clip as `.png`, `.webp` or `.mp4`
+    ");
+    for fps in ["0", "-0", "1e-9", "0.009", "1000.5", "nan", "inf", "1e38"] {
+        assert!(error("b.mp4", fps).contains("frames per second are not between 0.01 and 1000\nhint: "));
+    }
+}
+
+/// What does not fit is refused before a weight is read.
+#[test]
+fn latents_that_cannot_be_decoded() {
+    let workspace = workspace();
+    run(&workspace, &["--output", "clip.safetensors"]);
+    workspace.ok(&["random-checkpoint", "demo", "--quiet"]);
+    workspace.generate(&["--prompt", "a", "--output", "picture.safetensors"]);
+    let error = |latents: &str, model: &str, options: &[&str]| {
+        workspace.error(&[&["decode", latents, "--model", model], options].concat())
+    };
+    insta::assert_snapshot!(error("clip.safetensors", "latte", &["--output", "a.jpg"]), @r"
+    2
+    error: a JPEG file holds one picture, not a clip of `4` frames
+    hint: name a file for each frame with `{frame}` in the path, or write a clip as `.png`, `.webp`, `.gif` or `.mp4`
+    ");
+    insta::assert_snapshot!(error("clip.safetensors", "latte", &["--output", "a.gif", "--fps", "60"]), @r"
+    2
+    error: a GIF file shows at most 50 frames per second, not `60`
+    hint: lower `--fps`, or write the clip as `.png`, `.webp` or `.mp4`
+    ");
+    fs::create_dir(workspace.path("taken-3.png")).unwrap();
+    assert!(error("clip.safetensors", "latte", &["--output", "taken-{frame}.png"]).contains("is a folder"));
+    insta::assert_snapshot!(error("clip.safetensors", "demo", &[]), @r"
+    2
+    error: latents of shape `[1, 4, 4, 3, 4]` are those of clips, and PixArt makes pictures
+    hint: name the model that made them with `--model`
+    ");
+    insta::assert_snapshot!(error("picture.safetensors", "demo", &["--fps", "8"]), @r"
+    2
+    error: `--fps` is for clips, and the latents in `picture.safetensors` are those of pictures
+    hint: leave it out
+    ");
+    let decoded = error("picture.safetensors", "demo", &["--decode-chunk-size", "2"]);
+    assert!(decoded.contains("`--decode-chunk-size` is for clips"), "{decoded}");
+    for shape in [&[0, 4, 3, 4][..], &[1, 4, 0, 4], &[1, 4, 0, 3, 4], &[0, 4, 2, 3, 4]] {
+        let empty =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &[]).unwrap();
+        let bytes = safetensors::serialize([("latents", empty)], None).unwrap();
+        fs::write(workspace.path("empty.safetensors"), bytes).unwrap();
+        assert_eq!(
+            error("empty.safetensors", "latte", &[]),
+            format!(
+                "2\nerror: `latents` in `empty.safetensors` has shape `{shape:?}`, which holds no picture\n\
+                 hint: give a safetensors file with the key `latents`, [n, c, h, w] or [n, c, frames, h, w] in f32\n"
+            )
+        );
+    }
+}
+
+/// A clip cut or changed anywhere is read, or refused in one sentence.
+#[test]
+fn damaged_clips() {
+    let workspace = workspace();
+    for name in ["a.webp", "a.gif", "a.mp4", "a.png"] {
+        run(&workspace, &["--num-frames", "2", "--output", name]);
+        let whole = fs::read(workspace.path(name)).unwrap();
+        let damaged = |bytes: Vec<u8>| {
+            fs::write(workspace.path(name), bytes).unwrap();
+            let shown = workspace.run(&["inspect", name]);
+            let ends_well = shown.code == Some(0) && shown.stderr.is_empty();
+            assert!(ends_well || shown.stderr.starts_with("error: "), "{name}: {}", shown.stderr);
+            assert!(matches!(shown.code, Some(0..=2)), "{name}: {}", shown.stderr);
+        };
+        for end in [0, 1, 4, 8, 12, 13, 20, 40, 100, 300, 600, 900, 1200, whole.len() - 1] {
+            damaged(whole[..end.min(whole.len())].to_vec());
+        }
+        for place in (0..48).chain((48..1500).step_by(61)) {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 0xff;
+            damaged(bytes);
+        }
+    }
+    let names = |bytes: &[u8]| {
+        fs::write(workspace.path("b.mp4"), bytes).unwrap();
+        workspace.error(&["inspect", "b.mp4"])
+    };
+    insta::assert_snapshot!(names(b"<html>Not found</html>"), @r"
+    1
+    error: `b.mp4` does not begin like a PNG, JPEG, WebP, GIF or MP4 file
+    hint: give a picture written by `xdit generate`
+    ");
+}

@@ -21,6 +21,7 @@ mod inspect;
 #[cfg(unix)]
 mod interrupt;
 mod models;
+mod odd;
 mod plan;
 mod preview;
 mod processes;

@@ -1,0 +1,105 @@
+//! Odd requests: each is refused in one sentence with a hint, or carried out as it says.
+
+use crate::workspace::Workspace;
+
+/// A number that begins with a minus is a wrong number, not an unknown option.
+#[test]
+fn numbers_below_zero() {
+    let workspace = Workspace::new();
+    for option in ["--num-frames", "--height", "--num-images", "--threads", "--preview", "--ring-degree"] {
+        assert_eq!(
+            workspace.error(&["generate", "--prompt", "a", option, "-1"]),
+            format!(
+                "2\nerror: `-1` is not a valid value of `{option}`\n\
+                 hint: give a whole number that is not negative\n"
+            )
+        );
+    }
+    let steps = workspace.error(&["generate", "--prompt", "a", "--steps", "-1"]);
+    assert!(steps.contains("`-1` is not a valid value of `--num-inference-steps`"), "{steps}");
+    let seed = workspace.error(&["generate", "--prompt", "a", "--seed", "-1"]);
+    assert!(seed.contains("hint: seeds are not negative"), "{seed}");
+}
+
+/// Standard input is one prompt, or several lines of a file.
+#[test]
+fn standard_input_among_prompts() {
+    let workspace = Workspace::new();
+    for prompts in [["-", "-"], ["a", "-"]] {
+        assert_eq!(
+            workspace.error(&[&["generate", "--prompt"], &prompts[..]].concat()),
+            "2\nerror: `-` is one of 2 prompts, and stands for standard input only alone\n\
+             hint: `--prompt-file -` reads several prompts, one a line\n"
+        );
+    }
+}
+
+/// EXIF data of a JPEG file has at most 64 KiB, so a long prompt does not fit, which is said.
+#[test]
+fn parameters_that_do_not_fit() {
+    let workspace = Workspace::with_demo();
+    let long = "🦊".repeat(9000);
+    let run = |prompt: &str, output: &str, further: &[&str]| {
+        let options =
+            ["generate", "--model", "demo", "--num-inference-steps", "1", "--quiet", "--no-clean-caption"];
+        let run = workspace.run(&[&options, &["--prompt", prompt, "--output", output], further].concat());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        run.stderr.contains("the parameters are too long for the format")
+    };
+    assert!(run(&long, "a.jpg", &[]));
+    assert!(workspace.error(&["inspect", "a.jpg"]).contains("contains no parameters"));
+    assert!(!run(&long, "a.jpg", &["--no-metadata"]));
+    assert!(!run("a", "a.jpg", &[]));
+    for name in ["a.png", "a.webp"] {
+        assert!(!run(&long, name, &[]), "{name}");
+        assert!(workspace.ok(&["inspect", name]).contains("🦊"), "{name}");
+    }
+}
+
+/// The command that makes a picture again can be pasted into a shell, whatever the name of the file.
+#[cfg(unix)]
+#[test]
+fn names_of_files_are_quoted() {
+    let workspace = Workspace::with_demo();
+    for (name, quoted) in [
+        ("plain-1_a.png", "plain-1_a.png"),
+        ("two words.png", "'two words.png'"),
+        ("it's.png", r"'it'\''s.png'"),
+        ("$(date);.png", "'$(date);.png'"),
+        ("a\nb\u{1b}[1m.png", r"$'a\nb\u{1b}[1m.png'"),
+    ] {
+        workspace.generate(&["--prompt", "a", "--output", name]);
+        let shown = workspace.ok(&["inspect", name]);
+        assert_eq!(shown.lines().last(), Some(&*format!("again: xdit generate --from {quoted}")));
+    }
+}
+
+/// Text that is not UTF-8 is named; a path may have it, unless a number has to be put in.
+#[cfg(target_os = "linux")]
+#[test]
+fn texts_that_are_not_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let workspace = Workspace::with_demo();
+    let run = |arguments: &[&[u8]]| {
+        let mut command = workspace.command(&["generate", "--model", "demo", "--num-inference-steps", "1"]);
+        command.arg("--quiet").args(arguments.iter().map(|bytes| std::ffi::OsStr::from_bytes(bytes)));
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    insta::assert_snapshot!(run(&[b"--prompt", b"caf\xe9"]).1, @r"
+    error: `caf\u{fffd}` is not UTF-8
+    hint: type it in the encoding UTF-8
+    ");
+    let several: [&[u8]; 6] = [b"--prompt", b"a", b"--output", b"\xe9.png", b"--num-images", b"2"];
+    let (code, error) = run(&several);
+    assert_eq!(
+        (code, error.contains("is not UTF-8, so no numbers fit in\nhint: ")),
+        (Some(2), true),
+        "{error}"
+    );
+    let preview: [&[u8]; 6] = [b"--prompt", b"a", b"--output", b"\xe9.png", b"--preview", b"1"];
+    assert_eq!(run(&preview), (Some(0), String::new()));
+    let path = workspace.path("demo").with_file_name(std::ffi::OsStr::from_bytes(b"\xe9.png"));
+    assert!(path.is_file());
+}
