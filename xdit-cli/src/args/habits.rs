@@ -4,7 +4,7 @@
 use xdit_core::Error;
 
 /// Names in diffusers' examples, xDiT, stable-diffusion.cpp, mflux and web interfaces, and the option that means the same.
-const SAME: [(&str, &str); 38] = [
+const SAME: [(&str, &str); 50] = [
     ("--model-id", "--model"),
     ("--model-path", "--model"),
     ("--pretrained-model-name-or-path", "--model"),
@@ -43,6 +43,18 @@ const SAME: [(&str, &str); 38] = [
     ("--tp-degree", "--tensor-parallel-degree"),
     ("--skip-layers", "--skip-guidance-layers"),
     ("--slg-scale", "--skip-layer-guidance-scale"),
+    ("--seeds", "--seed"),
+    ("--frame-rate", "--fps"),
+    ("--framerate", "--fps"),
+    ("--video-frames", "--num-frames"),
+    ("--frames", "--num-frames"),
+    ("--tp", "--tensor-parallel-degree"),
+    ("--batch-size", "--num-images"),
+    ("--output-format", "--output-type"),
+    ("--format", "--output-type"),
+    ("--gpus", "--num-gpus"),
+    ("--n-gpus", "--num-gpus"),
+    ("--tiled", "--vae-tiling"),
 ];
 
 const COMPILED: &str = "nothing is compiled by PyTorch";
@@ -54,7 +66,7 @@ const PROFILED: &str = "`--trace` writes a timeline, and `--report json` the tim
 const TALKED: &str = "`xdit devices` and `--report json` say more";
 
 /// Options without a meaning here, the number of their values, and the reason.
-const NOTHING: [(&str, usize, &str); 38] = [
+const NOTHING: [(&str, usize, &str); 42] = [
     ("--use-torch-compile", 0, COMPILED),
     ("--use-onediff", 0, COMPILED),
     ("--use-cuda-graph", 0, "there are no graphs to record"),
@@ -93,6 +105,10 @@ const NOTHING: [(&str, usize, &str); 38] = [
     ("--no-progress", 0, "use `--quiet` for less output"),
     ("-v", 0, TALKED),
     ("--verbose", 0, TALKED),
+    ("--enable-temporal-attentions", 0, "they are on unless `--no-enable-temporal-attentions` is given"),
+    ("--low-memory", 0, OFFLOADED),
+    ("--cpu-offload", 0, OFFLOADED),
+    ("--enable-cpu-offload", 0, OFFLOADED),
 ];
 
 /// A file of weights in place of a folder.
@@ -123,8 +139,23 @@ const OWN_RANKS: [&str; 2] = [
     "the degrees set the number of ranks, and `--use-parallel-vae` decodes on all of them",
 ];
 
+const UPSCALED: [&str; 2] =
+    ["enlarges pictures, which is not supported", "`--height` and `--width` set the size"];
+const HALF: [&str; 2] = ["is not an option", "`--dtype bf16` and `--dtype f16` are half precision"];
+const DEVICE: [&str; 2] =
+    ["is not an option", "`--device` chooses the device, as in `--device cpu` and `--device cuda:1`"];
+const PROCESSES: [&str; 2] = [
+    "is not an option",
+    "`--num-gpus` or the degrees set the number of ranks; see `--launcher` for processes",
+];
+const SHIFT: [&str; 2] = [
+    "is not an option",
+    "it belongs to the scheduler: change `shift` in the model's `scheduler_config.json`",
+];
+const LENGTH: [&str; 2] = ["is not an option", "`--num-frames` and `--fps` set the length of a clip"];
+
 /// Options that cannot be taken, what is wrong with each, and the way out.
-const OTHERWISE: [(&str, [&str; 2]); 47] = [
+const OTHERWISE: [(&str, [&str; 2]); 71] = [
     ("--diffusion-model", SINGLE_FILE),
     ("--vae", SINGLE_FILE),
     ("--vae-path", SINGLE_FILE),
@@ -186,6 +217,36 @@ const OTHERWISE: [(&str, [&str; 2]); 47] = [
     (
         "--token",
         ["is not an option", "set the variable `HF_TOKEN`, which other users of the machine cannot see"],
+    ),
+    ("--lora-scale", LORA),
+    ("--teacache", CACHED),
+    ("--cache-mode", CACHED),
+    ("--controlnet", IMAGE),
+    ("--control-net", IMAGE),
+    ("--ip-adapter", IMAGE),
+    ("--controlnet-image-path", IMAGE),
+    ("--upscale", UPSCALED),
+    ("--upscale-model", UPSCALED),
+    ("--hires", UPSCALED),
+    ("--fp16", HALF),
+    ("--half", HALF),
+    ("--bf16", HALF),
+    ("--fp8", QUANTISED),
+    ("--cpu", DEVICE),
+    ("--cuda", DEVICE),
+    ("--gpu", DEVICE),
+    ("--world-size", PROCESSES),
+    ("--nproc-per-node", PROCESSES),
+    ("--flow-shift", SHIFT),
+    ("--shift", SHIFT),
+    ("--duration", LENGTH),
+    ("--length", LENGTH),
+    (
+        "--eta",
+        [
+            "is not an option",
+            "noise is added by schedulers such as `--scheduler euler-a` and `--scheduler ddpm`",
+        ],
     ),
 ];
 

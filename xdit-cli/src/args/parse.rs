@@ -1,6 +1,7 @@
 //! Parses `argv` into [`Cli`], with error messages in the style of this program.
 
 use std::any::TypeId;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::num::{ParseFloatError, ParseIntError};
 
@@ -42,8 +43,13 @@ fn command() -> Command {
 fn with_our_names(argv: impl IntoIterator<Item = OsString>) -> Result<(Vec<OsString>, Vec<String>), Error> {
     let (mut ours, mut notes) = (Vec::new(), Vec::new());
     let (mut options, mut skips) = (true, 0);
+    let known = names();
     for argument in argv {
         options &= argument != "--";
+        if let Some(error) = argument.to_str().filter(|_| options).and_then(|text| wrong_dashes(text, &known))
+        {
+            return Err(error);
+        }
         let text = argument.to_str().filter(|text| options && text.starts_with('-'));
         if text.is_none() && skips > 0 {
             skips -= 1;
@@ -68,6 +74,33 @@ fn with_our_names(argv: impl IntoIterator<Item = OsString>) -> Result<(Vec<OsStr
         }
     }
     Ok((ours, notes))
+}
+
+/// The names of all long options.
+fn names() -> BTreeSet<String> {
+    let command = command();
+    let options = command.get_subcommands().flat_map(Command::get_arguments);
+    options
+        .flat_map(|option| {
+            let aliases = option.get_all_aliases().unwrap_or_default();
+            option.get_long().into_iter().chain(aliases).map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The error for the `known` long option after a single dash, which would be a short option with a value (`-seed` is `-s eed`), or
+/// after one of the long dashes that text processors make of two.
+fn wrong_dashes(text: &str, known: &BTreeSet<String>) -> Option<Error> {
+    let (dash, name) = text.split_at_checked(text.chars().next()?.len_utf8())?;
+    let is_wrong =
+        matches!(dash, "-" | "\u{2010}" | "\u{2011}" | "\u{2012}" | "\u{2013}" | "\u{2014}" | "\u{2212}");
+    let name = name.trim_start_matches(|char| is_wrong && char == '\u{2013}');
+    let (name, _) = name.split_at(name.find('=').unwrap_or(name.len()));
+    let ours = name.replace('_', "-");
+    (is_wrong && known.contains(&ours)).then(|| {
+        Error::usage(format!("`{dash}{name}` is no option with two dashes"))
+            .hint(format!("long options begin with two dashes: `--{ours}`"))
+    })
 }
 
 /// The hint for a value that begins with a dash, which looks like an option: `--negative-prompt -blurry`. `argument` is the

@@ -45,7 +45,14 @@ fn quoted(text: &str) -> String {
     match text {
         _ if text.chars().all(is_plain) && !text.is_empty() => text.to_owned(),
         // Of the shells' forms of quotes, only this one can hold control characters.
-        _ if text.chars().any(char::is_control) => format!("$'{}'", text.escape_default()),
+        _ if text.chars().any(char::is_control) => {
+            let escaped = |char: char| match char {
+                '\'' | '\\' => format!("\\{char}"),
+                _ if char.is_control() => format!("\\u{:04x}", u32::from(char)),
+                _ => char.to_string(),
+            };
+            format!("$'{}'", text.chars().map(escaped).collect::<String>())
+        }
         _ => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }

@@ -42,7 +42,7 @@ fn parameters_that_do_not_fit() {
     let run = |prompt: &str, output: &str, further: &[&str]| {
         let options =
             ["generate", "--model", "demo", "--num-inference-steps", "1", "--quiet", "--no-clean-caption"];
-        let run = workspace.run(&[&options, &["--prompt", prompt, "--output", output], further].concat());
+        let run = workspace.run(&[&options[..], &["--prompt", prompt, "--output", output], further].concat());
         assert_eq!(run.code, Some(0), "{}", run.stderr);
         run.stderr.contains("the parameters are too long for the format")
     };
@@ -66,7 +66,7 @@ fn names_of_files_are_quoted() {
         ("two words.png", "'two words.png'"),
         ("it's.png", r"'it'\''s.png'"),
         ("$(date);.png", "'$(date);.png'"),
-        ("a\nb\u{1b}[1m.png", r"$'a\nb\u{1b}[1m.png'"),
+        ("a\nb'\u{1b}[1m.png", r"$'a\u000ab\'\u001b[1m.png'"),
     ] {
         workspace.generate(&["--prompt", "a", "--output", name]);
         let shown = workspace.ok(&["inspect", name]);
@@ -102,4 +102,30 @@ fn texts_that_are_not_utf8() {
     assert_eq!(run(&preview), (Some(0), String::new()));
     let path = workspace.path("demo").with_file_name(std::ffi::OsStr::from_bytes(b"\xe9.png"));
     assert!(path.is_file());
+}
+
+/// `-seed 3` would be `-s eed`, and a dash made by a text processor a further prompt.
+#[test]
+fn wrong_dashes() {
+    let workspace = Workspace::new();
+    for (typed, name) in [
+        ("-seed", "seed"),
+        ("-steps", "steps"),
+        ("-model", "model"),
+        ("-height=3", "height"),
+        ("-guidance_scale", "guidance-scale"),
+        ("—num-frames", "num-frames"),
+        ("–fps", "fps"),
+        ("––fps", "fps"),
+    ] {
+        let error = workspace.error(&["generate", "--prompt", "a", typed, "3"]);
+        assert!(error.starts_with("2\nerror: `"), "{error}");
+        assert!(
+            error.ends_with(&format!("hint: long options begin with two dashes: `--{name}`\n")),
+            "{error}"
+        );
+    }
+    // Values and short options stay what they are.
+    let long_dash = ["generate", "--prompt", "— a cat —", "-s3", "-H", "64", "--model", "missing"];
+    assert!(workspace.error(&long_dash).contains("`missing`"));
 }
