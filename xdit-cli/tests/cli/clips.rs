@@ -373,7 +373,7 @@ fn latents_that_cannot_be_decoded() {
     assert!(error("clip.safetensors", "latte", &["--output", "taken-{frame}.png"]).contains("is a folder"));
     insta::assert_snapshot!(error("clip.safetensors", "demo", &[]), @r"
     2
-    error: latents of shape `[1, 4, 4, 3, 4]` are those of clips, and PixArt makes pictures
+    error: latents of shape `[1, 4, 4, 12, 16]` are those of clips, and PixArt makes pictures
     hint: name the model that made them with `--model`
     ");
     insta::assert_snapshot!(error("picture.safetensors", "demo", &["--fps", "8"]), @r"
