@@ -25,7 +25,7 @@ pub fn install() -> Result<()> {
     let lost = |error: Error| interrupt::end(FAILURE, &error.to_string());
     interrupt::install().and_then(|()| on_lost_page(lost)).map_err(|error| {
         Error::failure(format!("the system has no thread to wait for signals: {error}"))
-            .hint("raise the limit on processes (`ulimit -u`) or on memory (`ulimit -v`)")
+            .hint("raise the limit on open files (`ulimit -n`), on processes (`ulimit -u`) or on memory (`ulimit -v`)")
     })
 }
 

@@ -21,8 +21,8 @@ static OTHERS: Mutex<Option<Processes>> = Mutex::new(None);
 /// Locked from the creation of a temporary file until all files have their final names.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Makes Ctrl-C end the program with code 130, and SIGTERM and SIGHUP with 143. Finished pictures are kept, and
-/// incomplete files are removed.
+/// Makes Ctrl-C end the program with code 130, SIGTERM and SIGHUP with 143, and the limit on CPU time with 1. Finished pictures
+/// are kept, and incomplete files are removed. Files above the limit on their size are errors of their writers.
 ///
 /// # Errors
 /// If the system has no thread that could wait for signals.
@@ -67,13 +67,20 @@ mod unix {
     use std::io;
     use std::thread::Builder;
 
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use std::sync::Arc;
+
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU, SIGXFSZ};
     use signal_hook::iterator::Signals;
 
-    use super::{INTERRUPTED, TERMINATED, end};
+    use super::{FAILURE, INTERRUPTED, TERMINATED, end};
+
+    /// The reason of an end by SIGXCPU.
+    const NO_TIME: &str = "the limit on CPU time is reached\nhint: raise it (`ulimit -t`), or ask for fewer steps or a smaller picture";
 
     pub fn listen() -> io::Result<()> {
-        let mut wanted = vec![SIGINT, SIGTERM];
+        // With any handler, writing beyond the limit fails, and does not end the program.
+        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+        let mut wanted = vec![SIGINT, SIGTERM, SIGXCPU];
         // `nohup` starts the program with the signal ignored, which must stay so.
         if is_ignored(SIGHUP) == Some(false) {
             wanted.push(SIGHUP);
@@ -81,7 +88,11 @@ mod unix {
         let mut signals = Signals::new(wanted)?;
         let listen = move || {
             if let Some(signal) = signals.forever().next() {
-                end(if signal == SIGINT { INTERRUPTED } else { TERMINATED }, "interrupted");
+                match signal {
+                    SIGXCPU => end(FAILURE, NO_TIME),
+                    SIGINT => end(INTERRUPTED, "interrupted"),
+                    _ => end(TERMINATED, "interrupted"),
+                }
             }
         };
         Builder::new().name("signals".to_owned()).spawn(listen).map(drop)

@@ -289,6 +289,10 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     let (reason, hint) = match fs::metadata(folder) {
         Err(_) => (format!("there is no folder `{shown}`"), "create the folder first"),
         Ok(found) if !found.is_dir() => (format!("`{shown}` is not a folder"), "choose another path"),
+        Ok(_) if error.kind() == std::io::ErrorKind::FileTooLarge => (
+            error.kind().to_string(),
+            "raise the limit on the size of files (`ulimit -f`), or choose another disk",
+        ),
         Ok(_) => (error.kind().to_string(), "choose a writable folder with enough space"),
     };
     Error::failure(format!("cannot write `{}`: {reason}", path.display())).hint(hint)

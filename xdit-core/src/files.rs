@@ -9,13 +9,22 @@ use crate::error::{Error, Result};
 /// The first bytes of a file that Git LFS leaves in place of a large one.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
+/// The number of the error of a process that has as many files open as it may have, `EMFILE`.
+const TOO_MANY_FILES: i32 = 24;
+
 /// Opens the regular file `path`, and returns it with its length. A pipe or a device might have no end.
 ///
 /// # Errors
 /// If it does not exist, is no regular file, or cannot be read.
 pub fn open(path: &Path) -> Result<(File, u64)> {
     let shown = path.display();
-    let unreadable = |error: std::io::Error| Error::failure(format!("cannot read `{shown}`: {error}"));
+    let unreadable = |error: std::io::Error| {
+        let failure = Error::failure(format!("cannot read `{shown}`: {error}"));
+        match error.raw_os_error() {
+            Some(TOO_MANY_FILES) if cfg!(unix) => failure.hint("raise the limit on open files (`ulimit -n`)"),
+            _ => failure,
+        }
+    };
     // Looked at before it is opened: opening a pipe waits for its other end.
     let found = match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {

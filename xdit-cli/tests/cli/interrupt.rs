@@ -183,3 +183,59 @@ fn memory_that_cannot_be_had() {
     }
     assert!(refused > 0, "the limits are low enough");
 }
+
+/// A file above the limit on sizes is an error, not the end of the program, and leaves nothing behind.
+#[test]
+fn files_may_have_a_limited_size() {
+    let workspace = Workspace::with_demo();
+    let run = |limits: &str, options: &str| {
+        let binary = env!("CARGO_BIN_EXE_xdit");
+        let script = format!("{limits}; exec {binary} generate --model demo --prompt a --quiet {options}");
+        Command::new("bash").args(["-c", &script]).current_dir(workspace.path("")).output().unwrap()
+    };
+    for options in
+        ["--output a.png", "--output a.webp", "--output a.safetensors --num-images 4", "--output - > a.png"]
+    {
+        let output = run("ulimit -f 8", &format!("--num-inference-steps 1 {options}"));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{options}: {error}");
+        assert!(error.contains("error: cannot write"), "{options}: {error}");
+        if options.ends_with("> a.png") {
+            std::fs::remove_file(workspace.path("a.png")).unwrap();
+        } else {
+            assert!(error.contains("hint: raise the limit on the size of files (`ulimit -f`)"), "{error}");
+        }
+        assert_eq!(workspace.files(), ["demo"], "{options}");
+    }
+    // Two seconds of CPU time do not suffice for a thousand pictures, of which some are kept.
+    let output = run("ulimit -t 2", "--num-images 1000 --num-inference-steps 20");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("error: the limit on CPU time is reached\nhint: raise it (`ulimit -t`)"),
+        "{error}"
+    );
+    for name in workspace.files().iter().filter(|name| *name != "demo") {
+        assert_eq!(pixels(&workspace.path(name)).0, 256, "{name} is complete");
+    }
+}
+
+/// The sentence on too many open files names the limit on them.
+#[test]
+fn few_open_files() {
+    let workspace = Workspace::with_demo();
+    for files in [5, 6, 8, 9, 10] {
+        let script = format!(
+            "ulimit -n {files}; exec {} generate --model demo --prompt a --num-inference-steps 1 --quiet",
+            env!("CARGO_BIN_EXE_xdit")
+        );
+        let output =
+            Command::new("bash").args(["-c", &script]).current_dir(workspace.path("")).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(0)
+                || output.status.code() == Some(1) && error.contains("(`ulimit -n`)"),
+            "{files}: {error}"
+        );
+    }
+}
