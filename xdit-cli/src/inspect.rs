@@ -3,6 +3,7 @@
 mod picture;
 mod table;
 
+use std::fs::DirEntry;
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
@@ -163,8 +164,12 @@ fn inspect(folder: &Path, files: &ModelArgs) -> Result<Inspection> {
 
 fn weights(folder: &Path, variant: Option<&str>) -> Result<Weights> {
     // diffusers and transformers use different file names.
-    let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)
-        .or_else(|_| Checkpoint::open(folder, "model", variant))?;
+    let stem = "diffusion_pytorch_model";
+    let is_of_diffusers = |entry: std::io::Result<DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(stem))
+    };
+    let is_of_diffusers = std::fs::read_dir(folder).into_iter().flatten().any(is_of_diffusers);
+    let checkpoint = Checkpoint::open(folder, if is_of_diffusers { stem } else { "model" }, variant)?;
     let mut dtypes: Vec<String> =
         checkpoint.entries().map(|(_, entry)| format!("{:?}", entry.dtype).to_lowercase()).collect();
     dtypes.sort_unstable();

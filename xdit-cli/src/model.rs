@@ -45,6 +45,7 @@ impl<'a> From<&'a ModelArgs> for Place<'a> {
 /// # Errors
 /// If it cannot be found, downloaded or unpacked.
 pub fn locate(model: &str, place: Place<'_>, progress: &mut Progress) -> Result<PathBuf> {
+    check_name(model)?;
     match model {
         built_in::NAME => built_in(place),
         _ => hub::resolve(model, &place.options(), &mut |download| progress.download(&download)),
@@ -75,6 +76,7 @@ impl Outlined {
 /// # Errors
 /// As [`locate`].
 pub fn outline(model: &str, place: Place<'_>, progress: &mut Progress) -> Result<Outlined> {
+    check_name(model)?;
     let scratch = tempfile::tempdir()
         .map_err(|error| Error::failure(format!("cannot create a temporary folder: {error}")))?;
     let (folder, missing) = match model {
@@ -87,6 +89,19 @@ pub fn outline(model: &str, place: Place<'_>, progress: &mut Progress) -> Result
         }
     };
     Ok(Outlined { folder, missing, _scratch: scratch })
+}
+
+/// Checks that `model` is not the name of the built-in model in another spelling.
+///
+/// # Errors
+/// If it is, and no folder has that name.
+fn check_name(model: &str) -> Result<()> {
+    let bare = |text: &str| text.replace(['-', '_', ' '], "").to_ascii_lowercase();
+    if model == built_in::NAME || bare(model) != bare(built_in::NAME) || Path::new(model).exists() {
+        return Ok(());
+    }
+    Err(Error::usage(format!("there is no folder `{model}`"))
+        .hint(format!("the model inside this program is called `{}`", built_in::NAME)))
 }
 
 fn built_in(place: Place<'_>) -> Result<PathBuf> {

@@ -46,6 +46,7 @@ impl ModelIndex {
         let json = read_json(&path)?;
         let class_name = json.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
             Error::failure(format!("`{}` does not name the pipeline in `_class_name`", path.display()))
+                .hint("it may belong to another library, or be damaged: download the model again")
         })?;
         let mut components = BTreeMap::new();
         for (name, value) in json.as_object().into_iter().flatten() {

@@ -129,3 +129,35 @@ fn wrong_dashes() {
     let long_dash = ["generate", "--prompt", "— a cat —", "-s3", "-H", "64", "--model", "missing"];
     assert!(workspace.error(&long_dash).contains("`missing`"));
 }
+
+/// The fault is that of the files that a component has, and not of others that it might have.
+#[test]
+fn damaged_weights_are_inspected() {
+    let workspace = Workspace::with_demo();
+    let weights = workspace.path("demo/vae/diffusion_pytorch_model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    let error = workspace.error(&["inspect", "demo"]);
+    assert!(
+        error.contains("`demo/vae/diffusion_pytorch_model.safetensors` is not a valid safetensors file"),
+        "{error}"
+    );
+    std::fs::remove_file(&weights).unwrap();
+    std::fs::create_dir(&weights).unwrap();
+    assert!(workspace.error(&["inspect", "demo"]).contains("it is a folder\nhint: "));
+}
+
+#[test]
+fn spellings_of_the_built_in_model() {
+    let workspace = Workspace::new();
+    for name in ["builtin", "Built-In", "built_in"] {
+        for command in [&["inspect", name][..], &["generate", "--prompt", "a", "--model", name]] {
+            assert_eq!(
+                workspace.error(command),
+                format!(
+                    "2\nerror: there is no folder `{name}`\nhint: the model inside this program is called `built-in`\n"
+                )
+            );
+        }
+    }
+}

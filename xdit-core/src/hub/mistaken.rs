@@ -43,9 +43,10 @@ pub(super) fn file(path: &Path) -> Error {
         "gguf" => {
             ("a GGUF file of quantised weights", "give the original model, a folder in the diffusers layout")
         }
-        "png" | "jpg" | "jpeg" | "webp" => {
-            ("a picture", "add `--from` to generate it again, or look at its parameters with `xdit inspect`")
-        }
+        "png" | "jpg" | "jpeg" | "webp" | "gif" | "mp4" => (
+            "a picture or a clip",
+            "add `--from` to generate it again, or look at its parameters with `xdit inspect`",
+        ),
         "json" => ("a JSON file", "give the folder that contains `model_index.json`"),
         _ => ("a file, not a model folder", BOTH),
     };
