@@ -149,7 +149,9 @@ fn in_our_words(error: &clap::Error, argv: &[OsString]) -> Error {
             (format!("unknown command `{}`", get(ContextKind::InvalidSubcommand).unwrap_or_default()), hint)
         }
         ErrorKind::InvalidValue if value.is_empty() => {
-            let valid = get(ContextKind::ValidValue).map(|valid| format!("possible values: `{valid}`"));
+            let valid = get(ContextKind::ValidValue)
+                .filter(|valid| !valid.is_empty())
+                .map(|valid| format!("possible values: `{valid}`"));
             (format!("`{argument}` needs a value"), dashed(&argument, argv).or(valid))
         }
         ErrorKind::InvalidValue => {

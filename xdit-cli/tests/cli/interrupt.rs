@@ -208,7 +208,7 @@ fn files_may_have_a_limited_size() {
         assert_eq!(workspace.files(), ["demo"], "{options}");
     }
     // Two seconds of CPU time do not suffice for a thousand pictures, of which some are kept.
-    let output = run("ulimit -t 2", "--num-images 1000 --num-inference-steps 20");
+    let output = run("ulimit -S -t 2", "--num-images 1000 --num-inference-steps 20");
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(

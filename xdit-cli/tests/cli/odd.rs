@@ -88,7 +88,7 @@ fn texts_that_are_not_utf8() {
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     insta::assert_snapshot!(run(&[b"--prompt", b"caf\xe9"]).1, @r"
-    error: `caf\u{fffd}` is not UTF-8
+    error: `caf�` is not UTF-8
     hint: type it in the encoding UTF-8
     ");
     let several: [&[u8]; 6] = [b"--prompt", b"a", b"--output", b"\xe9.png", b"--num-images", b"2"];
