@@ -76,7 +76,12 @@ fn write(
 /// # Errors
 /// The reason why the file cannot be read.
 pub fn json(bytes: &[u8]) -> Result<Option<String>, String> {
-    let reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|error| error.to_string())?;
+    let reason = |error: png::DecodingError| match error.to_string() {
+        // The crate shows its own types.
+        text if text.contains("ChunkType {") => "one of its chunks is damaged".to_owned(),
+        text => text,
+    };
+    let reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(reason)?;
     let info = reader.info();
     let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == JSON);
     let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == JSON);
@@ -91,6 +96,20 @@ pub fn json(bytes: &[u8]) -> Result<Option<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The reason why a file cannot be read is a text for people.
+    #[test]
+    fn damaged_chunks() {
+        let frame = Picture { width: 2, height: 1, rgb: vec![7; 6] };
+        let mut bytes = Vec::new();
+        write(&[frame], 8.0, [(JSON, "b".into())], &mut bytes).unwrap();
+        assert_eq!(json(&bytes).unwrap().as_deref(), Some("b"));
+        for place in [20, 30] {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1;
+            assert_eq!(json(&damaged).unwrap_err(), "one of its chunks is damaged");
+        }
+    }
 
     /// A file of three frames holds all of them, in order, for an eighth of a second each.
     #[test]
