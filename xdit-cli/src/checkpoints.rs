@@ -47,7 +47,9 @@ pub fn random(args: &RandomArgs) -> Result<()> {
 fn write(dir: &Path, force: bool, files: &[(&str, &[u8])]) -> Result<()> {
     let shown = dir.display();
     if dir.exists() && !dir.is_dir() {
-        return Err(Error::usage(format!("`{shown}` is not a folder")));
+        return Err(
+            Error::usage(format!("`{shown}` is not a folder")).hint("choose the path of a new folder")
+        );
     }
     let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
     if !is_empty && !force {

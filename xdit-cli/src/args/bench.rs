@@ -30,7 +30,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<usize>,
     /// Number of denoising steps.
-    #[arg(long, value_name = "STEPS", default_value_t = 4, help_heading = "Generation")]
+    #[arg(long, alias = "steps", value_name = "STEPS", default_value_t = 4, help_heading = "Generation")]
     pub num_inference_steps: usize,
     /// Strength of classifier-free guidance [default: the model's].
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Generation")]

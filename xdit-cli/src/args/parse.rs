@@ -136,12 +136,18 @@ fn in_our_words(error: &clap::Error, argv: &[OsString]) -> Error {
     let value = get(ContextKind::InvalidValue).unwrap_or_default();
     let (message, hint) = match error.kind() {
         ErrorKind::UnknownArgument if !argument.starts_with('-') => {
+            let has_prompts = argv.get(1).is_some_and(|command| command == "generate" || command == "plan");
             let hint = "put a text of several words in quotes: `--prompt \"a small cactus\"`";
-            (format!("`{argument}` belongs to no option"), Some(hint.to_owned()))
+            (format!("`{argument}` belongs to no option"), has_prompts.then(|| hint.to_owned()))
         }
         ErrorKind::UnknownArgument => {
             let similar = || get(ContextKind::SuggestedArg).map(|name| format!("did you mean `{name}`?"));
-            let hint = dashed(&argument, argv).or_else(similar);
+            let hint = match argv.get(1).and_then(|first| first.to_str()) {
+                Some(first) if first.starts_with(&argument) => {
+                    Some("options follow a command: `xdit generate --prompt \"a small cactus\"`".to_owned())
+                }
+                _ => dashed(&argument, argv).or_else(similar),
+            };
             (format!("unknown option `{argument}`"), hint)
         }
         ErrorKind::InvalidSubcommand => {

@@ -161,3 +161,18 @@ fn spellings_of_the_built_in_model() {
         }
     }
 }
+
+/// The hint for options without a command shows where they belong, and only prompts are put in quotes.
+#[test]
+fn commands() {
+    let workspace = Workspace::new();
+    for arguments in [&["--prompt", "a"][..], &["-p", "a"]] {
+        let error = workspace.error(arguments);
+        assert!(error.contains("\nhint: options follow a command: `xdit generate --prompt"), "{error}");
+    }
+    assert!(
+        workspace.error(&["generate", "a", "cat"]).contains("hint: put a text of several words in quotes")
+    );
+    assert!(!workspace.error(&["inspect", "a.png", "b.png"]).contains("in quotes"));
+    assert!(workspace.error(&["bench", "demo", "--steps", "0x"]).contains("`0x` is not a valid value"));
+}
