@@ -146,6 +146,8 @@ fn in_our_words(error: &clap::Error, argv: &[OsString]) -> Error {
                 Some(first) if first.starts_with(&argument) => {
                     Some("options follow a command: `xdit generate --prompt \"a small cactus\"`".to_owned())
                 }
+                // An unknown name is the fault, whatever its value begins with.
+                _ if argument.starts_with("--") && !argument.contains(char::is_whitespace) => similar(),
                 _ => dashed(&argument, argv).or_else(similar),
             };
             (format!("unknown option `{argument}`"), hint)
