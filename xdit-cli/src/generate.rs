@@ -46,8 +46,9 @@ fn generate(args: &GenerateArgs, processes: &launcher::Job) -> Result<()> {
     let resolved = pipeline.resolve(&job.request)?;
     let frames = resolved.frames.unwrap_or(1);
     let together = if job.outputs.splits_clips() { 1 } else { frames };
-    check_format(job.output_type, resolved.size, together, job.fps())?;
+    // Only the first process has the paths.
     if leads {
+        check_format(job.output_type, resolved.size, together, job.fps())?;
         job.outputs.check(frames)?;
     }
     let settings = job.settings(&resolved);

@@ -36,10 +36,10 @@ pub struct Report {
     pub outputs: Vec<Output>,
 }
 
-/// One picture.
+/// One picture, or one frame of a clip if frames have files of their own.
 #[derive(Debug, Serialize)]
 pub struct Output {
-    /// The file with the picture; all latents share one file.
+    /// The file with the picture, or with one of a clip's frames; all latents share one file.
     pub path: PathBuf,
     /// The seed of its noise.
     pub seed: u64,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Cursor;
+use std::net::TcpListener;
 use std::path::Path;
 
 use shiguredo_mp4::demux::{Input, Mp4FileDemuxer};
@@ -430,4 +431,22 @@ fn damaged_clips() {
     error: `b.mp4` does not begin like a PNG, JPEG, WebP, GIF or MP4 file
     hint: give a picture written by `xdit generate`
     ");
+}
+
+/// Only the first of several processes has the paths, so only it checks whether the format has room for a clip.
+#[test]
+fn frames_of_several_processes() {
+    let workspace = workspace();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let start = |process| {
+        let place = ["--nnodes", "2", "--node-rank", process, "--master-addr", "127.0.0.1"];
+        let ranks =
+            ["--ring-degree", "2", "--device", "cpu", "--output", "{frame}.jpg", "--master-port", &port];
+        workspace.command(&[&RUN[..], &place, &ranks].concat()).spawn().unwrap()
+    };
+    for process in ["0", "1"].map(start) {
+        let output = process.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!((0..4).all(|frame| workspace.path(&format!("{frame}.jpg")).is_file()));
 }
