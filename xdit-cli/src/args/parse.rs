@@ -130,15 +130,24 @@ fn in_our_words(error: &clap::Error, argv: &[OsString]) -> Error {
         Some(ContextValue::Strings(texts)) => Some(texts.join("`, `")),
         _ => None,
     };
-    // Clap names an option as `--name <VALUE>`.
-    let name = |text: String| text.split(" <").next().unwrap_or_default().to_owned();
+    // Clap names an option as `--name <VALUE>` or `--name[=<VALUE>]`.
+    let name = |text: String| match text.find(" <").or(text.find("[=<")) {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    };
     let argument = get(ContextKind::InvalidArg).map(name).unwrap_or_default();
     let value = get(ContextKind::InvalidValue).unwrap_or_default();
     let (message, hint) = match error.kind() {
         ErrorKind::UnknownArgument if !argument.starts_with('-') => {
+            let before =
+                argv.windows(2).find(|pair| pair[1] == *argument).map(|pair| pair[0].to_string_lossy());
+            let switch = before.filter(|_| argument == "true" || argument == "false");
+            let switch = switch.filter(|option| option.starts_with("--") && !option.contains('='));
+            let switch =
+                switch.map(|option| format!("the value follows an equals sign: `{option}={argument}`"));
             let has_prompts = argv.get(1).is_some_and(|command| command == "generate" || command == "plan");
             let hint = "put a text of several words in quotes: `--prompt \"a small cactus\"`";
-            (format!("`{argument}` belongs to no option"), has_prompts.then(|| hint.to_owned()))
+            (format!("`{argument}` belongs to no option"), switch.or(has_prompts.then(|| hint.to_owned())))
         }
         ErrorKind::UnknownArgument => {
             let similar = || get(ContextKind::SuggestedArg).map(|name| format!("did you mean `{name}`?"));

@@ -174,5 +174,9 @@ fn commands() {
         workspace.error(&["generate", "a", "cat"]).contains("hint: put a text of several words in quotes")
     );
     assert!(!workspace.error(&["inspect", "a.png", "b.png"]).contains("in quotes"));
+    let switch = workspace.error(&["generate", "--prompt", "a", "--vae-tiling", "false"]);
+    assert!(switch.ends_with("hint: the value follows an equals sign: `--vae-tiling=false`\n"), "{switch}");
+    let switch = workspace.error(&["generate", "--vae-tiling=maybe"]);
+    assert!(switch.contains("error: `maybe` is not a valid value of `--vae-tiling`\n"), "{switch}");
     assert!(workspace.error(&["bench", "demo", "--steps", "0x"]).contains("`0x` is not a valid value"));
 }
