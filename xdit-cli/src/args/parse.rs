@@ -98,7 +98,7 @@ fn wrong_dashes(text: &str, known: &BTreeSet<String>) -> Option<Error> {
     let (name, _) = name.split_at(name.find('=').unwrap_or(name.len()));
     let ours = name.replace('_', "-");
     (is_wrong && known.contains(&ours)).then(|| {
-        Error::usage(format!("`{dash}{name}` is no option with two dashes"))
+        Error::usage(format!("`{text}` does not begin with two dashes"))
             .hint(format!("long options begin with two dashes: `--{ours}`"))
     })
 }
