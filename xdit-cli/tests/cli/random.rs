@@ -41,6 +41,7 @@ fn existing_files_are_kept() {
     insta::assert_snapshot!(workspace.error(&["random-checkpoint", "full/thesis.txt"]), @r"
     2
     error: `full/thesis.txt` is not a folder
+    hint: choose the path of a new folder
     ");
     // `--force` replaces a checkpoint of this command, and nothing else.
     insta::assert_snapshot!(workspace.error(&["random-checkpoint", "full", "--force"]), @r"
