@@ -1,5 +1,7 @@
 //! The common part of all pipelines: a transformer denoises latents, and an autoencoder decodes them to pictures.
 
+mod shape;
+
 use std::hash::{Hash, Hasher};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -38,6 +40,7 @@ use crate::memory;
 use crate::preview::OnceColours;
 use crate::sharding::Sharded;
 use crate::text_encoder::Desk;
+use shape::parts;
 
 /// The longest side that is accepted, in pixels.
 const MAX_SIDE: usize = 16_384;
@@ -499,27 +502,8 @@ impl<R: Recipe> Pipeline for LatentPipeline<R> {
     ) -> Result<()> {
         let shape = latents.shape().to_vec();
         let (channels, scale) = (self.model.vae.config.latent_channels, self.model.vae.config.scale());
-        let (images, frames, side) = match shape[..] {
-            _ if shape.contains(&0) => {
-                return Err(Error::usage(format!("latents of shape `{shape:?}` hold no picture"))
-                    .hint("each side is at least 1"));
-            }
-            [n, c, y, x] if c == channels => (n, 1, [y, x]),
-            [_, c, _, _, _] if c == channels && !self.recipe.extras().contains(&Extra::NumFrames) => {
-                let name = R::FAMILY.name;
-                return Err(Error::usage(format!(
-                    "latents of shape `{shape:?}` are those of clips, and {name} makes pictures"
-                ))
-                .hint("name the model that made them with `--model`"));
-            }
-            [n, c, frames, y, x] if c == channels => (n, frames, [y, x]),
-            _ => {
-                return Err(Error::usage(format!("latents of shape `{shape:?}` do not fit this model"))
-                    .hint(format!(
-                        "it decodes [n, {channels}, height, width], or [n, {channels}, frames, height, width]"
-                    )));
-            }
-        };
+        let clips = self.recipe.extras().contains(&Extra::NumFrames);
+        let (images, frames, side) = parts(&shape, channels, clips, R::FAMILY.name)?;
         check_size(side.map(|side| side.saturating_mul(scale)), scale, "")?;
         let decoder = self.model.load_decoder(self.device())?;
         let chunk = chunk.unwrap_or(self.model.vae.config.default_chunk());
