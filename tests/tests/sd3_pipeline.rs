@@ -107,6 +107,7 @@ fn refusals_read_well() {
     hint: they are counted from 0; the last one is `3`
 
     skip-layer guidance has no layers to skip
+    hint: name at least one, or leave it out
 
     Stable Diffusion 3 does not take `prompt_3`
     hint: leave it out; of the options that not all models have, it takes `negative_prompt`, `max_sequence_length`, `prompt_2`, `negative_prompt_2`, `skip_guidance_layers`, `clip_skip`

@@ -41,7 +41,7 @@ impl Outputs {
     ///
     /// `{i}` and `{seed}` in the path are replaced by the index and seed of the picture. Without them, the file in
     /// a folder is called `xdit.png`, and several pictures get `-0`, `-1`, … before the extension. `{frame}` stays, for
-    /// [`frames`](Self::frames).
+    /// [`files`](Self::files).
     ///
     /// # Errors
     /// If the extension does not match `output_type`, or a file cannot be written.
