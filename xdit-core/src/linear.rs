@@ -175,20 +175,14 @@ impl<const N: usize> Linears<N> {
     /// # Shapes
     /// `x`: `[b, n, c_in]`, results `[b, n, h, head_dim]`.
     pub fn forward(&self, x: Tensor<3>, head_dim: usize) -> [Tensor<4>; N] {
-        let heads = |y: Tensor<3>| {
-            let [b, n, c] = y.dims();
-            y.reshape([b, n, c / head_dim, head_dim])
-        };
         match &self.0 {
-            Products::Apart(layers) => layers.each_ref().map(|layer| heads(layer.forward(x.clone()))),
-            Products::Joined { layer, features } => {
-                split_heads(heads(layer.forward(x)), features.map(|features| features / head_dim))
+            Products::Apart(layers) => {
+                layers.each_ref().map(|layer| heads(layer.forward(x.clone()), head_dim))
             }
+            Products::Joined { layer, features } => heads_of_each(layer.forward(x), *features, head_dim),
         }
     }
-}
 
-impl<const N: usize> Linears<N> {
     /// [`forward`](Self::forward) of a text through `of_text` and of an image through `of_image`. The results of each pair
     /// of layers [lie together](xdit_kernels::linear_pair) where that costs nothing.
     ///
@@ -208,19 +202,26 @@ impl<const N: usize> Linears<N> {
                 let [of_text, of_image] = [of_text, of_image].map(Linear::parameters);
                 let weights = [&of_text, &of_image].map(|layer| layer.weight.clone());
                 let biases = [&of_text, &of_image].map(|layer| layer.bias.clone());
-                let results = linear_pair([text, image], weights, biases);
-                let heads = features.map(|features| features / head_dim);
-                let [text, image] = results.map(|x| {
-                    let [b, n, c] = x.dims();
-                    split_heads(x.reshape([b, n, c / head_dim, head_dim]), heads)
-                });
-                (text, image)
+                let [text, image] = linear_pair([text, image], weights, biases);
+                (heads_of_each(text, *features, head_dim), heads_of_each(image, *features, head_dim))
             }
             _ => (of_text.forward(text, head_dim), of_image.forward(image, head_dim)),
         };
         let mut image = image.into_iter();
         text.map(|text| [text, image.next().expect("as many layers in both streams")])
     }
+}
+
+/// # Shapes
+/// `[b, n, h · head_dim]` to `[b, n, h, head_dim]`.
+fn heads(y: Tensor<3>, head_dim: usize) -> Tensor<4> {
+    let [b, n, c] = y.dims();
+    y.reshape([b, n, c / head_dim, head_dim])
+}
+
+/// The heads of each layer in `y`, the result of layers with so many `features`, one behind the other.
+fn heads_of_each<const N: usize>(y: Tensor<3>, features: [usize; N], head_dim: usize) -> [Tensor<4>; N] {
+    split_heads(heads(y, head_dim), features.map(|features| features / head_dim))
 }
 
 impl fmt::Debug for Source {
