@@ -7,7 +7,8 @@ pub(crate) mod reduce;
 pub(crate) mod rows;
 
 use burn::backend::TensorMetadata;
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::cast;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -47,6 +48,17 @@ pub(crate) fn elem(dtype: DType) -> ElemType {
 /// `tensor` in f32.
 pub(crate) fn wide(tensor: CubeTensor) -> CubeTensor {
     if tensor.dtype == DType::F32 { tensor } else { cast(tensor, DType::F32) }
+}
+
+/// `x` as this backend has it; none if it is another's.
+pub(crate) fn primitive<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
+    x.clone().try_into_primitive::<CubeBackend>().ok()
+}
+
+/// [`primitive`] of a tensor on a device of CUDA; none of any other.
+#[cfg(feature = "cuda")]
+pub(crate) fn on_cuda<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
+    primitive(x).filter(|x| matches!(x.device, cubecl::Device::Cuda(_)))
 }
 
 /// The sizes of `tensor`.

@@ -9,8 +9,10 @@ use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{JoinOps, parts, reference_join};
+#[cfg(feature = "cuda")]
+use crate::cube::on_cuda;
 use crate::cube::rows::Rows;
-use crate::cube::{addresses, buffer, cubes, dims, elem, empty, is_pixels, takes, width};
+use crate::cube::{addresses, buffer, cubes, dims, elem, empty, is_pixels, primitive, takes, width};
 use crate::optional::Optional;
 
 impl JoinOps for CubeBackend {
@@ -71,7 +73,6 @@ impl JoinOps for CubeBackend {
 
 /// See [`join_grid`](super::join_grid); the parts again if they are not this backend's, or the kernel does not take them.
 pub(super) fn join_grid(lists: Vec<Vec<Tensor<4>>>) -> Result<Tensor<4>, Vec<Vec<Tensor<4>>>> {
-    let primitive = |part: &Tensor<4>| part.clone().try_into_primitive::<CubeBackend>().ok();
     let grid: Option<Vec<Vec<_>>> =
         lists.iter().map(|list| list.iter().map(primitive).collect::<Option<Vec<_>>>()).collect();
     let grid = match grid {
@@ -129,13 +130,12 @@ pub(super) fn narrow<const D: usize>(
     first: usize,
     len: usize,
 ) -> Option<Tensor<D>> {
-    let mut x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
+    let mut x = on_cuda(x)?;
     let (stride, all) = (x.meta.strides()[dim] * x.dtype.size(), x.meta.shape()[dim]);
     assert!(first + len <= all, "{len} elements from {first} on, of {all}");
     let [before, after] = [first, all - first - len].map(|elements| elements * stride);
     let aligned = [before, after].iter().all(|bytes| bytes.is_multiple_of(VECTOR_BYTES));
-    let is_cuda = matches!(x.device, cubecl::Device::Cuda(_));
-    (is_cuda && aligned && len > 0 && x.qparams.is_none()).then(|| {
+    (aligned && len > 0 && x.qparams.is_none()).then(|| {
         x.handle = x.handle.offset_start(before as u64).offset_end(after as u64);
         x.meta.shape[dim] = len;
         Tensor::from_primitive::<CubeBackend>(x)
@@ -145,11 +145,11 @@ pub(super) fn narrow<const D: usize>(
 /// See [`merge_heads`](super::merge_heads); none if the tensor is on no device of CUDA, or heads lie apart.
 #[cfg(feature = "cuda")]
 pub(super) fn merge_heads(x: &Tensor<4>) -> Option<Tensor<3>> {
-    let mut x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
+    let mut x = on_cuda(x)?;
     let [_, _, h, d] = dims(&x);
     let [of_head, of_feature] = [2, 3].map(|dim| x.meta.strides()[dim]);
     let together = (h == 1 || of_head == d) && (d == 1 || of_feature == 1);
-    (together && matches!(x.device, cubecl::Device::Cuda(_)) && x.qparams.is_none()).then(|| {
+    (together && x.qparams.is_none()).then(|| {
         x.meta.remove(3);
         x.meta.remove(2);
         x.meta.push(h * d, 1);
@@ -160,7 +160,7 @@ pub(super) fn merge_heads(x: &Tensor<4>) -> Option<Tensor<3>> {
 /// See [`write_tokens`](super::write_tokens).
 pub(super) fn write_tokens(whole: Tensor<3>, first: usize, part: Tensor<4>) -> Tensor<3> {
     let into = |part: CubeTensor| Tensor::<4>::from_primitive::<CubeBackend>(part);
-    let (whole, part) = (primitive(whole), primitive(part));
+    let (whole, part) = (own(whole), own(part));
     if !whole.can_mut() || !whole.is_contiguous() || !written([&whole, &part]) {
         return super::assign(Tensor::from_primitive::<CubeBackend>(whole), first, into(part));
     }
@@ -180,7 +180,7 @@ pub(super) fn write_tokens(whole: Tensor<3>, first: usize, part: Tensor<4>) -> T
 
 /// See [`contiguous`](super::contiguous).
 pub(super) fn contiguous<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let x = primitive(x);
+    let x = own(x);
     if x.is_contiguous() || !(2..=4).contains(&D) || !written([&x]) {
         return Tensor::from_primitive::<CubeBackend>(x);
     }
@@ -191,7 +191,7 @@ pub(super) fn contiguous<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// # Panics
 /// If `x` is on the CPU.
-fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
+fn own<const D: usize>(x: Tensor<D>) -> CubeTensor {
     x.try_into_primitive::<CubeBackend>().unwrap_or_else(|_| panic!("a tensor on a device of CubeCL"))
 }
 

@@ -10,6 +10,8 @@ use burn_cubecl::CubeBackend;
 
 use super::{LinearOps, joined, reference_linear};
 use crate::activation::{Activation, ActivationOps};
+#[cfg(feature = "cuda")]
+use crate::cube::{dims, empty, on_cuda, primitive};
 use crate::optional::Optional;
 #[cfg(feature = "cuda")]
 use crate::vendor::cublaslt::{self, Epilogue, Summand};
@@ -95,20 +97,19 @@ pub(super) fn linear_pair(
     weights: &[Tensor<2>; 2],
     biases: &[Option<Tensor<1>>; 2],
 ) -> Option<[Tensor<3>; 2]> {
-    let [first, second] = streams.map(primitive);
+    let [first, second] = streams.map(on_cuda);
     let (given, matrices) = (streams, weights);
     let streams = [first?, second?];
     let [first, second] = weights.each_ref().map(primitive);
     let weights = [first?, second?];
-    let cuda = matches!(streams[0].device, cubecl::Device::Cuda(_));
     let outputs = weights[0].shape()[0];
-    if !cuda || weights[1].shape()[0] != outputs || streams[0].dtype != streams[1].dtype {
+    if weights[1].shape()[0] != outputs || streams[0].dtype != streams[1].dtype {
         return None;
     }
-    let [b, of_first, _] = crate::cube::dims(&streams[0]);
-    let [of_b, of_second, _] = crate::cube::dims(&streams[1]);
+    let [b, of_first, _] = dims(&streams[0]);
+    let [of_b, of_second, _] = dims(&streams[1]);
     assert_eq!(b, of_b, "both streams have as many images");
-    let whole = crate::cube::empty(&streams[0], [b, of_first + of_second, outputs], streams[0].dtype);
+    let whole = empty(&streams[0], [b, of_first + of_second, outputs], streams[0].dtype);
     let whole = Tensor::<3>::from_primitive::<CubeBackend>(whole);
     let places = [(0, of_first), (of_first, of_second)];
     for (index, (first, len)) in places.into_iter().enumerate() {
@@ -128,11 +129,6 @@ pub(super) fn linear_pair(
     let parts = places.map(|(first, len)| crate::join::view(&whole, 1, first, len));
     let [first, second] = parts;
     Some([first?, second?])
-}
-
-#[cfg(feature = "cuda")]
-fn primitive<const D: usize>(x: &Tensor<D>) -> Option<FloatTensor<CubeBackend>> {
-    x.clone().try_into_primitive::<CubeBackend>().ok()
 }
 
 #[cfg(feature = "cuda")]

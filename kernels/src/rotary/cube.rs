@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{RotaryOps, reference_layer_norm_rotary, reference_rms_norm_rotary, reference_rotary};
 use crate::cube::rows::Rows;
-use crate::cube::{InPlace, addresses, buffer, cubes, dims, elem, empty, takes, wide, width};
+use crate::cube::{InPlace, addresses, buffer, cubes, dims, elem, empty, primitive, takes, wide, width};
 use crate::norm::cube::{Norm, Turn};
 use crate::optional::Optional;
 
@@ -93,10 +93,6 @@ pub(super) fn rms_norm_pair(
     }
     let whole = Tensor::<4>::from_primitive::<CubeBackend>(whole);
     Some([crate::join::narrow(&whole, 1, 0, of_first), crate::join::narrow(&whole, 1, of_first, of_second)])
-}
-
-fn primitive<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
-    x.clone().try_into_primitive::<CubeBackend>().ok()
 }
 
 /// # Panics
